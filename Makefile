@@ -1,0 +1,35 @@
+# Osteon: `make demo` shows it, `make test` proves it.
+PYTHON ?= python3
+BIN := .venv/bin
+export PIP_DISABLE_PIP_VERSION_CHECK = 1
+.DEFAULT_GOAL := help
+.PHONY: help install demo test check bench clean
+
+help: ## list the targets
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-9s %s\n", $$1, $$2}'
+
+install: .venv/.installed ## create .venv with everything, versions pinned by constraints.txt
+
+.venv/.installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit("Osteon needs Python 3.11 or newer; give one: make PYTHON=python3.12 ...") if sys.version_info < (3, 11) else None'
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv || { echo "Python's venv is missing: apt-get install python3-venv"; exit 1; }
+	@echo "Installing into .venv (about 5 GB with PyTorch; some minutes the first time)"
+	@$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+demo: install ## start everything embedded, analyse the sample studies, leave the page open (ARGS=--once to exit)
+	@$(BIN)/osteon demo $(ARGS)
+
+test: install ## run all tests against real Postgres, Valkey, S3 and Chromium
+	@$(BIN)/python -m pytest $(ARGS)
+
+check: install ## ruff, mypy strict, import-linter
+	@$(BIN)/ruff check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports --no-cache
+
+bench: install ## run the benchmarks
+	@$(BIN)/python -m benchmarks
+
+clean: ## remove .venv and caches; `osteon down --delete` removes data
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis

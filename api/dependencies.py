@@ -1,0 +1,71 @@
+"""What endpoints need: the parts of the system, and who is asking."""
+
+from dataclasses import dataclass
+from typing import Annotated
+from uuid import UUID
+
+from fastapi import Depends, HTTPException, Request
+from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+
+from shared.jobs import Doorbell
+from shared.repository import Database
+from shared.repository.access import Key, Role, Vault, find_key, find_key_by_id
+from shared.settings import Settings
+from shared.storage import Store
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Everything real that the API talks to, made once in `api.main`."""
+
+    settings: Settings
+    database: Database
+    store: Store
+    vault: Vault
+    doorbell: Doorbell
+
+
+def parts(request: Request) -> Parts:
+    """The parts of this application."""
+    return request.app.state.parts  # type: ignore[no-any-return]
+
+
+PartsDep = Annotated[Parts, Depends(parts)]
+_bearer = HTTPBearer(auto_error=False, description="an API key: Authorization: Bearer osk_…")
+
+
+def reader(
+    request: Request, parts: PartsDep, shown: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)]
+) -> Key:
+    """The key that the request shows, in its header or in the page's login cookie. 401 without one."""
+    with parts.database.transaction() as session:
+        if shown is not None:
+            key = find_key(session, shown.credentials)
+        else:
+            logged_in = request.session.get("key")
+            key = find_key_by_id(session, UUID(logged_in)) if logged_in else None
+    if key is None:
+        raise HTTPException(
+            401, "Show a valid API key: Authorization: Bearer osk_…", headers={"WWW-Authenticate": "Bearer"}
+        )
+    return key
+
+
+KeyDep = Annotated[Key, Depends(reader)]
+
+
+def require(*roles: Role):  # type: ignore[no-untyped-def]  # noqa: ANN201 - FastAPI wants the bare function
+    """A dependency that answers 403 unless the key holds one of the roles."""
+
+    def check(key: KeyDep) -> Key:
+        if not key.may(*roles):
+            raise HTTPException(403, f"This needs a key with the role {' or '.join(roles)}; yours is {key.role}")
+        return key
+
+    return check
+
+
+Submitter = Annotated[Key, Depends(require(Role.SUBMITTER))]
+Radiologist = Annotated[Key, Depends(require(Role.RADIOLOGIST))]
+Admin = Annotated[Key, Depends(require(Role.ADMIN))]
+AnyReader = Annotated[Key, Depends(require(Role.SUBMITTER, Role.RADIOLOGIST))]

@@ -1,0 +1,157 @@
+"""The application: everything real enters here, once."""
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+
+from fastapi import FastAPI, HTTPException, Request, Response
+from fastapi.responses import JSONResponse
+from sqlalchemy import text
+from starlette.middleware.sessions import SessionMiddleware
+from starlette.requests import ClientDisconnect
+
+from api import backlog, pages, studies, uploads, worklist
+from api.dependencies import Parts, PartsDep
+from api.ingest import RequestTooLarge
+from api.responses import Health, Problem
+from shared.errors import BadRequest, NotFound, ObjectMissing, OsteonError, Unavailable
+from shared.findings import RESEARCH_USE
+from shared.jobs import Doorbell, celery_app
+from shared.logs import configure_logs
+from shared.repository import Database
+from shared.repository.access import Vault
+from shared.settings import Settings
+from shared.storage import open_store
+
+STATUS_OF: list[tuple[type[OsteonError], int]] = [
+    (RequestTooLarge, 413),
+    (BadRequest, 400),
+    (NotFound, 404),
+    (ObjectMissing, 404),
+    (Unavailable, 503),
+    (OsteonError, 500),
+]
+HEADERS = {
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+    "Referrer-Policy": "no-referrer",
+    "Content-Security-Policy": "default-src 'self'; img-src 'self' data:; frame-ancestors 'none'; form-action 'self'",
+}
+# the API's own documentation page loads its viewer from elsewhere; it is the only page that may
+DOCS_POLICY = (
+    "default-src 'self' https://cdn.jsdelivr.net 'unsafe-inline'; img-src 'self' data: https://fastapi.tiangolo.com"
+)
+
+
+def create_app(settings: Settings | None = None) -> FastAPI:
+    """Build the API. Raises OsteonError when a secret is missing or a URL is wrong."""
+    settings = settings or Settings()
+    configure_logs(settings.log_level)
+    if len(settings.session_secret.get_secret_value()) < 16:
+        raise OsteonError("Set OSTEON_SESSION_SECRET to at least 16 random characters: it signs the login cookie")
+    parts = Parts(
+        settings,
+        Database(settings.database_url.get_secret_value(), settings.database_pool_size),
+        open_store(settings.store_url.get_secret_value()),
+        Vault(settings.identity_key.get_secret_value()),
+        Doorbell(celery_app(settings)),
+    )
+
+    @asynccontextmanager
+    async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
+        yield
+        parts.database.close()
+
+    app = FastAPI(
+        title="Osteon",
+        summary="Asynchronous batch reading of bone radiographs",
+        description=RESEARCH_USE,
+        version="0.1.0",
+        lifespan=lifespan,
+        responses={401: {"model": Problem}, 403: {"model": Problem}},
+    )
+    app.state.parts = parts
+    app.add_middleware(
+        SessionMiddleware,
+        secret_key=settings.session_secret.get_secret_value(),
+        session_cookie="osteon",
+        max_age=settings.session_hours * 3600,
+        same_site="strict",
+        https_only=settings.secure_cookies,
+    )
+    app.middleware("http")(_headers)
+    for router in (uploads.router, studies.router, worklist.router, backlog.router, pages.router):
+        app.include_router(router)
+    app.mount("/static", pages.STATIC)
+    app.add_exception_handler(OsteonError, _known)
+    app.add_exception_handler(HTTPException, _http)
+    app.add_exception_handler(ClientDisconnect, _hung_up)
+    app.get("/healthz", tags=["operate"])(healthz)
+    app.get("/readyz", tags=["operate"], response_model=Health)(readyz)
+    return app
+
+
+def healthz() -> dict[str, str]:
+    """Whether this process is alive; says nothing of the parts behind it."""
+    return {"status": "alive"}
+
+
+def readyz(parts: PartsDep, response: Response) -> Health:
+    """Whether uploads can be taken: database and store must answer. The broker may be down; uploads wait for it."""
+    answers = {
+        "database": _ask(lambda: _query(parts)),
+        "store": _ask(parts.store.check),
+        "broker": _ask(lambda: parts.doorbell.waiting() and None),
+    }
+    ready = answers["database"] == answers["store"] == "ok"
+    response.status_code = 200 if ready else 503
+    return Health(ready=ready, parts=answers)
+
+
+def _query(parts: Parts) -> None:
+    with parts.database.transaction() as session:
+        session.execute(text("SELECT 1 FROM bundles LIMIT 1"))
+
+
+def _ask(question: Callable[[], None]) -> str:
+    try:
+        question()
+    except OsteonError as wrong:
+        return str(wrong)
+    except Exception as wrong:  # noqa: BLE001 - a health check reports whatever it meets
+        return f"failed ({type(wrong).__name__}): run the migrations (alembic upgrade head)"
+    return "ok"
+
+
+async def _headers(request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:
+    response = await call_next(request)
+    for name, value in HEADERS.items():
+        response.headers.setdefault(name, value)
+    if request.url.path == "/docs":
+        response.headers["Content-Security-Policy"] = DOCS_POLICY
+    if "Cache-Control" not in response.headers and not request.url.path.startswith("/static"):
+        response.headers["Cache-Control"] = "no-store"  # findings and identities do not belong in shared caches
+    return response
+
+
+def _problem(status: int, detail: str, headers: dict[str, str] | None = None) -> JSONResponse:
+    title = {400: "Bad request", 401: "Not authenticated", 403: "Not allowed", 404: "Not found", 409: "Conflict",
+             413: "Too large", 422: "Unprocessable", 503: "Not available"}.get(status, "Error")  # fmt: skip
+    body = Problem(title=title, status=status, detail=detail).model_dump()
+    return JSONResponse(body, status, headers, media_type="application/problem+json")
+
+
+async def _known(_request: Request, wrong: Exception) -> JSONResponse:
+    status = next(status for kind, status in STATUS_OF if isinstance(wrong, kind))
+    return _problem(status, str(wrong), {"Retry-After": "5"} if status == 503 else None)
+
+
+async def _http(request: Request, wrong: Exception) -> Response:
+    assert isinstance(wrong, HTTPException)
+    if wrong.status_code == 401 and pages.wants_page(request):
+        return pages.to_login(request)
+    return _problem(wrong.status_code, str(wrong.detail), dict(wrong.headers or {}))
+
+
+async def _hung_up(_request: Request, _wrong: Exception) -> Response:
+    # nobody reads this answer; 499 is what proxies log for it
+    return Response(status_code=499)

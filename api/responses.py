@@ -1,0 +1,193 @@
+"""What the API answers, as pydantic models: the OpenAPI document is made from these."""
+
+from datetime import datetime
+from enum import StrEnum
+from uuid import UUID
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from shared.findings import RESEARCH_USE, Call, Severity
+from shared.study import Priority, StudyStatus
+
+
+class Outcome(StrEnum):
+    """What became of a file."""
+
+    STORED = "stored"
+    DUPLICATE = "duplicate"
+    REJECTED = "rejected"
+
+
+class FileReceipt(BaseModel):
+    """One line of a receipt."""
+
+    file: str = Field(description="the file's name as it was sent; of archive members, archive!member")
+    outcome: Outcome
+    reason: str | None = Field(None, description="stable word for scripts, when rejected")
+    failure: str | None = Field(None, description="DICOM Failure Reason (0008,1197), hexadecimal, when rejected")
+    text: str | None = Field(None, description="what was wrong and what to do, in plain words")
+    study_id: UUID | None = None
+    sop_instance_uid: str | None = None
+
+
+class StudyReceipt(BaseModel):
+    """A study that the request touched."""
+
+    id: UUID
+    url: str
+    status: StudyStatus
+    new_images: int
+
+
+class Receipt(BaseModel):
+    """The answer to an upload; "stored" means durable in object store and database."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "example": {
+                "stored": 1,
+                "duplicate": 0,
+                "rejected": 1,
+                "files": [
+                    {
+                        "file": "wrist.dcm",
+                        "outcome": "stored",
+                        "study_id": "3f0c2b1e-6f0e-4a53-9c1c-0d7b1d0e8a11",
+                        "sop_instance_uid": "1.2.826.0.1.3680043.8.498.1",
+                    },
+                    {
+                        "file": "report.dcm",
+                        "outcome": "rejected",
+                        "reason": "sop-class-not-supported",
+                        "failure": "0x0122",
+                        "text": "Comprehensive SR Storage is not analysed: only images are",
+                    },
+                ],
+                "studies": [
+                    {
+                        "id": "3f0c2b1e-6f0e-4a53-9c1c-0d7b1d0e8a11",
+                        "url": "/studies/3f0c2b1e-6f0e-4a53-9c1c-0d7b1d0e8a11",
+                        "status": "queued",
+                        "new_images": 1,
+                    }
+                ],
+            }
+        }
+    )
+    stored: int
+    duplicate: int
+    rejected: int
+    files: list[FileReceipt]
+    studies: list[StudyReceipt]
+
+
+class FindingView(BaseModel):
+    """One frame's finding."""
+
+    frame: int
+    region: str
+    region_probability: float
+    fracture_probability: float = Field(description="calibrated, 0..1")
+    call: Call
+    sensitive_threshold: float | None = Field(None, description="possible from here on")
+    specific_threshold: float | None = Field(None, description="likely from here on")
+    severity: Severity = Field(description="extent, by annotation; not a clinical grade")
+    scope: str
+    bundle: str
+    heatmap_url: str
+    preview_url: str
+
+
+class InstanceReport(BaseModel):
+    """One image object of a study."""
+
+    number: int = Field(description="1 for the first; used in picture URLs")
+    sop_instance_uid: str
+    modality: str
+    rows: int
+    columns: int
+    frames: int
+    findings: list[FindingView]
+    error: str | None = Field(None, description="why this image can never be analysed")
+    error_reason: str | None = None
+
+
+class StudyReport(BaseModel):
+    """A study's state and findings."""
+
+    id: UUID
+    study_instance_uid: str
+    status: StudyStatus
+    priority: Priority
+    received_at: datetime
+    started_at: datetime | None
+    analysed_at: datetime | None
+    due_at: datetime
+    attempts: int
+    reason: str = Field(description="why the study is retrying or quarantined")
+    call: Call | None
+    severity: Severity | None
+    region: str
+    fracture_probability: float | None
+    scope: str
+    instances: list[InstanceReport]
+    notice: str = RESEARCH_USE
+
+
+class WorklistRow(BaseModel):
+    """One row of the worklist."""
+
+    rank: int = Field(description="place within this page's list, 1 for the most urgent of the page")
+    study_id: UUID
+    url: str
+    why: str
+    due_at: datetime
+    overdue: bool
+    received_at: datetime
+    priority: Priority
+    status: StudyStatus
+    call: Call | None
+    severity: Severity | None
+    region: str
+    fracture_probability: float | None
+    scope: str
+    modality: str
+    images: int
+    failed_images: int
+    reason: str
+
+
+class WorklistPage(BaseModel):
+    """A page of the worklist; `next` is the `after` of the following page, null on the last."""
+
+    entries: list[WorklistRow]
+    next: str | None
+    counts: dict[StudyStatus, int]
+    notice: str = RESEARCH_USE
+
+
+class BacklogRunView(BaseModel):
+    """One night's run."""
+
+    night: str
+    started_at: datetime
+    finished_at: datetime | None
+    failed: int
+    stranded: int
+    outdated: int
+    bundle: str
+
+
+class Health(BaseModel):
+    """Whether the parts answer; the value is "ok" or what is wrong."""
+
+    ready: bool
+    parts: dict[str, str]
+
+
+class Problem(BaseModel):
+    """An error, in the form of RFC 9457."""
+
+    title: str
+    status: int
+    detail: str

@@ -1,0 +1,139 @@
+"""GET /studies/{id} and its pictures."""
+
+import io
+from typing import Annotated
+from uuid import UUID
+
+from fastapi import APIRouter, Path, Query, Response
+from PIL import Image
+
+from api.dependencies import AnyReader, Parts, PartsDep, Radiologist
+from api.responses import FindingView, InstanceReport, StudyReport
+from shared.findings import Call, Heatmap, Severity
+from shared.repository import reading
+from shared.repository.access import Key
+from shared.repository.bundles import thresholds
+from shared.storage import preview_key
+from shared.study import Priority, StudyStatus
+from shared.tables import FindingRow
+
+router = APIRouter(tags=["read"])
+ImageNumber = Annotated[int, Query(ge=1, le=100_000, description="number of the image in its study")]
+FrameNumber = Annotated[int, Query(ge=1, le=100_000)]
+# findings never change, but a newer bundle may supersede them: let browsers keep pictures for a minute
+PICTURE = {"Cache-Control": "private, max-age=60"}
+
+
+def _colours() -> list[int]:
+    """256 RGBA entries: transparent, over amber, to red; readable on gray films, and for the colour-blind by alpha."""
+    palette: list[int] = []
+    for level in range(256):
+        share = level / 255
+        palette += [255, round(200 * (1 - share) ** 0.8), round(40 * (1 - share)), round(230 * share**1.3)]
+    return palette
+
+
+PALETTE = _colours()
+
+
+@router.get("/studies/{study_id}")
+def study(study_id: Annotated[UUID, Path()], parts: PartsDep, key: AnyReader) -> StudyReport:
+    """A study's state, timings, errors, and the findings of every image."""
+    return study_report(parts, key, study_id)
+
+
+def study_report(parts: Parts, key: Key, study_id: UUID) -> StudyReport:
+    """What GET /studies/{id} answers; the page shows the same. Raises NotFound."""
+    with parts.database.transaction() as session:
+        row = reading.study(session, key.site_id, study_id)
+        views = reading.instances(session, study_id)
+        points = thresholds(session, {finding.bundle for view in views for finding in view.findings})
+    instances = [
+        InstanceReport(
+            number=number,
+            sop_instance_uid=view.row.sop_instance_uid,
+            modality=view.row.modality,
+            rows=view.row.rows,
+            columns=view.row.columns,
+            frames=view.row.frames,
+            findings=[_finding(f, study_id, number, points.get(f.bundle, (None, None))) for f in view.findings],
+            error=view.row.error_text or None,
+            error_reason=view.row.error_reason or None,
+        )
+        for number, view in enumerate(views, start=1)
+    ]
+    return StudyReport(
+        id=row.id,
+        study_instance_uid=row.study_instance_uid,
+        status=StudyStatus(row.status),
+        priority=Priority(row.priority),
+        received_at=row.received_at,
+        started_at=row.started_at,
+        analysed_at=row.analysed_at,
+        due_at=row.due_at,
+        attempts=row.attempts,
+        reason=row.reason,
+        call=Call(row.call) if row.call else None,
+        severity=Severity(row.severity) if row.severity else None,
+        region=row.region,
+        fracture_probability=row.fracture_probability,
+        scope=row.scope,
+        instances=instances,
+    )
+
+
+def _finding(row: FindingRow, study_id: UUID, number: int, points: tuple[float | None, float | None]) -> FindingView:
+    where = f"image={number}&frame={row.frame}"
+    return FindingView(
+        frame=row.frame,
+        region=row.region,
+        region_probability=row.region_probability,
+        fracture_probability=row.fracture_probability,
+        call=Call(row.call),
+        sensitive_threshold=points[0],
+        specific_threshold=points[1],
+        severity=Severity(row.severity),
+        scope=row.scope,
+        bundle=row.bundle,
+        heatmap_url=f"/studies/{study_id}/heatmap.png?{where}",
+        preview_url=f"/studies/{study_id}/preview.png?{where}",
+    )
+
+
+@router.get("/studies/{study_id}/preview.png", response_class=Response)
+def preview(
+    study_id: UUID, parts: PartsDep, key: Radiologist, image: ImageNumber = 1, frame: FrameNumber = 1
+) -> Response:
+    """The image as people look at it: VOI window applied, at most 1024 pixels a side, 8-bit gray."""
+    with parts.database.transaction() as session:
+        row, _ = reading.picture(session, key.site_id, study_id, image, frame)
+    return Response(parts.store.get(preview_key(row.sha256, frame)), media_type="image/png", headers=PICTURE)
+
+
+@router.get("/studies/{study_id}/heatmap.png", response_class=Response)
+def heatmap(
+    study_id: UUID, parts: PartsDep, key: Radiologist, image: ImageNumber = 1, frame: FrameNumber = 1
+) -> Response:
+    """Where the fracture head looks, as a coloured, transparent picture of the preview's shape, to lay over it."""
+    with parts.database.transaction() as session:
+        row, found = reading.picture(session, key.site_id, study_id, image, frame)
+    return Response(heatmap_png(found, row.rows, row.columns), media_type="image/png", headers=PICTURE)
+
+
+def heatmap_png(heatmap: Heatmap, rows: int, columns: int) -> bytes:
+    """Colour a heatmap. The map covers the network's square; the film lies centred in it, so its margin is cut off.
+
+    rows, columns: of the film. Returns an RGBA PNG of the film's shape, longer side 512 pixels.
+    """
+    side, longest = 512, max(rows, columns)
+    square = Image.frombytes("L", (heatmap.width, heatmap.height), heatmap.values).resize(
+        (side, side), Image.Resampling.BICUBIC
+    )
+    width, height = max(1, round(side * columns / longest)), max(1, round(side * rows / longest))
+    left, top = (side - width) // 2, (side - height) // 2
+    film = square.crop((left, top, left + width, top + height))
+    coloured = Image.frombytes("P", film.size, film.tobytes())
+    coloured.putpalette(PALETTE, "RGBA")
+    out = io.BytesIO()
+    coloured.convert("RGBA").save(out, "PNG", compress_level=1)
+    return out.getvalue()

@@ -1,0 +1,271 @@
+"""POST /studies: from received files to durable rows, messages and a receipt.
+
+Order is everything: object, then row, then commit, then message. Each step finds the one before it done.
+"""
+
+import hashlib
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Annotated, Any
+from uuid import UUID
+
+from fastapi import APIRouter, Header, HTTPException, Request, Response
+from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.orm import Session
+from starlette.concurrency import run_in_threadpool
+
+from api.archives import is_archive, unpack
+from api.dependencies import Parts, PartsDep, Submitter
+from api.ingest import Spool, SpooledFile, open_spool, receive
+from api.responses import FileReceipt, Outcome, Receipt, StudyReceipt
+from shared.dicom import HeaderLimits, read_header
+from shared.errors import BadRequest, Conflict, Rejected, TooLarge, Unavailable
+from shared.repository.access import Key
+from shared.repository.intake import Known, Taken, look_up, take_in
+from shared.repository.work import sending_failed, unsent
+from shared.settings import Settings
+from shared.storage import original_key
+from shared.study import Priority, StoredFile, StudyStatus
+from shared.tables import StudyRow, UploadRow
+
+log = logging.getLogger(__name__)
+router = APIRouter(tags=["upload"])
+BODY = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "multipart/form-data": {
+                "schema": {
+                    "type": "object",
+                    "properties": {
+                        "files": {
+                            "type": "array",
+                            "items": {"type": "string", "format": "binary"},
+                            "description": "DICOM files and zip archives of them, as many as the limits allow",
+                        },
+                        "priority": {"type": "string", "enum": ["urgent", "routine"], "default": "routine"},
+                    },
+                }
+            }
+        },
+    }
+}
+# as STOW-RS answers: all stored, some stored, none stored (PS3.18 10.5.3)
+ALL, SOME, NONE = 200, 202, 409
+
+
+@router.post(
+    "/studies",
+    openapi_extra=BODY,
+    responses={
+        ALL: {"description": "every file is stored, or was before"},
+        SOME: {"model": Receipt, "description": "some files were rejected; the receipt says which and why"},
+        NONE: {"model": Receipt, "description": "every file was rejected"},
+    },
+)
+async def upload(
+    request: Request,
+    response: Response,
+    parts: PartsDep,
+    key: Submitter,
+    idempotency_key: Annotated[str | None, Header(max_length=128)] = None,
+) -> Receipt:
+    """Take many DICOM files and zip archives in at once; answer for each what became of it.
+
+    Send it again after any error: what is stored already is a duplicate and costs nothing. With the same
+    Idempotency-Key and the same content the first receipt comes back as it was.
+    """
+    settings = parts.settings
+    declared = request.headers.get("content-length", "0")
+    if declared.isdigit() and int(declared) > settings.max_request_bytes:
+        raise HTTPException(413, f"At most {settings.max_request_bytes} bytes a request; split it into several")
+    with open_spool(settings.spool_dir) as spool:
+        files, fields = await receive(
+            request.stream(),
+            request.headers.get("content-type", ""),
+            spool,
+            settings.max_request_bytes,
+            settings.max_request_files,
+        )
+        if not files:
+            raise BadRequest("The request holds no file; send each file in a part with a file name")
+        priority = _priority(fields.get("priority", Priority.ROUTINE))
+        taking = Taking(parts, key, spool, priority)
+        receipt, replayed = await run_in_threadpool(taking.run, files, idempotency_key)
+    response.status_code = SOME if receipt.rejected else ALL
+    if not receipt.stored and not receipt.duplicate:
+        response.status_code = NONE
+    if replayed:
+        response.headers["Idempotent-Replayed"] = "true"
+    return receipt
+
+
+def _priority(text: str) -> Priority:
+    if text not in (Priority.URGENT, Priority.ROUTINE):
+        raise BadRequest("priority must be urgent or routine")
+    return Priority(text)
+
+
+def header_limits(settings: Settings) -> HeaderLimits:
+    """The part of the settings that headers are held to."""
+    return HeaderLimits(
+        settings.max_header_bytes, settings.max_frame_pixels, settings.max_frames, settings.max_decoded_bytes
+    )
+
+
+@dataclass
+class Taking:
+    """The taking in of one request's files."""
+
+    parts: Parts
+    key: Key
+    spool: Spool
+    priority: Priority
+
+    def run(self, files: list[SpooledFile], idempotency_key: str | None) -> tuple[Receipt, bool]:
+        """Returns the receipt, and whether it is that of an earlier request. Raises Unavailable, BadRequest."""
+        content = hashlib.sha256("".join(file.sha256 for file in files).encode()).hexdigest() + self.priority[0]
+        content = hashlib.sha256(content.encode()).hexdigest()
+        if idempotency_key:
+            earlier = self._earlier(idempotency_key, content)
+            if earlier:
+                return earlier, True
+        lines: list[FileReceipt] = []
+        stored: list[tuple[int, StoredFile]] = []  # (index in lines, file)
+        for file, why in self._members(files):
+            if why is not None:
+                lines.append(_rejected(file if isinstance(file, str) else file.name, why))
+                continue
+            assert isinstance(file, SpooledFile)
+            try:
+                outcome = self._store(file)
+            except Rejected as reason:
+                lines.append(_rejected(file.name, reason))
+                continue
+            if isinstance(outcome, Taken):
+                lines.append(_line(file.name, outcome, None))
+            else:
+                stored.append((len(lines), outcome))
+                lines.append(FileReceipt(file=file.name, outcome=Outcome.STORED))
+        return self._commit(lines, stored, idempotency_key, content), False
+
+    def _members(self, files: list[SpooledFile]) -> Iterator[tuple[SpooledFile | str, Rejected | None]]:
+        """All files, those within archives too."""
+        settings, seen = self.parts.settings, 0
+        for file in files:
+            try:
+                if not is_archive(self.spool, file):
+                    yield file, None
+                    continue
+                left = settings.max_request_files - seen
+                for member in unpack(self.spool, file, left, settings.max_request_bytes, settings.max_archive_ratio):
+                    seen += 1
+                    yield member if isinstance(member, tuple) else (member, None)
+            except Rejected as why:
+                yield file, why
+
+    def _store(self, file: SpooledFile) -> StoredFile | Taken:
+        """Check one file and make its bytes durable, unless they are stored already. Raises Rejected."""
+        settings, store = self.parts.settings, self.parts.store
+        if file.size_bytes > settings.max_file_bytes:
+            raise TooLarge(f"The file has {file.size_bytes} bytes; at most {settings.max_file_bytes} are taken")
+        with self.spool.open(file) as reader:
+            header = read_header(reader, file.size_bytes, header_limits(settings))
+        with self.parts.database.transaction() as session:
+            known = look_up(session, self.key.site_id, header, file.sha256)
+        if known is not None:
+            return known
+        with self.spool.open(file) as reader:
+            store.put(original_key(file.sha256), reader, file.size_bytes)
+        return StoredFile(file.sha256, file.size_bytes, header)
+
+    def _commit(
+        self, lines: list[FileReceipt], stored: list[tuple[int, StoredFile]], idempotency_key: str | None, content: str
+    ) -> Receipt:
+        """Rows and receipt in one transaction; messages after it."""
+        now = datetime.now(UTC)
+        with self.parts.database.transaction() as session:
+            taken = take_in(
+                session, self.parts.vault, self.key.site_id, self.priority, [file for _, file in stored], now
+            )
+            new: dict[UUID, int] = {}
+            for (index, file), outcome in zip(stored, taken, strict=True):
+                lines[index] = _line(lines[index].file, outcome, file.header.sop_instance_uid)
+                new[outcome.study_id] = new.get(outcome.study_id, 0) + (outcome.known is Known.NEW)
+            for line in lines:
+                if line.study_id:
+                    new.setdefault(line.study_id, 0)
+            receipt = _receipt(session, lines, new)
+            if idempotency_key:
+                self._remember(session, idempotency_key, content, receipt)
+        self._ring(list(new))
+        log.info(
+            "upload", extra={"stored": receipt.stored, "duplicate": receipt.duplicate, "rejected": receipt.rejected}
+        )
+        return receipt
+
+    def _ring(self, study_ids: list[UUID]) -> None:
+        """A broker that is down does not fail an upload: what is not sent now, the reconciler sends."""
+        try:
+            with self.parts.database.transaction() as session:
+                to_send = unsent(session, study_ids, datetime.now(UTC))
+            failed = self.parts.doorbell.ring(to_send)
+            if failed:
+                log.warning("broker did not take messages", extra={"studies": len(failed)})
+                with self.parts.database.transaction() as session:
+                    sending_failed(session, failed)
+        except Unavailable:
+            log.warning("messages left to the reconciler", extra={"studies": len(study_ids)})
+
+    def _earlier(self, idempotency_key: str, content: str) -> Receipt | None:
+        with self.parts.database.transaction() as session:
+            row = session.get(UploadRow, (self.key.site_id, idempotency_key))
+        if row is None:
+            return None
+        if row.content_sha256 != content:
+            raise HTTPException(422, "This Idempotency-Key came before with other content; use a new one")
+        return Receipt.model_validate(self.parts.vault.open(row.receipt))
+
+    def _remember(self, session: Session, idempotency_key: str, content: str, receipt: Receipt) -> None:
+        values: dict[str, Any] = {
+            "site_id": self.key.site_id,
+            "idempotency_key": idempotency_key,
+            "content_sha256": content,
+            "receipt": self.parts.vault.seal(receipt.model_dump(mode="json")),
+        }
+        session.execute(insert(UploadRow).values(values).on_conflict_do_nothing())
+
+
+def _line(name: str, taken: Taken, sop_instance_uid: str | None) -> FileReceipt:
+    if taken.known is Known.CONFLICT:
+        return _rejected(name, Conflict())
+    outcome = Outcome.STORED if taken.known is Known.NEW else Outcome.DUPLICATE
+    return FileReceipt(file=name, outcome=outcome, study_id=taken.study_id, sop_instance_uid=sop_instance_uid)
+
+
+def _rejected(name: str, why: Rejected) -> FileReceipt:
+    return FileReceipt(
+        file=name, outcome=Outcome.REJECTED, reason=why.reason, failure=f"0x{why.failure:04X}", text=str(why)
+    )
+
+
+def _receipt(session: Session, lines: list[FileReceipt], new: dict[UUID, int]) -> Receipt:
+    count = {outcome: sum(line.outcome is outcome for line in lines) for outcome in Outcome}
+    studies = [
+        StudyReceipt(
+            id=study_id,
+            url=f"/studies/{study_id}",
+            status=StudyStatus(session.get_one(StudyRow, study_id).status),
+            new_images=images,
+        )
+        for study_id, images in new.items()
+    ]
+    return Receipt(
+        stored=count[Outcome.STORED],
+        duplicate=count[Outcome.DUPLICATE],
+        rejected=count[Outcome.REJECTED],
+        files=lines,
+        studies=studies,
+    )

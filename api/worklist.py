@@ -1,0 +1,94 @@
+"""GET /worklist: what to read next."""
+
+import base64
+import binascii
+import json
+from datetime import UTC, datetime
+from typing import Annotated
+from uuid import UUID
+
+from fastapi import APIRouter, Query
+
+from api.dependencies import Parts, PartsDep, Radiologist
+from api.responses import WorklistPage, WorklistRow
+from shared.errors import BadRequest
+from shared.findings import Call
+from shared.repository import reading
+from shared.repository.access import Key
+from shared.study import Priority, StudyStatus
+from shared.worklist import WorklistEntry
+
+router = APIRouter(tags=["read"])
+
+
+@router.get("/worklist")
+def worklist(
+    parts: PartsDep,
+    key: Radiologist,
+    status: StudyStatus | None = None,
+    call: Call | None = None,
+    region: Annotated[str | None, Query(max_length=32)] = None,
+    priority: Priority | None = None,
+    modality: Annotated[str | None, Query(max_length=16)] = None,
+    after: Annotated[str | None, Query(description="the `next` of the page before", max_length=200)] = None,
+    limit: Annotated[int, Query(ge=1, le=500)] = 50,
+) -> WorklistPage:
+    """Studies by due time, earliest first; every row says why it stands there.
+
+    Paging is by key, not by offset: a study that arrives meanwhile neither repeats nor hides another.
+    """
+    chosen = reading.WorklistFilter(status, call, region, priority, modality)
+    return worklist_page(parts, key, chosen, after, limit)
+
+
+def worklist_page(
+    parts: Parts, key: Key, chosen: reading.WorklistFilter, after: str | None, limit: int
+) -> WorklistPage:
+    """What GET /worklist answers; the page shows the same. Raises BadRequest for a foreign `after`."""
+    with parts.database.transaction() as session:
+        entries = reading.worklist(session, key.site_id, chosen, _decode(after), limit + 1)
+        counts = reading.status_counts(session, key.site_id)
+    more, entries = len(entries) > limit, entries[:limit]
+    now = datetime.now(UTC)
+    return WorklistPage(
+        entries=[_row(rank, entry, now) for rank, entry in enumerate(entries, start=1)],
+        next=_encode(entries[-1]) if more else None,
+        counts=counts,
+    )
+
+
+def _row(rank: int, entry: WorklistEntry, now: datetime) -> WorklistRow:
+    return WorklistRow(
+        rank=rank,
+        study_id=entry.study_id,
+        url=f"/studies/{entry.study_id}",
+        why=entry.why(),
+        due_at=entry.due_at,
+        overdue=entry.due_at < now,
+        received_at=entry.received_at,
+        priority=entry.priority,
+        status=entry.status,
+        call=entry.call,
+        severity=entry.severity,
+        region=entry.region,
+        fracture_probability=entry.fracture_probability,
+        scope=entry.scope,
+        modality=entry.modality,
+        images=entry.images,
+        failed_images=entry.failed_images,
+        reason=entry.reason,
+    )
+
+
+def _encode(entry: WorklistEntry) -> str:
+    return base64.urlsafe_b64encode(json.dumps([entry.due_at.isoformat(), str(entry.study_id)]).encode()).decode()
+
+
+def _decode(after: str | None) -> tuple[datetime, UUID] | None:
+    if after is None:
+        return None
+    try:
+        due, study_id = json.loads(base64.urlsafe_b64decode(after))
+        return datetime.fromisoformat(due), UUID(study_id)
+    except (ValueError, TypeError, AttributeError, binascii.Error):
+        raise BadRequest("`after` must be the `next` of the page before") from None

@@ -1,0 +1,79 @@
+"""After the migrations: the site, its keys, and an active bundle. Running it again changes nothing.
+
+Keys come from OSTEON_KEYS_FILE (JSON with "keys": {role: secret}), by default secrets.json in OSTEON_HOME, or one each
+from OSTEON_KEY_SUBMITTER, OSTEON_KEY_RADIOLOGIST, OSTEON_KEY_ADMIN.
+"""
+
+import io
+import json
+import os
+import sys
+from pathlib import Path
+
+from shared.errors import OsteonError
+from shared.repository import Database
+from shared.repository.access import Role, add_key
+from shared.repository.bundles import activate_bundle, active_bundle, add_bundle
+from shared.settings import Settings, settings
+from shared.storage import bundle_key, open_store, sha256_of
+
+
+def publish(config: Settings, database: Database, path: Path, *, activate: bool) -> str:
+    """Store a bundle file and record it; returns its name. Raises BadBundle, Unavailable, OSError, ValueError."""
+    manifest, content = read_bundle_file(path)
+    digest = sha256_of(content)
+    store = open_store(config.store_url.get_secret_value())
+    if not store.exists(bundle_key(digest)):
+        store.put(bundle_key(digest), io.BytesIO(content), len(content))
+    name = str(manifest["name"])
+    with database.transaction() as session:
+        add_bundle(session, name, digest, manifest)
+        if activate or active_bundle(session) is None:
+            activate_bundle(session, name)
+    return name
+
+
+def read_bundle_file(path: Path) -> tuple[dict[str, object], bytes]:
+    """The manifest and all bytes. With torch at hand the weights are loaded and checked too. Raises BadBundle, OSError."""
+    content = path.read_bytes()
+    try:
+        from shared.vision.bundle import load_bundle
+    except ModuleNotFoundError:  # the API image has no torch; the worker checks again when it loads the bundle
+        (length,) = (int.from_bytes(content[:8], "little"),)
+        return json.loads(json.loads(content[8 : 8 + length])["__metadata__"]["manifest"]), content
+    _, manifest = load_bundle(content)
+    return manifest.model_dump(), content
+
+
+def keys_of(config: Settings) -> dict[Role, str]:
+    """The secret per role, from the environment or the keys file. Raises OsteonError if there is none."""
+    given = {role: os.environ.get(f"OSTEON_KEY_{role.upper()}", "") for role in Role}
+    if any(given.values()):
+        return {role: secret for role, secret in given.items() if secret}
+    file = Path(os.environ.get("OSTEON_KEYS_FILE", config.home / "secrets.json"))
+    try:
+        return {Role(role): secret for role, secret in json.loads(file.read_text())["keys"].items()}
+    except (OSError, KeyError, ValueError):
+        raise OsteonError(f"No API keys: set OSTEON_KEY_ADMIN and its sisters, or give {file}") from None
+
+
+def main() -> int:
+    """Prepare a migrated database; exit code 1 with one line on what is wrong."""
+    config = settings()
+    database = Database(config.database_url.get_secret_value(), 1)
+    try:
+        with database.transaction() as session:
+            for role, secret in keys_of(config).items():
+                add_key(session, config.site, role.value, role, secret)
+        name = publish(config, database, config.bundle_path, activate=False)
+        print(f"site {config.site} is ready; bundle {name} is stored")
+    except (OsteonError, OSError, ValueError) as wrong:
+        print(f"prepare: {wrong}", file=sys.stderr)
+        return 1
+    finally:
+        database.close()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,295 @@
+"""The local stack: Postgres, Valkey, API, worker, beat and Flower under one supervisor that restarts what dies."""
+
+import contextlib
+import datetime
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable
+from types import FrameType, TracebackType
+from typing import Self
+
+from infra import state
+from infra.parts import Part, Parts, osteon_parts, osteon_steps, reachable
+from infra.postgres import EmbeddedPostgres
+from infra.process import Child, created, is_free
+from infra.valkey import EmbeddedValkey
+from shared.errors import StackError
+from shared.settings import ROOT, Settings
+
+READY_LIMIT_S = 120.0
+STEP_LIMIT_S = 600.0
+MAX_RESTARTS, RESTARTS_WINDOW_S = 5, 60.0
+
+
+class Stack:
+    """The parts of one home. Use it as `with Stack(settings) as stack: stack.watch()`, from the main thread."""
+
+    def __init__(
+        self,
+        config: Settings,
+        *,
+        steps: Parts = osteon_steps,
+        parts: Parts = osteon_parts,
+        report: Callable[[str], None] = lambda _: None,
+    ) -> None:
+        """`report` is told in words what happens. A URL set in config replaces the embedded part."""
+        self.config = config
+        self.home = config.home.absolute()
+        self.postgres = None if _given(config, "database_url") else EmbeddedPostgres(self.home / "postgres")
+        self.valkey = None if _given(config, "broker_url") else EmbeddedValkey(self.home / "valkey")
+        self.urls: dict[str, str] = {}
+        self._steps, self._make_parts, self._report = steps, parts, report
+        self._parts: dict[str, Part] = {}
+        self._children: dict[str, Child] = {}
+        self._restarts: dict[str, list[float]] = {}
+        self._variables: dict[str, str] = {}
+        self._started_at = ""
+        self._asked_to_stop = False
+        self._handlers: dict[signal.Signals, Callable[[int, FrameType | None], object] | int | None] = {}
+        self._lock: contextlib.ExitStack | None = None
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(
+        self, _type: type[BaseException] | None, _error: BaseException | None, _: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    def start(self) -> None:
+        """Start everything and wait until it is ready; when that fails, or on Ctrl-C, stop what was started.
+
+        Raises StackError naming the part and the end of its log, KeyboardInterrupt when asked to stop meanwhile.
+        """
+        if threading.current_thread() is not threading.main_thread():  # children die with the thread that started them
+            message = "The stack must be started from the main thread of its process."
+            raise StackError(message)
+        state.prepare_home(self.home)
+        held = contextlib.ExitStack()
+        held.enter_context(state.lock(self.home))
+        self._lock = held
+        try:
+            self._catch_signals()
+            self._start()
+        except BaseException:
+            self.stop()
+            raise
+
+    def _start(self) -> None:
+        state.end_orphans(self.home)
+        secrets = state.ensure_secrets(self.home)
+        self._started_at = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+        self._save()
+        for name, server in self._servers().items():
+            self._report(f"starting {name}")
+            server.start()
+            self._save()
+            self._pause(0)
+        self._variables = self._common_variables(secrets)
+        for step in self._steps(self._variables, secrets):
+            self._report(f"running {step.name}")
+            self._run(step)
+        self._parts = {part.name: part for part in self._make_parts(self._variables, secrets)}
+        for name in self._parts:
+            self._report(f"starting {name}")
+            self._launch(name)
+        self._wait_ready()
+
+    def watch(self) -> None:
+        """Restart what dies, until Ctrl-C or SIGTERM. Raises StackError for a part that died 5 times in 60 s."""
+        due: dict[str, float] = {}
+        while not self._asked_to_stop:
+            for name, process in self._processes().items():
+                if process.running:
+                    continue
+                if name not in due:
+                    due[name] = time.monotonic() + self._backoff_s(name)
+                if time.monotonic() >= due[name]:
+                    del due[name]
+                    self._restart(name)
+            time.sleep(0.2)
+
+    def stop(self) -> None:
+        """End the parts together, then Valkey, then Postgres. May be called again; signals cannot cut it short."""
+        if self._lock is None:
+            return
+        self._asked_to_stop = True
+        for name, child in self._children.items():
+            self._report(f"stopping {name}")
+            child.signal_stop()
+        for child in self._children.values():
+            child.stop()
+        self._children.clear()
+        for name, server in reversed(self._servers().items()):
+            self._report(f"stopping {name}")
+            server.stop()
+        (self.home / "stack.json").unlink(missing_ok=True)
+        self._lock.close()
+        self._lock = None
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
+        self._handlers.clear()
+
+    def _catch_signals(self) -> None:
+        """Only take note, and act between two steps: an exception in the middle of one could lose a process."""
+        self._asked_to_stop = False
+
+        def note(_number: int, _frame: FrameType | None) -> None:
+            self._asked_to_stop = True
+
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            if signal.getsignal(number) is not signal.SIG_IGN:  # nohup ignores SIGHUP, and means it
+                self._handlers[number] = signal.signal(number, note)
+
+    def _pause(self, seconds: float) -> None:
+        time.sleep(seconds)
+        if self._asked_to_stop:
+            raise KeyboardInterrupt
+
+    def _servers(self) -> dict[str, EmbeddedPostgres | EmbeddedValkey]:
+        """Those embedded, in the order of starting."""
+        found: dict[str, EmbeddedPostgres | EmbeddedValkey] = {}
+        if self.postgres is not None:
+            found["postgres"] = self.postgres
+        if self.valkey is not None:
+            found["valkey"] = self.valkey
+        return found
+
+    def _processes(self) -> dict[str, Child]:
+        """Every process started, in the order of stopping."""
+        servers = {name: server.child for name, server in reversed(self._servers().items()) if server.child}
+        return {**self._children, **servers}
+
+    def _save(self) -> None:
+        parts: dict[str, state.PartState] = {}
+        ports = {name: server.port for name, server in self._servers().items()}
+        ports |= {name: part.port for name, part in self._parts.items() if part.port}
+        for name, child in self._processes().items():
+            if child.pid is not None:
+                parts[name] = {"pid": child.pid, "created": created(child.pid) or 0.0, "port": ports.get(name)}
+        pid = os.getpid()
+        supervisor: state.StackState = {
+            "pid": pid,
+            "created": created(pid) or 0.0,
+            "started_at": self._started_at,
+            "urls": self.urls,
+            "parts": parts,
+        }
+        state.write_state(self.home, supervisor)
+
+    def _child(self, part: Part) -> Child:
+        log = self.home / "logs" / f"{part.name}.log"
+        variables = {**self._variables, **part.variables}
+        return Child(part.name, part.command, log, variables, stop_wait_s=part.stop_wait_s)
+
+    def _run(self, step: Part) -> None:
+        """Run a step to its end. Raises StackError when it fails or takes longer than STEP_LIMIT_S."""
+        child = self._children[step.name] = self._child(step)
+        child.start()
+        deadline = time.monotonic() + STEP_LIMIT_S
+        while child.running:
+            if time.monotonic() > deadline:
+                raise child.failure(f"did not end within {STEP_LIMIT_S:.0f} s")
+            self._pause(0.05)
+        if child.exit_code:
+            raise child.failure(f"failed (exit code {child.exit_code})")
+        del self._children[step.name]
+
+    def _launch(self, name: str) -> None:
+        child = self._children[name] = self._child(self._parts[name])
+        child.start()
+        self._save()
+
+    def _wait_ready(self) -> None:
+        """Wait for every part. Raises StackError naming the one that ended, or that took longer than READY_LIMIT_S."""
+        waiting = list(self._parts)
+        deadline = time.monotonic() + READY_LIMIT_S
+        while waiting:
+            for process in self._processes().values():
+                if not process.running:
+                    raise process.failure(f"ended while starting (exit code {process.exit_code})")
+            ready = [name for name in waiting if self._parts[name].ready()]
+            for name in ready:
+                waiting.remove(name)
+                self._report(f"{name} is ready")
+            if waiting and time.monotonic() > deadline:
+                raise self._children[waiting[0]].failure(f"was not ready within {READY_LIMIT_S:.0f} s")
+            self._pause(0.2 if waiting else 0)
+
+    def _backoff_s(self, name: str) -> float:
+        """How long to wait before the restart, longer each time. Raises StackError when it died too often."""
+        now = time.monotonic()
+        recent = [then for then in self._restarts.get(name, []) if now - then < RESTARTS_WINDOW_S]
+        process = self._processes()[name]
+        if len(recent) >= MAX_RESTARTS:
+            raise process.failure(f"was restarted {len(recent)} times in {RESTARTS_WINDOW_S:.0f} s and ended again")
+        self._restarts[name] = [*recent, now]
+        self._report(f"{name} ended (exit code {process.exit_code}); starting it again")
+        return 0.5 * float(2 ** len(recent))
+
+    def _restart(self, name: str) -> None:
+        servers = self._servers()
+        if name in servers:
+            with contextlib.suppress(StackError):  # still dead at the next look, which counts as one more time
+                servers[name].start()
+            self._save()
+        else:
+            self._children[name].stop()  # and what it had started itself
+            self._launch(name)
+
+    def _common_variables(self, secrets: state.Secrets) -> dict[str, str]:
+        """The environment of every process of ours."""
+        config = self.config
+        store = config.store_url.get_secret_value() if _given(config, "store_url") else f"file:{self.home / 'objects'}"
+        if store == f"file:{self.home / 'objects'}":
+            (self.home / "objects").mkdir(mode=0o700, exist_ok=True)
+        api_port, flower_port = self._port("api"), self._port("flower")
+        self.urls = {
+            "database": self.postgres.url if self.postgres else config.database_url.get_secret_value(),
+            "broker": self.valkey.url if self.valkey else config.broker_url.get_secret_value(),
+            "store": store,
+            "api": f"http://{reachable(config.api_host)}:{api_port}",
+            "flower": f"http://{reachable(config.flower_host)}:{flower_port}",
+        }
+        own = {
+            "HOME": str(self.home),
+            "DATABASE_URL": self.urls["database"],
+            "BROKER_URL": self.urls["broker"],
+            "STORE_URL": store,
+            "IDENTITY_KEY": config.identity_key.get_secret_value() or secrets["identity_key"],
+            "SESSION_SECRET": config.session_secret.get_secret_value() or secrets["session_secret"],
+            "API_HOST": config.api_host,
+            "API_PORT": str(api_port),
+            "FLOWER_HOST": config.flower_host,
+            "FLOWER_PORT": str(flower_port),
+        }
+        path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+        # the working folder stays, so that relative paths in settings keep their meaning; code comes from ROOT only
+        python = {"PYTHONPATH": path, "PYTHONSAFEPATH": "1", "PYTHONUNBUFFERED": "1"}
+        return {**os.environ, **python, **{f"OSTEON_{name}": value for name, value in own.items()}}
+
+    def _port(self, name: str) -> int:
+        """The port of the settings, or when nobody chose it and it is taken, the next free one."""
+        host, wanted = getattr(self.config, f"{name}_host"), int(getattr(self.config, f"{name}_port"))
+        if is_free(wanted, host):
+            return wanted
+        variable = f"OSTEON_{name.upper()}_PORT"
+        if _given(self.config, f"{name}_port"):
+            message = (
+                f"Port {wanted} of {host} is in use. Set {variable} to a free one, or end the program that uses it."
+            )
+            raise StackError(message)
+        for port in range(wanted + 1, wanted + 100):
+            if is_free(port, host):
+                self._report(f"port {wanted} is in use; {name} takes {port}")
+                return port
+        message = f"The ports {wanted} to {wanted + 99} of {host} are in use. Set {variable} to a free one."
+        raise StackError(message)
+
+
+def _given(config: Settings, field: str) -> bool:
+    """Whether somebody chose this setting, by variable or in code."""
+    return field in config.model_fields_set

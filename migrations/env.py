@@ -1,0 +1,27 @@
+"""Runs migrations against OSTEON_DATABASE_URL, each in its own transaction."""
+
+from alembic import context
+from sqlalchemy import create_engine, pool
+
+from shared.settings import Settings
+from shared.tables import Base
+
+url = Settings().database_url.get_secret_value()
+
+if context.is_offline_mode():
+    context.configure(url=url, target_metadata=Base.metadata, literal_binds=True)
+    with context.begin_transaction():
+        context.run_migrations()
+else:
+    engine = create_engine(url, poolclass=pool.NullPool, hide_parameters=True)
+    with engine.connect() as connection:
+        context.configure(
+            connection=connection,
+            target_metadata=Base.metadata,
+            compare_server_default=True,
+            transaction_per_migration=True,
+        )
+        with context.begin_transaction():
+            # two starts at once must not migrate twice
+            connection.exec_driver_sql("SELECT pg_advisory_xact_lock(5701)")
+            context.run_migrations()

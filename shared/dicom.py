@@ -1,0 +1,251 @@
+"""DICOM headers: read without the pixels, checked before anything is stored.
+
+Source: PS3.10 7 (file format), PS3.3 C.7.6.3 (image pixel), PS3.5 A (transfer syntaxes).
+"""
+
+import io
+import re
+import warnings
+import zlib
+from dataclasses import dataclass
+from typing import BinaryIO
+
+from pydicom.datadict import tag_for_keyword
+from pydicom.dataset import Dataset
+from pydicom.filereader import read_dataset
+from pydicom.tag import BaseTag, Tag
+from pydicom.uid import UID, AllTransferSyntaxes, DeflatedExplicitVRLittleEndian
+
+from shared.errors import (
+    BadAttributes,
+    CannotUnderstand,
+    EmptyFile,
+    NoFileMeta,
+    NoPixelData,
+    NotAnImage,
+    NotDicom,
+    Rejected,
+    TooLarge,
+    TruncatedPixels,
+    UnknownTransferSyntax,
+)
+from shared.study import Header, Identity
+
+PREAMBLE = 128
+PIXEL_DATA = 0x7FE00010
+UNDEFINED_LENGTH = 0xFFFFFFFF
+SKIP_OVER_BYTES = 65536  # values longer than this are stepped over, not read
+_KEYWORDS = (
+    "SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "Modality", "BodyPartExamined", "Rows", "Columns",
+    "NumberOfFrames", "BitsAllocated", "SamplesPerPixel", "PhotometricInterpretation", "PatientName", "PatientID",
+    "PatientBirthDate", "AccessionNumber", "SpecificCharacterSet",
+)  # fmt: skip
+WANTED = [Tag(tag_for_keyword(keyword) or 0) for keyword in _KEYWORDS]
+UID_PATTERN = re.compile(r"[0-9]+(\.[0-9]+)*")
+# transfer syntaxes whose pixels are video or are fetched from elsewhere
+_UNREADABLE = re.compile(r"1\.2\.840\.10008\.1\.2\.(4\.10[0-9].*|4\.9[45]|1\.98|7\..*|8\..*)")
+
+
+@dataclass(frozen=True)
+class HeaderLimits:
+    """Bounds that a header is held to."""
+
+    max_header_bytes: int = 16 * 2**20
+    max_frame_pixels: int = 60_000_000
+    max_frames: int = 200
+    max_decoded_bytes: int = 2 * 2**30
+
+
+def read_header(file: BinaryIO, size_bytes: int, limits: HeaderLimits) -> Header:
+    """Read and check the header of one DICOM file; no pixel is read.
+
+    file: seekable, at its start. Memory stays under a few times limits.max_header_bytes.
+    Raises a Rejected that says what is wrong with the file.
+    """
+    _check_start(file, size_bytes)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # odd values are common and harmless; their text could name a patient
+            return _read(file, size_bytes, limits)
+    except Rejected:
+        raise
+    except Exception as broken:  # noqa: BLE001 - pydicom raises nearly anything on damaged headers
+        # the exception's own text may quote values, so only its kind is passed on
+        raise CannotUnderstand(f"{CannotUnderstand.__doc__} ({type(broken).__name__})") from None
+
+
+def _check_start(file: BinaryIO, size_bytes: int) -> None:
+    if size_bytes == 0:
+        raise EmptyFile
+    start = file.read(PREAMBLE + 4)
+    file.seek(0)
+    if start[PREAMBLE:] == b"DICM" or start[:4] == b"\x02\x00\x00\x00":
+        return
+    if start[:2] in (b"\x08\x00", b"\x00\x08") and start[2:4] != b"\xff\xff":
+        raise NoFileMeta
+    raise NotDicom
+
+
+def _read(file: BinaryIO, size_bytes: int, limits: HeaderLimits) -> Header:
+    counted = _Counted(file, limits.max_header_bytes)
+    if file.read(PREAMBLE + 4)[PREAMBLE:] != b"DICM":
+        file.seek(0)
+    meta = read_dataset(counted, is_implicit_VR=False, is_little_endian=True, stop_when=_after_meta)  # type: ignore[arg-type]
+    if "TransferSyntaxUID" not in meta:
+        raise NoFileMeta
+    syntax = UID(str(meta.TransferSyntaxUID))
+    if syntax not in AllTransferSyntaxes or _UNREADABLE.fullmatch(syntax):
+        raise UnknownTransferSyntax
+    if syntax == DeflatedExplicitVRLittleEndian:
+        file, size_bytes = _inflated_head(file, limits)
+        counted = _Counted(file, limits.max_header_bytes)
+    pixels: list[tuple[int, int]] = []  # (position of the value, its length), once found
+
+    def at_pixels(tag: BaseTag, _vr: str | None, length: int) -> bool:
+        if tag == PIXEL_DATA:
+            pixels.append((file.tell(), length))
+        return tag >= PIXEL_DATA
+
+    dataset = read_dataset(
+        counted,  # type: ignore[arg-type]
+        is_implicit_VR=syntax.is_implicit_VR,
+        is_little_endian=syntax.is_little_endian,
+        stop_when=at_pixels,
+        defer_size=SKIP_OVER_BYTES,
+        specific_tags=WANTED,
+    )
+    if counted.cut_short or file.tell() > size_bytes:  # values that nobody asked for are stepped over, past the end too
+        raise CannotUnderstand("The DICOM header is cut short: the file ends within an element. Send it again")
+    header = _header(dataset, syntax)
+    _check_size(dataset, header, limits)
+    if not pixels:
+        raise NoPixelData
+    position, length = pixels[0]
+    _check_pixels(dataset, header, size_bytes - position, length)
+    return header
+
+
+def _after_meta(tag: BaseTag, _vr: str | None, _length: int) -> bool:
+    return tag.group != 2
+
+
+def _header(dataset: Dataset, syntax: UID) -> Header:
+    sop_class = UID(_uid(dataset, "SOPClassUID"))
+    if "Image Storage" not in sop_class.name:
+        raise NotAnImage(
+            f"{sop_class.name if sop_class.name != sop_class else 'The SOP Class'} is not analysed: only images are"
+        )
+    header = Header(
+        study_instance_uid=_uid(dataset, "StudyInstanceUID"),
+        sop_instance_uid=_uid(dataset, "SOPInstanceUID"),
+        sop_class_uid=str(sop_class),
+        transfer_syntax_uid=str(syntax),
+        modality=_text(dataset, "Modality", 16),
+        body_part=_text(dataset, "BodyPartExamined", 16),
+        rows=_count(dataset, "Rows"),
+        columns=_count(dataset, "Columns"),
+        frames=_count(dataset, "NumberOfFrames", default=1),
+        identity=Identity(
+            patient_name=_text(dataset, "PatientName", 324),
+            patient_id=_text(dataset, "PatientID", 64),
+            birth_date=_text(dataset, "PatientBirthDate", 8),
+            accession_number=_text(dataset, "AccessionNumber", 16),
+        ),
+    )
+    if _count(dataset, "BitsAllocated") not in (1, 8, 16, 32):
+        raise BadAttributes("Bits Allocated (0028,0100) must be 1, 8, 16 or 32")
+    return header
+
+
+def _uid(dataset: Dataset, keyword: str) -> str:
+    value = str(dataset.get(keyword, "") or "")
+    if len(value) > 64 or not UID_PATTERN.fullmatch(value):
+        raise BadAttributes(f"{keyword} {'is missing' if not value else 'is not a valid UID (PS3.5 9.1)'}")
+    return value
+
+
+def _count(dataset: Dataset, keyword: str, default: int | None = None) -> int:
+    value = dataset.get(keyword, default)
+    if value is None or value == "":
+        if default is None:
+            raise BadAttributes(f"{keyword} is missing; an image must have it (PS3.3 C.7.6.3)")
+        return default
+    try:
+        number = int(value)
+    except (TypeError, ValueError):
+        raise BadAttributes(f"{keyword} is not a number") from None
+    if number < 1:
+        raise BadAttributes(f"{keyword} is {number}; it must be at least 1")
+    return number
+
+
+def _text(dataset: Dataset, keyword: str, longest: int) -> str:
+    # a NUL is legal padding in some writers and illegal in a Postgres text
+    return str(dataset.get(keyword, "") or "").replace("\0", "").strip()[:longest]
+
+
+def _check_size(dataset: Dataset, header: Header, limits: HeaderLimits) -> None:
+    if header.rows * header.columns > limits.max_frame_pixels or header.frames > limits.max_frames:
+        raise TooLarge(
+            f"The image claims {header.frames} frame(s) of {header.rows} x {header.columns} pixels; at most "
+            f"{limits.max_frames} frames of {limits.max_frame_pixels} pixels are taken here"
+        )
+    if _native_bytes(dataset, header) > limits.max_decoded_bytes:
+        raise TooLarge(f"The image would need more than {limits.max_decoded_bytes} bytes of memory")
+
+
+def _native_bytes(dataset: Dataset, header: Header) -> int:
+    samples, bits = _count(dataset, "SamplesPerPixel", default=1), _count(dataset, "BitsAllocated")
+    return (header.rows * header.columns * header.frames * samples * bits + 7) // 8
+
+
+def _check_pixels(dataset: Dataset, header: Header, remaining: int, length: int) -> None:
+    """Native pixels must be all there; of encapsulated ones only the decoder can tell."""
+    if length == 0:
+        raise NoPixelData("Pixel Data (7FE0,0010) is empty")
+    if UID(header.transfer_syntax_uid).is_encapsulated:
+        if remaining <= 8:
+            raise TruncatedPixels
+        return
+    needed = _native_bytes(dataset, header)
+    there = min(remaining, length) if length != UNDEFINED_LENGTH else remaining
+    if there < needed:
+        raise TruncatedPixels(f"Pixel Data has {there} bytes where {needed} are needed: the file was cut short")
+
+
+def _inflated_head(file: BinaryIO, limits: HeaderLimits) -> tuple[BinaryIO, int]:
+    """The first bytes of a deflated data set, and its whole size, without ever holding the whole.
+
+    Raises TooLarge when it expands beyond the limits.
+    """
+    inflate = zlib.decompressobj(-zlib.MAX_WBITS)
+    head, total = bytearray(), 0
+    most = limits.max_decoded_bytes + limits.max_header_bytes
+    while chunk := file.read(65536):
+        while chunk:
+            part = inflate.decompress(chunk, 1 << 20)
+            total += len(part)
+            if total > most:
+                raise TooLarge("The deflated data set expands beyond the limits")
+            head += part[: max(0, limits.max_header_bytes - len(head))]
+            chunk = inflate.unconsumed_tail
+    return io.BytesIO(bytes(head)), total
+
+
+class _Counted:
+    """A file that refuses to be read beyond a budget; stepping over values is free."""
+
+    def __init__(self, file: BinaryIO, budget: int) -> None:
+        self.file, self.left = file, budget
+        self.cut_short = False
+        self.seek, self.tell = file.seek, file.tell
+
+    def read(self, size: int = -1) -> bytes:
+        """As a file's read. Raises TooLarge once the budget is used up."""
+        data = self.file.read(size if 0 <= size <= self.left else self.left + 1)
+        self.left -= len(data)
+        # the end of a file is met between elements; met within one, the file was cut
+        self.cut_short |= 0 < len(data) < size
+        if self.left < 0:
+            raise TooLarge("The DICOM header is larger than this installation reads")
+        return data

@@ -1,0 +1,127 @@
+"""The Celery application and the messages: the broker is a doorbell, Postgres is the truth."""
+
+import json
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import Any
+from uuid import UUID
+
+from celery import Celery
+from celery.schedules import crontab
+from kombu import Queue
+from kombu.exceptions import OperationalError
+from redis.exceptions import RedisError
+
+from shared.errors import Unavailable
+from shared.repository.work import ToSend
+from shared.settings import Settings
+from shared.study import Priority
+
+ANALYSE = "osteon.analyse_study"
+NIGHTLY = "osteon.nightly"
+QUEUES = (Priority.URGENT, Priority.ROUTINE, Priority.BACKLOG)  # served strictly in this order
+SENT_AT = "osteon_sent_at"
+BROKER_DOWN = (OperationalError, RedisError, OSError)
+UNKNOWN_AGE = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+def celery_app(settings: Settings) -> Celery:
+    """Celery as measured: see docs/adr/0002-broker-settings.md for each number."""
+    app = Celery("osteon", broker=settings.broker_url.get_secret_value())
+    app.conf.update(
+        task_queues=[Queue(queue) for queue in QUEUES],
+        task_default_queue=Priority.ROUTINE,
+        task_acks_late=True,
+        task_ignore_result=True,
+        task_track_started=True,
+        task_send_sent_event=True,
+        worker_send_task_events=True,
+        worker_prefetch_multiplier=1,
+        worker_hijack_root_logger=False,
+        worker_cancel_long_running_tasks_on_connection_loss=False,  # a thread cannot be cancelled; its lease protects it
+        broker_connection_retry_on_startup=True,
+        broker_connection_max_retries=None,
+        broker_transport_options={
+            "visibility_timeout": 120,
+            "unacked_restore_interval": 5,
+            "unacked_restore_throttle": 1,
+            "queue_order_strategy": "priority",
+            "socket_keepalive": True,
+            "health_check_interval": 25,
+            "socket_connect_timeout": 5,
+            "socket_timeout": 30,
+            # a dead broker must fail an upload's doorbell quickly, not hold the upload
+            "max_retries": 1,
+        },
+        timezone=settings.nightly_timezone,
+        beat_schedule={
+            "nightly": {
+                "task": NIGHTLY,
+                "schedule": crontab(hour=settings.nightly_hour, minute=0),
+                "options": {"queue": Priority.BACKLOG, "expires": 3600},
+            }
+        },
+    )
+    return app
+
+
+class Doorbell:
+    """Sends messages, and looks how old the oldest ones are."""
+
+    def __init__(self, app: Celery) -> None:
+        self.app = app
+
+    def ring(self, studies: Sequence[ToSend]) -> list[UUID]:
+        """Send one message a study; returns those that the broker did not take. Never raises for a dead broker."""
+        if not studies:
+            return []
+        failed: list[UUID] = []
+        now = datetime.now(UTC).isoformat()
+        try:
+            with self.app.connection_for_write() as connection, self.app.amqp.Producer(connection) as producer:
+                for position, study in enumerate(studies):
+                    try:
+                        self.app.send_task(
+                            ANALYSE,
+                            args=[str(study.study_id)],
+                            queue=study.queue,
+                            headers={SENT_AT: now},
+                            producer=producer,
+                            retry=False,
+                        )
+                    except BROKER_DOWN:
+                        failed = [s.study_id for s in studies[position:]]
+                        break
+        except BROKER_DOWN:
+            failed = [s.study_id for s in studies]
+        return failed
+
+    def heads(self) -> dict[Priority, datetime | None]:
+        """When the oldest waiting message of each queue was sent; None for an empty queue.
+
+        Reads the Redis lists directly: kombu pushes left and pops right. Raises Unavailable.
+        """
+        try:
+            with self.app.connection_for_read() as connection:
+                client = connection.default_channel.client
+                return {queue: _sent_at(client.lindex(queue.value, -1)) for queue in QUEUES}
+        except BROKER_DOWN as wrong:
+            raise Unavailable(f"The broker does not answer ({type(wrong).__name__})") from wrong
+
+    def waiting(self) -> dict[Priority, int]:
+        """How many messages wait in each queue. Raises Unavailable."""
+        try:
+            with self.app.connection_for_read() as connection:
+                client = connection.default_channel.client
+                return {queue: int(client.llen(queue.value)) for queue in QUEUES}
+        except BROKER_DOWN as wrong:
+            raise Unavailable(f"The broker does not answer ({type(wrong).__name__})") from wrong
+
+
+def _sent_at(message: bytes | None) -> datetime | None:
+    if message is None:
+        return None
+    headers: dict[str, Any] = json.loads(message).get("headers") or {}
+    sent = headers.get(SENT_AT)
+    # a message of another kind (the nightly task) tells nothing, so nothing is taken for lost behind it
+    return datetime.fromisoformat(sent) if sent else UNKNOWN_AGE

@@ -1,0 +1,44 @@
+"""Every query, by noun: access, bundles, intake, work, reading, nights. Callers own the transaction."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from sqlalchemy import create_engine
+from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
+from sqlalchemy.orm import Session, sessionmaker
+
+from shared.errors import Unavailable
+
+
+class Database:
+    """One pool of connections per process; one per thread would exhaust Postgres."""
+
+    def __init__(self, url: str, pool_size: int) -> None:
+        """url: postgresql+psycopg2://…; nothing is connected yet."""
+        self.engine = create_engine(
+            url,
+            pool_size=pool_size,
+            max_overflow=0,
+            pool_timeout=30,
+            pool_pre_ping=True,
+            hide_parameters=True,  # parameters can be identities, and errors are logged
+            connect_args={"connect_timeout": 5, "application_name": "osteon"},
+        )
+        self._sessions = sessionmaker(self.engine, expire_on_commit=False)
+
+    @contextmanager
+    def transaction(self) -> Iterator[Session]:
+        """A session that commits at the end, or rolls back. Raises Unavailable if Postgres does not answer."""
+        try:
+            with self._sessions.begin() as session:
+                yield session
+        except (OperationalError, InterfaceError) as wrong:
+            raise Unavailable(f"Postgres does not answer ({type(wrong.orig).__name__})") from wrong
+        except DBAPIError as wrong:
+            if wrong.connection_invalidated:
+                raise Unavailable("Postgres closed the connection") from wrong
+            raise
+
+    def close(self) -> None:
+        """Give all connections back."""
+        self.engine.dispose()

@@ -1,0 +1,120 @@
+"""Sites, API keys and the encrypted identities."""
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from enum import StrEnum
+from uuid import UUID
+
+from cryptography.fernet import Fernet, InvalidToken
+from sqlalchemy import select, update
+from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.orm import Session
+from sqlalchemy.sql import func
+
+from shared.errors import OsteonError
+from shared.study import Identity
+from shared.tables import IdentityReadRow, IdentityRow, KeyRow, SiteRow
+
+
+class Role(StrEnum):
+    """What a key may do; each may also do what stands before it in `ALLOWS`."""
+
+    SUBMITTER = "submitter"  # send studies, see their state
+    RADIOLOGIST = "radiologist"  # read the worklist, pictures and identities
+    ADMIN = "admin"  # everything
+
+
+ALLOWS = {
+    Role.SUBMITTER: {Role.SUBMITTER},
+    Role.RADIOLOGIST: {Role.RADIOLOGIST},
+    Role.ADMIN: {Role.SUBMITTER, Role.RADIOLOGIST, Role.ADMIN},
+}
+
+
+@dataclass(frozen=True)
+class Key:
+    """An API key that was shown and is valid."""
+
+    id: UUID
+    site_id: UUID
+    name: str
+    role: Role
+
+    def may(self, *roles: Role) -> bool:
+        """Whether the key holds one of the roles."""
+        return bool(ALLOWS[self.role] & set(roles))
+
+
+def key_hash(secret: str) -> str:
+    """Keys are long and random, so one round of SHA-256 is enough."""
+    return hashlib.sha256(secret.encode()).hexdigest()
+
+
+def add_key(session: Session, site: str, name: str, role: Role, secret: str) -> None:
+    """Make the site and the key unless they are there."""
+    session.execute(insert(SiteRow).values(name=site).on_conflict_do_nothing())
+    site_id = session.scalar(select(SiteRow.id).where(SiteRow.name == site))
+    session.execute(
+        insert(KeyRow).values(site_id=site_id, name=name, role=role, sha256=key_hash(secret)).on_conflict_do_nothing()
+    )
+
+
+def find_key(session: Session, secret: str) -> Key | None:
+    """The valid key with this secret, if any."""
+    return _key(session, KeyRow.sha256 == key_hash(secret))
+
+
+def find_key_by_id(session: Session, key_id: UUID) -> Key | None:
+    """The key of a login cookie, unless it was revoked since."""
+    return _key(session, KeyRow.id == key_id)
+
+
+def _key(session: Session, where: object) -> Key | None:
+    row = session.scalar(select(KeyRow).where(where, KeyRow.revoked_at.is_(None)))  # type: ignore[arg-type]
+    return Key(row.id, row.site_id, row.name, Role(row.role)) if row else None
+
+
+def revoke_key(session: Session, name: str) -> int:
+    """Make the keys of this name invalid at once; returns how many."""
+    done = session.execute(
+        update(KeyRow).where(KeyRow.name == name, KeyRow.revoked_at.is_(None)).values(revoked_at=func.now())
+    )
+    return int(done.rowcount)  # type: ignore[attr-defined]
+
+
+class Vault:
+    """Encrypts what names a patient (Fernet: AES-128-CBC with HMAC-SHA256)."""
+
+    def __init__(self, key: str) -> None:
+        """key: urlsafe base64 of 32 bytes. Raises OsteonError if it is not."""
+        try:
+            self._fernet = Fernet(key)
+        except ValueError:
+            raise OsteonError(
+                "OSTEON_IDENTITY_KEY is not a Fernet key. Make one with: "
+                "python -c 'from cryptography.fernet import Fernet; print(Fernet.generate_key().decode())'"
+            ) from None
+
+    def seal(self, value: object) -> bytes:
+        """Encrypt any JSON value."""
+        return self._fernet.encrypt(json.dumps(value, default=str).encode())
+
+    def open(self, ciphertext: bytes) -> object:
+        """Undo seal. Raises OsteonError when the key is another one."""
+        try:
+            return json.loads(self._fernet.decrypt(ciphertext))
+        except InvalidToken:
+            raise OsteonError("OSTEON_IDENTITY_KEY is not the key that this database was written with") from None
+
+    def keep_identity(self, session: Session, study_id: UUID, identity: Identity) -> None:
+        """Store a study's identity, unless one is stored."""
+        sealed = self.seal(asdict(identity))
+        session.execute(insert(IdentityRow).values(study_id=study_id, ciphertext=sealed).on_conflict_do_nothing())
+
+    def identities(self, session: Session, reader: Key, study_ids: list[UUID]) -> dict[UUID, Identity]:
+        """Who these studies are of; every reading leaves an audit row."""
+        rows = session.execute(select(IdentityRow).where(IdentityRow.study_id.in_(study_ids))).scalars().all()
+        if rows:
+            session.execute(insert(IdentityReadRow), [{"study_id": r.study_id, "key_id": reader.id} for r in rows])
+        return {row.study_id: Identity(**self.open(row.ciphertext)) for row in rows}  # type: ignore[arg-type]

@@ -1,0 +1,82 @@
+"""All settings, read from OSTEON_* variables; units stand in the names."""
+
+import functools
+import os
+from pathlib import Path
+
+from pydantic import Field, SecretStr
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+class Settings(BaseSettings):
+    """What can be set, with defaults that are safe on one machine.
+
+    `osteon up` fills the URLs and secrets of the embedded parts in; a variable already set replaces that part.
+    """
+
+    model_config = SettingsConfigDict(env_prefix="OSTEON_", env_ignore_empty=True)
+
+    # where things are
+    home: Path = Field(Path(".osteon"), description="state of the embedded stack")
+    database_url: SecretStr = SecretStr("postgresql+psycopg2://osteon@127.0.0.1:5432/osteon")
+    broker_url: SecretStr = SecretStr("redis://127.0.0.1:6379/0")
+    store_url: SecretStr = Field(
+        SecretStr("file:.osteon/objects"), description="file:DIR, or s3://KEY:SECRET@HOST:PORT/BUCKET (s3s:// for TLS)"
+    )
+    bundle_path: Path = Field(ROOT / "training/bundles/first-light.safetensors", description="activated when none is")
+    spool_dir: Path | None = Field(None, description="where uploads wait on disk until they are whole")
+
+    # secrets
+    identity_key: SecretStr = Field(SecretStr(""), description="Fernet key of the identities table")
+    session_secret: SecretStr = Field(SecretStr(""), description="signs the page's login cookie")
+
+    # who may talk to us
+    api_host: str = "127.0.0.1"
+    api_port: int = 8080
+    flower_host: str = "127.0.0.1"
+    flower_port: int = 5555
+    session_hours: int = 12
+    secure_cookies: bool = Field(False, description="set behind TLS: the login cookie then travels on HTTPS only")
+    site: str = Field("default", description="the site that `osteon up` makes its keys for")
+
+    # limits of what is taken in
+    max_request_bytes: int = 8 * 2**30
+    max_request_files: int = 5000
+    max_file_bytes: int = 2 * 2**30
+    max_header_bytes: int = 16 * 2**20
+    max_archive_ratio: int = 200
+    max_frame_pixels: int = 60_000_000
+    max_frames: int = 200
+    max_decoded_bytes: int = 2 * 2**30
+
+    # the worker
+    batch_size: int = 8
+    batch_wait_ms: int = 15
+    worker_threads: int = 16
+    predict_limit_s: float = 120.0
+    lease_s: float = Field(30.0, description="renewed while the worker lives")
+    max_attempts: int = 4
+    retry_base_s: float = 5.0
+    reconcile_every_s: float = 5.0
+    resend_grace_s: float = 30.0
+    database_pool_size: int = 8
+
+    # the nightly run
+    nightly_hour: int = Field(2, ge=0, le=23, description="hour of the day, in nightly_timezone")
+    nightly_timezone: str = "UTC"
+    nightly_max_studies: int = 5000
+
+    log_level: str = "INFO"
+
+
+@functools.cache
+def settings() -> Settings:
+    """The settings of this process, read once."""
+    return Settings()
+
+
+def cpu_count() -> int:
+    """Cores this process may use, which in a container is fewer than the host has."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,0 +1,214 @@
+"""Objects by content: originals, previews and bundles, in a directory or in any S3 store."""
+
+import contextlib
+import hashlib
+import os
+import re
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO, Protocol
+from urllib.parse import unquote, urlsplit
+
+import urllib3
+from minio import Minio
+from minio.error import MinioException, S3Error
+from urllib3.exceptions import HTTPError
+
+from shared.errors import ObjectMissing, OsteonError, StoreUnavailable
+
+CHUNK = 1 << 20
+_KEY = re.compile(r"[a-z]+(/[A-Za-z0-9._-]+)+")
+
+
+def original_key(sha256: str) -> str:
+    """Where the stored bytes of an instance stand; two levels, so that no folder grows to millions."""
+    return f"originals/{sha256[:2]}/{sha256}.dcm"
+
+
+def preview_key(sha256: str, frame: int) -> str:
+    """Where the picture of a frame stands (1 for the first); made by the worker, remade at will."""
+    return f"previews/{sha256[:2]}/{sha256}-{frame}.png"
+
+
+def bundle_key(sha256: str) -> str:
+    """Where a model bundle stands."""
+    return f"bundles/{sha256}.safetensors"
+
+
+class Store(Protocol):
+    """What both stores can do. Every call may raise StoreUnavailable."""
+
+    def put(self, key: str, content: BinaryIO, size_bytes: int) -> None:
+        """Store `size_bytes` of content from where it stands; when this returns, it is durable and whole."""
+
+    def get(self, key: str) -> bytes:
+        """The whole object. Raises ObjectMissing."""
+
+    def exists(self, key: str) -> bool:
+        """Whether the object is there, whole."""
+
+    def check(self) -> None:
+        """Raises StoreUnavailable unless the store can be written to."""
+
+
+def open_store(url: str) -> Store:
+    """The store that OSTEON_STORE_URL names: file:DIR, s3://KEY:SECRET@HOST:PORT/BUCKET, or s3s:// for TLS.
+
+    Raises OsteonError for any other URL.
+    """
+    parts = urlsplit(url)
+    if parts.scheme == "file":
+        return DirectoryStore(Path(unquote(url.removeprefix("file:").removeprefix("//"))))
+    if parts.scheme in ("s3", "s3s") and parts.hostname and parts.path.strip("/"):
+        host = parts.hostname + (f":{parts.port}" if parts.port else "")
+        return S3Store(
+            host,
+            unquote(parts.username or ""),
+            unquote(parts.password or ""),
+            parts.path.strip("/"),
+            parts.scheme == "s3s",
+        )
+    raise OsteonError("OSTEON_STORE_URL must be file:DIR or s3://KEY:SECRET@HOST:PORT/BUCKET")
+
+
+class DirectoryStore:
+    """Objects as files; written aside, flushed to disk, then renamed into place."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder.absolute()
+
+    def put(self, key: str, content: BinaryIO, size_bytes: int) -> None:
+        """See Store. A crash leaves at most a file in incoming/, never half an object."""
+        goal = self._path(key)
+        try:
+            incoming = self.folder / "incoming"
+            incoming.mkdir(parents=True, exist_ok=True)
+            goal.parent.mkdir(parents=True, exist_ok=True)
+            handle, name = tempfile.mkstemp(dir=incoming)
+            try:
+                with os.fdopen(handle, "wb") as file:
+                    _copy(content, file, size_bytes)
+                    file.flush()
+                    os.fsync(file.fileno())
+                Path(name).replace(goal)
+            except BaseException:
+                Path(name).unlink(missing_ok=True)
+                raise
+            folder = os.open(goal.parent, os.O_RDONLY)
+            try:
+                os.fsync(folder)  # the rename itself must survive a power cut
+            finally:
+                os.close(folder)
+        except OSError as wrong:
+            raise StoreUnavailable(f"The object store cannot be written: {wrong.strerror}") from wrong
+
+    def get(self, key: str) -> bytes:
+        """See Store."""
+        try:
+            return self._path(key).read_bytes()
+        except FileNotFoundError:
+            raise ObjectMissing(f"{key} is not in the store") from None
+        except OSError as wrong:
+            raise StoreUnavailable(f"The object store cannot be read: {wrong.strerror}") from wrong
+
+    def exists(self, key: str) -> bool:
+        """See Store."""
+        return self._path(key).is_file()
+
+    def check(self) -> None:
+        """See Store."""
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.NamedTemporaryFile(dir=self.folder):
+                pass
+        except OSError as wrong:
+            raise StoreUnavailable(f"The object store cannot be written: {wrong.strerror}") from wrong
+
+    def _path(self, key: str) -> Path:
+        if not _KEY.fullmatch(key) or ".." in key:
+            raise ValueError(f"{key!r} is no object key")
+        return self.folder / key
+
+
+class S3Store:
+    """Objects in a bucket of MinIO or any S3 server."""
+
+    def __init__(self, host: str, access_key: str, secret_key: str, bucket: str, secure: bool) -> None:  # noqa: FBT001 - of the URL
+        pool = urllib3.PoolManager(
+            maxsize=32, timeout=urllib3.Timeout(connect=5, read=60), retries=urllib3.Retry(total=2, backoff_factor=0.2)
+        )
+        self.bucket = bucket
+        self.client = Minio(host, access_key=access_key, secret_key=secret_key, secure=secure, http_client=pool)
+
+    def put(self, key: str, content: BinaryIO, size_bytes: int) -> None:
+        """See Store; the server checks the bytes against the signed hash and answers when they are stored."""
+        with _s3_errors(key):
+            try:
+                self.client.put_object(self.bucket, key, content, size_bytes)
+            except S3Error as wrong:
+                if wrong.code != "NoSuchBucket":
+                    raise
+                start = content.tell()
+                self._make_bucket()
+                content.seek(start)
+                self.client.put_object(self.bucket, key, content, size_bytes)
+
+    def get(self, key: str) -> bytes:
+        """See Store."""
+        with _s3_errors(key):
+            answer = self.client.get_object(self.bucket, key)
+            try:
+                return bytes(answer.read())
+            finally:
+                answer.close()
+                answer.release_conn()
+
+    def exists(self, key: str) -> bool:
+        """See Store."""
+        try:
+            with _s3_errors(key):
+                self.client.stat_object(self.bucket, key)
+        except ObjectMissing:
+            return False
+        return True
+
+    def check(self) -> None:
+        """See Store; makes the bucket if it is missing."""
+        with _s3_errors(self.bucket):
+            self._make_bucket()
+
+    def _make_bucket(self) -> None:
+        if not self.client.bucket_exists(self.bucket):
+            try:
+                self.client.make_bucket(self.bucket)
+            except S3Error as wrong:
+                if wrong.code not in ("BucketAlreadyOwnedByYou", "BucketAlreadyExists"):  # another was faster
+                    raise
+
+
+@contextlib.contextmanager
+def _s3_errors(key: str) -> Iterator[None]:
+    try:
+        yield
+    except S3Error as wrong:
+        if wrong.code in ("NoSuchKey", "NoSuchBucket", "NoSuchObject"):
+            raise ObjectMissing(f"{key} is not in the store") from wrong
+        raise StoreUnavailable(f"The object store answered {wrong.code}") from wrong
+    except (MinioException, HTTPError, OSError) as wrong:
+        raise StoreUnavailable(f"The object store does not answer ({type(wrong).__name__})") from wrong
+
+
+def _copy(content: BinaryIO, file: BinaryIO, size_bytes: int) -> None:
+    left = size_bytes
+    while left:
+        chunk = content.read(min(CHUNK, left))
+        if not chunk:
+            raise OSError(f"content ended {left} bytes early")
+        file.write(chunk)
+        left -= len(chunk)
+
+
+def sha256_of(content: bytes) -> str:
+    """Hex digest of the bytes."""
+    return hashlib.sha256(content).hexdigest()

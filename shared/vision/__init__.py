@@ -1,0 +1,1 @@
+"""From stored bytes to findings, as values: no storage, no rows, no queue."""

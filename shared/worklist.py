@@ -1,0 +1,75 @@
+"""The order in which radiologists read: earliest due time first.
+
+A study is due at its arrival plus the wait that its class allows. Time passing does not reorder the list, so an index
+serves it and paging by (due_at, id) is exact; the largest allowance is the longest wait that a kept-up list can have.
+"""
+
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from uuid import UUID
+
+from shared.findings import Call, Severity, StudySummary
+from shared.study import Priority, StudyStatus
+
+PENDING = "pending"  # not analysed yet, or could not be
+
+# minutes a study of this class may wait for its reader
+ALLOWANCES: dict[str, dict[Priority, int]] = {
+    "likely severe": {Priority.URGENT: 10, Priority.ROUTINE: 10, Priority.BACKLOG: 60},
+    "likely": {Priority.URGENT: 15, Priority.ROUTINE: 30, Priority.BACKLOG: 120},
+    "possible": {Priority.URGENT: 20, Priority.ROUTINE: 240, Priority.BACKLOG: 480},
+    "abstained": {Priority.URGENT: 25, Priority.ROUTINE: 480, Priority.BACKLOG: 960},
+    PENDING: {Priority.URGENT: 25, Priority.ROUTINE: 720, Priority.BACKLOG: 1440},
+    "none": {Priority.URGENT: 60, Priority.ROUTINE: 1440, Priority.BACKLOG: 2880},
+}
+LONGEST_WAIT = timedelta(minutes=max(max(row.values()) for row in ALLOWANCES.values()))
+
+
+@dataclass(frozen=True)
+class WorklistEntry:
+    """One row of the worklist, without the patient's identity."""
+
+    study_id: UUID
+    priority: Priority
+    status: StudyStatus
+    received_at: datetime
+    due_at: datetime
+    call: Call | None
+    severity: Severity | None
+    region: str
+    fracture_probability: float | None
+    scope: str
+    modality: str
+    images: int
+    failed_images: int
+    reason: str  # why quarantined or retrying
+
+    def why(self) -> str:
+        """The place of this row in words."""
+        return f"due {self.due_at:%H:%M} UTC: {self.priority} {'study' if self.call is None else explain(self)}"
+
+
+def urgency_class(summary: StudySummary | None) -> str:
+    """The row of ALLOWANCES that a study falls under."""
+    if summary is None:
+        return PENDING
+    if summary.call is Call.LIKELY and summary.severity is Severity.SEVERE:
+        return "likely severe"
+    return str(summary.call)
+
+
+def due_at(received_at: datetime, priority: Priority, summary: StudySummary | None) -> datetime:
+    """When the study should have been read. Raises ValueError for a naive time."""
+    if received_at.tzinfo is None:
+        raise ValueError("received_at must carry a time zone")
+    return received_at + timedelta(minutes=ALLOWANCES[urgency_class(summary)][priority])
+
+
+def explain(entry: WorklistEntry) -> str:
+    """The finding of an analysed study in words, e.g. "likely fracture, elbow, extent moderate"."""
+    if entry.call is Call.ABSTAINED:
+        return f"the model abstains ({entry.scope})"
+    if entry.call in (Call.LIKELY, Call.POSSIBLE):
+        extent = f", extent {entry.severity}" if entry.severity and entry.severity is not Severity.NONE else ""
+        return f"{entry.call} fracture, {entry.region}{extent}"
+    return f"no fracture found, {entry.region}"

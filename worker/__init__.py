@@ -1,0 +1,1 @@
+"""Takes studies from the queues, analyses them in batches, writes findings."""

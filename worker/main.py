@@ -1,0 +1,96 @@
+"""The worker process: `python -m worker.main`.
+
+Beat and Flower load `app` from here too, so the model is imported only where tasks run.
+"""
+
+import socket
+import sys
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+from uuid import UUID
+
+from celery.signals import setup_logging, worker_process_shutdown, worker_ready, worker_shutdown
+
+from shared.jobs import ANALYSE, NIGHTLY, QUEUES, Doorbell, celery_app
+from shared.logs import configure_logs
+from shared.settings import settings
+
+if TYPE_CHECKING:
+    from worker.sweeps import Reconciler
+    from worker.tasks import Engine
+
+app = celery_app(settings())
+_engine: "Engine | None" = None
+_reconciler: "Reconciler | None" = None
+
+
+@setup_logging.connect
+def _logs(**_: object) -> None:
+    configure_logs(settings().log_level)
+
+
+def engine() -> "Engine":
+    """The engine of this process, made at the start of the worker."""
+    assert _engine is not None, "tasks run in `python -m worker.main` only"
+    return _engine
+
+
+@app.task(name=ANALYSE)
+def analyse_study(study_id: str) -> str:
+    """Analyse one study; its id is all that a message or Flower ever shows."""
+    return engine().analyse_study(UUID(study_id))
+
+
+@app.task(name=NIGHTLY)
+def nightly() -> int | None:
+    """Queue what earlier days left behind."""
+    from worker.sweeps import nightly as run  # noqa: PLC0415 - beat and Flower need no sweeps
+
+    return run(settings(), engine().database, Doorbell(app), datetime.now(UTC))
+
+
+@worker_ready.connect
+def _start(**_: object) -> None:
+    global _reconciler  # noqa: PLW0603 - one per process, by Celery's signals
+    from worker.sweeps import Reconciler  # noqa: PLC0415
+
+    _reconciler = Reconciler(settings(), engine().database, Doorbell(app))
+
+
+@worker_shutdown.connect
+@worker_process_shutdown.connect
+def _stop(**_: object) -> None:
+    global _engine, _reconciler  # noqa: PLW0603
+    if _reconciler is not None:
+        _reconciler.close()
+        _reconciler = None
+    if _engine is not None:
+        _engine.close()
+        _engine = None
+
+
+def main() -> None:
+    """Start the engine, then the Celery worker, until SIGTERM; a second SIGTERM is not needed."""
+    global _engine  # noqa: PLW0603
+    from worker.tasks import Engine, threads_for  # noqa: PLC0415
+
+    configure_logs(settings().log_level)
+    _engine = Engine(settings())
+    app.worker_main(
+        [
+            "worker",
+            "--pool=threads",
+            f"--concurrency={threads_for(settings())}",
+            f"--queues={','.join(QUEUES)}",
+            f"--hostname=osteon@{socket.gethostname()}",
+            "--without-gossip",
+            "--without-mingle",
+            f"--loglevel={settings().log_level}",
+        ]
+    )
+
+
+if __name__ == "__main__":
+    # tasks must register on the module that Celery knows, not on __main__
+    sys.modules["worker.main"] = sys.modules["__main__"]
+    main()

@@ -1,0 +1,64 @@
+"""The active bundle, loaded; a newly activated one is picked up between studies."""
+
+import logging
+import threading
+import time
+from collections.abc import Sequence
+
+import torch
+
+from shared.errors import OsteonError
+from shared.repository import Database
+from shared.repository.bundles import active_bundle
+from shared.settings import cpu_count
+from shared.storage import Store, bundle_key
+from shared.vision.reader import RawReading, Reader
+from shared.vision.tensors import UInt8Image
+
+log = logging.getLogger(__name__)
+LOOK_EVERY_S = 2.0
+
+
+class NoBundle(OsteonError):
+    """No model bundle is active. Activate one: osteon activate FILE."""
+
+
+class ActiveReader:
+    """Hands out the reader of the active bundle."""
+
+    def __init__(self, database: Database, store: Store) -> None:
+        self._database, self._store = database, store
+        self._lock = threading.Lock()
+        self._reader: Reader | None = None
+        self._name = ""
+        self._looked_at = 0.0
+        torch.set_num_threads(cpu_count())
+
+    def current(self) -> Reader:
+        """The reader for a study that starts now. Raises NoBundle, Unavailable, ObjectMissing, BadBundle."""
+        with self._lock:
+            if self._reader is None or time.monotonic() - self._looked_at > LOOK_EVERY_S:
+                self._look()
+            assert self._reader is not None
+            return self._reader
+
+    def _look(self) -> None:
+        with self._database.transaction() as session:
+            row = active_bundle(session)
+        if row is None:
+            raise NoBundle
+        if row.name != self._name:
+            self._reader = Reader.of_bundle(self._store.get(bundle_key(row.sha256)), row.sha256)
+            self._name = row.name
+            log.info("bundle loaded", extra={"bundle": row.name, "device": str(self._reader.device)})
+        self._looked_at = time.monotonic()
+
+
+def predict(items: Sequence[tuple[Reader, UInt8Image]]) -> list[RawReading]:
+    """Answer a batch; just after an activation it may hold squares of two bundles."""
+    answers: list[RawReading | None] = [None] * len(items)
+    for reader in {id(reader): reader for reader, _ in items}.values():
+        own = [index for index, (wanted, _) in enumerate(items) if wanted is reader]
+        for index, answer in zip(own, reader.read([items[i][1] for i in own]), strict=True):
+            answers[index] = answer
+    return [answer for answer in answers if answer is not None]
