@@ -8,6 +8,7 @@ import signal
 import subprocess
 import time
 from pathlib import Path
+from typing import Any
 
 import psutil
 import psycopg2
@@ -194,9 +195,9 @@ class EmbeddedPostgres:
         finally:
             connection.close()
 
-    def _admin(self, database: str) -> dict[str, str | int]:
+    def _admin(self, database: str) -> dict[str, Any]:
         password = self._password("postgres")
-        address: dict[str, str | int] = {"host": "127.0.0.1", "port": self.port, "connect_timeout": 3}
+        address = {"host": "127.0.0.1", "port": self.port, "connect_timeout": 3}
         return {**address, "user": "postgres", "password": password, "dbname": database}
 
     def _other_uid(self) -> list[str]:

@@ -1,8 +1,11 @@
-"""One compressed frame to stored values, through imagecodecs, which lets go of the GIL while it decodes.
+"""Bytes to stored values: one frame at a time, compressed or not.
 
-Every stream's own size is read before it is decoded, so that none can allocate more than its header owns up to.
+Compressed ones go through imagecodecs, which lets go of the GIL while it decodes. Every stream's own size is read
+before it is decoded, so that none can allocate more than the DICOM header owns up to.
 """
 
+import struct
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -11,7 +14,7 @@ import imagecodecs
 import numpy as np
 import numpy.typing as npt
 
-from shared.errors import TruncatedPixels, UndecodablePixels, UnsupportedPixels
+from shared.errors import TooLarge, TruncatedPixels, UndecodablePixels, UnsupportedPixels
 
 RLE = "1.2.840.10008.1.2.5"
 _JPEG = "1.2.840.10008.1.2.4."
@@ -19,6 +22,11 @@ _SEQUENTIAL = (0xC0, 0xC1)  # no progressive: not allowed in these syntaxes, and
 _START_OF_FRAME = {*range(0xC0, 0xD0), 0xF7} - {0xC4, 0xC8, 0xCC}
 _STANDALONE = {0x01, *range(0xD0, 0xD8)}
 _END = b"\xff\xd9"  # EOI and EOC; cannot occur inside entropy coded data of any of the formats
+
+
+_ITEM, _DELIMITER = 0xFFFEE000, 0xFFFEE0DD
+_MOST_FRAGMENTS = 100_000  # a film has a handful; walking millions of empty ones would take minutes
+_INFLATE_STEP = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -156,3 +164,63 @@ _CODECS = {
     _JPEG + "203": _HTJ2K,
 }
 ENCAPSULATED = frozenset({RLE, *_CODECS})
+
+
+def significant(values: npt.NDArray[Any], bits: int, high_bit: int, signed: bool) -> npt.NDArray[Any]:
+    """Clear what lies outside the significant bits (old overlays, noise), and extend the sign.
+
+    values: any shape, integers of the allocated width. Returns the same shape in native byte order, signed or not.
+    Source: PS3.5 8.1.1.
+    """
+    width = 8 * values.dtype.itemsize
+    raw = values.astype(f"u{values.dtype.itemsize}", copy=False)
+    if width - 1 - high_bit:
+        raw = raw << (width - 1 - high_bit)
+    # an arithmetic shift on the way back is what extends the sign
+    wanted = raw.view(f"{'i' if signed else 'u'}{values.dtype.itemsize}")
+    return wanted >> (width - bits) if width > bits else wanted
+
+
+def check_fragments(data: bytes, at: int, frames: int) -> None:
+    """Walk the items of encapsulated Pixel Data that begin at `at`, the Basic Offset Table first.
+
+    Raises TruncatedPixels when one runs past the end of the file or there are fewer than frames; UndecodablePixels.
+    Source: PS3.5 A.4.
+    """
+    items = 0
+    while len(data) - at >= 8:
+        group, element, length = struct.unpack_from("<HHL", data, at)
+        tag = group << 16 | element
+        if tag == _DELIMITER:
+            break
+        if tag != _ITEM or items > _MOST_FRAGMENTS:
+            raise UndecodablePixels("The encapsulated Pixel Data is damaged: its items do not follow each other")
+        at += 8 + length
+        items += 1
+    if at > len(data) or items - 1 < frames:
+        raise TruncatedPixels(f"Pixel Data does not hold {frames} whole frame(s): the file was cut short")
+
+
+def inflate(data: bytes, at: int, most: int) -> bytes:
+    """The deflated data set that begins at `at`, inflated; as much as there is when it is cut short.
+
+    Raises TooLarge beyond `most` bytes. It is counted first and thrown away, so that a bomb costs no memory.
+    Source: PS3.5 A.5.
+    """
+    kept = bytearray()
+    for keep in (False, True):
+        machine, total = zlib.decompressobj(-zlib.MAX_WBITS), 0
+        # small pieces, since zlib copies the unused rest of its input at every step
+        for begin in range(at, len(data), 65536):
+            piece = data[begin : begin + 65536]
+            while piece:
+                part = machine.decompress(piece, _INFLATE_STEP)
+                piece = machine.unconsumed_tail
+                total += len(part)
+                if total > most:
+                    raise TooLarge(f"The deflated data set expands beyond {most} bytes")
+                if keep:
+                    kept += part
+            if machine.eof:
+                break
+    return bytes(kept)

@@ -1,23 +1,23 @@
 """The one path from the stored bytes of a DICOM file to images; training and the worker both use it.
 
-stored values -> sign and significant bits -> modality LUT or rescale -> MONOCHROME1 inverted = `frame`
-                                                        \\-> VOI LUT -> MONOCHROME1 inverted = `display`
+    stored values -> modality LUT or rescale -> MONOCHROME1 mirrored               = PixelSource.frame, for the network
+                                            -> VOI LUT -> MONOCHROME1 mirrored    = display, for people
 
 `frame` leaves the VOI LUT out, sigmoid and LUT Sequence included: it is the sender's taste, differs between
-consoles, and clips; the network's own window (`tensors.prepare`) comes instead. Presentation LUT Shape is not
-looked at: PS3.3 C.8.11.3.1.2 ties it to the photometric interpretation, which is what decides here.
+consoles, and clips. The network's own window (`tensors.prepare`) comes in its place. Presentation LUT Shape is not
+looked at: the photometric interpretation, to which PS3.3 C.8.11.3 ties it, decides.
 
-open_pixels checks everything that the header tells before anything is allocated, and keeps of the data set only
-the numbers below: nothing in a PixelSource names a patient.
+Everything that the header tells is checked before anything is allocated. A PixelSource keeps numbers and the file's
+bytes, no data set, so that nothing it prints can name a patient.
 """
 
 import io
 import logging
+import math
 import re
 import struct
 import threading
 import warnings
-import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -43,8 +43,7 @@ from shared.errors import (
     UnknownTransferSyntax,
     UnsupportedPixels,
 )
-from shared.vision import luts
-from shared.vision.codecs import ENCAPSULATED, decode_frame
+from shared.vision.codecs import ENCAPSULATED, check_fragments, decode_frame, inflate, significant
 from shared.vision.tensors import Float32Image, UInt8Image
 
 IMPLICIT_LE = "1.2.840.10008.1.2"
@@ -52,13 +51,11 @@ EXPLICIT_LE = "1.2.840.10008.1.2.1"
 DEFLATED = "1.2.840.10008.1.2.1.99"
 BIG_ENDIAN = "1.2.840.10008.1.2.2"
 NATIVE = frozenset({IMPLICIT_LE, EXPLICIT_LE, DEFLATED, BIG_ENDIAN})
+PREVIEW_PERCENTILES = (0.5, 99.5)
 
 _PREAMBLE = 128
 _UNDEFINED = 0xFFFFFFFF
 _FLOAT, _DOUBLE, _PIXELS = 0x7FE00008, 0x7FE00009, 0x7FE00010
-_ITEM, _DELIMITER = 0xFFFEE000, 0xFFFEE0DD
-_MOST_FRAGMENTS = 100_000  # a film has a handful; walking millions of empty ones would take minutes
-_INFLATE_STEP = 1 << 20
 _quiet_lock = threading.Lock()
 
 
@@ -68,7 +65,7 @@ class PixelLimits:
 
     max_frame_pixels: int = 60_000_000
     max_frames: int = 200
-    max_decoded_bytes: int = 2 * 2**30  # all frames as stored, and a deflated data set once inflated
+    max_decoded_bytes: int = 2 * 2**30  # all frames as stored; also a deflated data set once inflated
 
 
 @dataclass(frozen=True)
@@ -80,8 +77,67 @@ class Frame:
 
 
 @dataclass(frozen=True)
+class Lut:
+    """A modality or VOI lookup table. Source: PS3.3 C.11.1.1.1, C.11.2.1.1."""
+
+    first: int  # the input that the first entry is for; inputs beyond either end take the end's entry
+    table: npt.NDArray[np.float32]  # (N,)
+    top: float  # greatest output that its descriptor allows
+
+    def apply(self, values: npt.NDArray[Any]) -> Float32Image:
+        """values: (H, W) integers or whole floats; returns (H, W) float32."""
+        index = np.clip(np.rint(values) - self.first, 0, len(self.table) - 1).astype(np.intp)
+        picked: Float32Image = self.table[index]
+        return picked
+
+
+@dataclass(frozen=True)
+class Transform:
+    """What the header does to the stored values of a frame. Source: PS3.3 C.11.1 and C.11.2."""
+
+    slope: float
+    intercept: float
+    lut: Lut | None  # modality LUT, in place of slope and intercept
+    window: tuple[float, float, str] | None  # centre, width and VOI LUT Function
+    voi_lut: Lut | None  # in place of the window
+
+    def modality(self, stored: npt.NDArray[Any]) -> Float32Image:
+        """stored: (H, W) integers; returns (H, W) float32 in modality units."""
+        if self.lut:
+            return self.lut.apply(stored)
+        values = stored.astype(np.float32)
+        if (self.slope, self.intercept) != (1, 0):
+            values *= np.float32(self.slope)
+            values += np.float32(self.intercept)
+        return values
+
+    def ends(self, low: int, high: int) -> tuple[float, float]:
+        """Modality units of the least and greatest stored value."""
+        if self.lut:
+            return 0.0, self.lut.top
+        return low * self.slope + self.intercept, high * self.slope + self.intercept
+
+    def voi(self, values: Float32Image) -> Float32Image | None:
+        """values: (H, W) modality units; returns (H, W) float32 in [0, 1], or None where the file has no VOI LUT."""
+        shown: Float32Image
+        if self.voi_lut:
+            shown = np.clip(self.voi_lut.apply(values) / np.float32(self.voi_lut.top), 0, 1)
+            return shown
+        if not self.window:
+            return None
+        center, width, function = self.window
+        if function == "SIGMOID":
+            shown = 1 / (1 + np.exp(np.clip((values - np.float32(center)) * np.float32(-4 / width), -80, 80)))
+            return shown
+        if function == "LINEAR":  # C.11.2.1.2.1: half a unit off the middle, and a width of 1 is a threshold
+            center, width = center - 0.5, max(width - 1, 1e-6)
+        shown = np.clip((values - np.float32(center)) / np.float32(width) + np.float32(0.5), 0, 1)
+        return shown
+
+
+@dataclass(frozen=True)
 class PixelSource:
-    """An image that is checked and ready to be decoded, frame by frame. Made by open_pixels; safe to share."""
+    """An image, checked and ready to be decoded frame by frame. Made by open_pixels; threads may share it."""
 
     rows: int
     columns: int
@@ -93,95 +149,89 @@ class PixelSource:
     high_bit: int
     signed: bool
     transfer_syntax: str
-    little_endian: bool
-    swapped_bytes: bool  # 8-bit samples packed into big endian words (PS3.5 A.3)
-    transforms: tuple[luts.Transform, ...] = field(repr=False)  # one for all frames, or one each
+    swapped_bytes: bool  # 8-bit samples in big endian words, PS3.5 8.1.1 and A.3
+    transforms: tuple[Transform, ...] = field(repr=False)  # one for all frames, or one for each
     data: bytes = field(repr=False)
-    start: int = field(repr=False)  # of the Pixel Data value in data
+    start: int = field(repr=False)  # where in data the value of Pixel Data begins
     offsets: tuple[bytes, bytes] | None = field(repr=False)  # Extended Offset Table and its lengths
 
     def __iter__(self) -> Iterator[Frame]:
-        """Frames in order, one decoded at a time."""
+        """The frames in order; each is decoded when its turn comes."""
         return (Frame(i + 1, self.frame(i)) for i in range(self.frames))
 
     def frame(self, i: int) -> Float32Image:
         """Decode frame i, 0 for the first.
 
-        Returns (rows, columns) float32 in the modality's own units (not scaled to [0, 1]), white is bone.
+        Returns (rows, columns) float32 in modality units (not scaled to [0, 1]), bone is the greater value.
         MONOCHROME1 is mirrored within the range that Bits Stored can hold, so that a film and its negative give
         the same frame to the bit. Raises IndexError, UndecodablePixels, TruncatedPixels, UnsupportedPixels.
         Source: PS3.3 C.7.6.3.1.2, C.11.1.
         """
-        values = self.modality_values(i)
+        transform = self.transform(i)
+        values = transform.modality(self.stored(i))
         if self.photometric == "MONOCHROME1":
-            low, high = self.transform(i).modality.ends(*self.stored_ends)
-            np.subtract(np.float32(low + high), values, out=values)
+            np.subtract(np.float32(sum(transform.ends(*_ends(self.bits_stored, self.signed)))), values, out=values)
         return values
 
-    def modality_values(self, i: int) -> Float32Image:
-        """Frame i as (rows, columns) float32 after the modality LUT or rescale, not inverted. Raises as frame."""
-        return self.transform(i).modality.apply(self.stored(i))
-
-    def stored(self, i: int) -> npt.NDArray[np.integer[Any]]:
-        """Frame i as (rows, columns) integers, sign extended from the significant bits. Raises as frame."""
+    def stored(self, i: int) -> npt.NDArray[Any]:
+        """Frame i as (rows, columns) integers, native byte order, sign extended. Raises as frame."""
         if not 0 <= i < self.frames:
             raise IndexError(f"frame {i} of {self.frames}")
         if self.transfer_syntax in NATIVE:
-            return _significant(self._native(i), self.bits_stored, self.high_bit, self.signed)
+            return significant(self._native(i), self.bits_stored, self.high_bit, self.signed)
         try:
-            buffer = io.BytesIO(self.data)  # shares the bytes, does not copy them
+            buffer = io.BytesIO(self.data)  # shares the bytes
             buffer.seek(self.start)
             frame = get_frame(buffer, i, number_of_frames=self.frames, extended_offsets=self.offsets)
-        except Exception as broken:  # noqa: BLE001 - offset tables of damaged files raise nearly anything
+        except Exception as broken:  # noqa: BLE001 - damaged offset tables raise nearly anything
             raise UndecodablePixels(f"{UndecodablePixels.__doc__} ({type(broken).__name__})") from None
         values, bits = decode_frame(self.transfer_syntax, frame, self.rows, self.columns, self.bits_allocated)
         if bits is None:
-            return _significant(values, self.bits_stored, self.high_bit, self.signed)
-        # the stream's own precision rules; its sign does not where it contradicts the header, as pydicom has it
-        return _significant(values, bits, bits - 1, self.signed)
+            return significant(values, self.bits_stored, self.high_bit, self.signed)
+        # the stream knows its width best, but where its sign contradicts the header, the header is right
+        return significant(values, bits, bits - 1, self.signed)
 
-    def transform(self, i: int) -> luts.Transform:
-        """The modality and VOI transform of frame i."""
+    def transform(self, i: int) -> Transform:
+        """What the header does to frame i."""
         return self.transforms[i if len(self.transforms) > 1 else 0]
 
-    @property
-    def stored_ends(self) -> tuple[int, int]:
-        """Least and greatest value that Bits Stored can hold."""
-        if self.signed:
-            return -(1 << (self.bits_stored - 1)), (1 << (self.bits_stored - 1)) - 1
-        return 0, (1 << self.bits_stored) - 1
-
     def _native(self, i: int) -> npt.NDArray[Any]:
-        pixels = self.rows * self.columns
+        pixels, size = self.rows * self.columns, self.bits_allocated // 8
         if self.swapped_bytes:
             first, last = i * pixels, (i + 1) * pixels
             words = np.frombuffer(self.data, ">u2", (last + 1) // 2 - first // 2, self.start + first // 2 * 2)
             samples: npt.NDArray[Any] = words.astype("<u2").view(np.uint8)[first % 2 :][:pixels]
         else:
-            size = self.bits_allocated // 8
-            dtype = f"{'<' if self.little_endian else '>'}u{size}"
+            dtype = f"{'>' if self.transfer_syntax == BIG_ENDIAN else '<'}u{size}"
             samples = np.frombuffer(self.data, dtype, pixels, self.start + i * pixels * size)
         return samples.reshape(self.rows, self.columns)
 
 
-def display(source: PixelSource, i: int) -> UInt8Image:
+def display(source: PixelSource, i: int, frame: Float32Image | None = None) -> UInt8Image:
     """The preview of frame i for people, 0 for the first.
 
-    Returns (rows, columns) uint8, 0..255, white is bone: the file's VOI LUT, or a 0.5..99.5 percentile window where
-    it has none or a useless one. A blank image is 0. Raises as PixelSource.frame.
-    Source: PS3.3 C.11.2.
+    frame: what source.frame(i) gave, where the caller has it; saves decoding it again.
+    Returns (rows, columns) uint8, 0..255, bone is white: through the file's VOI LUT (the first, where it has several),
+    or a 0.5..99.5 percentile window where it has none or one that leaves nothing to see. A blank image is all 0.
+    Raises as PixelSource.frame. Source: PS3.3 C.11.2.
     """
-    voi = source.transform(i).voi
-    if voi is not None:
-        shown = voi.apply(source.modality_values(i))
-        if source.photometric == "MONOCHROME1":
-            shown = 1 - shown
-        if shown.max() - shown.min() >= 1 / 255:
-            return luts.to_uint8(shown)
-    return luts.to_uint8(luts.percentile_window(source.frame(i)))
+    frame = source.frame(i) if frame is None else frame
+    transform, mirrored = source.transform(i), source.photometric == "MONOCHROME1"
+    ends = transform.ends(*_ends(source.bits_stored, source.signed))
+    # the VOI LUT is made for values that are not mirrored yet
+    shown = transform.voi(np.float32(sum(ends)) - frame if mirrored else frame)
+    if shown is not None and mirrored:
+        shown = 1 - shown
+    if shown is None or float(shown.max() - shown.min()) < 1 / 255:
+        step = max(1, math.isqrt(frame.size // 1_000_000))  # a million samples place a percentile well enough
+        low, high = np.percentile(frame[::step, ::step], PREVIEW_PERCENTILES)
+        if high <= low:
+            low, high = float(frame.min()), float(frame.max())
+        shown = np.clip((frame - np.float32(low)) / np.float32(high - low or 1), 0, 1)
+    return np.rint(shown * 255).astype(np.uint8)
 
 
-def open_pixels(data: bytes, limits: PixelLimits = PixelLimits()) -> PixelSource:  # noqa: B008 - frozen
+def open_pixels(data: bytes, limits: PixelLimits = PixelLimits()) -> PixelSource:  # noqa: B008 - it is frozen
     """Read and check the header of a DICOM file; decode nothing yet.
 
     data: the whole file. Returns the source of its frames, which holds on to data.
@@ -203,7 +253,7 @@ def open_pixels(data: bytes, limits: PixelLimits = PixelLimits()) -> PixelSource
 def _quiet() -> Iterator[None]:
     """Silence pydicom: it warns of harmless oddities, in words that quote values."""
     logger = logging.getLogger("pydicom")
-    with _quiet_lock, warnings.catch_warnings():  # filters belong to the process, hence the lock
+    with _quiet_lock, warnings.catch_warnings():  # both belong to the whole process, hence the lock
         warnings.simplefilter("ignore")
         before, logger.disabled = logger.disabled, True
         try:
@@ -215,11 +265,11 @@ def _quiet() -> Iterator[None]:
 def _open(data: bytes, limits: PixelLimits) -> PixelSource:
     syntax, at = _file_meta(data)
     if syntax not in NATIVE and syntax not in ENCAPSULATED:
-        # only a well-formed UID is repeated; a damaged file could hold anything there
+        # only a well-formed UID is repeated; in a damaged file anything could stand there
         named = f" ({syntax})" if re.fullmatch(r"[0-9.]{1,64}", syntax) else ""
         raise UnknownTransferSyntax(f"{UnknownTransferSyntax.__doc__}{named}")
     if syntax == DEFLATED:
-        data, at = _inflate(data, at, limits.max_decoded_bytes), 0
+        data, at = inflate(data, at, limits.max_decoded_bytes), 0
     file = io.BytesIO(data)
     file.seek(at)
     dataset = read_dataset(
@@ -228,32 +278,37 @@ def _open(data: bytes, limits: PixelLimits) -> PixelSource:
         is_little_endian=syntax != BIG_ENDIAN,
         stop_when=lambda tag, _vr, _length: tag >= _FLOAT,
     )
-    order = "<" if syntax != BIG_ENDIAN else ">"
-    tag, vr, start, length = _element(data, file.tell(), order, implicit=bool(dataset.original_encoding[0]))
+    # pydicom finds out when a file is implicit though its syntax says explicit, or the other way round
+    implicit = bool(dataset.original_encoding[0])
+    tag, vr, start, length = _element(data, file.tell(), ">" if syntax == BIG_ENDIAN else "<", implicit)
     if tag in (_FLOAT, _DOUBLE):
         raise UnsupportedPixels
     if tag != _PIXELS or length == 0:
-        if _cut_short(dataset, data):
+        if tag == 0 and _cut_short(dataset, data):
             raise CannotUnderstand
         raise NoPixelData
-    source = _describe(dataset, data, start, syntax, vr)
-    _check_size(source, limits)
+    source = _describe(dataset, data, start, syntax, vr, limits)
     if syntax in NATIVE:
-        _check_native(source, length)
+        needed = source.rows * source.columns * source.frames * source.bits_allocated // 8
+        needed += needed % 2 if source.swapped_bytes else 0
+        there = min(length, len(data) - start)
+        if there < needed:
+            raise TruncatedPixels(f"Pixel Data has {there} bytes where {needed} are needed: the file was cut short")
+    elif length != _UNDEFINED:
+        raise UndecodablePixels("The transfer syntax is a compressed one, but Pixel Data is not encapsulated")
     else:
-        _check_fragments(source, length)
+        check_fragments(data, start, source.frames)
     return source
 
 
 def _file_meta(data: bytes) -> tuple[str, int]:
-    """Transfer syntax UID, and where the data set begins. Source: PS3.10 7.1."""
+    """Transfer syntax UID, and where the data set begins."""
     if not data:
         raise EmptyFile
     at = _PREAMBLE + 4 if data[_PREAMBLE : _PREAMBLE + 4] == b"DICM" else 0
-    if at == 0 and data[:4] != b"\x02\x00\x00\x00":
-        # a bare data set begins with group 0008, in either byte order
-        bare = data[:2] in (b"\x08\x00", b"\x00\x08") and len(data) >= 8
-        raise NoFileMeta if bare else NotDicom
+    if at == 0 and data[:2] != b"\x02\x00":
+        # a bare data set begins with a low element of group 0008, in either byte order
+        raise NoFileMeta if re.match(rb"\x08\0[\0-\x20]\0|\0\x08\0[\0-\x20]", data) else NotDicom
     file = io.BytesIO(data)
     file.seek(at)
     meta = read_dataset(
@@ -265,42 +320,153 @@ def _file_meta(data: bytes) -> tuple[str, int]:
     return syntax, file.tell()
 
 
-def _inflate(data: bytes, at: int, most: int) -> bytes:
-    """A deflated data set, inflated. Counted first and thrown away, so that a bomb costs no memory."""
-    for keep in (False, True):
-        inflate = zlib.decompressobj(-zlib.MAX_WBITS)
-        left, total, parts = memoryview(data)[at:], 0, io.BytesIO()
-        while not inflate.eof:
-            part = inflate.decompress(left, _INFLATE_STEP)
-            left = memoryview(inflate.unconsumed_tail)
-            total += len(part)
-            if total > most:
-                raise TooLarge(f"The deflated data set expands beyond {most} bytes")
-            if not part and not left:
-                break  # cut short: what is there tells how
-            if keep:
-                parts.write(part)
-    return parts.getvalue()
-
-
-def _element(data: bytes, at: int, order: str, *, implicit: bool) -> tuple[int, str, int, int]:
-    """Tag, VR, start and length of the value of the element at `at`; tag 0 at the end. Source: PS3.5 7.1."""
-    if len(data) - at < (8 if implicit else 12):
+def _element(data: bytes, at: int, order: str, implicit: bool) -> tuple[int, str, int, int]:
+    """Tag, VR, start and length of the element at `at`; tag 0 where the data end. Source: PS3.5 7.1."""
+    header = 8 if implicit else 12
+    if len(data) - at < header:
         return 0, "", at, 0
     group, element = struct.unpack_from(f"{order}HH", data, at)
-    tag = group << 16 | element
-    if implicit:
-        return tag, "OW", at + 8, struct.unpack_from(f"{order}L", data, at + 4)[0]
-    vr = data[at + 4 : at + 6].decode("ascii", "replace")
-    return tag, vr, at + 12, struct.unpack_from(f"{order}L", data, at + 8)[0]
+    vr = "OW" if implicit else data[at + 4 : at + 6].decode("ascii", "replace")
+    length: int = struct.unpack_from(f"{order}L", data, at + header - 4)[0]
+    return group << 16 | element, vr, at + header, length
 
 
 def _cut_short(dataset: Dataset, data: bytes) -> bool:
-    """Whether the file ends within an element, which pydicom passes over in silence."""
-    end = 0
-    for tag in dataset.keys():
-        raw = dataset.get_item(tag)
-        tell, length = getattr(raw, "value_tell", None), getattr(raw, "length", None)
-        if tell and length is not None and length != _UNDEFINED:
-            end = max(end, tell + length)
-    return end > len(data)
+    """Whether a data set without pixels ends within an element, which pydicom passes over in silence."""
+    if not dataset:
+        return True
+    last = dataset.get_item(max(dataset.keys()))
+    length = getattr(last, "length", _UNDEFINED)  # an element that is converted already has none
+    return bool(length != _UNDEFINED and getattr(last, "value_tell", 0) + length != len(data))
+
+
+def _describe(dataset: Dataset, data: bytes, start: int, syntax: str, vr: str, limits: PixelLimits) -> PixelSource:
+    photometric = str(dataset.get("PhotometricInterpretation", "") or "").strip()
+    if not photometric:
+        raise BadAttributes("Photometric Interpretation (0028,0004) is missing")
+    if photometric not in ("MONOCHROME1", "MONOCHROME2") or _number(dataset, "SamplesPerPixel", 1) != 1:
+        raise UnsupportedPixels
+    allocated = _number(dataset, "BitsAllocated")
+    if allocated not in (8, 16, 32):
+        raise UnsupportedPixels(f"Bits Allocated (0028,0100) is {allocated}; 8, 16 and 32 are read")
+    stored = _number(dataset, "BitsStored", allocated)
+    # a High Bit below that is impossible and says nothing; one above is how old systems stored
+    high_bit = max(_number(dataset, "HighBit", stored - 1), stored - 1)
+    if not 1 <= stored <= high_bit + 1 <= allocated:
+        raise BadAttributes(f"Bits Stored {stored} and High Bit {high_bit} do not fit into Bits Allocated {allocated}")
+    rows, columns, frames = _size(dataset, allocated, limits)
+    signed = _number(dataset, "PixelRepresentation", 0) == 1
+    several = frames if dataset.get("PerFrameFunctionalGroupsSequence") else 1
+    offsets = dataset.get("ExtendedOffsetTable"), dataset.get("ExtendedOffsetTableLengths")
+    return PixelSource(
+        rows=rows,
+        columns=columns,
+        frames=frames,
+        modality=str(dataset.get("Modality", "") or "").strip()[:16],
+        photometric=photometric,
+        bits_allocated=allocated,
+        bits_stored=stored,
+        high_bit=high_bit,
+        signed=signed,
+        transfer_syntax=syntax,
+        swapped_bytes=syntax == BIG_ENDIAN and allocated == 8 and vr == "OW",
+        transforms=tuple(_transform(dataset, i, _ends(stored, signed), syntax) for i in range(several)),
+        data=data,
+        start=start,
+        offsets=offsets if isinstance(offsets[0], bytes) and isinstance(offsets[1], bytes) else None,
+    )
+
+
+def _size(dataset: Dataset, allocated: int, limits: PixelLimits) -> tuple[int, int, int]:
+    rows, columns, frames = _number(dataset, "Rows"), _number(dataset, "Columns"), _number(dataset, "NumberOfFrames", 1)
+    frames = frames or 1  # some writers say 0 for a plain image
+    if 0 in (rows, columns):
+        raise BadAttributes(f"The image has {rows} rows and {columns} columns")
+    if rows * columns > limits.max_frame_pixels or frames > limits.max_frames:
+        raise TooLarge(
+            f"The image claims {frames} frame(s) of {rows} x {columns} pixels; at most {limits.max_frames} of "
+            f"{limits.max_frame_pixels} pixels are read"
+        )
+    if rows * columns * frames * allocated // 8 > limits.max_decoded_bytes:
+        raise TooLarge(f"The image would need more than {limits.max_decoded_bytes} bytes of memory")
+    return rows, columns, frames
+
+
+def _transform(dataset: Dataset, i: int, stored_ends: tuple[int, int], syntax: str) -> Transform:
+    """Raises BadAttributes for a rescale or modality LUT that has no meaning; such a VOI LUT is left out."""
+    holder = _macro(dataset, i, "PixelValueTransformationSequence")
+    slope, intercept = _decimal(holder, "RescaleSlope", 1.0), _decimal(holder, "RescaleIntercept", 0.0)
+    items = holder.get("ModalityLUTSequence")
+    lut = _lut(items[0], stored_ends[0] < 0, syntax) if items else None
+    reach = max(abs(end) for end in stored_ends) * abs(slope) + abs(intercept)
+    if slope == 0 or not reach < np.finfo(np.float32).max:
+        raise BadAttributes("Rescale Slope (0028,1053) or Intercept (0028,1052) has no meaning")
+    plain = Transform(slope, intercept, lut, None, None)
+    try:
+        window, voi_lut = _voi(_macro(dataset, i, "FrameVOILUTSequence"), min(plain.ends(*stored_ends)) < 0, syntax)
+    except Exception:  # noqa: BLE001 - a broken preview setting is no reason to refuse the film
+        return plain
+    return Transform(slope, intercept, lut, window, voi_lut)
+
+
+def _voi(holder: Dataset, signed: bool, syntax: str) -> tuple[tuple[float, float, str] | None, Lut | None]:
+    if items := holder.get("VOILUTSequence"):
+        return None, _lut(items[0], signed, syntax)
+    center, width = _decimal(holder, "WindowCenter", math.nan), _decimal(holder, "WindowWidth", math.nan)
+    function = str(holder.get("VOILUTFunction", "") or "LINEAR").strip()
+    usable = math.isfinite(center) and math.isfinite(width) and (width >= 1 if function == "LINEAR" else width > 0)
+    return (center, width, function) if usable else None, None
+
+
+def _macro(dataset: Dataset, i: int, keyword: str) -> Dataset:
+    """Where frame i has the attributes: its functional group, the shared one, or the data set. PS3.3 C.7.6.16.1."""
+    for groups, at in (("PerFrameFunctionalGroupsSequence", i), ("SharedFunctionalGroupsSequence", 0)):
+        items = dataset.get(groups) or ()
+        if at < len(items) and items[at].get(keyword):
+            found: Dataset = items[at][keyword][0]
+            return found
+    return dataset
+
+
+def _lut(item: Dataset, signed: bool, syntax: str) -> Lut:
+    """signed: whether its inputs can be negative. Raises BadAttributes. Source: PS3.3 C.11.1.1.1."""
+    count, first, bits = (int(value) for value in item.LUTDescriptor)
+    count = (count & 0xFFFF) or 65536  # 0 stands for 2**16; a signed VR can make it negative
+    if signed and first >= 1 << 15:
+        first -= 1 << 16  # written as US where SS was meant
+    data = item.LUTData
+    if isinstance(data, bytes):
+        wide = len(data) >= 2 * count
+        data = np.frombuffer(data, "u1" if not wide else ">u2" if syntax == BIG_ENDIAN else "<u2")
+    table = np.atleast_1d(np.asarray(data)).astype(np.float32)[:count]
+    if len(table) < count or not 1 <= bits <= 16:
+        raise BadAttributes("A LUT Sequence is shorter than its LUT Descriptor (0028,3002) says")
+    return Lut(first, table, float(max((1 << bits) - 1, table.max())))
+
+
+def _ends(bits: int, signed: bool) -> tuple[int, int]:
+    """Least and greatest value that so many bits can hold."""
+    return (-(1 << (bits - 1)), (1 << (bits - 1)) - 1) if signed else (0, (1 << bits) - 1)
+
+
+def _number(dataset: Dataset, keyword: str, default: int | None = None) -> int:
+    value = dataset.get(keyword)
+    if value is None or value == "":
+        if default is None:
+            raise BadAttributes(f"{keyword} is missing; an image must have it (PS3.3 C.7.6.3)")
+        return default
+    try:
+        number = int(value)
+    except (TypeError, ValueError):
+        raise BadAttributes(f"{keyword} is not a number") from None
+    if number < 0:
+        raise BadAttributes(f"{keyword} is negative")
+    return number
+
+
+def _decimal(dataset: Dataset, keyword: str, default: float) -> float:
+    """The first value; images with several windows name the preferred one first."""
+    value = dataset.get(keyword)
+    if isinstance(value, list | tuple) or hasattr(value, "append"):
+        value = value[0] if len(value) else None
+    return default if value is None or value == "" else float(value)

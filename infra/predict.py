@@ -1,0 +1,129 @@
+"""`osteon predict`: files straight through the model, without any server."""
+
+import csv
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, TextIO
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+from shared.errors import OsteonError, Rejected, UnsupportedPixels
+from shared.findings import Finding
+from shared.vision.pixels import display, open_pixels
+from shared.vision.reader import Reader
+from shared.vision.tensors import content_box, prepare
+
+PICTURES = (b"\x89PNG", b"\xff\xd8\xff")
+COLUMNS = (
+    "file", "frame", "region", "region_probability", "fracture_probability", "call", "severity", "scope", "bundle",
+    "error",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Row:
+    """One frame's line of the result; a file that could not be read has only `file` and `error`."""
+
+    file: str
+    frame: int | None = None
+    region: str | None = None
+    region_probability: float | None = None
+    fracture_probability: float | None = None
+    call: str | None = None
+    severity: str | None = None
+    scope: str | None = None
+    bundle: str | None = None
+    error: str | None = None
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A frame on its way: what the model reads, and what a person looks at."""
+
+    frame: int
+    square: npt.NDArray[np.uint8]  # (S, S)
+    film: npt.NDArray[np.uint8]  # (H, W)
+    modality: str
+
+
+def predict(
+    reader: Reader,
+    files: Sequence[tuple[Path, str]],
+    heatmaps: Path | None,
+    done: Callable[[], None],
+) -> Iterator[Row]:
+    """Rows for all files in order; a bad file gives one row with its error and does not stop the others."""
+    for path, name in files:
+        try:
+            for shown in _frames(path, reader.size):
+                reading = reader.read([shown.square])[0]
+                finding = reader.finding(reading, shown.frame, shown.modality)
+                if heatmaps is not None:
+                    _draw(heatmaps / f"{Path(name).with_suffix('')}-{shown.frame}.png", shown.film, finding)
+                yield _row(name, finding)
+        except Rejected as why:
+            yield Row(name, error=f"{why.reason}: {why}")
+        except OSError as why:
+            yield Row(name, error=f"unreadable: {why.strerror}")
+        done()
+
+
+def _frames(path: Path, size: int) -> Iterator[Shown]:
+    content = path.read_bytes()
+    if content.startswith(PICTURES):
+        film = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_GRAYSCALE)
+        if film is None:
+            raise UnsupportedPixels("The picture is damaged and cannot be decoded")
+        yield Shown(1, prepare(film, size), film.astype(np.uint8), "")
+        return
+    source = open_pixels(content)
+    for index in range(source.frames):
+        yield Shown(index + 1, prepare(source.frame(index), size), display(source, index), source.modality)
+
+
+def _row(name: str, finding: Finding) -> Row:
+    return Row(
+        name,
+        finding.frame,
+        finding.region,
+        round(finding.region_probability, 4),
+        round(finding.fracture_probability, 4),
+        finding.call,
+        finding.severity,
+        finding.scope,
+        finding.bundle,
+    )
+
+
+def _draw(path: Path, film: npt.NDArray[np.uint8], finding: Finding) -> None:
+    """The film with its heatmap laid over, at most 1024 pixels a side."""
+    scale = min(1.0, 1024 / max(film.shape))
+    height, width = (max(1, round(side * scale)) for side in film.shape)
+    gray = cv2.resize(film, (width, height), interpolation=cv2.INTER_AREA).astype(np.float32)
+    side = max(height, width)
+    top, left, fitted_h, fitted_w = content_box(height, width, side)
+    grid = np.frombuffer(finding.heatmap.values, np.uint8).reshape(finding.heatmap.height, finding.heatmap.width)
+    heat = cv2.resize(grid, (side, side), interpolation=cv2.INTER_CUBIC)[top : top + fitted_h, left : left + fitted_w]
+    strength = (heat.astype(np.float32) / 255)[..., None] * 0.6
+    amber = np.array([30, 120, 255], np.float32)  # blue, green, red
+    path.parent.mkdir(parents=True, exist_ok=True)
+    picture = gray[..., None] * (1 - strength) + amber * strength
+    if not cv2.imwrite(str(path), picture.astype(np.uint8)):
+        raise OsteonError(f"{path} cannot be written")
+
+
+def write_csv(rows: Sequence[Row], out: TextIO) -> None:
+    """One line a frame, COLUMNS as header; nothing stays empty but what is not known."""
+    table = csv.DictWriter(out, COLUMNS)
+    table.writeheader()
+    table.writerows([asdict(row) for row in rows])
+
+
+def as_json(rows: Sequence[Row]) -> str:
+    """The same as a JSON list."""
+    listed: list[dict[str, Any]] = [asdict(row) for row in rows]
+    return json.dumps(listed, indent=1)

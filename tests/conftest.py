@@ -1,0 +1,277 @@
+"""Real servers for every test that needs one: Postgres, Valkey, an S3 server over HTTP, and the whole system."""
+
+import itertools
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import psycopg2
+import pytest
+import redis
+from cryptography.fernet import Fernet
+from fastapi.testclient import TestClient
+
+from api.main import create_app
+from infra.client import Client
+from infra.postgres import EmbeddedPostgres
+from infra.stack import Stack
+from infra.state import read_secrets
+from infra.valkey import EmbeddedValkey
+from shared.repository import Database
+from shared.repository.access import Key, Role, add_key, find_key
+from shared.settings import ROOT, Settings
+
+SAMPLES = ROOT / "samples"
+_numbers = itertools.count(1)
+
+
+@pytest.fixture(scope="session")
+def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedPostgres]:
+    """A running PostgreSQL."""
+    server = EmbeddedPostgres(tmp_path_factory.mktemp("postgres"))
+    server.start()
+    yield server
+    server.stop()
+
+
+@pytest.fixture(scope="session")
+def valkey(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedValkey]:
+    """A running Valkey."""
+    server = EmbeddedValkey(tmp_path_factory.mktemp("valkey"))
+    server.start()
+    yield server
+    server.stop()
+
+
+def admin_sql(server: EmbeddedPostgres, statement: str) -> None:
+    """Run one statement as superuser, outside any transaction."""
+    connection = psycopg2.connect(server.admin_url.replace("+psycopg2", ""))
+    connection.autocommit = True
+    with connection.cursor() as cursor:
+        cursor.execute(statement)
+    connection.close()
+
+
+def alembic(url: str, *command: str) -> None:
+    """Run alembic as an operator does."""
+    subprocess.run(
+        [sys.executable, "-m", "alembic", "-c", str(ROOT / "migrations/alembic.ini"), *command],
+        env={"OSTEON_DATABASE_URL": url, "PATH": "/usr/bin:/bin", "PYTHONPATH": str(ROOT)},
+        check=True,
+        capture_output=True,
+    )
+
+
+@pytest.fixture(scope="session")
+def run_alembic() -> Callable[..., None]:
+    """Runs alembic on a database URL with the given command."""
+    return alembic
+
+
+@pytest.fixture(scope="session")
+def template(postgres: EmbeddedPostgres) -> str:
+    """The name of a migrated, empty database that others are copied from."""
+    admin_sql(postgres, "CREATE DATABASE migrated OWNER osteon")
+    alembic(postgres.url.rsplit("/", 1)[0] + "/migrated", "upgrade", "head")
+    return "migrated"
+
+
+@pytest.fixture
+def database_url(postgres: EmbeddedPostgres, template: str) -> Iterator[str]:
+    """A migrated database of the test's own."""
+    name = f"test_{next(_numbers)}"
+    admin_sql(postgres, f"CREATE DATABASE {name} TEMPLATE {template} OWNER osteon")
+    yield postgres.url.rsplit("/", 1)[0] + f"/{name}"
+    admin_sql(postgres, f"DROP DATABASE {name} WITH (FORCE)")
+
+
+@pytest.fixture
+def database(database_url: str) -> Iterator[Database]:
+    """The test's own database, connected."""
+    connected = Database(database_url, pool_size=8)
+    yield connected
+    connected.close()
+
+
+@pytest.fixture
+def broker_url(valkey: EmbeddedValkey) -> str:
+    """An empty broker of the test's own."""
+    url = valkey.url.rsplit("/", 1)[0] + f"/{next(_numbers) % 15 + 1}"
+    client = redis.Redis.from_url(url)
+    client.flushdb()
+    client.close()
+    return url
+
+
+@pytest.fixture(scope="session")
+def s3_host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """host:port of a real S3 server: MinIO when its binary is on PATH, else moto's server."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    minio = shutil.which("minio")
+    folder = str(tmp_path_factory.mktemp("s3"))
+    command = (
+        [minio, "server", folder, "--address", f"127.0.0.1:{port}"]
+        if minio
+        else [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
+    )
+    process = subprocess.Popen(
+        command,
+        env={"MINIO_ROOT_USER": "osteon", "MINIO_ROOT_PASSWORD": "osteon-secret", "PATH": "/usr/bin:/bin"},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        try:
+            socket.create_connection(("127.0.0.1", port), 1).close()
+            break
+        except OSError:
+            assert process.poll() is None, "the S3 server ended"
+            time.sleep(0.1)
+    yield f"127.0.0.1:{port}"
+    process.terminate()
+    process.wait(10)
+
+
+@pytest.fixture(params=["directory", "s3"])
+def store_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """An empty object store of each kind."""
+    if request.param == "directory":
+        return f"file:{tmp_path / 'objects'}"
+    host = request.getfixturevalue("s3_host")
+    return f"s3://osteon:osteon-secret@{host}/bucket-{next(_numbers)}"
+
+
+@pytest.fixture
+def make_settings(database_url: str, broker_url: str, tmp_path: Path) -> Callable[..., Settings]:
+    """Settings for a test's own servers; give what should differ."""
+
+    def make(**changes: Any) -> Settings:
+        values: dict[str, Any] = {
+            "home": tmp_path,
+            "database_url": database_url,
+            "broker_url": broker_url,
+            "store_url": f"file:{tmp_path / 'objects'}",
+            "identity_key": Fernet.generate_key().decode(),
+            "session_secret": "a session secret for tests",
+            "spool_dir": tmp_path / "spool",
+        }
+        return Settings(**(values | changes))
+
+    return make
+
+
+@dataclass
+class InProcessApi:
+    """The API within the test's process, on real servers, with a key per role."""
+
+    http: TestClient
+    settings: Settings
+    database: Database
+    keys: dict[str, str]
+
+    def key(self, role: str = "admin") -> Key:
+        """The key as the API sees it."""
+        with self.database.transaction() as session:
+            found = find_key(session, self.keys[role])
+        assert found is not None
+        return found
+
+    def headers(self, role: str = "admin") -> dict[str, str]:
+        """The Authorization header of a role."""
+        return {"Authorization": f"Bearer {self.keys[role]}"}
+
+    def post(self, files: dict[str, bytes], role: str = "submitter", **fields: str) -> Any:
+        """POST /studies with these files, name to content."""
+        headers = self.headers(role)
+        if "idempotency_key" in fields:
+            headers["Idempotency-Key"] = fields.pop("idempotency_key")
+        parts = [("files", (name, content)) for name, content in files.items()]
+        return self.http.post("/studies", files=parts, data=fields, headers=headers)
+
+
+@pytest.fixture
+def make_api(make_settings: Callable[..., Settings]) -> Iterator[Callable[..., InProcessApi]]:
+    """Makes an API in this process; settings can be changed."""
+    opened: list[tuple[TestClient, Database]] = []
+
+    def make(**changes: Any) -> InProcessApi:
+        settings = make_settings(**changes)
+        database = Database(settings.database_url.get_secret_value(), 4)
+        keys = {role.value: f"osk_test_{role.value}_key_of_the_tests" for role in Role}
+        with database.transaction() as session:
+            for role in Role:
+                add_key(session, "default", role.value, role, keys[role.value])
+        http = TestClient(create_app(settings), raise_server_exceptions=False)
+        http.__enter__()
+        opened.append((http, database))
+        return InProcessApi(http, settings, database, keys)
+
+    yield make
+    for http, database in opened:
+        http.__exit__(None, None, None)
+        database.close()
+
+
+@pytest.fixture
+def in_process(make_api: Callable[..., InProcessApi]) -> InProcessApi:
+    """The API in this process with default limits."""
+    return make_api()
+
+
+@dataclass
+class System:
+    """The whole system as `osteon up` starts it: every part a process of its own."""
+
+    stack: Stack
+    api_url: str
+    flower_url: str
+    keys: dict[str, str]
+    flower_login: tuple[str, str]
+
+    def client(self, role: str = "admin") -> Client:
+        """A client with this role's key."""
+        return Client(self.api_url, self.keys[role])
+
+    def submit(self, paths: list[Path], priority: str = "routine") -> dict[str, Any]:
+        """Upload files; returns {"files": [...], "studies": [...]}."""
+        with self.client("submitter") as client:
+            receipt = client.submit([(path, path.name) for path in paths], priority)
+        return {"files": receipt.files, "studies": list(receipt.studies.values())}
+
+    def wait(self, study_ids: list[str], timeout_s: float = 120) -> dict[str, dict[str, Any]]:
+        """Wait until all are analysed or quarantined; returns their reports."""
+        with self.client() as client:
+            return client.wait([str(UUID(study_id)) for study_id in study_ids], timeout_s)
+
+
+@pytest.fixture(scope="session")
+def system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
+    """The whole system, really started, with the shipped bundle."""
+    stack = Stack(Settings(home=tmp_path_factory.mktemp("system") / "home"))
+    with stack:
+        secrets = read_secrets(stack.home)
+        yield System(
+            stack,
+            stack.urls["api"],
+            stack.urls["flower"],
+            secrets["keys"],
+            (secrets["flower_user"], secrets["flower_password"]),
+        )
+
+
+@pytest.fixture(scope="session")
+def sample_paths() -> list[Path]:
+    """All sound sample files."""
+    return sorted((SAMPLES / "studies").rglob("*.dcm"))
+
+
