@@ -177,7 +177,9 @@ def study(request: Request, study_id: str, parts: PartsDep, key: Radiologist) ->
         "report": report,
         "identity": identity,
         "why": _why(report),
+        "overdue": report.due_at < datetime.now(UTC),
         "unfinished": report.status in UNFINISHED,
+        "pictures": any(image.findings for image in report.instances),
         "version": version,
     }
     return _render("study.html", 200, {"ETag": version}, **context)
@@ -241,10 +243,10 @@ def dicom_date(text: str) -> str:
 def percent(probability: float) -> str:
     """A probability in 0..1, never rounded to a certainty."""
     if 0.995 <= probability < 1:
-        return "> 99 %"
+        return ">\N{NO-BREAK SPACE}99\N{NO-BREAK SPACE}%"
     if 0 < probability < 0.005:
-        return "< 1 %"
-    return f"{probability * 100:.0f} %"
+        return "<\N{NO-BREAK SPACE}1\N{NO-BREAK SPACE}%"
+    return f"{probability * 100:.0f}\N{NO-BREAK SPACE}%"
 
 
 def span(start: datetime, end: datetime | None = None) -> str:

@@ -48,9 +48,9 @@ class ActiveReader:
         if row is None:
             raise NoBundle
         if row.name != self._name:
-            self._reader = Reader.of_bundle(self._store.get(bundle_key(row.sha256)), row.sha256)
+            self._reader = Reader.of_bundle(self._store.get(bundle_key(row.sha256)), row.sha256, resident=True)
             self._name = row.name
-            log.info("bundle loaded", extra={"bundle": row.name, "device": str(self._reader.device)})
+            log.info("bundle loaded", extra={"bundle": row.name})
         self._looked_at = time.monotonic()
 
 

@@ -97,7 +97,7 @@ for (const viewer of document.querySelectorAll(".viewer")) {
 
   const slider = viewer.querySelector(".frames input");
   if (!slider) continue;
-  const findings = [...viewer.querySelectorAll(".finding")];
+  const findings = [...viewer.querySelectorAll(".answer")];
   const output = viewer.querySelector(".frames output");
   const frames = output.textContent.split(" of ")[1];
   const choose = () => {

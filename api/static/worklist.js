@@ -53,9 +53,6 @@ document.addEventListener("keydown", (event) => {
   links[at < 0 ? (step > 0 ? 0 : links.length - 1) : at + step]?.focus();
 });
 
-for (const select of document.querySelectorAll(".filters select")) {
-  select.addEventListener("change", () => select.form.requestSubmit());
-}
 setInterval(() => document.hidden || refresh(), EVERY_MS);
 document.addEventListener("visibilitychange", () => document.hidden || refresh());
 sessionStorage.setItem("worklist", location.search);

@@ -60,9 +60,7 @@ def decode_frame(syntax: str, frame: bytes, rows: int, columns: int, bits: int) 
         codec = _CODECS[syntax]
         stream = codec.inspect(frame)
         _check(stream, rows, columns, bits)
-        if frame.rfind(_END) < 0:
-            # libjpeg and OpenJPH fill what is missing with grey and say nothing
-            raise TruncatedPixels("The compressed pixel data ends early: the file was cut short")
+        _check_end(frame)
         values = codec.decode(frame)
     except (UndecodablePixels, TruncatedPixels, UnsupportedPixels):
         raise
@@ -84,10 +82,16 @@ def _check(stream: Stream, rows: int, columns: int, bits: int) -> None:
         raise UndecodablePixels(f"The compressed image has {stream.precision} bits, Bits Allocated is {bits}")
 
 
+def _check_end(frame: bytes) -> None:
+    # libjpeg and OpenJPH fill what is missing with gray and say nothing
+    if frame.rfind(_END) < 0:
+        raise TruncatedPixels("The compressed pixel data ends early: the file was cut short")
+
+
 def _rle(frame: bytes, rows: int, columns: int, bits: int) -> npt.NDArray[Any]:
     """Source: PS3.5 G."""
     dtype = np.dtype(f"<u{bits // 8}")
-    # one byte to spare, since a segment may be padded; packed runs beyond that are an error, not an allocation
+    # a buffer of the right size: runs that would write beyond it are an error, not an allocation
     out = bytearray(rows * columns * dtype.itemsize)
     decoded = imagecodecs.dicomrle_decode(frame, dtype, out=out)
     if len(decoded) != len(out):
@@ -166,7 +170,7 @@ _CODECS = {
 ENCAPSULATED = frozenset({RLE, *_CODECS})
 
 
-def significant(values: npt.NDArray[Any], bits: int, high_bit: int, signed: bool) -> npt.NDArray[Any]:
+def significant(values: npt.NDArray[Any], bits: int, high_bit: int, *, signed: bool) -> npt.NDArray[Any]:
     """Clear what lies outside the significant bits (old overlays, noise), and extend the sign.
 
     values: any shape, integers of the allocated width. Returns the same shape in native byte order, signed or not.

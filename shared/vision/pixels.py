@@ -170,7 +170,9 @@ class PixelSource:
         transform = self.transform(i)
         values = transform.modality(self.stored(i))
         if self.photometric == "MONOCHROME1":
-            np.subtract(np.float32(sum(transform.ends(*_ends(self.bits_stored, self.signed)))), values, out=values)
+            np.subtract(
+                np.float32(sum(transform.ends(*_ends(self.bits_stored, signed=self.signed)))), values, out=values
+            )
         return values
 
     def stored(self, i: int) -> npt.NDArray[Any]:
@@ -178,7 +180,7 @@ class PixelSource:
         if not 0 <= i < self.frames:
             raise IndexError(f"frame {i} of {self.frames}")
         if self.transfer_syntax in NATIVE:
-            return significant(self._native(i), self.bits_stored, self.high_bit, self.signed)
+            return significant(self._native(i), self.bits_stored, self.high_bit, signed=self.signed)
         try:
             buffer = io.BytesIO(self.data)  # shares the bytes
             buffer.seek(self.start)
@@ -187,9 +189,9 @@ class PixelSource:
             raise UndecodablePixels(f"{UndecodablePixels.__doc__} ({type(broken).__name__})") from None
         values, bits = decode_frame(self.transfer_syntax, frame, self.rows, self.columns, self.bits_allocated)
         if bits is None:
-            return significant(values, self.bits_stored, self.high_bit, self.signed)
+            return significant(values, self.bits_stored, self.high_bit, signed=self.signed)
         # the stream knows its width best, but where its sign contradicts the header, the header is right
-        return significant(values, bits, bits - 1, self.signed)
+        return significant(values, bits, bits - 1, signed=self.signed)
 
     def transform(self, i: int) -> Transform:
         """What the header does to frame i."""
@@ -217,7 +219,7 @@ def display(source: PixelSource, i: int, frame: Float32Image | None = None) -> U
     """
     frame = source.frame(i) if frame is None else frame
     transform, mirrored = source.transform(i), source.photometric == "MONOCHROME1"
-    ends = transform.ends(*_ends(source.bits_stored, source.signed))
+    ends = transform.ends(*_ends(source.bits_stored, signed=source.signed))
     # the VOI LUT is made for values that are not mirrored yet
     shown = transform.voi(np.float32(sum(ends)) - frame if mirrored else frame)
     if shown is not None and mirrored:
@@ -231,7 +233,7 @@ def display(source: PixelSource, i: int, frame: Float32Image | None = None) -> U
     return np.rint(shown * 255).astype(np.uint8)
 
 
-def open_pixels(data: bytes, limits: PixelLimits = PixelLimits()) -> PixelSource:  # noqa: B008 - it is frozen
+def open_pixels(data: bytes, limits: PixelLimits = PixelLimits()) -> PixelSource:
     """Read and check the header of a DICOM file; decode nothing yet.
 
     data: the whole file. Returns the source of its frames, which holds on to data.
@@ -280,14 +282,14 @@ def _open(data: bytes, limits: PixelLimits) -> PixelSource:
     )
     # pydicom finds out when a file is implicit though its syntax says explicit, or the other way round
     implicit = bool(dataset.original_encoding[0])
-    tag, vr, start, length = _element(data, file.tell(), ">" if syntax == BIG_ENDIAN else "<", implicit)
+    tag, vr, start, length = _element(data, file.tell(), ">" if syntax == BIG_ENDIAN else "<", implicit=implicit)
     if tag in (_FLOAT, _DOUBLE):
         raise UnsupportedPixels
     if tag != _PIXELS or length == 0:
         if tag == 0 and _cut_short(dataset, data):
             raise CannotUnderstand
         raise NoPixelData
-    source = _describe(dataset, data, start, syntax, vr, limits)
+    source = _describe(dataset, limits, syntax, vr, data=data, start=start)
     if syntax in NATIVE:
         needed = source.rows * source.columns * source.frames * source.bits_allocated // 8
         needed += needed % 2 if source.swapped_bytes else 0
@@ -320,7 +322,7 @@ def _file_meta(data: bytes) -> tuple[str, int]:
     return syntax, file.tell()
 
 
-def _element(data: bytes, at: int, order: str, implicit: bool) -> tuple[int, str, int, int]:
+def _element(data: bytes, at: int, order: str, *, implicit: bool) -> tuple[int, str, int, int]:
     """Tag, VR, start and length of the element at `at`; tag 0 where the data end. Source: PS3.5 7.1."""
     header = 8 if implicit else 12
     if len(data) - at < header:
@@ -340,7 +342,7 @@ def _cut_short(dataset: Dataset, data: bytes) -> bool:
     return bool(length != _UNDEFINED and getattr(last, "value_tell", 0) + length != len(data))
 
 
-def _describe(dataset: Dataset, data: bytes, start: int, syntax: str, vr: str, limits: PixelLimits) -> PixelSource:
+def _describe(dataset: Dataset, limits: PixelLimits, syntax: str, vr: str, *, data: bytes, start: int) -> PixelSource:
     photometric = str(dataset.get("PhotometricInterpretation", "") or "").strip()
     if not photometric:
         raise BadAttributes("Photometric Interpretation (0028,0004) is missing")
@@ -370,7 +372,7 @@ def _describe(dataset: Dataset, data: bytes, start: int, syntax: str, vr: str, l
         signed=signed,
         transfer_syntax=syntax,
         swapped_bytes=syntax == BIG_ENDIAN and allocated == 8 and vr == "OW",
-        transforms=tuple(_transform(dataset, i, _ends(stored, signed), syntax) for i in range(several)),
+        transforms=tuple(_transform(dataset, i, _ends(stored, signed=signed), syntax) for i in range(several)),
         data=data,
         start=start,
         offsets=offsets if isinstance(offsets[0], bytes) and isinstance(offsets[1], bytes) else None,
@@ -397,21 +399,23 @@ def _transform(dataset: Dataset, i: int, stored_ends: tuple[int, int], syntax: s
     holder = _macro(dataset, i, "PixelValueTransformationSequence")
     slope, intercept = _decimal(holder, "RescaleSlope", 1.0), _decimal(holder, "RescaleIntercept", 0.0)
     items = holder.get("ModalityLUTSequence")
-    lut = _lut(items[0], stored_ends[0] < 0, syntax) if items else None
+    lut = _lut(items[0], syntax, signed=stored_ends[0] < 0) if items else None
     reach = max(abs(end) for end in stored_ends) * abs(slope) + abs(intercept)
     if slope == 0 or not reach < np.finfo(np.float32).max:
         raise BadAttributes("Rescale Slope (0028,1053) or Intercept (0028,1052) has no meaning")
     plain = Transform(slope, intercept, lut, None, None)
     try:
-        window, voi_lut = _voi(_macro(dataset, i, "FrameVOILUTSequence"), min(plain.ends(*stored_ends)) < 0, syntax)
+        window, voi_lut = _voi(
+            _macro(dataset, i, "FrameVOILUTSequence"), syntax, signed=min(plain.ends(*stored_ends)) < 0
+        )
     except Exception:  # noqa: BLE001 - a broken preview setting is no reason to refuse the film
         return plain
     return Transform(slope, intercept, lut, window, voi_lut)
 
 
-def _voi(holder: Dataset, signed: bool, syntax: str) -> tuple[tuple[float, float, str] | None, Lut | None]:
+def _voi(holder: Dataset, syntax: str, *, signed: bool) -> tuple[tuple[float, float, str] | None, Lut | None]:
     if items := holder.get("VOILUTSequence"):
-        return None, _lut(items[0], signed, syntax)
+        return None, _lut(items[0], syntax, signed=signed)
     center, width = _decimal(holder, "WindowCenter", math.nan), _decimal(holder, "WindowWidth", math.nan)
     function = str(holder.get("VOILUTFunction", "") or "LINEAR").strip()
     usable = math.isfinite(center) and math.isfinite(width) and (width >= 1 if function == "LINEAR" else width > 0)
@@ -428,7 +432,7 @@ def _macro(dataset: Dataset, i: int, keyword: str) -> Dataset:
     return dataset
 
 
-def _lut(item: Dataset, signed: bool, syntax: str) -> Lut:
+def _lut(item: Dataset, syntax: str, *, signed: bool) -> Lut:
     """signed: whether its inputs can be negative. Raises BadAttributes. Source: PS3.3 C.11.1.1.1."""
     count, first, bits = (int(value) for value in item.LUTDescriptor)
     count = (count & 0xFFFF) or 65536  # 0 stands for 2**16; a signed VR can make it negative
@@ -444,7 +448,7 @@ def _lut(item: Dataset, signed: bool, syntax: str) -> Lut:
     return Lut(first, table, float(max((1 << bits) - 1, table.max())))
 
 
-def _ends(bits: int, signed: bool) -> tuple[int, int]:
+def _ends(bits: int, *, signed: bool) -> tuple[int, int]:
     """Least and greatest value that so many bits can hold."""
     return (-(1 << (bits - 1)), (1 << (bits - 1)) - 1) if signed else (0, (1 << bits) - 1)
 

@@ -5,10 +5,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from shared.findings import IN_SCOPE, Call, Finding, Heatmap, Severity
 from shared.vision.bundle import Manifest, load_bundle, pick_device
+from shared.vision.engines import Engine, pick_engine, torch_engine
 from shared.vision.network import BoneNet
 from shared.vision.tensors import UInt8Image
 
@@ -30,16 +30,16 @@ class RawReading:
 class Reader:
     """Runs a bundle's network on batches."""
 
-    def __init__(self, network: BoneNet, manifest: Manifest) -> None:
+    def __init__(self, network: BoneNet, manifest: Manifest, engine: Engine | None = None) -> None:
+        """engine: how the network is run; default: eager torch, which starts at once."""
         self.manifest = manifest
-        self.device = pick_device()
-        self.network = network.to(self.device, memory_format=torch.channels_last)
-        self.half = self.device.type == "cuda"
+        self._run = engine or torch_engine(network, pick_device())
 
     @classmethod
-    def of_bundle(cls, content: bytes, sha256: str | None = None) -> "Reader":
-        """content: a bundle file. Raises BadBundle."""
-        return cls(*load_bundle(content, sha256))
+    def of_bundle(cls, content: bytes, sha256: str | None = None, *, resident: bool = False) -> "Reader":
+        """content: a bundle file; resident: for a service, take seconds now to compile for speed. Raises BadBundle."""
+        network, manifest = load_bundle(content, sha256)
+        return cls(network, manifest, pick_engine(network, manifest.input_size) if resident else None)
 
     @property
     def size(self) -> int:
@@ -49,19 +49,15 @@ class Reader:
     def read(self, squares: Sequence[UInt8Image]) -> list[RawReading]:
         """squares: each (S, S) uint8 from `prepare`; returns one reading each, in order."""
         stacked = np.stack(squares)
-        pixels = torch.from_numpy(stacked)[:, None].to(self.device)
-        with torch.inference_mode(), torch.autocast(self.device.type, torch.bfloat16, enabled=self.half):
-            answer = self.network(pixels)
+        region, fracture, severity, heatmap = self._run(stacked)
         manifest = self.manifest
-        logits = answer.fracture.float() * manifest.calibration.slope + manifest.calibration.offset
-        regions = (answer.region.float() / manifest.region_temperature).softmax(1).cpu().numpy()
-        fractures = logits.sigmoid().cpu().numpy()
+        chances = _sigmoid(fracture * manifest.calibration.slope + manifest.calibration.offset)
+        regions = _softmax(region / manifest.region_temperature)
         # P(at least severe) can never exceed P(at least moderate): ordinal answers are made monotone
-        severities = np.minimum.accumulate(answer.severity.float().sigmoid().cpu().numpy(), axis=1)
-        maps = answer.heatmap.float().cpu().numpy()
+        severities = np.minimum.accumulate(_sigmoid(severity), axis=1)
         blank = stacked.reshape(len(stacked), -1).std(1) < BLANK_SPREAD
         return [
-            RawReading(regions[i], float(fractures[i]), severities[i], maps[i], bool(blank[i]))
+            RawReading(regions[i], float(chances[i]), severities[i], heatmap[i], bool(blank[i]))
             for i in range(len(stacked))
         ]
 
@@ -98,3 +94,12 @@ class Reader:
     def _heatmap(self, values: npt.NDArray[np.float32]) -> Heatmap:
         scaled = np.clip(values / self.manifest.heatmap_full, 0, 1)
         return Heatmap(np.rint(scaled * 255).astype(np.uint8).tobytes(), *values.shape)
+
+
+def _sigmoid(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    return 1 / (1 + np.exp(-logits))
+
+
+def _softmax(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    raised = np.exp(logits - logits.max(1, keepdims=True))
+    return raised / raised.sum(1, keepdims=True)

@@ -1,0 +1,59 @@
+"""How the network is run: torch on a GPU, OpenVINO on a CPU where it is installed, torch otherwise."""
+
+import importlib.util
+import logging
+from collections.abc import Callable
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from shared.vision.network import BoneNet
+
+log = logging.getLogger(__name__)
+# (B, S, S) uint8 -> (region (B, R), fracture (B,), severity (B, 3), heatmap (B, h, w)) logits, float32
+Answer = tuple[npt.NDArray[np.float32], npt.NDArray[np.float32], npt.NDArray[np.float32], npt.NDArray[np.float32]]
+Engine = Callable[[npt.NDArray[np.uint8]], Answer]
+
+
+def pick_engine(network: BoneNet, size: int) -> Engine:
+    """The fastest engine for this machine, for a service that runs long: compiling takes seconds.
+
+    size: side of the squares, pixels.
+    """
+    if torch.cuda.is_available():
+        return torch_engine(network, torch.device("cuda"))
+    if importlib.util.find_spec("openvino"):
+        return openvino_engine(network, size)
+    return torch_engine(network, torch.device("cpu"))
+
+
+def torch_engine(network: BoneNet, device: torch.device) -> Engine:
+    """Eager torch; on a GPU in bfloat16, with images uploaded as uint8."""
+    network = network.eval().to(device, memory_format=torch.channels_last)
+    half = device.type == "cuda"
+
+    def run(squares: npt.NDArray[np.uint8]) -> Answer:
+        with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=half):
+            reading = network(torch.from_numpy(squares)[:, None].to(device))
+        region, fracture, severity, heatmap = (part.float().cpu().numpy() for part in reading)
+        return region, fracture, severity, heatmap
+
+    return run
+
+
+def openvino_engine(network: BoneNet, size: int) -> Engine:
+    """OpenVINO on the CPU, in bfloat16 where the processor has it and float32 elsewhere (OpenVINO's own choice)."""
+    import openvino  # noqa: PLC0415 - an extra
+
+    example = torch.zeros(2, 1, size, size, dtype=torch.uint8)
+    model = openvino.convert_model(network.eval().cpu(), example_input=example, input=[(-1, 1, size, size)])
+    compiled = openvino.Core().compile_model(model, "CPU", {"PERFORMANCE_HINT": "LATENCY"})
+    log.info("openvino", extra={"precision": str(compiled.get_property("INFERENCE_PRECISION_HINT"))})
+
+    def run(squares: npt.NDArray[np.uint8]) -> Answer:
+        answer = compiled(squares[:, None])
+        region, fracture, severity, heatmap = (np.array(answer[index]) for index in range(4))
+        return region, fracture, severity, heatmap
+
+    return run

@@ -1,0 +1,304 @@
+"""The page as a radiologist meets it: a real browser against the running system."""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pydicom
+import pytest
+from playwright.sync_api import Browser, ConsoleMessage, Page, expect, sync_playwright
+from pydicom.uid import generate_uid
+
+SAMPLES = Path(__file__).parents[2] / "samples"
+CHROMIUM = "/usr/bin/chromium"
+ARGUMENTS = [
+    "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update",
+    "--disable-sync", "--no-first-run", "--disable-quic",
+]  # fmt: skip
+FINDINGS = re.compile("likely fracture|possible fracture|no fracture found|model abstains")
+SCRIPT = "<script>alert(1)</script>"
+WATCH_POLICY = """document.addEventListener("securitypolicyviolation",
+    (event) => console.error(`policy violated: ${event.violatedDirective} ${event.blockedURI}`))"""
+
+pytestmark = pytest.mark.skipif(not Path(CHROMIUM).exists(), reason="needs chromium: apt-get install chromium")
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with sync_playwright() as playwright:
+        opened = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
+        yield opened
+        opened.close()
+
+
+@pytest.fixture
+def page(browser: Browser) -> Iterator[Page]:
+    """A page of a fresh browser profile; the test fails if the console told of an error or of a policy violation."""
+    context = browser.new_context(viewport={"width": 1440, "height": 900}, timezone_id="Asia/Kathmandu")
+    context.add_init_script(WATCH_POLICY)
+    page = context.new_page()
+    page.set_default_timeout(20_000)
+    errors: list[str] = []
+
+    def note(message: ConsoleMessage) -> None:
+        # Chromium notes every page that is answered with an error status, as a refused login is on purpose
+        refused = message.text.startswith("Failed to load resource") and "/login" in message.location.get("url", "")
+        if message.type == "error" and not refused:
+            errors.append(message.text)
+
+    page.on("console", note)
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    page.on("dialog", lambda dialog: (errors.append(f"dialog: {dialog.message}"), dialog.dismiss()))
+    yield page
+    context.close()
+    assert errors == []
+
+
+@pytest.fixture(scope="module")
+def studies(system: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Analysed studies, name to id: two plain ones, one of two frames, and one whose patient's name is a script."""
+    paths = {name: sorted((SAMPLES / "studies" / name).glob("*.dcm")) for name in ("01-hand", "08-elbow", "24-leg")}
+    paths["script"] = [forged(tmp_path_factory.mktemp("forged") / "script.dcm", SCRIPT)]
+    ids = {}
+    for name, files in paths.items():
+        receipt = system.submit(files, priority="urgent" if name == "01-hand" else "routine")
+        (ids[name],) = [study["id"] for study in receipt["studies"]]
+    system.wait(list(ids.values()), 180)
+    return ids
+
+
+def forged(path: Path, name: str) -> Path:
+    """A sample under another name, as a study of its own."""
+    dataset = pydicom.dcmread(SAMPLES / "studies" / "03-hand" / "1-pa.dcm")
+    dataset.PatientName = name
+    dataset.StudyInstanceUID = generate_uid()
+    dataset.SOPInstanceUID = dataset.file_meta.MediaStorageSOPInstanceUID = generate_uid()
+    dataset.save_as(path)
+    return path
+
+
+@pytest.fixture
+def reader(page: Page, system: Any) -> Page:
+    """A page that a radiologist is logged in to."""
+    log_in(page, system, system.keys["radiologist"])
+    return page
+
+
+def log_in(page: Page, system: Any, secret: str) -> None:
+    page.goto(f"{system.api_url}/login")
+    page.get_by_label("Your key").fill(secret)
+    page.get_by_role("button", name="Log in").click()
+
+
+def open_study(page: Page, system: Any, study_id: str) -> None:
+    page.goto(f"{system.api_url}/view/{study_id}")
+
+
+def loaded(page: Page, selector: str) -> bool:
+    """Whether all these pictures have come and hold something."""
+    page.wait_for_function("query => [...document.querySelectorAll(query)].every(i => i.complete)", arg=selector)
+    widths = page.eval_on_selector_all(selector, "images => images.map(image => image.naturalWidth)")
+    return bool(widths) and all(width > 0 for width in widths)
+
+
+def opacity(page: Page) -> float:
+    return float(page.locator(".heatmap").first.evaluate("image => getComputedStyle(image).opacity"))
+
+
+def all_rows(page: Page, system: Any) -> list[tuple[str, str, str]]:
+    """(study id, due time, text) of every row, over all pages of the list."""
+    page.goto(system.api_url)
+    rows: list[tuple[str, str, str]] = []
+    while True:
+        rows += page.eval_on_selector_all(
+            "tr[data-study]",
+            "rows => rows.map(row => [row.dataset.study, row.querySelector('.due time').dateTime, row.innerText])",
+        )
+        following = page.get_by_role("link", name="Next", exact=True)
+        if not following.count():
+            return rows
+        page.goto(system.api_url + str(following.get_attribute("href")))
+
+
+def test_stranger_is_sent_to_the_login_and_back(page: Page, system: Any, studies: dict[str, str]) -> None:
+    """Nothing is shown without a key, and the way that was wanted is kept."""
+    open_study(page, system, studies["01-hand"])
+    expect(page).to_have_url(re.compile("/login\\?next="))
+    page.get_by_label("Your key").fill(system.keys["radiologist"])
+    page.keyboard.press("Enter")
+    expect(page).to_have_url(f"{system.api_url}/view/{studies['01-hand']}")
+
+
+@pytest.mark.parametrize("target", ["//evil.example/", "https://evil.example/", "/\\evil.example", "/%09/evil.example"])
+def test_login_leads_nowhere_else(page: Page, system: Any, target: str) -> None:
+    """A prepared link cannot use the login to send a reader to another site."""
+    page.goto(f"{system.api_url}/login?next={target}")
+    page.get_by_label("Your key").fill(system.keys["radiologist"])
+    page.keyboard.press("Enter")
+    expect(page).to_have_url(f"{system.api_url}/")
+
+
+def test_wrong_key_is_refused_in_words(page: Page, system: Any) -> None:
+    """A key that does not exist brings 401 and says so."""
+    with page.expect_response(lambda response: response.request.method == "POST") as answer:
+        log_in(page, system, "osk_wrong")
+    assert answer.value.status == 401
+    expect(page.get_by_role("alert")).to_contain_text("This key is not valid")
+
+
+def test_submitter_is_told_which_key_to_use(page: Page, system: Any) -> None:
+    """A key that only sends may not see patients, and is told whose may."""
+    log_in(page, system, system.keys["submitter"])
+    expect(page.get_by_role("alert")).to_contain_text("needs a radiologist's or an admin's key")
+    page.goto(system.api_url)
+    expect(page).to_have_url(re.compile("/login"))
+
+
+def test_login_and_logout(reader: Page, system: Any) -> None:
+    """After the logout the browser's cookie opens nothing."""
+    expect(reader.get_by_role("heading", name="Worklist")).to_be_visible()
+    expect(reader.get_by_role("banner")).to_contain_text("radiologist")
+    expect(reader.get_by_role("note")).to_contain_text("Research use only, not for clinical decisions")
+    reader.get_by_role("button", name="Log out").click()
+    expect(reader).to_have_url(re.compile("/login"))
+    reader.goto(system.api_url)
+    expect(reader).to_have_url(re.compile("/login"))
+
+
+def test_worklist_shows_most_urgent_first(reader: Page, system: Any, studies: dict[str, str]) -> None:
+    """Every submitted study stands in the list, by due time, with its finding in words."""
+    rows = all_rows(reader, system)
+    assert set(studies.values()) <= {study for study, _, _ in rows}
+    dues = [due for _, due, _ in rows]
+    assert dues == sorted(dues)
+    for study, _, text in rows:
+        if study in studies.values():
+            assert FINDINGS.search(text), text
+
+
+def test_times_are_in_the_zone_of_the_reader(reader: Page, studies: dict[str, str]) -> None:
+    """The server speaks UTC; the browser shows its own zone and says which."""
+    reader.reload()
+    expect(reader.locator("#zone")).to_contain_text(re.compile("Kathmandu|Katmandu"))
+    assert "UTC" not in reader.locator(".due time").first.inner_text()
+
+
+def test_filter_keeps_what_it_says(reader: Page, studies: dict[str, str], system: Any) -> None:
+    """After filtering by priority only such studies remain, and the form shows the choice."""
+    reader.goto(system.api_url)
+    reader.get_by_label("Priority").select_option("urgent")
+    reader.get_by_role("button", name="Filter").click()
+    expect(reader).to_have_url(re.compile("priority=urgent"))
+    expect(reader.get_by_label("Priority")).to_have_value("urgent")
+    words = reader.locator("td.why").all_inner_texts()
+    assert words
+    assert all(text.startswith("urgent") for text in words)
+    reader.get_by_role("link", name="Clear").click()
+    expect(reader).to_have_url(f"{system.api_url}/")
+
+
+def test_worklist_refreshes_in_place(reader: Page, system: Any, studies: dict[str, str], tmp_path: Path) -> None:
+    """A new study appears without a reload and without taking the reader's focus away."""
+    link = f"a.open[href='/view/{studies['01-hand']}']"
+    reader.goto(f"{system.api_url}/?priority=urgent")
+    reader.locator(link).focus()
+    reader.evaluate("window.same = true")
+    receipt = system.submit([forged(tmp_path / "late.dcm", "LATE^LISA")], priority="urgent")
+    reader.evaluate("refresh()")
+    expect(reader.locator(f"tr[data-study='{receipt['studies'][0]['id']}']")).to_contain_text("LATE, LISA")
+    assert reader.evaluate("window.same")
+    expect(reader.locator(link)).to_be_focused()
+    expect(reader.locator("#updated")).to_have_text(re.compile("^Updated "))
+
+
+def test_unchanged_worklist_is_not_sent_again(reader: Page, system: Any, studies: dict[str, str]) -> None:
+    """A refresh that shows nothing new is answered 304, so it reads nobody's identity."""
+    system.wait(list(studies.values()), 180)
+    ask = """fetch(location.href, {headers: {Accept: "text/html",
+        "If-None-Match": document.getElementById("list").dataset.version}}).then(answer => answer.status)"""
+    reader.goto(f"{system.api_url}/?status=quarantined&priority=backlog")
+    assert reader.evaluate(ask) in (200, 304)  # 200 if a count changed in between
+    reader.wait_for_function(f"async () => (await refresh(), (await {ask}) === 304)")
+
+
+def test_study_opens_by_key(reader: Page, system: Any, studies: dict[str, str]) -> None:
+    """The worklist can be walked and opened without a mouse."""
+    reader.goto(system.api_url)
+    first = reader.locator("a.open").first.get_attribute("href")
+    reader.keyboard.press("j")
+    reader.keyboard.press("Enter")
+    expect(reader).to_have_url(f"{system.api_url}{first}")
+
+
+def test_study_shows_films_under_heatmaps(reader: Page, system: Any, studies: dict[str, str]) -> None:
+    """Both pictures of every film really load, cover the same ground, and stand beside the model's words."""
+    open_study(reader, system, studies["01-hand"])
+    expect(reader.get_by_role("heading", name="SAMPLE, ADA")).to_be_visible()
+    assert loaded(reader, ".preview")
+    assert loaded(reader, ".heatmap")
+    assert reader.locator(".preview").count() == len(list((SAMPLES / "studies" / "01-hand").glob("*.dcm")))
+    film, overlay = (reader.locator(selector).first.bounding_box() for selector in (".preview", ".heatmap"))
+    assert film is not None
+    assert overlay == pytest.approx(film, abs=1)
+    expect(reader.locator(".answer").first).to_contain_text(FINDINGS)
+    expect(reader.get_by_role("img", name=re.compile("possible from .*, likely from")).first).to_be_visible()
+
+
+def test_heatmap_fades_and_hides(reader: Page, system: Any, studies: dict[str, str]) -> None:
+    """The slider sets the overlay's opacity; h hides it and brings it back."""
+    open_study(reader, system, studies["01-hand"])
+    assert opacity(reader) == pytest.approx(0.45)
+    reader.get_by_label("Opacity").fill("80")
+    assert opacity(reader) == pytest.approx(0.8)
+    overlay, button = reader.locator(".heatmap").first, reader.get_by_role("button", name="Heatmap")
+    expect(overlay).to_be_visible()
+    reader.keyboard.press("h")
+    expect(overlay).to_be_hidden()
+    expect(button).to_have_attribute("aria-pressed", "false")
+    reader.keyboard.press("h")
+    expect(overlay).to_be_visible()
+
+
+def test_zoom_keeps_the_heatmap_on_the_film(reader: Page, system: Any, studies: dict[str, str]) -> None:
+    """At any zoom both pictures have the same box."""
+    open_study(reader, system, studies["08-elbow"])
+    assert loaded(reader, ".preview")
+    before = reader.locator(".preview").first.bounding_box()
+    reader.get_by_role("button", name="Zoom in").click()
+    film, overlay = (reader.locator(selector).first.bounding_box() for selector in (".preview", ".heatmap"))
+    assert before is not None
+    assert film is not None
+    assert film["width"] > 1.3 * before["width"]
+    assert overlay == pytest.approx(film, abs=1)
+
+
+def test_frames_can_be_stepped_through(reader: Page, system: Any, studies: dict[str, str]) -> None:
+    """Each frame has its own picture and its own words; the gravest is opened first."""
+    open_study(reader, system, studies["24-leg"])
+    output = reader.locator(".frames output")
+    opened = output.inner_text()
+    step = "Previous frame" if opened == "frame 2 of 2" else "Next frame"
+    reader.get_by_role("button", name=step).click()
+    other = {"frame 1 of 2": "frame 2 of 2", "frame 2 of 2": "frame 1 of 2"}[opened]
+    expect(output).to_have_text(other)
+    assert loaded(reader, ".preview")
+    frame = other.split()[1]
+    assert f"frame={frame}" in str(reader.locator(".preview").get_attribute("src"))
+    expect(reader.locator(".answer:visible")).to_have_attribute("data-frame", frame)
+
+
+def test_name_is_shown_as_text(reader: Page, system: Any, studies: dict[str, str]) -> None:
+    """A patient name that is a script is read, not run, on both pages."""
+    open_study(reader, system, studies["script"])
+    expect(reader.get_by_role("heading", level=1)).to_have_text(SCRIPT)
+    assert any(SCRIPT in text for _, _, text in all_rows(reader, system))
+
+
+@pytest.mark.parametrize("width", [820, 480])
+def test_nothing_hangs_over_the_edge(reader: Page, system: Any, studies: dict[str, str], width: int) -> None:
+    """On a tablet, and on a telephone, no page needs to be scrolled sideways."""
+    reader.set_viewport_size({"width": width, "height": 1180})
+    for path in ("/", f"/view/{studies['01-hand']}", f"/view/{studies['24-leg']}"):
+        reader.goto(system.api_url + path)
+        assert reader.evaluate("document.documentElement.scrollWidth") <= width
