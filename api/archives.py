@@ -5,20 +5,26 @@ import zipfile
 import zlib
 from collections.abc import Iterator
 from pathlib import PurePosixPath
+from typing import BinaryIO
 
 from api.ingest import Spool, SpooledFile
 from shared.errors import BadArchive, Rejected, TooLarge
 
 MAGIC = (b"PK\x03\x04", b"PK\x05\x06")
-END_RECORD = 22  # bytes, PKZIP APPNOTE 4.3.16
-MAX_DIRECTORY_BYTES = 16 * 2**20
+MAX_DIRECTORY_BYTES = 4 * 2**20
 CHUNK = 1 << 20
+# what zipfile raises on damaged archives
+DAMAGED = (
+    zipfile.BadZipFile, zlib.error, struct.error, EOFError, NotImplementedError, RuntimeError, ValueError, LookupError,
+    OSError,
+)  # fmt: skip
 
 
 def is_archive(spool: Spool, file: SpooledFile) -> bool:
-    """Whether a file starts as zip archives do, whatever it is called."""
+    """Whether a file starts as zip archives do, whatever it is called; a DICOM preamble may do so, too."""
     with spool.open(file) as reader:
-        return reader.read(4) in MAGIC
+        start = reader.read(132)
+    return start[:4] in MAGIC and start[128:] != b"DICM"
 
 
 def unpack(
@@ -28,11 +34,12 @@ def unpack(
 
     Raises BadArchive or TooLarge if the archive as a whole cannot be used.
     """
-    _check_directory(spool, archive, max_files)
     left = min(max_bytes, archive.size_bytes * max_ratio)
     try:
-        with zipfile.ZipFile(spool.open(archive)) as opened:
+        with spool.open(archive) as file, zipfile.ZipFile(_Frugal(file)) as opened:  # type: ignore[call-overload]
             members = [member for member in opened.infolist() if not member.is_dir()]
+            if len(members) > max_files:
+                raise TooLarge(f"The archive holds more than the {max_files} files that this request may still have")
             if sum(member.file_size for member in members) > left:
                 raise TooLarge(f"The archive expands to more than {left} bytes: it is refused unopened")
             for member in members:
@@ -48,29 +55,33 @@ def unpack(
                     yield name, BadArchive("An archive within an archive is not opened; send its files themselves")
                 else:
                     yield spooled
-    except (zipfile.BadZipFile, zipfile.LargeZipFile, NotImplementedError, EOFError, struct.error, ValueError, OSError):
-        raise BadArchive("The zip archive is damaged; pack it again") from None
+    except DAMAGED:
+        raise BadArchive("The zip archive is damaged or was cut short; pack it again") from None
 
 
-def _check_directory(spool: Spool, archive: SpooledFile, max_files: int) -> None:
-    """Look at the end record before zipfile reads the whole directory into memory."""
-    with spool.open(archive) as reader:
-        reader.seek(max(0, archive.size_bytes - END_RECORD - 65535))
-        tail = reader.read()
-    at = tail.rfind(b"PK\x05\x06")
-    if at < 0 or len(tail) - at < END_RECORD:
-        raise BadArchive("The zip archive has no end: it was cut short; send it again")
-    _, _, _, _, entries, directory_bytes, _, _ = struct.unpack("<4s4H2LH", tail[at : at + END_RECORD])
-    if entries > max_files or directory_bytes > MAX_DIRECTORY_BYTES:
-        raise TooLarge(f"The archive holds more than {max_files} files. Split it into several archives.")
+class _Frugal:
+    """A file that refuses large reads: zipfile reads the directory in one piece, as large as the archive claims."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.file = file
+        self.seek, self.tell, self.seekable, self.close = file.seek, file.tell, file.seekable, file.close
+
+    def read(self, size: int = -1) -> bytes:
+        """As a file's read. Raises TooLarge."""
+        if size > MAX_DIRECTORY_BYTES:
+            raise TooLarge("The archive's directory is too large. Split it into several archives.")
+        return self.file.read(size)
 
 
 def _check_member(member: zipfile.ZipInfo) -> None:
     path = PurePosixPath(member.filename.replace("\\", "/"))
-    if path.is_absolute() or ".." in path.parts or ":" in path.parts[0]:
+    if path.is_absolute() or ".." in path.parts or ":" in "".join(path.parts[:1]):
         raise BadArchive("The name of this member points outside the archive; it is left out")
     if member.flag_bits & 0x1:
         raise BadArchive("This member is encrypted; pack the archive without a password")
+    if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        # Python expands the other methods without a bound on memory
+        raise BadArchive("This member is neither stored nor deflated; pack the archive with the usual method")
 
 
 def _read(opened: zipfile.ZipFile, member: zipfile.ZipInfo, most: int) -> Iterator[bytes]:
@@ -83,5 +94,5 @@ def _read(opened: zipfile.ZipFile, member: zipfile.ZipInfo, most: int) -> Iterat
                 if total > most:
                     raise TooLarge("The archive expands beyond the limits")
                 yield chunk
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError):
+    except DAMAGED:
         raise BadArchive("This member of the archive is damaged") from None

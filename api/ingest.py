@@ -18,9 +18,10 @@ from python_multipart.exceptions import MultipartParseError
 from python_multipart.multipart import parse_options_header
 from starlette.concurrency import run_in_threadpool
 
-from shared.errors import BadRequest
+from shared.errors import BadRequest, Unavailable
 
 MAX_FIELD_BYTES = 4096
+MAX_FIELDS = 16
 WRITE_BYTES = 1 << 20
 
 
@@ -38,38 +39,61 @@ class RequestTooLarge(BadRequest):
     """The request is over this installation's limits. Split it into several requests."""
 
 
+class SpoolFull(Unavailable):
+    """The disk where uploads wait has no room. Free some, or set OSTEON_SPOOL_DIR to a larger one."""
+
+
 class Spool:
     """Files one behind the other in one unnamed file: one descriptor, however many files a request has."""
 
-    def __init__(self, file: BinaryIO) -> None:
-        self.file = file
-        self.end = 0
+    def __init__(self, descriptor: int) -> None:
+        self.descriptor = descriptor
+        self.end = 0  # bytes taken in, those still pending too
+        self._pending = bytearray()
 
     def open(self, spooled: SpooledFile) -> BinaryIO:
-        """A reader of one file; independent of all others."""
-        return cast(
-            "BinaryIO", io.BufferedReader(_Window(self.file.fileno(), spooled.offset, spooled.size_bytes), 65536)
-        )
+        """A reader of one flushed file; independent of all others."""
+        return cast("BinaryIO", io.BufferedReader(_Window(self.descriptor, spooled.offset, spooled.size_bytes), 65536))
+
+    def write(self, data: bytes) -> None:
+        """Add bytes at the end. Raises SpoolFull."""
+        self._pending += data
+        self.end += len(data)
+        if len(self._pending) >= WRITE_BYTES:
+            self.flush()
+
+    def flush(self) -> None:
+        """Make all bytes readable. Raises SpoolFull."""
+        data, at = memoryview(bytes(self._pending)), self.end - len(self._pending)
+        self._pending.clear()
+        while data:
+            try:
+                done = os.pwrite(self.descriptor, data, at)
+            except OSError as wrong:
+                raise SpoolFull from wrong
+            data, at = data[done:], at + done
 
     def append(self, name: str, chunks: Iterator[bytes]) -> SpooledFile:
-        """Add a file, e.g. one that came out of an archive."""
+        """Add a file, e.g. one that came out of an archive. Raises SpoolFull, and what the chunks raise."""
         digest, start = hashlib.sha256(), self.end
-        self.file.seek(start)
         for chunk in chunks:
-            self.file.write(chunk)
+            self.write(chunk)
             digest.update(chunk)
-            self.end += len(chunk)
-        self.file.flush()
+        self.flush()
         return SpooledFile(name, start, self.end - start, digest.hexdigest())
 
 
 @contextmanager
 def open_spool(folder: Path | None) -> Iterator[Spool]:
-    """A spool that is gone, with its disk space, when the block ends or the process dies."""
-    if folder is not None:
-        folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryFile(dir=folder) as file:
-        yield Spool(cast("BinaryIO", file))
+    """A spool that is gone, with its disk space, when the block ends or the process dies. Raises SpoolFull."""
+    try:
+        if folder is not None:
+            folder.mkdir(parents=True, exist_ok=True)
+        file = tempfile.TemporaryFile(dir=folder, buffering=0)
+    except OSError as wrong:
+        raise SpoolFull(f"The disk where uploads wait cannot be written: {wrong.strerror}") from wrong
+    with file:
+        yield Spool(file.fileno())
 
 
 class _Window(io.RawIOBase):
@@ -131,7 +155,7 @@ async def receive(
         raise BadRequest(f"The multipart body is malformed: {wrong}") from None
     if not parts.complete:
         raise BadRequest("The multipart body ends before its closing boundary")
-    await run_in_threadpool(parts.flush)
+    await run_in_threadpool(spool.flush)
     return parts.files, parts.fields
 
 
@@ -143,7 +167,6 @@ class _Parts:
         self.files: list[SpooledFile] = []
         self.fields: dict[str, str] = {}
         self.complete = False
-        self._pending = bytearray()
         self._headers: dict[bytes, bytes] = {}
         self._name = self._value = b""
         self._field: str | None = None
@@ -163,11 +186,6 @@ class _Parts:
             "on_part_end": self._part_end,
             "on_end": self._end,
         }
-
-    def flush(self) -> None:
-        self.spool.file.write(self._pending)
-        self.spool.file.flush()
-        self._pending.clear()
 
     def _part_begin(self) -> None:
         self._headers, self._field, self._file = {}, None, None
@@ -194,21 +212,19 @@ class _Parts:
             self._file = options[b"filename"].decode("utf-8", "replace")
             self._start, self._digest = self.spool.end, hashlib.sha256()
         else:
+            if len(self.fields) >= MAX_FIELDS:
+                raise BadRequest("The request has too many form fields; files need a file name")
             self._field, self._content = options.get(b"name", b"").decode("utf-8", "replace"), bytearray()
 
     def _part_data(self, data: bytes, start: int, end: int) -> None:
         piece = data[start:end]
         if self._file is None:
             self._content += piece
-            if len(self._content) > MAX_FIELD_BYTES or len(self.fields) > 16:
+            if len(self._content) > MAX_FIELD_BYTES:
                 raise BadRequest("A form field is too long; files need a file name in their Content-Disposition")
             return
         self._digest.update(piece)
-        self._pending += piece
-        self.spool.end += len(piece)
-        if len(self._pending) >= WRITE_BYTES:
-            self.spool.file.write(self._pending)
-            self._pending.clear()
+        self.spool.write(piece)
 
     def _part_end(self) -> None:
         if self._file is not None:

@@ -3,9 +3,11 @@
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
-from fastapi import FastAPI, HTTPException, Request, Response
+from celery import Celery
+from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse
 from sqlalchemy import text
+from starlette.exceptions import HTTPException
 from starlette.middleware.sessions import SessionMiddleware
 from starlette.requests import ClientDisconnect
 
@@ -53,7 +55,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         Database(settings.database_url.get_secret_value(), settings.database_pool_size),
         open_store(settings.store_url.get_secret_value()),
         Vault(settings.identity_key.get_secret_value()),
-        Doorbell(celery_app(settings)),
+        Doorbell(_impatient(celery_app(settings))),
     )
 
     @asynccontextmanager
@@ -87,6 +89,12 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.add_exception_handler(ClientDisconnect, _hung_up)
     app.get("/healthz", tags=["operate"])(healthz)
     app.get("/readyz", tags=["operate"], response_model=Health)(readyz)
+    return app
+
+
+def _impatient(app: Celery) -> Celery:
+    """A broker that hangs must not hold an upload: the reconciler sends what is left unsent."""
+    app.conf.broker_transport_options |= {"socket_connect_timeout": 1, "socket_timeout": 2}
     return app
 
 

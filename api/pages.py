@@ -242,9 +242,9 @@ def dicom_date(text: str) -> str:
 
 def percent(probability: float) -> str:
     """A probability in 0..1, never rounded to a certainty."""
-    if 0.995 <= probability < 1:
+    if 0.99 < probability < 1:
         return ">\N{NO-BREAK SPACE}99\N{NO-BREAK SPACE}%"
-    if 0 < probability < 0.005:
+    if 0 < probability < 0.01:
         return "<\N{NO-BREAK SPACE}1\N{NO-BREAK SPACE}%"
     return f"{probability * 100:.0f}\N{NO-BREAK SPACE}%"
 

@@ -19,6 +19,7 @@ from shared.study import Priority, StudyStatus
 from shared.worklist import WorklistEntry
 
 router = APIRouter(tags=["read"])
+PRINTABLE = r"^[^\x00-\x1f]*$"  # Postgres takes no NUL
 
 
 @router.get("/worklist")
@@ -27,9 +28,9 @@ def worklist(
     key: Radiologist,
     status: StudyStatus | None = None,
     call: Call | None = None,
-    region: Annotated[str | None, Query(max_length=32)] = None,
+    region: Annotated[str | None, Query(max_length=32, pattern=PRINTABLE)] = None,
     priority: Priority | None = None,
-    modality: Annotated[str | None, Query(max_length=16)] = None,
+    modality: Annotated[str | None, Query(max_length=16, pattern=PRINTABLE)] = None,
     after: Annotated[str | None, Query(description="the `next` of the page before", max_length=200)] = None,
     limit: Annotated[int, Query(ge=1, le=500)] = 50,
 ) -> WorklistPage:

@@ -1,22 +1,28 @@
 """The `osteon` command: everything a person does with Osteon, one verb each."""
 
+# ruff: noqa: FBT002, PLR0917 - whoever calls a command names its options
+
 import functools
 import json
 import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, ParamSpec, TypeVar
 
 import typer
+from rich import box
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 from shared.errors import OsteonError
-from shared.findings import RESEARCH_USE
+from shared.findings import RESEARCH_USE, Call
 from shared.settings import Settings
+from shared.study import Priority, StudyStatus
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -26,14 +32,31 @@ app = typer.Typer(
     epilog="Start with `osteon demo`, or `osteon up` and `osteon submit DIR`. Exit codes: 0 done, 1 something failed, "
     "2 wrong usage.",
 )
-P, R = ParamSpec("P"), TypeVar("R")
+P = ParamSpec("P")
+R = TypeVar("R")
 Json = Annotated[bool, typer.Option("--json", help="print JSON for scripts instead of text")]
 Url = Annotated[str | None, typer.Option(envvar="OSTEON_API_URL", help="the API; default: the local stack's")]
 KeyOption = Annotated[
     str | None, typer.Option("--key", envvar="OSTEON_KEY", help="an API key; default: the local stack's")
 ]
-errors = Console(stderr=True)
-out = Console(soft_wrap=True)
+# without a terminal (a file, a pipe) Rich would squeeze everything into 80 columns
+WIDTH_OF_FILES = 160
+WIDE = 110  # columns from which on the worklist shows everything
+
+
+def _width(*, terminal: bool) -> int | None:
+    return None if terminal or "COLUMNS" in os.environ else WIDTH_OF_FILES
+
+
+errors = Console(stderr=True, width=_width(terminal=sys.stderr.isatty()))
+out = Console(width=_width(terminal=sys.stdout.isatty()))
+
+
+class Wanted(StrEnum):
+    """The priorities that a sender may ask for; the third is the nightly run's own."""
+
+    URGENT = Priority.URGENT
+    ROUTINE = Priority.ROUTINE
 
 
 def _honest(command: Callable[P, R]) -> Callable[P, R]:
@@ -44,7 +67,7 @@ def _honest(command: Callable[P, R]) -> Callable[P, R]:
         try:
             return command(*args, **kwargs)
         except (OsteonError, OSError) as wrong:
-            errors.print(f"osteon: {wrong}", markup=False, highlight=False)
+            errors.print(f"osteon: {wrong}", markup=False, highlight=False, soft_wrap=True)
             raise typer.Exit(1) from None
         except KeyboardInterrupt:
             errors.print("osteon: interrupted", markup=False)
@@ -53,24 +76,30 @@ def _honest(command: Callable[P, R]) -> Callable[P, R]:
     return run
 
 
+def _line(text: str, style: str | None = None) -> None:
+    """Print text as it is: no markup, and broken only where the terminal breaks it."""
+    out.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
+
+
 def _print_json(value: Any) -> None:  # noqa: ANN401 - whatever JSON can hold
     print(json.dumps(value, indent=1, default=str))
 
 
-@contextmanager
-def _progress(*columns: str) -> Iterator[Progress]:
-    with Progress(
-        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), console=errors
-    ) as bar:
-        for column in columns:
-            bar.add_task(column, total=None)
-        yield bar
+def _progress(*, quiet: bool = False) -> Progress:
+    """Bars on standard error, for people at a terminal only."""
+    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+    return Progress(*columns, console=errors, disable=quiet or not errors.is_terminal)
 
 
 @app.command()
 @_honest
 def up(
-    detach: Annotated[bool, typer.Option("--detach", "-d", help="return once it is ready; stop it with osteon down")] = False,
+    detach: Annotated[
+        bool, typer.Option("--detach", "-d", help="return once it is ready; stop it with osteon down")
+    ] = False,
+    ready_fd: Annotated[
+        int | None, typer.Option(hidden=True, help="where to write a byte once all parts are ready")
+    ] = None,
 ) -> None:
     """Start the whole system here: Postgres, Valkey, API, worker, beat, Flower.
 
@@ -83,51 +112,58 @@ def up(
         _detach()
         return
     with Stack(Settings(), report=lambda text: errors.print(f"  {text}", style="dim", markup=False)) as stack:
-        _say_where(stack.urls, stack.home)
+        if ready_fd is None:
+            _say_where(stack.urls, stack.home)
+        else:
+            os.write(ready_fd, b"1")
+            os.close(ready_fd)
         stack.watch()
 
 
 def _detach() -> None:
-    """Start a second `osteon up` that outlives this one, and wait until it says that it is ready."""
+    """Start a second `osteon up` that outlives this one, and wait for the byte that it writes once it is ready."""
+    import signal
     import subprocess
-    import time
 
     from infra import state
 
     home = Settings().home.absolute()
-    home.mkdir(parents=True, exist_ok=True)
-    log = home / "up.log"
+    state.prepare_home(home)
+    log = home / "logs" / "up.log"
+    log.parent.mkdir(mode=0o700, exist_ok=True)
+    before = log.stat().st_size if log.exists() else 0
+    ready, theirs = os.pipe()
     with log.open("ab") as file:
         child = subprocess.Popen(
-            [sys.executable, "-m", "infra.cli", "up"], stdout=file, stderr=file, stdin=subprocess.DEVNULL,
-            start_new_session=True,
+            [sys.executable, "-m", "infra.cli", "up", "--ready-fd", str(theirs)], pass_fds=[theirs],
+            stdout=file, stderr=file, stdin=subprocess.DEVNULL, start_new_session=True,
         )  # fmt: skip
-    while child.poll() is None:
-        now = state.status(home)
-        if now.running and now.urls and "ready" in _tail(log):
-            _say_where(now.urls, home)
-            return
-        time.sleep(0.3)
-    raise OsteonError(f"The stack did not start:\n{_tail(log)}")
-
-
-def _tail(log: Path) -> str:
-    return "\n".join(log.read_text(errors="replace").splitlines()[-12:])
+    os.close(theirs)
+    try:
+        is_ready = os.read(ready, 1) == b"1"  # the pipe's end without a byte: it ended before
+    except KeyboardInterrupt:
+        child.send_signal(signal.SIGTERM)
+        child.wait()
+        raise
+    finally:
+        os.close(ready)
+    if not is_ready:
+        child.wait()
+        said = log.read_bytes()[before:].decode(errors="replace")
+        raise OsteonError(f"The stack did not start:\n{said.strip()}")
+    _say_where(state.status(home).urls, home)
 
 
 def _say_where(urls: dict[str, str], home: Path) -> None:
     from infra import state
 
     secrets = state.read_secrets(home)
-    out.print("\nOsteon is ready.", style="bold")
-    out.print(f"  page    {urls['api']}/   log in with the key  {secrets['keys']['radiologist']}", highlight=False)
-    out.print(f"  API     {urls['api']}/docs   submit with the key  {secrets['keys']['submitter']}", highlight=False)
-    out.print(
-        f"  Flower  {urls['flower']}/   user {secrets['flower_user']}, password {secrets['flower_password']}",
-        highlight=False,
-    )
-    out.print(f"  state   {home}   (osteon down stops it, osteon down --delete removes its data)", highlight=False)
-    out.print(f"  {RESEARCH_USE}\n", style="yellow", highlight=False)
+    _line("\nOsteon is ready.", style="bold")
+    _line(f"  page    {urls['api']}/   log in with the key  {secrets['keys']['radiologist']}")
+    _line(f"  API     {urls['api']}/docs   submit with the key  {secrets['keys']['submitter']}")
+    _line(f"  Flower  {urls['flower']}/   user {secrets['flower_user']}, password {secrets['flower_password']}")
+    _line(f"  state   {home}   (osteon down stops it, osteon down --delete removes its data)")
+    _line(f"  {RESEARCH_USE}\n", style="yellow")
 
 
 @app.command()
@@ -144,7 +180,7 @@ def down(
     if as_json:
         _print_json({"ran": ran, "deleted": delete})
     else:
-        out.print(f"{'Stopped' if ran else 'No stack ran in'} {home}{'; its data is deleted' if delete else ''}")
+        _line(f"{'Stopped' if ran else 'No stack ran in'} {home}{'; its data is deleted' if delete else ''}")
 
 
 @app.command()
@@ -163,7 +199,9 @@ def status(as_json: Json = False) -> None:
     else:
         table = Table("part", "state", "pid", "port")
         for part in now.parts:
-            table.add_row(part.name, "running" if part.running else "[red]not running", str(part.pid), str(part.port or ""))
+            table.add_row(
+                part.name, "running" if part.running else "[red]not running", str(part.pid), str(part.port or "")
+            )
         out.print(table)
     raise typer.Exit(0 if now.running and all(part.running for part in now.parts) else 1)
 
@@ -188,7 +226,7 @@ def _client(url: str | None, key: str | None, role: str) -> Iterator[Any]:
 @_honest
 def submit(
     places: Annotated[list[Path], typer.Argument(help="DICOM files, zip archives, or folders of them")],
-    priority: Annotated[str, typer.Option(help="urgent or routine")] = "routine",
+    priority: Annotated[Wanted, typer.Option(help="how soon they are wanted")] = Wanted.ROUTINE,
     wait: Annotated[bool, typer.Option("--wait", help="wait until all are analysed")] = False,
     url: Url = None,
     key: KeyOption = None,
@@ -200,7 +238,7 @@ def submit(
     files = files_in(places)
     if not files:
         raise OsteonError("There is no file to send")
-    with _client(url, key, "submitter") as client, _progress() as bar:
+    with _client(url, key, "submitter") as client, _progress(quiet=as_json) as bar:
         task = bar.add_task("uploading", total=len(files))
         receipt = client.submit(files, priority, lambda count: bar.update(task, completed=min(count, len(files))))
         reports = {}
@@ -209,7 +247,9 @@ def submit(
             reports = client.wait(list(receipt.studies), 3600, lambda count: bar.update(waiting, completed=count))
     rejected = [file for file in receipt.files if file["outcome"] == "rejected"]
     if as_json:
-        _print_json({"files": receipt.files, "studies": list(receipt.studies.values()), "reports": list(reports.values())})
+        _print_json(
+            {"files": receipt.files, "studies": list(receipt.studies.values()), "reports": list(reports.values())}
+        )
     else:
         _print_receipt(receipt, rejected)
     if rejected:
@@ -218,7 +258,7 @@ def submit(
 
 def _print_receipt(receipt: Any, rejected: list[dict[str, Any]]) -> None:  # noqa: ANN401 - infra.client, imported late
     for file in rejected:
-        out.print(f"rejected {file['file']}: {file['text']} [{file['reason']}, {file['failure']}]", markup=False)
+        _line(f"rejected {file['file']}: {file['text']} [{file['reason']}, {file['failure']}]")
     out.print(
         f"{receipt.count('stored')} stored, {receipt.count('duplicate')} duplicate, {len(rejected)} rejected; "
         f"{len(receipt.studies)} studies"
@@ -228,11 +268,11 @@ def _print_receipt(receipt: Any, rejected: list[dict[str, Any]]) -> None:  # noq
 @app.command()
 @_honest
 def worklist(
-    limit: Annotated[int, typer.Option(min=1, max=500)] = 50,
+    limit: Annotated[int, typer.Option(min=1, max=500, help="rows to print")] = 50,
     after: Annotated[str | None, typer.Option(help="the `next` of the page before")] = None,
-    call: Annotated[str | None, typer.Option(help="none, possible, likely, abstained")] = None,
-    region: Annotated[str | None, typer.Option()] = None,
-    study_status: Annotated[str | None, typer.Option("--status")] = None,
+    call: Annotated[Call | None, typer.Option(help="only studies with this finding")] = None,
+    region: Annotated[str | None, typer.Option(help="only studies of this body region")] = None,
+    study_status: Annotated[StudyStatus | None, typer.Option("--status", help="only studies in this state")] = None,
     url: Url = None,
     key: KeyOption = None,
     as_json: Json = False,
@@ -247,25 +287,32 @@ def worklist(
 
 
 def print_worklist(page: dict[str, Any]) -> None:
-    """The worklist as a table."""
-    table = Table("#", "finding", "P(fracture)", "region", "extent", "state", "why", "study", title="Worklist")
+    """The worklist as a table; a narrow terminal gets the columns that "why" does not repeat."""
+    wide = out.width >= WIDE
+    names = (
+        ["#", "finding", "P(fracture)", "region", "extent", "state", "why", "study"] if wide else ["#", "why", "study"]
+    )
+    table = Table(*names, title="Worklist", box=box.SIMPLE_HEAD)
     for row in page["entries"]:
         chance = "" if row["fracture_probability"] is None else f"{row['fracture_probability']:.2f}"
+        cells = {
+            "#": str(row["rank"]), "finding": row["call"] or "-", "P(fracture)": chance, "region": row["region"],
+            "extent": row["severity"] or "", "state": row["status"], "why": row["why"], "study": row["study_id"][:8],
+        }  # fmt: skip
         style = {"likely": "bold red", "possible": "yellow"}.get(row["call"] or "", "")
-        table.add_row(
-            str(row["rank"]), row["call"] or "-", chance, row["region"], row["severity"] or "", row["status"],
-            row["why"], row["study_id"][:8], style=style,
-        )  # fmt: skip
+        table.add_row(*(Text(cells[name]) for name in names), style=style)
     out.print(table)
     if page["next"]:
-        out.print(f"more: osteon worklist --after {page['next']}", highlight=False)
-    out.print(page["notice"], style="yellow")
+        _line(f"more: osteon worklist --after {page['next']}")
+    _line(page["notice"], style="yellow")
 
 
 @app.command()
 @_honest
 def demo(
-    once: Annotated[bool, typer.Option("--once", help="exit after the samples: 0 only if each came out as expected")] = False,
+    once: Annotated[
+        bool, typer.Option("--once", help="exit after the samples: 0 only if each came out as expected")
+    ] = False,
 ) -> None:
     """Start everything, analyse the sample studies, print the worklist, and leave the page open until Ctrl-C."""
     from infra.client import Client
@@ -286,7 +333,9 @@ def demo(
         print_worklist(page)
         wrong = surprises(receipt, reports)
         for surprise in wrong:
-            errors.print(f"{surprise.file}: expected {surprise.expected}, got {surprise.got}", style="red", markup=False)
+            errors.print(
+                f"{surprise.file}: expected {surprise.expected}, got {surprise.got}", style="red", markup=False
+            )
         rejected = receipt.count("rejected")
         out.print(f"{len(reports)} studies analysed, {rejected} broken files rejected, {len(wrong)} surprises")
         _say_where(stack.urls, stack.home)
@@ -313,7 +362,9 @@ def predict(
 
     reader = Reader.of_bundle((bundle or Settings().bundle_path).read_bytes())
     files = files_in(places)
-    with _progress() as bar:
+    if not files:
+        raise OsteonError("There is no file to read")
+    with _progress(quiet=as_json) as bar:
         task = bar.add_task("reading", total=len(files))
         rows = list(straight.predict(reader, files, heatmaps, lambda: bar.advance(task)))
     if csv is not None:
@@ -322,17 +373,19 @@ def predict(
     if as_json:
         print(straight.as_json(rows))
     elif csv is None:
-        table = Table("file", "frame", "region", "P(fracture)", "call", "extent", "scope or error", caption=RESEARCH_USE)
+        table = Table("file", "frame", "region", "P(fracture)", "call", "extent", "scope or error", box=box.SIMPLE_HEAD)
         for row in rows:
             chance = "" if row.fracture_probability is None else f"{row.fracture_probability:.3f}"
-            table.add_row(
+            cells = (
                 row.file, str(row.frame or ""), row.region or "", chance, row.call or "", row.severity or "",
-                row.error or row.scope, style="red" if row.error else "",
+                row.error or row.scope or "",
             )  # fmt: skip
+            table.add_row(*map(Text, cells), style="red" if row.error else "")
         out.print(table)
+        _line(RESEARCH_USE, style="yellow")
     for row in rows:
         if row.error:
-            errors.print(f"{row.file}: {row.error}", markup=False, highlight=False)
+            errors.print(f"{row.file}: {row.error}", markup=False, highlight=False, soft_wrap=True)
     if any(row.error for row in rows):
         raise typer.Exit(1)
 
@@ -365,19 +418,28 @@ def activate(
 def train(
     data: Annotated[Path, typer.Option(help="the FracAtlas folder: labels.csv, polygons.json, images/")],
     out_dir: Annotated[Path, typer.Option("--out", help="the run's folder; an unfinished run in it is resumed")],
-    teacher: Annotated[Path | None, typer.Option(help="folder of the ImageNet MobileNetV2; without: labels only")] = None,
+    teacher: Annotated[
+        Path | None, typer.Option(help="folder of the ImageNet MobileNetV2; without: labels only")
+    ] = None,
     minutes: Annotated[float, typer.Option(min=0.01, help="training time, without the teacher's")] = 90.0,
-    size: Annotated[int, typer.Option(help="input size, pixels; a multiple of 32")] = 192,
-    seed: int = 7,
+    size: Annotated[int, typer.Option(min=64, help="input size, pixels; a multiple of 32")] = 192,
+    batch: Annotated[int, typer.Option(min=2, help="films a step; fewer need less memory")] = 24,
+    seed: Annotated[int, typer.Option(help="decides the split too: a run goes on with its own seed only")] = 7,
+    checkpoint_seconds: Annotated[
+        float, typer.Option(min=0, help="between checkpoints: what a kill costs at most")
+    ] = 60.0,
 ) -> None:
     """Train a network. Stop it whenever you like: the same command goes on from the last checkpoint."""
     from training.train import Recipe
     from training.train import train as run
 
     if size % 32:
-        raise OsteonError("--size must be a multiple of 32")
-    recipe = Recipe(data=data, teacher=teacher, minutes=minutes, label_size=size, seed=seed)
-    out.print(f"weights: {run(recipe, out_dir)}")
+        raise typer.BadParameter("must be a multiple of 32", param_hint="--size")
+    recipe = Recipe(
+        data=data, teacher=teacher, minutes=minutes, label_size=size, batch=batch, seed=seed,
+        checkpoint_s=checkpoint_seconds,
+    )  # fmt: skip
+    _line(f"weights: {run(recipe, out_dir)}")
 
 
 @app.command()
@@ -397,15 +459,15 @@ def evaluate(
     if as_json:
         _print_json(figures)
         return
-    table = Table("figure", "estimate", "95 % interval")
+    table = Table("figure", "estimate", "95 % interval", box=box.SIMPLE_HEAD)
     for name, value in figures.items():
         for label, triple in value.items() if isinstance(value, dict) else [("", value)]:
             if isinstance(triple, list):
                 table.add_row(f"{name} {label}".strip(), f"{triple[0]:.3f}", f"{triple[1]:.3f} - {triple[2]:.3f}")
             else:
-                table.add_row(name, str(triple), "")
+                table.add_row(f"{name} {label}".strip(), "too few films" if triple is None else str(triple), "")
     out.print(table)
-    out.print(f"plots: {(out_dir or run) / 'evaluation.png'}")
+    _line(f"plots: {(out_dir or run) / 'evaluation.png'}")
 
 
 @app.command()
@@ -415,10 +477,15 @@ def export(
     bundle: Annotated[Path, typer.Argument(help="the bundle file to write, e.g. my-model.safetensors")],
 ) -> None:
     """Evaluate a run, choose its operating points, and write it as a bundle for the worker."""
+    import re
+
+    from shared.vision.bundle import NAME
     from training.export import export as write
 
+    if not re.match(NAME, bundle.stem):
+        raise typer.BadParameter("its name names the bundle: a-z, 0-9, dot, dash, underscore", param_hint="BUNDLE")
     manifest = write(run, bundle.stem, bundle)
-    out.print(f"{bundle}: bundle {manifest.name}, {bundle.stat().st_size / 2**20:.1f} MiB")
+    _line(f"{bundle}: bundle {manifest.name}, {bundle.stat().st_size / 2**20:.1f} MiB")
 
 
 def main() -> None:

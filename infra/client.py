@@ -34,7 +34,10 @@ class Receipt:
 
 
 def files_in(places: Sequence[Path]) -> list[tuple[Path, str]]:
-    """All files in these files and folders, each with the name it is sent under. Raises OsteonError if one is missing."""
+    """All files in these files and folders, each with the name it is sent under.
+
+    Raises OsteonError if one is missing.
+    """
     found = []
     for place in places:
         if place.is_dir():
@@ -54,7 +57,10 @@ class Client:
         self.url = url
         # the system's proxies are not asked: hospital systems talk to each other directly
         self._http = httpx.Client(
-            base_url=url, headers={"Authorization": f"Bearer {key}"}, timeout=httpx.Timeout(600, connect=5), trust_env=False
+            base_url=url,
+            headers={"Authorization": f"Bearer {key}"},
+            timeout=httpx.Timeout(600, connect=5),
+            trust_env=False,
         )
 
     def __enter__(self) -> Self:
@@ -85,8 +91,12 @@ class Client:
     def wait(
         self, study_ids: Sequence[str], limit_s: float, progress: Callable[[int], None] = lambda _: None
     ) -> dict[str, dict[str, Any]]:
-        """Wait until these studies are analysed or quarantined; returns their reports. Raises OsteonError after limit_s."""
+        """Wait until these studies are analysed or quarantined; returns their reports by id.
+
+        Raises OsteonError after limit_s, Unavailable.
+        """
         reports: dict[str, dict[str, Any]] = {}
+        study_ids = list(dict.fromkeys(study_ids))  # an id given twice is one study
         deadline = time.monotonic() + limit_s
         while len(reports) < len(study_ids):
             for study_id in study_ids:
@@ -98,8 +108,9 @@ class Client:
                     progress(len(reports))
             if len(reports) < len(study_ids):
                 if time.monotonic() > deadline:
+                    late = len(study_ids) - len(reports)
                     raise OsteonError(
-                        f"{len(study_ids) - len(reports)} of {len(study_ids)} studies are not analysed after {limit_s:.0f} s. "
+                        f"{late} of {len(study_ids)} studies are not analysed after {limit_s:.0f} s. "
                         "Look at the worker's log (logs/worker.log in the stack's folder)."
                     )
                 time.sleep(0.3)
@@ -113,7 +124,8 @@ class Client:
         try:
             response = self._http.request(method, path, **request)
         except httpx.HTTPError as wrong:
-            raise Unavailable(f"The API at {self.url} does not answer ({type(wrong).__name__}). Does it run?") from wrong
+            why = type(wrong).__name__
+            raise Unavailable(f"The API at {self.url} does not answer ({why}). Does it run?") from wrong
         # an upload of which everything was rejected answers 409, with a receipt all the same
         if response.is_success or (response.status_code == httpx.codes.CONFLICT and path == "/studies"):
             answer: dict[str, Any] = response.json()

@@ -2,8 +2,10 @@
 
 import csv
 import json
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -46,8 +48,8 @@ class Shown:
 
     frame: int
     square: npt.NDArray[np.uint8]  # (S, S)
-    film: npt.NDArray[np.uint8]  # (H, W)
-    modality: str
+    film: Callable[[], npt.NDArray[np.uint8]]  # gives (H, W); made only where it is drawn
+    modality: str  # DICOM's, "" for a picture
 
 
 def predict(
@@ -57,32 +59,44 @@ def predict(
     done: Callable[[], None],
 ) -> Iterator[Row]:
     """Rows for all files in order; a bad file gives one row with its error and does not stop the others."""
+    seen: Counter[str] = Counter()  # two folders may hold files of one name; their pictures must not
     for path, name in files:
+        seen[name] += 1
+        picture = name if seen[name] == 1 else f"{name} ({seen[name]})"
         try:
             for shown in _frames(path, reader.size):
                 reading = reader.read([shown.square])[0]
                 finding = reader.finding(reading, shown.frame, shown.modality)
                 if heatmaps is not None:
-                    _draw(heatmaps / f"{Path(name).with_suffix('')}-{shown.frame}.png", shown.film, finding)
+                    _draw(heatmaps / f"{picture}-{shown.frame}.png", shown.film(), finding)
                 yield _row(name, finding)
         except Rejected as why:
             yield Row(name, error=f"{why.reason}: {why}")
         except OSError as why:
-            yield Row(name, error=f"unreadable: {why.strerror}")
+            yield Row(name, error=f"unreadable: {why.strerror or type(why).__name__}")
         done()
 
 
 def _frames(path: Path, size: int) -> Iterator[Shown]:
     content = path.read_bytes()
     if content.startswith(PICTURES):
-        film = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_GRAYSCALE)
-        if film is None:
-            raise UnsupportedPixels("The picture is damaged and cannot be decoded")
-        yield Shown(1, prepare(film, size), film.astype(np.uint8), "")
+        film = _picture(content)
+        yield Shown(1, prepare(film, size), lambda: film, "")
         return
     source = open_pixels(content)
     for index in range(source.frames):
-        yield Shown(index + 1, prepare(source.frame(index), size), display(source, index), source.modality)
+        frame = source.frame(index)
+        yield Shown(index + 1, prepare(frame, size), partial(display, source, index, frame), source.modality)
+
+
+def _picture(content: bytes) -> npt.NDArray[np.uint8]:
+    try:
+        film = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_GRAYSCALE)
+    except cv2.error:  # the size that it claims is over OpenCV's limit
+        film = None
+    if film is None:
+        raise UnsupportedPixels("The picture is damaged or too large and cannot be decoded")
+    return film.astype(np.uint8)
 
 
 def _row(name: str, finding: Finding) -> Row:

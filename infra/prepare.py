@@ -10,7 +10,7 @@ import os
 import sys
 from pathlib import Path
 
-from shared.errors import OsteonError
+from shared.errors import BadBundle, OsteonError
 from shared.repository import Database
 from shared.repository.access import Role, add_key
 from shared.repository.bundles import activate_bundle, active_bundle, add_bundle
@@ -34,15 +34,26 @@ def publish(config: Settings, database: Database, path: Path, *, activate: bool)
 
 
 def read_bundle_file(path: Path) -> tuple[dict[str, object], bytes]:
-    """The manifest and all bytes. With torch at hand the weights are loaded and checked too. Raises BadBundle, OSError."""
+    """The manifest and all bytes. With torch at hand the weights are loaded and checked too.
+
+    Raises BadBundle, OSError.
+    """
     content = path.read_bytes()
     try:
         from shared.vision.bundle import load_bundle
     except ModuleNotFoundError:  # the API image has no torch; the worker checks again when it loads the bundle
-        (length,) = (int.from_bytes(content[:8], "little"),)
-        return json.loads(json.loads(content[8 : 8 + length])["__metadata__"]["manifest"]), content
+        return _manifest_without_torch(content), content
     _, manifest = load_bundle(content)
     return manifest.model_dump(), content
+
+
+def _manifest_without_torch(content: bytes) -> dict[str, object]:
+    try:
+        length = int.from_bytes(content[:8], "little")
+        manifest: dict[str, object] = json.loads(json.loads(content[8 : 8 + length])["__metadata__"]["manifest"])
+        return {**manifest, "name": str(manifest["name"])}
+    except (ValueError, KeyError, TypeError):
+        raise BadBundle from None
 
 
 def keys_of(config: Settings) -> dict[Role, str]:

@@ -4,12 +4,14 @@ Source: PS3.10 7 (file format), PS3.3 C.7.6.3 (image pixel), PS3.5 A (transfer s
 """
 
 import io
+import logging
 import re
 import warnings
 import zlib
 from dataclasses import dataclass
 from typing import BinaryIO
 
+from pydicom import config
 from pydicom.datadict import tag_for_keyword
 from pydicom.dataset import Dataset
 from pydicom.filereader import read_dataset
@@ -31,10 +33,15 @@ from shared.errors import (
 )
 from shared.study import Header, Identity
 
+# pydicom logs and warns about odd values in words that quote them: a quoted value can be a patient's name
+logging.getLogger("pydicom").disabled = True
+config.settings.reading_validation_mode = config.IGNORE
+
 PREAMBLE = 128
 PIXEL_DATA = 0x7FE00010
 UNDEFINED_LENGTH = 0xFFFFFFFF
 SKIP_OVER_BYTES = 65536  # values longer than this are stepped over, not read
+MAX_READS = 100_000  # an element takes one to three; a header of a million empty items would fill the memory
 _KEYWORDS = (
     "SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "Modality", "BodyPartExamined", "Rows", "Columns",
     "NumberOfFrames", "BitsAllocated", "SamplesPerPixel", "PhotometricInterpretation", "PatientName", "PatientID",
@@ -229,6 +236,8 @@ def _inflated_head(file: BinaryIO, limits: HeaderLimits) -> tuple[BinaryIO, int]
                 raise TooLarge("The deflated data set expands beyond the limits")
             head += part[: max(0, limits.max_header_bytes - len(head))]
             chunk = inflate.unconsumed_tail
+        if inflate.eof:
+            break  # what follows the data set is nobody's
     return io.BytesIO(bytes(head)), total
 
 
@@ -236,7 +245,7 @@ class _Counted:
     """A file that refuses to be read beyond a budget; stepping over values is free."""
 
     def __init__(self, file: BinaryIO, budget: int) -> None:
-        self.file, self.left = file, budget
+        self.file, self.left, self.reads = file, budget, 0
         self.cut_short = False
         self.seek, self.tell = file.seek, file.tell
 
@@ -244,8 +253,9 @@ class _Counted:
         """As a file's read. Raises TooLarge once the budget is used up."""
         data = self.file.read(size if 0 <= size <= self.left else self.left + 1)
         self.left -= len(data)
+        self.reads += 1
         # the end of a file is met between elements; met within one, the file was cut
         self.cut_short |= 0 < len(data) < size
-        if self.left < 0:
+        if self.left < 0 or self.reads > MAX_READS:
             raise TooLarge("The DICOM header is larger than this installation reads")
         return data

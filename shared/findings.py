@@ -33,7 +33,9 @@ class OperatingPoints:
     specific: float  # chosen for specificity >= 0.95
 
     def call(self, probability: float) -> Call:
-        """The word for a probability in 0..1."""
+        """The word for a probability in 0..1. Raises ValueError for anything else: not a number is not "none"."""
+        if not 0 <= probability <= 1:
+            raise ValueError(f"{probability} is no probability")
         if probability >= max(self.specific, self.sensitive):
             return Call.LIKELY
         return Call.POSSIBLE if probability >= self.sensitive else Call.NONE

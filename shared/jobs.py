@@ -1,14 +1,14 @@
 """The Celery application and the messages: the broker is a doorbell, Postgres is the truth."""
 
 import json
+import logging
 from collections.abc import Sequence
 from datetime import UTC, datetime
-from typing import Any
 from uuid import UUID
 
 from celery import Celery
 from celery.schedules import crontab
-from kombu import Queue
+from kombu.entity import Queue
 from kombu.exceptions import OperationalError
 from redis.exceptions import RedisError
 
@@ -17,6 +17,7 @@ from shared.repository.work import ToSend
 from shared.settings import Settings
 from shared.study import Priority
 
+log = logging.getLogger(__name__)
 ANALYSE = "osteon.analyse_study"
 NIGHTLY = "osteon.nightly"
 QUEUES = (Priority.URGENT, Priority.ROUTINE, Priority.BACKLOG)  # served strictly in this order
@@ -29,7 +30,7 @@ def celery_app(settings: Settings) -> Celery:
     """Celery as measured: see docs/adr/0002-broker-settings.md for each number."""
     app = Celery("osteon", broker=settings.broker_url.get_secret_value())
     app.conf.update(
-        task_queues=[Queue(queue) for queue in QUEUES],
+        task_queues=[Queue(queue) for queue in QUEUES],  # type: ignore[no-untyped-call]
         task_default_queue=Priority.ROUTINE,
         task_acks_late=True,
         task_ignore_result=True,
@@ -38,7 +39,8 @@ def celery_app(settings: Settings) -> Celery:
         worker_send_task_events=True,
         worker_prefetch_multiplier=1,
         worker_hijack_root_logger=False,
-        worker_cancel_long_running_tasks_on_connection_loss=False,  # a thread cannot be cancelled; its lease protects it
+        # a thread cannot be cancelled; its lease protects it
+        worker_cancel_long_running_tasks_on_connection_loss=False,
         broker_connection_retry_on_startup=True,
         broker_connection_max_retries=None,
         broker_transport_options={
@@ -58,7 +60,8 @@ def celery_app(settings: Settings) -> Celery:
             "nightly": {
                 "task": NIGHTLY,
                 "schedule": crontab(hour=settings.nightly_hour, minute=0),
-                "options": {"queue": Priority.BACKLOG, "expires": 3600},
+                # a moment's work; behind a long backlog it would expire, and the night with it
+                "options": {"queue": Priority.URGENT, "expires": 3600},
             }
         },
     )
@@ -72,29 +75,27 @@ class Doorbell:
         self.app = app
 
     def ring(self, studies: Sequence[ToSend]) -> list[UUID]:
-        """Send one message a study; returns those that the broker did not take. Never raises for a dead broker."""
+        """Send one message a study; returns those that the broker did not take. Never raises: the rows stand."""
         if not studies:
             return []
-        failed: list[UUID] = []
-        now = datetime.now(UTC).isoformat()
+        now, taken = datetime.now(UTC).isoformat(), 0
         try:
             with self.app.connection_for_write() as connection, self.app.amqp.Producer(connection) as producer:
-                for position, study in enumerate(studies):
-                    try:
-                        self.app.send_task(
-                            ANALYSE,
-                            args=[str(study.study_id)],
-                            queue=study.queue,
-                            headers={SENT_AT: now},
-                            producer=producer,
-                            retry=False,
-                        )
-                    except BROKER_DOWN:
-                        failed = [s.study_id for s in studies[position:]]
-                        break
-        except BROKER_DOWN:
-            failed = [s.study_id for s in studies]
-        return failed
+                for study in studies:
+                    self.app.send_task(
+                        ANALYSE,
+                        args=[str(study.study_id)],
+                        queue=study.queue,
+                        headers={SENT_AT: now},
+                        producer=producer,
+                        retry=False,
+                    )
+                    taken += 1
+        except BROKER_DOWN as wrong:
+            log.warning("the broker does not take messages", extra={"why": type(wrong).__name__})
+        except Exception:
+            log.exception("messages could not be sent")
+        return [study.study_id for study in studies[taken:]]
 
     def heads(self) -> dict[Priority, datetime | None]:
         """When the oldest waiting message of each queue was sent; None for an empty queue.
@@ -121,7 +122,8 @@ class Doorbell:
 def _sent_at(message: bytes | None) -> datetime | None:
     if message is None:
         return None
-    headers: dict[str, Any] = json.loads(message).get("headers") or {}
-    sent = headers.get(SENT_AT)
-    # a message of another kind (the nightly task) tells nothing, so nothing is taken for lost behind it
-    return datetime.fromisoformat(sent) if sent else UNKNOWN_AGE
+    try:
+        return datetime.fromisoformat(json.loads(message)["headers"][SENT_AT])
+    except (ValueError, KeyError, TypeError):
+        # a message of another kind (the nightly task) tells nothing, so nothing is taken for lost behind it
+        return UNKNOWN_AGE

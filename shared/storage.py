@@ -1,6 +1,7 @@
 """Objects by content: originals, previews and bundles, in a directory or in any S3 store."""
 
 import contextlib
+import errno
 import hashlib
 import os
 import re
@@ -95,11 +96,8 @@ class DirectoryStore:
             except BaseException:
                 Path(name).unlink(missing_ok=True)
                 raise
-            folder = os.open(goal.parent, os.O_RDONLY)
-            try:
-                os.fsync(folder)  # the rename itself must survive a power cut
-            finally:
-                os.close(folder)
+            for folder in (goal.parent, goal.parent.parent):  # the names themselves must survive a power cut
+                _sync(folder)
         except OSError as wrong:
             raise StoreUnavailable(f"The object store cannot be written: {wrong.strerror}") from wrong
 
@@ -199,12 +197,20 @@ def _s3_errors(key: str) -> Iterator[None]:
         raise StoreUnavailable(f"The object store does not answer ({type(wrong).__name__})") from wrong
 
 
+def _sync(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def _copy(content: BinaryIO, file: BinaryIO, size_bytes: int) -> None:
     left = size_bytes
     while left:
         chunk = content.read(min(CHUNK, left))
         if not chunk:
-            raise OSError(f"content ended {left} bytes early")
+            raise OSError(errno.EIO, f"content ended {left} bytes early")
         file.write(chunk)
         left -= len(chunk)
 

@@ -5,7 +5,7 @@ serves it and paging by (due_at, id) is exact; the largest allowance is the long
 """
 
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from uuid import UUID
 
 from shared.findings import Call, Severity, StudySummary
@@ -46,7 +46,8 @@ class WorklistEntry:
 
     def why(self) -> str:
         """The place of this row in words."""
-        return f"due {self.due_at:%H:%M} UTC: {self.priority} {'study' if self.call is None else explain(self)}"
+        what = "study" if self.call is None else explain(self)
+        return f"due {self.due_at.astimezone(UTC):%H:%M} UTC: {self.priority} {what}"
 
 
 def urgency_class(summary: StudySummary | None) -> str:
@@ -60,7 +61,7 @@ def urgency_class(summary: StudySummary | None) -> str:
 
 def due_at(received_at: datetime, priority: Priority, summary: StudySummary | None) -> datetime:
     """When the study should have been read. Raises ValueError for a naive time."""
-    if received_at.tzinfo is None:
+    if received_at.utcoffset() is None:
         raise ValueError("received_at must carry a time zone")
     return received_at + timedelta(minutes=ALLOWANCES[urgency_class(summary)][priority])
 

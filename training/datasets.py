@@ -46,16 +46,21 @@ def fracatlas(root: Path) -> list[Film]:
     for needed in (table, polygons_file):
         if not needed.is_file():
             raise BadDataset(f"{needed} is missing: give the FracAtlas folder that holds it")
-    polygons = json.loads(polygons_file.read_text())
+    try:
+        polygons = json.loads(polygons_file.read_bytes())
+    except ValueError as wrong:
+        raise BadDataset(f"{polygons_file} is not JSON: {wrong}") from wrong
     films = []
-    with table.open(newline="") as lines:
-        for number, row in enumerate(csv.DictReader(lines), start=2):
+    with table.open(newline="", encoding="utf-8", errors="replace") as lines:
+        rows = csv.DictReader(lines)
+        for row in rows:
             try:
                 if row["source_jpeg_truncated"] == "1" or row["exact_duplicate"] == "1":
                     continue
                 films.append(_fracatlas_film(root, row, polygons.get(row["image_id"], [])))
-            except (KeyError, ValueError) as wrong:
-                raise BadDataset(f"{table}, line {number}: {type(wrong).__name__} {wrong}") from wrong
+            # a short row has None in its last columns, hence the last two
+            except (KeyError, ValueError, TypeError, AttributeError) as wrong:
+                raise BadDataset(f"{table}, line {rows.line_num}: {type(wrong).__name__} {wrong}") from wrong
     if not films:
         raise BadDataset(f"{table} has no usable row")
     return films
@@ -162,9 +167,14 @@ class FilmCache:
     def batches(
         self, size: int, teacher_size: int, count: int, positives: float, dice: np.random.Generator
     ) -> Iterator[Batch]:
-        """Endless augmented batches of `count` films, a share `positives` of them fractured."""
+        """Endless augmented batches of `count` films, a share `positives` of them fractured.
+
+        Raises BadDataset if there is no film of one kind.
+        """
         fractured = np.array([film.fractured == 1 for film in self.films])
         yes, no = np.flatnonzero(fractured), np.flatnonzero(~fractured)
+        if not len(yes) or not len(no):
+            raise BadDataset(f"The training films need both kinds: {len(yes)} are fractured, {len(no)} are not")
         while True:
             wanted = dice.random(count) < positives
             chosen = np.where(wanted, dice.choice(yes, count), dice.choice(no, count))
@@ -175,7 +185,7 @@ class FilmCache:
         small, large, places = [], [], []
         for index in chosen:
             matrix, tone = _random_view(dice), _random_tone(dice)
-            image = cv2.LUT(self.images[index], tone)
+            image = tone[self.images[index]]
             small.append(_warp(image, matrix, size))
             large.append(_warp(image, matrix, teacher_size) if teacher_size != size else small[-1])
             places.append(_place(self.masks[index], matrix, size))
@@ -211,10 +221,10 @@ def _random_tone(dice: np.random.Generator) -> npt.NDArray[np.uint8]:
 def _warp(image: npt.NDArray[np.uint8], unit: npt.NDArray[np.float64], size: int) -> npt.NDArray[np.uint8]:
     # shrink by area before warping: warpAffine alone would alias hairline fractures away
     if size < CACHE_SIZE:
-        image = cv2.resize(image, (size, size), interpolation=cv2.INTER_AREA)
+        image = np.asarray(cv2.resize(image, (size, size), interpolation=cv2.INTER_AREA), np.uint8)
     matrix = unit.copy()
     matrix[:, 2] *= size
-    return cv2.warpAffine(image, matrix, (size, size), flags=cv2.INTER_LINEAR)
+    return np.asarray(cv2.warpAffine(image, matrix, (size, size), flags=cv2.INTER_LINEAR), np.uint8)
 
 
 def _place(mask: npt.NDArray[np.uint8] | None, unit: npt.NDArray[np.float64], size: int) -> npt.NDArray[np.float32]:
@@ -224,6 +234,6 @@ def _place(mask: npt.NDArray[np.uint8] | None, unit: npt.NDArray[np.float64], si
     matrix = unit.copy()
     matrix[:, 2] *= CACHE_SIZE
     warped = cv2.warpAffine(mask, matrix, (CACHE_SIZE, CACHE_SIZE), flags=cv2.INTER_LINEAR)
-    grid = cv2.resize(warped, (cells, cells), interpolation=cv2.INTER_AREA).astype(np.float32) / 255
+    grid = np.asarray(cv2.resize(warped, (cells, cells), interpolation=cv2.INTER_AREA), np.float32) / 255
     # a cell with a tenth of its area fractured counts whole: fractures are far smaller than cells
-    return np.minimum(1.0, grid * 10)
+    return np.minimum(np.float32(1), grid * np.float32(10))

@@ -13,6 +13,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score, roc_curve
 from tqdm import tqdm
 
+from shared.errors import BadDataset
 from shared.vision.bundle import Calibration
 from shared.vision.network import BoneNet
 from training.datasets import MISSING, REGIONS, Film, outline_mask, read_film
@@ -62,24 +63,28 @@ def answer(network: BoneNet, films: list[Film], size: int, batch: int = 32) -> A
     return Answers(films, *(np.concatenate(out) for out in outs))
 
 
-def interval(films: Sequence[Film], figure: Callable[[npt.NDArray[np.int64]], float]) -> list[float]:
+def interval(films: Sequence[Film], figure: Callable[[npt.NDArray[np.int64]], float]) -> list[float] | None:
     """[estimate, low, high]: 95 % percentile bootstrap over blocks, which keeps a patient's films together.
 
-    figure: given film indices (with repeats), returns the number.
+    figure: given film indices (with repeats), returns the number, nan where these films do not tell.
+    None when all films together do not tell, for JSON knows no nan.
     """
+    estimate = figure(np.arange(len(films))) if films else np.nan
+    if not np.isfinite(estimate):
+        return None
     blocks: dict[str, list[int]] = {}
     for index, film in enumerate(films):
         blocks.setdefault(film.block, []).append(index)
     groups = [np.array(group) for group in blocks.values()]
     dice = np.random.default_rng(0)
-    values = []
+    values = [estimate]
     for _ in range(RESAMPLES):
         chosen = np.concatenate([groups[i] for i in dice.integers(len(groups), size=len(groups))])
         value = figure(chosen)
         if np.isfinite(value):
             values.append(value)
-    low, high = np.percentile(values, [2.5, 97.5]) if values else (np.nan, np.nan)
-    return [round(float(v), 4) for v in (figure(np.arange(len(films))), low, high)]
+    low, high = np.percentile(values, [2.5, 97.5])
+    return [round(float(v), 4) for v in (estimate, low, high)]
 
 
 def auroc(truth: npt.NDArray[np.int64], score: Floats) -> float:
@@ -88,14 +93,20 @@ def auroc(truth: npt.NDArray[np.int64], score: Floats) -> float:
 
 
 def fit_calibration(logits: Floats, truth: npt.NDArray[np.int64]) -> Calibration:
-    """Platt scaling without regularisation."""
+    """Platt scaling, as good as without regularisation. Raises BadDataset when one class is missing."""
+    if not 0 < truth.sum() < len(truth):
+        raise BadDataset("Calibration needs films with and without a fracture on both sides; give more films")
     fitted = LogisticRegression(C=1e6).fit(logits[:, None], truth)
     return Calibration(slope=float(fitted.coef_[0, 0]), offset=float(fitted.intercept_[0]))
 
 
 def probability(logits: Floats, calibration: Calibration) -> Floats:
     """Calibrated probabilities."""
-    return 1 / (1 + np.exp(-(logits * calibration.slope + calibration.offset)))
+    return _sigmoid(logits * calibration.slope + calibration.offset)
+
+
+def _sigmoid(logits: Floats) -> Floats:
+    return 1 / (1 + np.exp(-np.clip(logits, -500, 500)))  # exp(710) overflows
 
 
 def calibration_error(chance: Floats, truth: npt.NDArray[np.int64], bins: int = 10) -> float:
@@ -128,7 +139,10 @@ def crossed(answers: Answers) -> Floats:
 
 
 def pointing(answers: Answers) -> tuple[npt.NDArray[np.bool_], list[Film]]:
-    """Pointing game (Zhang et al. 2016, arXiv:1608.00507): is the map's peak inside an outline? Fractured films only."""
+    """Pointing game (Zhang et al. 2016, arXiv:1608.00507): is the map's peak in the box around an outline?
+
+    Returns a hit or miss for every fractured film with an outline, and those films.
+    """
     hits, films = [], []
     for film, heatmap in zip(answers.films, answers.heatmaps, strict=True):
         if film.fractured and film.outlines:
@@ -143,12 +157,13 @@ def pointing(answers: Answers) -> tuple[npt.NDArray[np.bool_], list[Film]]:
 
 
 def kappa(truth: npt.NDArray[np.int64], graded: npt.NDArray[np.int64], grades: int = 4) -> float:
-    """Quadratic weighted kappa (Cohen 1968)."""
+    """Quadratic weighted kappa (Cohen 1968); nan when both gave one and the same grade to all."""
     table = np.zeros((grades, grades))
     np.add.at(table, (truth, graded), 1)
     weight = (np.subtract.outer(np.arange(grades), np.arange(grades)) / (grades - 1)) ** 2
     chance = np.outer(table.sum(1), table.sum(0)) / table.sum()
-    return float(1 - (weight * table).sum() / (weight * chance).sum())
+    by_chance = (weight * chance).sum()
+    return float(1 - (weight * table).sum() / by_chance) if by_chance else float("nan")
 
 
 def measure(answers: Answers) -> dict[str, Any]:
@@ -156,7 +171,7 @@ def measure(answers: Answers) -> dict[str, Any]:
     truth, chance = answers.fractured, crossed(answers)
     films = answers.films
 
-    def area(part: Answers) -> list[float]:
+    def area(part: Answers) -> list[float] | None:
         return interval(part.films, lambda i: auroc(part.fractured[i], part.fracture[i]))
 
     known = answers.true_region != MISSING
@@ -164,7 +179,7 @@ def measure(answers: Answers) -> dict[str, Any]:
     right = placed.region.argmax(1) == placed.true_region
     graded = np.array([film.severity for film in films])
     has_grade = graded != MISSING
-    steps = np.minimum.accumulate(1 / (1 + np.exp(-answers.severity)), axis=1)
+    steps = np.minimum.accumulate(_sigmoid(answers.severity), axis=1)
     said = (steps >= 0.5).sum(1)
     hits, shown = pointing(answers)
     sizes = [film.original_size for film in films]
@@ -181,7 +196,7 @@ def measure(answers: Answers) -> dict[str, Any]:
         },
         "region_accuracy": interval(placed.films, lambda i: float(right[i].mean())),
         "expected_calibration_error": interval(films, lambda i: calibration_error(chance[i], truth[i])),
-        "pointing_game": interval(shown, lambda i: float(hits[i].mean())) if shown else None,
+        "pointing_game": interval(shown, lambda i: float(hits[i].mean())),
         "severity_kappa": interval(
             [film for film, has in zip(films, has_grade, strict=True) if has],
             lambda i: kappa(graded[has_grade][i], said[has_grade][i]),
@@ -194,10 +209,10 @@ def plot(answers: Answers, path: Path) -> None:
     import matplotlib as mpl
 
     mpl.use("Agg")
-    from matplotlib import pyplot
+    from matplotlib import pyplot as plt
 
     truth, chance = answers.fractured, crossed(answers)
-    figure, (left, right) = pyplot.subplots(1, 2, figsize=(10, 4.6), layout="constrained")
+    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4.6), layout="constrained")
     false_rate, true_rate, _ = roc_curve(truth, chance)
     left.plot(false_rate, true_rate, label=f"AUROC {auroc(truth, answers.fracture):.3f}")
     left.plot([0, 1], [0, 1], color="0.7", linestyle=":")
@@ -208,7 +223,7 @@ def plot(answers: Answers, path: Path) -> None:
     right.plot([0, 1], [0, 1], color="0.7", linestyle=":")
     right.set(xlabel="calibrated probability", ylabel="share fractured", title="Reliability, tenths of the films")
     figure.savefig(path, dpi=110)
-    pyplot.close(figure)
+    plt.close(figure)
 
 
 def write_report(answers: Answers, out: Path) -> dict[str, Any]:

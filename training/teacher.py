@@ -40,10 +40,8 @@ class Teacher(nn.Module):
                 weight = torch.from_numpy(weights[node["name"] + ".weight"].astype(np.float32))
                 out, each, k, _ = weight.shape
                 conv = nn.Conv2d(each * node["groups"], out, k, node["stride"], groups=node["groups"])
-                conv.weight.data, conv.bias.data = (
-                    weight,
-                    torch.from_numpy(weights[node["name"] + ".bias"].astype(np.float32)),
-                )  # type: ignore[union-attr]
+                bias = torch.from_numpy(weights[node["name"] + ".bias"].astype(np.float32))
+                conv.load_state_dict({"weight": weight, "bias": bias})
                 self.convs[node["name"]] = conv
         self.region = nn.Conv2d(CHANNELS[-1], len(REGIONS), 1)
         self.fracture = nn.Conv2d(CHANNELS[-1], len(REGIONS), 1)
@@ -107,7 +105,7 @@ def label_loss(reading: Reading, cells: CellScale, batch: Batch, film_weight: fl
     return {"region": region, "film": film, "severity": severity * 0.5, "where": where * 2.0}
 
 
-def teach(
+def teach(  # noqa: PLR0917 - called once, by name of the recipe
     teacher: Teacher, cache: FilmCache, size: int, views: int, epochs: int, rate: float, dice: np.random.Generator
 ) -> None:
     """Fine-tune the part of the teacher behind stride 16, in place.
@@ -130,25 +128,20 @@ def teach(
     cells = CellScale()
     late = [c for name, c in teacher.convs.items() if _position(teacher, name) > STRIDE16]
     heads = [teacher.region, teacher.fracture, teacher.severity, cells]
-    groups = [
-        {"params": [p for m in late for p in m.parameters()], "lr": rate * 0.1},
-        {"params": [p for m in heads for p in m.parameters()], "lr": rate},
-    ]
-    optimizer = torch.optim.AdamW(groups, weight_decay=0.02)
-    total = epochs * len(stored)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer,
-        [float(g["lr"]) for g in groups],
-        total_steps=total,
-        pct_start=0.1,  # type: ignore[arg-type]
+    tail = [p for m in late for p in m.parameters()]
+    optimizer = torch.optim.AdamW(
+        [{"params": tail, "lr": rate * 0.1}, {"params": [p for m in heads for p in m.parameters()], "lr": rate}],
+        weight_decay=0.02,
     )
+    total = epochs * len(stored)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, [rate * 0.1, rate], total_steps=total, pct_start=0.1)
     bar = tqdm(total=total, desc="teacher: tail", unit="step")
     for _ in range(epochs):
         for index in dice.permutation(len(stored)):
             values = teacher.run({STRIDE16: stored[index].float()}, STRIDE32)
             losses = label_loss(teacher.heads(values[STRIDE32]), cells, labels[index])
             optimizer.zero_grad()
-            sum(losses.values(), torch.zeros(())).backward()
+            torch.stack(list(losses.values())).sum().backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             schedule.step()
             bar.update()

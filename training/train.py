@@ -5,7 +5,7 @@
 1. teacher  a MobileNetV2 from ImageNet is fine-tuned on the films (skipped without --teacher);
 2. distil   the ResNet50 imitates the teacher's features at strides 8, 16, 32; no label is used;
 3. labels   region, fracture, severity and place, with the teacher still pulling, at the final size.
-Stopped at any moment, the same command goes on from the last checkpoint (one a minute).
+Stopped at any moment, the same command goes on from the last checkpoint (by default one a minute).
 """
 
 import copy
@@ -21,11 +21,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - the name that every PyTorch reader knows
 from tqdm import tqdm
 
+from shared.errors import BadDataset
 from shared.vision.network import BoneNet
 from training.datasets import REGIONS, Batch, Film, FilmCache, fracatlas, split
 from training.teacher import CHANNELS, CellScale, Teacher, label_loss, teach
 
-CHECKPOINT_EVERY_S = 60.0
 STUDENT_CHANNELS = (512, 1024, 2048)
 TEACHER_LOOKS_CLOSER = 1.5  # times the student's size
 
@@ -48,6 +48,7 @@ class Recipe:
     teacher_size: int = 320
     teacher_views: int = 2
     teacher_epochs: int = 8
+    checkpoint_s: float = 60.0  # between checkpoints: what a kill costs at most
 
 
 class Student(nn.Module):
@@ -64,8 +65,8 @@ class Student(nn.Module):
     def imitation(self, maps: list[Tensor], taught: list[Tensor]) -> Tensor:
         """Mean squared distance to the teacher's features, each channel in units of its own spread."""
         loss = torch.zeros(())
-        for adapter, own, goal in zip(self.adapters, maps[1:], taught, strict=True):
-            goal = F.adaptive_avg_pool2d(goal, own.shape[2:])
+        for adapter, own, finer in zip(self.adapters, maps[1:], taught, strict=True):
+            goal = F.adaptive_avg_pool2d(finer, (own.shape[2], own.shape[3]))
             spread = goal.std((0, 2, 3), keepdim=True) + 0.05
             mean = goal.mean((0, 2, 3), keepdim=True)
             loss = loss + F.smooth_l1_loss(adapter(own), (goal - mean) / spread)
@@ -82,6 +83,8 @@ class Student(nn.Module):
         """Start the heads as the teacher's heads behind the last adapter: two linear maps are one."""
         mean, spread = self.units
         adapter = self.adapters[-1]
+        assert isinstance(adapter, nn.Conv2d)
+        assert adapter.bias is not None
         into, shift = adapter.weight[:, :, 0, 0], adapter.bias  # (1280, 2048), (1280,)
         for name in ("region", "fracture", "severity"):
             head, own = getattr(teacher, name), getattr(self.net, name)
@@ -94,9 +97,10 @@ class Student(nn.Module):
 def train(recipe: Recipe, out: Path) -> Path:
     """Train by `recipe`, or go on with the run in `out`. Returns the path of the trained weights.
 
-    Raises BadDataset if the data or the teacher cannot be read.
+    Raises BadDataset if the data or the teacher cannot be read, or `out` holds a run of another seed.
     """
     out.mkdir(parents=True, exist_ok=True)
+    _refuse_other_split(recipe, out)
     torch.manual_seed(recipe.seed)
     films, _ = split(fracatlas(recipe.data), recipe.seed)
     (out / "recipe.json").write_text(json.dumps(asdict(recipe), default=str, indent=1))
@@ -109,6 +113,14 @@ def train(recipe: Recipe, out: Path) -> Path:
     weights = out / "weights.pt"
     torch.save(run.average.net.state_dict(), weights)
     return weights
+
+
+def _refuse_other_split(recipe: Recipe, out: Path) -> None:
+    """Going on with another seed would measure the network on films that it was trained on."""
+    if (out / "recipe.json").exists() and any((out / name).exists() for name in ("checkpoint.pt", "teacher.pt")):
+        seed = json.loads((out / "recipe.json").read_text())["seed"]
+        if seed != recipe.seed:
+            raise BadDataset(f"{out} holds a run with seed {seed}: go on with --seed {seed}, or choose another --out")
 
 
 def _teacher(recipe: Recipe, cache: FilmCache, out: Path) -> Teacher:
@@ -164,7 +176,7 @@ class Run:
             self.student.train()
             losses = self._losses(name, batch)
             optimizer.zero_grad()
-            sum(losses.values(), torch.zeros(())).backward()
+            torch.stack(list(losses.values())).sum().backward()  # type: ignore[no-untyped-call]
             nn.utils.clip_grad_norm_(self.student.parameters(), 5.0)
             optimizer.step()
             self.steps += 1
@@ -172,9 +184,9 @@ class Run:
             now = time.monotonic()
             # a pause (a suspended process) is not training time
             spent, mark = spent + min(now - mark, 60.0), now
-            bar.n = min(round(spent), bar.total)
+            bar.n = min(round(spent), round(budget))
             bar.set_postfix({k: f"{v.item():.3f}" for k, v in losses.items()} | {"step": self.steps})
-            if now - saved_at > CHECKPOINT_EVERY_S or spent >= budget:
+            if now - saved_at > self.recipe.checkpoint_s or spent >= budget:
                 self.spent[name], saved_at = spent, now
                 self._save(name, optimizer)
             if spent >= budget:

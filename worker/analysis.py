@@ -39,15 +39,18 @@ def _instance(
     try:
         source = open_pixels(content, limits)
         for index in range(source.frames):
-            square = prepare(source.frame(index), reader.size)
-            waiting.append(batcher.submit((reader, square), QUEUES.index(claim.priority)))
+            # one frame in memory at a time; of earlier ones only the small squares are left
+            image = source.frame(index)
+            waiting.append(batcher.submit((reader, prepare(image, reader.size)), QUEUES.index(claim.priority)))
             # drawn while the model works
-            picture = preview_png(display(source, index))
+            picture = preview_png(display(source, index, image))
             store.put(preview_key(instance.sha256, index + 1), io.BytesIO(picture), len(picture))
-    except Rejected as why:
+    except BaseException as why:
         for future in waiting:
             future.cancel()
-        return InstanceResult(instance.id, error_reason=why.reason, error_text=str(why))
+        if isinstance(why, Rejected):
+            return InstanceResult(instance.id, error_reason=why.reason, error_text=str(why))
+        raise
     findings: list[Finding] = [
         reader.finding(future.result(), frame, instance.modality) for frame, future in enumerate(waiting, start=1)
     ]
@@ -59,6 +62,6 @@ def preview_png(image: npt.NDArray[np.uint8]) -> bytes:
     scale = PREVIEW_SIDE / max(image.shape)
     if scale < 1:
         width, height = (max(1, round(side * scale)) for side in (image.shape[1], image.shape[0]))
-        image = cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA)
+        image = cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA).astype(np.uint8)
     _, encoded = cv2.imencode(".png", image, [cv2.IMWRITE_PNG_COMPRESSION, 1])
     return encoded.tobytes()

@@ -15,8 +15,11 @@ Item = TypeVar("Item")
 Answer = TypeVar("Answer")
 
 
+MAX_FAILURES = 32  # items one after the other
+
+
 def end_process() -> None:
-    """The model hangs, and a thread cannot be killed: end the process; leases bring its studies back."""
+    """The model is stuck, and a thread cannot be killed: end the process; leases bring its studies back."""
     os._exit(70)
 
 
@@ -25,6 +28,9 @@ class Batcher(Generic[Item, Answer]):
 
     A batch starts when `max_batch` items wait or the oldest has waited `max_wait_s`. When a batch raises it is halved
     until the culprit is alone: that one gets the exception, its neighbours their answers.
+
+    When the model hangs, dies, or fails MAX_FAILURES times without a success in between (as after an error of the GPU),
+    `on_hang` is called: a fresh process is the cure for all three.
     """
 
     def __init__(
@@ -41,7 +47,8 @@ class Batcher(Generic[Item, Answer]):
         self._heap: list[tuple[int, int, float, Item, Future[Answer]]] = []
         self._order = itertools.count()
         self._changed = threading.Condition()
-        self._closed = False
+        self._closed = self._finished = False
+        self._failures = 0
         self._busy_since: float | None = None
         self._model = threading.Thread(target=self._run, name="model", daemon=True)
         self._watchdog = threading.Thread(target=self._watch, name="model-watchdog", daemon=True)
@@ -71,6 +78,7 @@ class Batcher(Generic[Item, Answer]):
             live = [(item, future) for item, future in batch if future.set_running_or_notify_cancel()]
             if live:
                 self._answer(live)
+        self._finished = True
 
     def _next(self) -> list[tuple[Item, "Future[Answer]"]]:
         with self._changed:
@@ -92,11 +100,12 @@ class Batcher(Generic[Item, Answer]):
             self._busy_since = time.monotonic()
             answers = self._predict([item for item, _ in batch])
             if len(answers) != len(batch):
-                raise RuntimeError(f"{len(batch)} items got {len(answers)} answers")
+                raise RuntimeError(f"{len(batch)} items got {len(answers)} answers")  # noqa: TRY301
         except BaseException as wrong:  # noqa: BLE001 - whatever it is, it belongs to one of these items
             self._busy_since = None
             if len(batch) == 1:
                 batch[0][1].set_exception(wrong)
+                self._failures += 1
                 return
             log.warning("a batch failed and is halved", extra={"size": len(batch), "error": type(wrong).__name__})
             middle = len(batch) // 2
@@ -104,6 +113,7 @@ class Batcher(Generic[Item, Answer]):
             self._answer(batch[middle:])
             return
         self._busy_since = None
+        self._failures = 0
         for (_, future), answer in zip(batch, answers, strict=True):
             future.set_result(answer)
 
@@ -111,7 +121,15 @@ class Batcher(Generic[Item, Answer]):
         while self._model.is_alive():
             since = self._busy_since
             if since is not None and time.monotonic() - since > self._limit_s:
-                log.critical("the model hangs; ending this process", extra={"limit_s": self._limit_s})
-                self._on_hang()
+                self._give_up("hangs")
+                return
+            if self._failures >= MAX_FAILURES:
+                self._give_up("fails every time")
                 return
             self._model.join(min(1.0, self._limit_s / 4))
+        if not self._finished:
+            self._give_up("has died")
+
+    def _give_up(self, how: str) -> None:
+        log.critical("the model %s; ending this process", how)
+        self._on_hang()

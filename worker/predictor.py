@@ -38,7 +38,14 @@ class ActiveReader:
         """The reader for a study that starts now. Raises NoBundle, Unavailable, ObjectMissing, BadBundle."""
         with self._lock:
             if self._reader is None or time.monotonic() - self._looked_at > LOOK_EVERY_S:
-                self._look()
+                try:
+                    self._look()
+                except Exception:
+                    if self._reader is None:
+                        raise
+                    # rather go on with a bundle that works than stand still before one that does not
+                    log.exception("the active bundle cannot be loaded; going on with %s", self._name)
+                self._looked_at = time.monotonic()
             assert self._reader is not None
             return self._reader
 
@@ -51,7 +58,6 @@ class ActiveReader:
             self._reader = Reader.of_bundle(self._store.get(bundle_key(row.sha256)), row.sha256, resident=True)
             self._name = row.name
             log.info("bundle loaded", extra={"bundle": row.name})
-        self._looked_at = time.monotonic()
 
 
 def predict(items: Sequence[tuple[Reader, UInt8Image]]) -> list[RawReading]:

@@ -16,9 +16,10 @@ log = logging.getLogger(__name__)
 
 def reconcile(database: Database, doorbell: Doorbell, grace: timedelta) -> int:
     """Send what stands in Postgres and is nowhere else; returns how many messages left. Raises Unavailable."""
+    now = datetime.now(UTC)  # before the look: what is sent from here on is not lost yet
     heads = doorbell.heads()
     with database.transaction() as session:
-        to_send = work.lost(session, heads, datetime.now(UTC), grace)
+        to_send = work.lost(session, heads, now, grace)
     return len(to_send) - _ring(database, doorbell, to_send)
 
 

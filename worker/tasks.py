@@ -1,5 +1,6 @@
 """What a Celery message leads to: claim, analyse, write; or retry, or quarantine."""
 
+import itertools
 import logging
 import random
 import threading
@@ -10,18 +11,19 @@ from uuid import UUID
 
 import cv2
 
-from shared.errors import ObjectMissing, OsteonError, Unavailable
-from shared.repository import Database
-from shared.repository import work
+from shared.errors import ObjectMissing, OsteonError, StoreUnavailable, Unavailable
+from shared.repository import Database, work
 from shared.settings import Settings, cpu_count
 from shared.storage import open_store
 from shared.study import Claim
 from shared.vision.pixels import PixelLimits
+from shared.vision.reader import Reader
 from worker.analysis import analyse
 from worker.batching import Batcher
 from worker.predictor import ActiveReader, predict
 
 log = logging.getLogger(__name__)
+SUSPECT = "suspect"
 
 
 class Engine:
@@ -35,57 +37,96 @@ class Engine:
         self.batcher = Batcher(predict, settings.batch_size, settings.batch_wait_ms / 1000, settings.predict_limit_s)
         self.limits = PixelLimits(settings.max_frame_pixels, settings.max_frames, settings.max_decoded_bytes)
         self.gate = Gate()
+        self._at_gate: set[UUID] = set()
+        self._gate_lock = threading.Lock()
         self.leases = Leases(self.database, timedelta(seconds=settings.lease_s))
         cv2.setNumThreads(1)  # tasks are threads already; a pool in each would only add switches
 
     def analyse_study(self, study_id: UUID) -> str:
         """Analyse one study to its end; returns one word for Flower. Messages may come twice, or for nothing."""
-        settings = self.settings
         try:
-            reader = self.reader.current()
-            with self.database.transaction() as session:
-                claim = work.claim(
-                    session,
-                    study_id,
-                    reader.manifest.name,
-                    datetime.now(UTC),
-                    timedelta(seconds=settings.lease_s),
-                    settings.max_attempts,
-                )
+            # claimed inside the gate: who waits at it holds no lease, and a crash behind it costs him no attempt
+            with self.gate.among_others():
+                outcome = self._attempt(study_id, alone=False)
+            if outcome == SUSPECT and self._first_at_gate(study_id):
+                try:
+                    with self.gate.alone():
+                        outcome = self._attempt(study_id, alone=True)
+                finally:
+                    self._at_gate.discard(study_id)
+            return outcome
         except OsteonError as wrong:
             # not claimed: the reconciler rings again when the part that is missing may be back
             log.warning("study left in the queue", extra={"study": str(study_id), "why": str(wrong)})
-            return "left"
+        except Exception:
+            log.exception("study left in the queue", extra={"study": str(study_id)})
+        return "left"
+
+    def _first_at_gate(self, study_id: UUID) -> bool:
+        """Whether no other thread waits for the gate with this study: a second message adds nothing."""
+        with self._gate_lock:
+            first = study_id not in self._at_gate
+            self._at_gate.add(study_id)
+        return first
+
+    def _attempt(self, study_id: UUID, *, alone: bool) -> str:
+        settings = self.settings
+        reader = self.reader.current()
+        with self.database.transaction() as session:
+            claim = work.claim(
+                session,
+                study_id,
+                reader.manifest.name,
+                datetime.now(UTC),
+                timedelta(seconds=settings.lease_s),
+                settings.max_attempts,
+                alone=alone,
+            )
         if claim is None:
             return "nothing to do"
-        with self.leases.holding(claim), self.gate.alone() if claim.suspect else self.gate.among_others():
-            return self._analyse(claim, reader.manifest.name)
+        if claim is work.NOT_ALONE:
+            return SUSPECT
+        with self.leases.holding(claim):
+            return self._analyse(claim, reader)
 
-    def _analyse(self, claim: Claim, bundle: str) -> str:
+    def _analyse(self, claim: Claim, reader: Reader) -> str:
         study = {"study": str(claim.study_id), "attempt": claim.attempt}
         try:
-            results = analyse(claim, self.store, self.reader.current(), self.batcher, self.limits)
+            results = analyse(claim, self.store, reader, self.batcher, self.limits)
             with self.database.transaction() as session:
-                written = work.finish(session, claim, results, bundle, datetime.now(UTC))
+                written = work.finish(session, claim, results, reader.manifest.name, datetime.now(UTC))
+        except StoreUnavailable as wrong:
+            return self._later(claim, str(wrong), study, blameless=not self._store_works())
         except (Unavailable, ObjectMissing) as wrong:
             return self._later(claim, str(wrong), study)
-        except Exception as wrong:  # noqa: BLE001 - an unknown error must end in the study's own row, not in a lost task
+        except Exception as wrong:
             log.exception("analysis failed", extra=study)
             return self._later(claim, f"analysis failed ({type(wrong).__name__})", study)
         log.info("analysed" if written else "lease lost", extra=study | {"images": len(results)})
         return "analysed" if written else "lease lost"
 
-    def _later(self, claim: Claim, reason: str, study: dict[str, object]) -> str:
-        """Retry with exponential backoff and jitter; if even that cannot be written, the lease runs out by itself."""
+    def _store_works(self) -> bool:
+        try:
+            self.store.check()
+        except StoreUnavailable:
+            return False
+        return True
+
+    def _later(self, claim: Claim, reason: str, study: dict[str, object], *, blameless: bool = False) -> str:
+        """Retry with exponential backoff and jitter; if even that cannot be written, the lease runs out by itself.
+
+        blameless: the attempt does not count, for a store that is down says nothing about the study.
+        """
         base = self.settings.retry_base_s * 2 ** (claim.attempt - 1)
         wait = timedelta(seconds=min(600.0, base) * random.uniform(0.5, 1.5))  # noqa: S311 - jitter, not a secret
         try:
             with self.database.transaction() as session:
-                work.retry(session, claim, reason, datetime.now(UTC) + wait, self.settings.max_attempts)
-        except Unavailable:
-            log.warning("left to its lease", extra=study)
-        log.warning("will retry", extra=study | {"why": reason})
-        return "will retry"
+                not_before, most = datetime.now(UTC) + wait, self.settings.max_attempts
+                outcome = work.retry(session, claim, reason, not_before, most, blameless=blameless)
+        except Exception as wrong:  # noqa: BLE001 - whatever keeps us from writing, the lease brings the study back
+            outcome = f"left to its lease ({type(wrong).__name__})"
+        log.warning(outcome, extra=study | {"why": reason})
+        return outcome
 
     def close(self) -> None:
         """Stop the model thread and the lease keeper, give connections back."""
@@ -95,20 +136,27 @@ class Engine:
 
 
 class Gate:
-    """Suspects are analysed alone: if one kills the process, no neighbour dies with it and is blamed."""
+    """Suspects are analysed alone: if one kills the process, no neighbour dies with it and is blamed.
+
+    First come, first in: neither suspects nor the others can keep each other out for good.
+    """
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
+        self._tickets = itertools.count()
+        self._next = 0
         self._inside = 0
         self._alone = False
-        self._wanting = 0
 
     @contextmanager
     def among_others(self) -> Iterator[None]:
         """Enter together with any number of others."""
         with self._changed:
-            self._changed.wait_for(lambda: not self._alone and not self._wanting)
+            ticket = next(self._tickets)
+            self._changed.wait_for(lambda: ticket == self._next and not self._alone)
+            self._next += 1
             self._inside += 1
+            self._changed.notify_all()
         try:
             yield
         finally:
@@ -118,11 +166,11 @@ class Gate:
 
     @contextmanager
     def alone(self) -> Iterator[None]:
-        """Enter once everybody has left, and keep everybody out; new ones queue up behind."""
+        """Enter once everybody has left, and keep everybody out; later ones queue up behind."""
         with self._changed:
-            self._wanting += 1
-            self._changed.wait_for(lambda: not self._alone and not self._inside)
-            self._wanting -= 1
+            ticket = next(self._tickets)
+            self._changed.wait_for(lambda: ticket == self._next and not self._alone and not self._inside)
+            self._next += 1
             self._alone = True
         try:
             yield
@@ -169,6 +217,8 @@ class Leases:
                         work.renew(session, tokens, datetime.now(UTC) + self._lease)
                 except OsteonError as wrong:
                     log.warning("leases not renewed", extra={"why": str(wrong)})
+                except Exception:
+                    log.exception("leases not renewed")  # and the keeper must outlive it
 
 
 def threads_for(settings: Settings) -> int:

@@ -5,6 +5,7 @@ from contextlib import contextmanager
 
 from sqlalchemy import create_engine
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.orm import Session, sessionmaker
 
 from shared.errors import Unavailable
@@ -34,6 +35,8 @@ class Database:
                 yield session
         except (OperationalError, InterfaceError) as wrong:
             raise Unavailable(f"Postgres does not answer ({type(wrong.orig).__name__})") from wrong
+        except PoolTimeout as wrong:
+            raise Unavailable("All connections to Postgres are busy") from wrong
         except DBAPIError as wrong:
             if wrong.connection_invalidated:
                 raise Unavailable("Postgres closed the connection") from wrong

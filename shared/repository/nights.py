@@ -9,6 +9,7 @@ from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
 from shared.backlog import BacklogRun
+from shared.repository.work import DIED
 from shared.study import Priority, StudyStatus, may_become
 from shared.tables import BacklogRunRow, InstanceRow, StudyRow
 
@@ -30,7 +31,8 @@ def gather(session: Session, run_id: UUID, bundle: str, stranded_before: datetim
     """
     run = session.get_one(BacklogRunRow, run_id, with_for_update=True)
     chosen: list[UUID] = []
-    failed = StudyRow.status == StudyStatus.QUARANTINED
+    # a study that killed its workers would do so every night, with its neighbours: it is left to people
+    failed = (StudyRow.status == StudyStatus.QUARANTINED) & ~StudyRow.reason.contains(DIED, autoescape=True)
     # an image that can never be analysed does not become readable overnight
     healable = select(InstanceRow.study_id).where(InstanceRow.error_reason == "")
     stranded = (StudyRow.status == StudyStatus.QUEUED) & or_(

@@ -3,9 +3,11 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from enum import Enum
+from typing import Literal
 from uuid import UUID, uuid4
 
-from sqlalchemy import and_, func, or_, select, text, update
+from sqlalchemy import and_, case, func, or_, select, text, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
@@ -15,6 +17,15 @@ from shared.tables import FindingRow, InstanceRow, StudyRow
 from shared.worklist import due_at
 
 RECONCILER_LOCK = 0x05_7E_0A_01
+DIED = "attempts ended without a result: the worker died or hung each time"
+URGENT_FIRST = case({queue: place for place, queue in enumerate(Priority)}, value=StudyRow.queue)
+
+
+class _NotAlone(Enum):
+    NOT_ALONE = "not alone"
+
+
+NOT_ALONE = _NotAlone.NOT_ALONE
 
 
 @dataclass(frozen=True)
@@ -37,15 +48,23 @@ def unsent(session: Session, study_ids: Sequence[UUID], now: datetime) -> list[T
 
 
 def sending_failed(session: Session, study_ids: Sequence[UUID]) -> None:
-    """The broker did not take these messages: the reconciler will send them."""
-    session.execute(update(StudyRow).where(StudyRow.id.in_(study_ids)).values(sent_at=None))
+    """The broker did not take these messages: the reconciler will send them, at once unless a row is locked."""
+    free = select(StudyRow.id).where(StudyRow.id.in_(study_ids)).with_for_update(skip_locked=True)
+    session.execute(
+        update(StudyRow).where(StudyRow.id.in_(free)).values(sent_at=None).execution_options(synchronize_session=False)
+    )
 
 
 def claim(
-    session: Session, study_id: UUID, bundle: str, now: datetime, lease: timedelta, max_attempts: int
-) -> Claim | None:
-    """Take a study for analysis, or None if it is done, held by another, not yet due for its retry, or given up."""
-    row = session.scalar(select(StudyRow).where(StudyRow.id == study_id).with_for_update(skip_locked=True))
+    session: Session, study_id: UUID, bundle: str, now: datetime, lease: timedelta, max_attempts: int, *, alone: bool
+) -> Claim | Literal[_NotAlone.NOT_ALONE] | None:
+    """Take a study for analysis, or None if it is done, held by another, not yet due for its retry, or given up.
+
+    alone: nothing else is analysed in this process. A study whose last attempt ended without a word may have killed its
+    worker, so it is given out only then; otherwise the answer is NOT_ALONE, and nothing has changed.
+    """
+    # waits for a row that is locked: its message is spent here, and nobody else would ring soon
+    row = session.scalar(select(StudyRow).where(StudyRow.id == study_id).with_for_update())
     if row is None:
         return None
     status = StudyStatus(row.status)
@@ -54,8 +73,10 @@ def claim(
     if not (waiting or abandoned):
         return None
     if abandoned and row.attempts >= max_attempts:
-        _quarantine(row, f"{row.attempts} attempts ended without a result: the worker died or hung each time")
+        _quarantine(row, f"{row.attempts} {DIED}")
         return None
+    if abandoned and not alone:
+        return NOT_ALONE
     _move(row, StudyStatus.RUNNING)
     row.attempts += 1
     row.lease_token, row.lease_until, row.started_at = uuid4(), now + lease, now
@@ -77,8 +98,18 @@ def claim(
 
 
 def renew(session: Session, tokens: Sequence[UUID], until: datetime) -> None:
-    """Prolong the leases of a living worker."""
-    session.execute(update(StudyRow).where(StudyRow.lease_token.in_(tokens)).values(lease_until=until))
+    """Prolong the leases of a living worker. A row that is locked just now waits for the next time: no deadlocks."""
+    held = (
+        select(StudyRow.id)
+        .where(StudyRow.status == StudyStatus.RUNNING, StudyRow.lease_token.in_(tokens))
+        .with_for_update(skip_locked=True)
+    )
+    session.execute(
+        update(StudyRow)
+        .where(StudyRow.id.in_(held))
+        .values(lease_until=until)
+        .execution_options(synchronize_session=False)
+    )
 
 
 def finish(session: Session, claimed: Claim, results: Sequence[InstanceResult], bundle: str, now: datetime) -> bool:
@@ -117,17 +148,24 @@ def finish(session: Session, claimed: Claim, results: Sequence[InstanceResult], 
     return True
 
 
-def retry(session: Session, claimed: Claim, reason: str, not_before: datetime, max_attempts: int) -> None:
-    """Give a study back after something that can heal; the last attempt quarantines it instead."""
+def retry(
+    session: Session, claimed: Claim, reason: str, not_before: datetime, max_attempts: int, *, blameless: bool = False
+) -> str:
+    """Give a study back after something that can heal; the last attempt quarantines it instead. Returns what it did.
+
+    blameless: this attempt does not count.
+    """
     row = _held(session, claimed)
     if row is None:
-        return
-    if row.attempts >= max_attempts:
+        return "lease lost"
+    if row.attempts >= max_attempts and not blameless:
         _quarantine(row, reason)
-        return
+        return "quarantined"
+    row.attempts -= blameless
     _move(row, StudyStatus.RETRYING)
     row.reason, row.not_before, row.sent_at = reason, not_before, None
     row.lease_token = row.lease_until = None
+    return "will retry"
 
 
 def give_back(session: Session, claimed: Claim) -> None:
@@ -148,27 +186,29 @@ def lost(session: Session, heads: dict[Priority, datetime | None], now: datetime
     """
     if not session.scalar(text("SELECT pg_try_advisory_xact_lock(:lock)"), {"lock": RECONCILER_LOCK}):
         return []
-    overtaken = [
-        and_(StudyRow.queue == queue, StudyRow.sent_at < min(head or now, now) - grace) for queue, head in heads.items()
-    ]
+    # in no queue: none left, or one sent after it is the oldest already
+    nowhere = or_(
+        StudyRow.sent_at.is_(None),
+        *(
+            and_(StudyRow.queue == queue, StudyRow.sent_at < min(head or now, now) - grace)
+            for queue, head in heads.items()
+        ),
+    )
     rows = session.scalars(
         select(StudyRow)
         .where(
             or_(
-                and_(StudyRow.status == StudyStatus.QUEUED, or_(StudyRow.sent_at.is_(None), *overtaken)),
-                and_(
-                    StudyRow.status == StudyStatus.RETRYING,
-                    StudyRow.not_before <= now,
-                    or_(StudyRow.sent_at.is_(None), StudyRow.sent_at < now - grace),
-                ),
+                and_(StudyRow.status == StudyStatus.QUEUED, nowhere),
+                and_(StudyRow.status == StudyStatus.RETRYING, StudyRow.not_before <= now, nowhere),
                 and_(
                     StudyRow.status == StudyStatus.RUNNING,
                     StudyRow.lease_until < now,
-                    or_(StudyRow.sent_at < StudyRow.lease_until, StudyRow.sent_at < now - grace),
+                    # the message that led to this attempt is spent
+                    or_(StudyRow.sent_at < StudyRow.lease_until, nowhere),
                 ),
             )
         )
-        .order_by(StudyRow.received_at)
+        .order_by(URGENT_FIRST, StudyRow.received_at)
         .limit(1000)
         .with_for_update(skip_locked=True)
     )
@@ -212,7 +252,12 @@ def _conclude(session: Session, row: StudyRow, bundle: str, now: datetime) -> No
         row.sent_at, row.attempts = None, 0
         return
     if not answered:
-        error = session.scalar(select(InstanceRow.error_text).where(InstanceRow.study_id == row.id).limit(1))
+        error = session.scalar(
+            select(InstanceRow.error_text)
+            .where(InstanceRow.study_id == row.id)
+            .order_by(InstanceRow.received_at)
+            .limit(1)
+        )
         _quarantine(row, error or "the study has no image")
         return
     summary = summarise([_finding(finding) for finding in found])

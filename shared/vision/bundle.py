@@ -1,8 +1,10 @@
-"""A model bundle: fp16 weights as safetensors, with a manifest in its metadata that says what they are good for."""
+"""A model bundle: fp16 weights as safetensors, with a manifest in its metadata that says what they are good for.
+
+The metadata also holds the sha256 of both, so that a damaged bundle is refused wherever the damage is.
+"""
 
 import hashlib
 import json
-import re
 import struct
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,7 @@ from shared.vision.network import BoneNet
 from shared.vision.tensors import HIGH_PERCENTILE, LOW_PERCENTILE
 
 FORMAT = "osteon-bundle-1"
+NAME = r"^[a-z0-9][a-z0-9._-]{0,63}$"
 
 
 class Calibration(BaseModel):
@@ -33,10 +36,10 @@ class Manifest(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     format: str = FORMAT
-    name: str = Field(pattern=r"[a-z0-9][a-z0-9._-]{0,63}")
+    name: str = Field(pattern=NAME)
     architecture: str = "resnet50"
     regions: list[str]
-    input_size: int = Field(description="side of the square, pixels; a multiple of 32")
+    input_size: int = Field(gt=0, multiple_of=32, description="side of the square, pixels; a multiple of 32")
     low_percentile: float = LOW_PERCENTILE
     high_percentile: float = HIGH_PERCENTILE
     calibration: Calibration = Calibration()
@@ -45,7 +48,7 @@ class Manifest(BaseModel):
     specific: float = Field(description="operating point: specificity >= 0.95 on the validation films")
     modalities: list[str] = Field(description="in scope; others are analysed, but the model abstains")
     least_region_probability: float = Field(description="below this the region counts as unknown")
-    heatmap_full: float = Field(description="map value drawn at full strength")
+    heatmap_full: float = Field(gt=0, description="map value drawn at full strength")
     data: dict[str, Any] = Field(default_factory=dict, description="data set, licence, split")
     metrics: dict[str, Any] = Field(default_factory=dict)
     limits: str = "Research use only. Not certified for clinical decisions."
@@ -57,13 +60,23 @@ class Manifest(BaseModel):
 
 
 def save_bundle(path: Path, network: BoneNet, manifest: Manifest) -> str:
-    """Write a bundle; floating point weights become fp16. Returns the file's sha256."""
+    """Write a bundle; floating point weights become fp16. Returns the file's sha256.
+
+    Raises ValueError for weights that fp16 cannot hold, or that are no numbers.
+    """
     tensors = {
         name: (value.half() if value.is_floating_point() else value).contiguous()
         for name, value in network.state_dict().items()
     }
-    weights = save(tensors)
-    metadata = {"manifest": manifest.model_dump_json(), "weights_sha256": _digest(weights)}
+    broken = [name for name, value in tensors.items() if not value.isfinite().all()]
+    if broken:
+        raise ValueError(f"weights are not finite in fp16: {', '.join(broken[:3])}")
+    described = manifest.model_dump_json()
+    metadata = {
+        "manifest": described,
+        "manifest_sha256": _digest(described.encode()),
+        "weights_sha256": _digest(save(tensors)),
+    }
     content = save(tensors, metadata)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".partial")
@@ -105,8 +118,8 @@ def load_bundle(content: bytes, sha256: str | None = None) -> tuple[BoneNet, Man
     return network.eval(), manifest
 
 
-def _digest(weights: bytes) -> str:
-    return hashlib.sha256(weights).hexdigest()
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
 
 
 def _metadata(content: bytes) -> dict[str, str]:
@@ -115,21 +128,26 @@ def _metadata(content: bytes) -> dict[str, str]:
         (length,) = struct.unpack_from("<Q", content)
         if not 2 <= length <= min(len(content) - 8, 100_000_000):
             raise BadBundle
-        header = json.loads(content[8 : 8 + length])
-        return dict(header["__metadata__"])
-    except (struct.error, ValueError, KeyError, TypeError):
+        metadata = json.loads(content[8 : 8 + length])["__metadata__"]
+        return {str(key): str(value) for key, value in metadata.items()}
+    except (struct.error, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise BadBundle from None
 
 
 def _manifest(metadata: dict[str, str]) -> Manifest:
     try:
-        manifest = Manifest.model_validate_json(metadata["manifest"])
-    except (KeyError, ValidationError) as wrong:
-        fields = (
-            ", ".join(str(e["loc"][0]) for e in wrong.errors()) if isinstance(wrong, ValidationError) else "manifest"
-        )
-        raise BadBundle(f"The bundle's manifest is missing or wrong: {fields}") from None
-    if manifest.format != FORMAT or not re.fullmatch(r"[a-z0-9][a-z0-9._-]{0,63}", manifest.name):
+        described = metadata["manifest"]
+        if _digest(described.encode()) != metadata["manifest_sha256"]:
+            raise BadBundle("The bundle's manifest is damaged (sha256 differs)")
+        manifest = Manifest.model_validate_json(described)
+    except KeyError as missing:
+        raise BadBundle(f"This is no Osteon model bundle: its metadata has no {missing}") from None
+    except UnicodeEncodeError:  # half a surrogate pair, which JSON can spell
+        raise BadBundle from None
+    except ValidationError as wrong:
+        fields = ", ".join(".".join(str(part) for part in e["loc"]) or "not JSON" for e in wrong.errors())
+        raise BadBundle(f"The bundle's manifest is wrong: {fields}") from None
+    if manifest.format != FORMAT:
         raise BadBundle(f"The bundle's format {manifest.format} is not known to this version of Osteon")
     return manifest
 

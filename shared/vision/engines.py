@@ -30,7 +30,8 @@ def pick_engine(network: BoneNet, size: int) -> Engine:
 
 def torch_engine(network: BoneNet, device: torch.device) -> Engine:
     """Eager torch; on a GPU in bfloat16, with images uploaded as uint8."""
-    network = network.eval().to(device, memory_format=torch.channels_last)
+    network = network.eval().to(device)
+    network = network.to(memory_format=torch.channels_last)
     half = device.type == "cuda"
 
     def run(squares: npt.NDArray[np.uint8]) -> Answer:
@@ -47,7 +48,11 @@ def openvino_engine(network: BoneNet, size: int) -> Engine:
     import openvino  # noqa: PLC0415 - an extra
 
     example = torch.zeros(2, 1, size, size, dtype=torch.uint8)
-    model = openvino.convert_model(network.eval().cpu(), example_input=example, input=[(-1, 1, size, size)])
+    with torch.no_grad():
+        exported = torch.export.export(
+            network.eval().cpu(), (example,), dynamic_shapes={"pixels": {0: torch.export.Dim("batch")}}
+        )
+    model = openvino.convert_model(exported)
     compiled = openvino.Core().compile_model(model, "CPU", {"PERFORMANCE_HINT": "LATENCY"})
     log.info("openvino", extra={"precision": str(compiled.get_property("INFERENCE_PRECISION_HINT"))})
 

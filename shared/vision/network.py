@@ -2,7 +2,6 @@
 
 from typing import NamedTuple
 
-import torch
 import torchvision
 from torch import Tensor, nn
 

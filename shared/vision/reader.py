@@ -97,7 +97,7 @@ class Reader:
 
 
 def _sigmoid(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    return 1 / (1 + np.exp(-logits))
+    return 1 / (1 + np.exp(-np.clip(logits, -80, 80)))  # exp(89) overflows float32
 
 
 def _softmax(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:

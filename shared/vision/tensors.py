@@ -25,7 +25,7 @@ def prepare(image: npt.NDArray[np.number], size: int) -> UInt8Image:
     if image.ndim != 2 or 0 in image.shape:
         raise ValueError(f"need a (H, W) image, got shape {image.shape}")
     small = _fit(np.ascontiguousarray(image, dtype=np.float32), size)
-    small = cv2.medianBlur(small, 3)
+    small = np.asarray(cv2.medianBlur(small, 3), np.float32)
     low, high = np.percentile(small, [LOW_PERCENTILE, HIGH_PERCENTILE])
     if high - low < 1e-6:
         # nearly everything one value: widen to the extremes before calling it blank
@@ -48,10 +48,11 @@ def content_box(height: int, width: int, size: int) -> tuple[int, int, int, int]
 
 def _fit(image: Float32Image, size: int) -> Float32Image:
     height, width = image.shape
+    _, _, fitted_h, fitted_w = content_box(height, width, size)
     # halving by area first is several times faster than one large fractional step, and exact
     while max(height, width) >= 4 * size and min(height, width) > 1:
         height, width = height // 2, width // 2
-        image = cv2.resize(image[: 2 * height, : 2 * width], (width, height), interpolation=cv2.INTER_AREA)
-    _, _, fitted_h, fitted_w = content_box(height, width, size)
-    shrink = fitted_h <= height
-    return cv2.resize(image, (fitted_w, fitted_h), interpolation=cv2.INTER_AREA if shrink else cv2.INTER_LINEAR)
+        even = image[: 2 * height, : 2 * width]
+        image = np.asarray(cv2.resize(even, (width, height), interpolation=cv2.INTER_AREA), np.float32)
+    how = cv2.INTER_AREA if fitted_h <= height else cv2.INTER_LINEAR
+    return np.asarray(cv2.resize(image, (fitted_w, fitted_h), interpolation=how), np.float32)

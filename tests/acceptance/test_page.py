@@ -27,6 +27,7 @@ pytestmark = pytest.mark.skipif(not Path(CHROMIUM).exists(), reason="needs chrom
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
     with sync_playwright() as playwright:
+        expect.set_options(timeout=20_000)  # the machine also runs the worker
         opened = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
         yield opened
         opened.close()
@@ -62,7 +63,7 @@ def studies(system: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[str, 
     paths["script"] = [forged(tmp_path_factory.mktemp("forged") / "script.dcm", SCRIPT)]
     ids = {}
     for name, files in paths.items():
-        receipt = system.submit(files, priority="urgent" if name == "01-hand" else "routine")
+        receipt = system.submit(files, priority="urgent" if name == "script" else "routine")
         (ids[name],) = [study["id"] for study in receipt["studies"]]
     system.wait(list(ids.values()), 180)
     return ids
@@ -82,6 +83,7 @@ def forged(path: Path, name: str) -> Path:
 def reader(page: Page, system: Any) -> Page:
     """A page that a radiologist is logged in to."""
     log_in(page, system, system.keys["radiologist"])
+    expect(page.get_by_role("heading", name="Worklist")).to_be_visible()
     return page
 
 
@@ -200,7 +202,7 @@ def test_filter_keeps_what_it_says(reader: Page, studies: dict[str, str], system
 
 def test_worklist_refreshes_in_place(reader: Page, system: Any, studies: dict[str, str], tmp_path: Path) -> None:
     """A new study appears without a reload and without taking the reader's focus away."""
-    link = f"a.open[href='/view/{studies['01-hand']}']"
+    link = f"a.open[href='/view/{studies['script']}']"
     reader.goto(f"{system.api_url}/?priority=urgent")
     reader.locator(link).focus()
     reader.evaluate("window.same = true")

@@ -222,6 +222,13 @@ def test_services_are_confined(name):
 
 
 @pytest.mark.parametrize("name", sorted(SERVICES))
+def test_stops_arrive(name):
+    """No init runs as root before a program that changes its user: without CAP_KILL it could not stop it but by force."""
+    service = SERVICES[name]
+    assert service["init"] is not ("SETUID" in service.get("cap_add", []))
+
+
+@pytest.mark.parametrize("name", sorted(SERVICES))
 def test_ports_are_local(name):
     """A published port listens on 127.0.0.1 only, and only the page and Flower publish one."""
     ports = SERVICES[name].get("ports", [])
@@ -280,7 +287,7 @@ def test_extras_exist():
 
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     installed = {file: re.search(r'"\.\[([a-z,]+)\]"', (ROOT / file).read_text())[1].split(",") for file in DOCKERFILES}
-    assert installed == {"infra/Dockerfile.api": ["api"], "infra/Dockerfile.worker": ["worker"]}
+    assert installed == {"infra/Dockerfile.api": ["api"], "infra/Dockerfile.worker": ["worker", "cpu"]}
     assert {extra for names in installed.values() for extra in names} <= set(extras)
     assert not {"torch", "torchvision", "numpy"} & {re.match(r"[a-z0-9-]+", line)[0] for line in extras["api"]}
 
