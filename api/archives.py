@@ -36,7 +36,7 @@ def unpack(
     """
     left = min(max_bytes, archive.size_bytes * max_ratio)
     try:
-        with spool.open(archive) as file, zipfile.ZipFile(_Frugal(file)) as opened:  # type: ignore[call-overload]
+        with spool.open(archive) as file, zipfile.ZipFile(_Frugal(file)) as opened:
             members = [member for member in opened.infolist() if not member.is_dir()]
             if len(members) > max_files:
                 raise TooLarge(f"The archive holds more than the {max_files} files that this request may still have")

@@ -89,7 +89,7 @@ def open_spool(folder: Path | None) -> Iterator[Spool]:
     try:
         if folder is not None:
             folder.mkdir(parents=True, exist_ok=True)
-        file = tempfile.TemporaryFile(dir=folder, buffering=0)
+        file = tempfile.TemporaryFile(dir=folder, buffering=0)  # noqa: SIM115 - closed below
     except OSError as wrong:
         raise SpoolFull(f"The disk where uploads wait cannot be written: {wrong.strerror}") from wrong
     with file:
@@ -118,7 +118,7 @@ class _Window(io.RawIOBase):
         self.position = base + offset
         return self.position
 
-    def readinto(self, buffer: Any) -> int:
+    def readinto(self, buffer: Any) -> int:  # noqa: ANN401 - any writable buffer
         left = max(0, min(len(buffer), self.size - self.position))
         data = os.pread(self.descriptor, left, self.start + self.position)
         buffer[: len(data)] = data
@@ -175,7 +175,7 @@ class _Parts:
         self._digest = hashlib.sha256()
         self._content = bytearray()
 
-    def callbacks(self) -> Any:
+    def callbacks(self) -> Any:  # noqa: ANN401 - its type is not exported
         return {
             "on_part_begin": self._part_begin,
             "on_header_field": self._header_name,

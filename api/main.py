@@ -94,7 +94,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
 
 def _impatient(app: Celery) -> Celery:
     """A broker that hangs must not hold an upload: the reconciler sends what is left unsent."""
-    app.conf.broker_transport_options |= {"socket_connect_timeout": 1, "socket_timeout": 2}
+    app.conf.broker_transport_options |= {"socket_connect_timeout": 1, "socket_timeout": 1, "interval_start": 0}
     return app
 
 
@@ -108,7 +108,7 @@ def readyz(parts: PartsDep, response: Response) -> Health:
     answers = {
         "database": _ask(lambda: _query(parts)),
         "store": _ask(parts.store.check),
-        "broker": _ask(lambda: parts.doorbell.waiting() and None),
+        "broker": _ask(parts.doorbell.waiting),
     }
     ready = answers["database"] == answers["store"] == "ok"
     response.status_code = 200 if ready else 503
@@ -120,7 +120,7 @@ def _query(parts: Parts) -> None:
         session.execute(text("SELECT 1 FROM bundles LIMIT 1"))
 
 
-def _ask(question: Callable[[], None]) -> str:
+def _ask(question: Callable[[], object]) -> str:
     try:
         question()
     except OsteonError as wrong:

@@ -9,6 +9,119 @@ from pydantic import BaseModel, ConfigDict, Field
 from shared.findings import RESEARCH_USE, Call, Severity
 from shared.study import Priority, StudyStatus
 
+# the OpenAPI document's examples; tests/integration/test_upload.py holds them to the models
+STUDY_ID = "3f0c2b1e-6f0e-4a53-9c1c-0d7b1d0e8a11"
+RECEIPT = {
+    "stored": 1,
+    "duplicate": 0,
+    "rejected": 1,
+    "files": [
+        {
+            "file": "wrist.dcm",
+            "outcome": "stored",
+            "study_id": STUDY_ID,
+            "sop_instance_uid": "1.2.826.0.1.3680043.8.498.1",
+        },
+        {
+            "file": "report.dcm",
+            "outcome": "rejected",
+            "reason": "sop-class-not-supported",
+            "failure": "0x0122",
+            "text": "Comprehensive SR Storage is not analysed: only images are",
+        },
+    ],
+    "studies": [
+        {
+            "id": STUDY_ID,
+            "url": f"/studies/{STUDY_ID}",
+            "status": "queued",
+            "new_images": 1,
+        }
+    ],
+}
+STUDY = {
+    "id": STUDY_ID,
+    "study_instance_uid": "2.25.320700394461931768619125221097594913749",
+    "status": "analysed",
+    "priority": "routine",
+    "received_at": "2026-01-12T08:00:00Z",
+    "started_at": "2026-01-12T08:00:01Z",
+    "analysed_at": "2026-01-12T08:00:02Z",
+    "due_at": "2026-01-12T08:30:00Z",
+    "attempts": 1,
+    "reason": "",
+    "call": "likely",
+    "severity": "moderate",
+    "region": "elbow",
+    "fracture_probability": 0.91,
+    "scope": "in scope",
+    "instances": [
+        {
+            "number": 1,
+            "sop_instance_uid": "2.25.7",
+            "modality": "CR",
+            "rows": 2304,
+            "columns": 2880,
+            "frames": 1,
+            "error": None,
+            "error_reason": None,
+            "findings": [
+                {
+                    "frame": 1,
+                    "region": "elbow",
+                    "region_probability": 0.99,
+                    "fracture_probability": 0.91,
+                    "call": "likely",
+                    "sensitive_threshold": 0.11,
+                    "specific_threshold": 0.64,
+                    "severity": "moderate",
+                    "scope": "in scope",
+                    "bundle": "first-light",
+                    "heatmap_url": f"/studies/{STUDY_ID}/heatmap.png?image=1&frame=1",
+                    "preview_url": f"/studies/{STUDY_ID}/preview.png?image=1&frame=1",
+                }
+            ],
+        }
+    ],
+    "notice": RESEARCH_USE,
+}
+WORKLIST = {
+    "entries": [
+        {
+            "rank": 1,
+            "study_id": STUDY_ID,
+            "url": f"/studies/{STUDY_ID}",
+            "why": "due 08:30 UTC: routine likely fracture, elbow, extent moderate",
+            "due_at": "2026-01-12T08:30:00Z",
+            "overdue": False,
+            "received_at": "2026-01-12T08:00:00Z",
+            "priority": "routine",
+            "status": "analysed",
+            "call": "likely",
+            "severity": "moderate",
+            "region": "elbow",
+            "fracture_probability": 0.91,
+            "scope": "in scope",
+            "modality": "CR",
+            "images": 1,
+            "failed_images": 0,
+            "reason": "",
+        }
+    ],
+    "next": "WyIyMDI2LTAxLTEyVDA4OjMwOjAwKzAwOjAwIiwgIjNmMGMyYjFlLTZmMGUtNGE1My05YzFjLTBkN2IxZDBlOGExMSJd",
+    "counts": {"queued": 0, "running": 0, "retrying": 0, "analysed": 1, "quarantined": 0},
+    "notice": RESEARCH_USE,
+}
+NIGHT = {
+    "night": "2026-01-12",
+    "started_at": "2026-01-12T02:00:00Z",
+    "finished_at": "2026-01-12T02:14:00Z",
+    "failed": 2,
+    "stranded": 0,
+    "outdated": 310,
+    "bundle": "first-light",
+}
+
 
 class Outcome(StrEnum):
     """What became of a file."""
@@ -42,38 +155,8 @@ class StudyReceipt(BaseModel):
 class Receipt(BaseModel):
     """The answer to an upload; "stored" means durable in object store and database."""
 
-    model_config = ConfigDict(
-        json_schema_extra={
-            "example": {
-                "stored": 1,
-                "duplicate": 0,
-                "rejected": 1,
-                "files": [
-                    {
-                        "file": "wrist.dcm",
-                        "outcome": "stored",
-                        "study_id": "3f0c2b1e-6f0e-4a53-9c1c-0d7b1d0e8a11",
-                        "sop_instance_uid": "1.2.826.0.1.3680043.8.498.1",
-                    },
-                    {
-                        "file": "report.dcm",
-                        "outcome": "rejected",
-                        "reason": "sop-class-not-supported",
-                        "failure": "0x0122",
-                        "text": "Comprehensive SR Storage is not analysed: only images are",
-                    },
-                ],
-                "studies": [
-                    {
-                        "id": "3f0c2b1e-6f0e-4a53-9c1c-0d7b1d0e8a11",
-                        "url": "/studies/3f0c2b1e-6f0e-4a53-9c1c-0d7b1d0e8a11",
-                        "status": "queued",
-                        "new_images": 1,
-                    }
-                ],
-            }
-        }
-    )
+    model_config = ConfigDict(json_schema_extra={"example": RECEIPT})
+
     stored: int
     duplicate: int
     rejected: int
@@ -114,6 +197,8 @@ class InstanceReport(BaseModel):
 
 class StudyReport(BaseModel):
     """A study's state and findings."""
+
+    model_config = ConfigDict(json_schema_extra={"example": STUDY})
 
     id: UUID
     study_instance_uid: str
@@ -160,6 +245,8 @@ class WorklistRow(BaseModel):
 class WorklistPage(BaseModel):
     """A page of the worklist; `next` is the `after` of the following page, null on the last."""
 
+    model_config = ConfigDict(json_schema_extra={"example": WORKLIST})
+
     entries: list[WorklistRow]
     next: str | None
     counts: dict[StudyStatus, int]
@@ -168,6 +255,8 @@ class WorklistPage(BaseModel):
 
 class BacklogRunView(BaseModel):
     """One night's run."""
+
+    model_config = ConfigDict(json_schema_extra={"example": NIGHT})
 
     night: str
     started_at: datetime
@@ -181,12 +270,20 @@ class BacklogRunView(BaseModel):
 class Health(BaseModel):
     """Whether the parts answer; the value is "ok" or what is wrong."""
 
+    model_config = ConfigDict(
+        json_schema_extra={"example": {"ready": True, "parts": {"database": "ok", "store": "ok", "broker": "ok"}}}
+    )
+
     ready: bool
     parts: dict[str, str]
 
 
 class Problem(BaseModel):
     """An error, in the form of RFC 9457."""
+
+    model_config = ConfigDict(
+        json_schema_extra={"example": {"title": "Not found", "status": 404, "detail": "there is no study here"}}
+    )
 
     title: str
     status: int

@@ -6,12 +6,12 @@ Order is everything: object, then row, then commit, then message. Each step find
 import hashlib
 import logging
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Annotated, Any
 from uuid import UUID
 
-from fastapi import APIRouter, Header, HTTPException, Request, Response
+from fastapi import APIRouter, HTTPException, Request, Response, params
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 from starlette.concurrency import run_in_threadpool
@@ -27,7 +27,7 @@ from shared.repository.intake import Known, Taken, look_up, take_in
 from shared.repository.work import sending_failed, unsent
 from shared.settings import Settings
 from shared.storage import original_key
-from shared.study import Priority, StoredFile, StudyStatus
+from shared.study import Header, Priority, StoredFile, StudyStatus
 from shared.tables import StudyRow, UploadRow
 
 log = logging.getLogger(__name__)
@@ -70,7 +70,7 @@ async def upload(
     response: Response,
     parts: PartsDep,
     key: Submitter,
-    idempotency_key: Annotated[str | None, Header(max_length=128)] = None,
+    idempotency_key: Annotated[str | None, params.Header(max_length=128)] = None,
 ) -> Receipt:
     """Take many DICOM files and zip archives in at once; answer for each what became of it.
 
@@ -123,6 +123,7 @@ class Taking:
     key: Key
     spool: Spool
     priority: Priority
+    put: set[str] = field(default_factory=set)  # SHA-256 of what this request put into the store
 
     def run(self, files: list[SpooledFile], idempotency_key: str | None) -> tuple[Receipt, bool]:
         """Returns the receipt, and whether it is that of an earlier request. Raises Unavailable, BadRequest."""
@@ -133,70 +134,80 @@ class Taking:
             if earlier:
                 return earlier, True
         lines: list[FileReceipt] = []
-        stored: list[tuple[int, StoredFile]] = []  # (index in lines, file)
+        stored: dict[int, StoredFile] = {}  # by index in lines
+        here: dict[str, str] = {}  # SHA-256 of this request's instances by their UIDs
         for file, why in self._members(files):
             if why is not None:
                 lines.append(_rejected(file if isinstance(file, str) else file.name, why))
                 continue
             assert isinstance(file, SpooledFile)
             try:
-                outcome = self._store(file)
+                header = self._header(file)
+                known = self._keep(file, header, here)
             except Rejected as reason:
                 lines.append(_rejected(file.name, reason))
                 continue
-            if isinstance(outcome, Taken):
-                lines.append(_line(file.name, outcome, None))
+            if known is None:
+                stored[len(lines)] = StoredFile(file.sha256, file.size_bytes, header)
+                lines.append(FileReceipt(file=file.name, outcome=Outcome.STORED))  # filled in when its row is written
             else:
-                stored.append((len(lines), outcome))
-                lines.append(FileReceipt(file=file.name, outcome=Outcome.STORED))
+                lines.append(_line(file.name, known, header.sop_instance_uid))
         return self._commit(lines, stored, idempotency_key, content), False
 
     def _members(self, files: list[SpooledFile]) -> Iterator[tuple[SpooledFile | str, Rejected | None]]:
-        """All files, those within archives too."""
-        settings, seen = self.parts.settings, 0
+        """All files, those within archives too; the limits hold for all archives together."""
+        settings = self.parts.settings
+        archives = {file for file in files if is_archive(self.spool, file)}
+        files_left = settings.max_request_files - (len(files) - len(archives))
+        start = self.spool.end
         for file in files:
+            if file not in archives:
+                yield file, None
+                continue
             try:
-                if not is_archive(self.spool, file):
-                    yield file, None
-                    continue
-                left = settings.max_request_files - seen
-                for member in unpack(self.spool, file, left, settings.max_request_bytes, settings.max_archive_ratio):
-                    seen += 1
+                bytes_left = settings.max_request_bytes - (self.spool.end - start)
+                for member in unpack(self.spool, file, files_left, bytes_left, settings.max_archive_ratio):
+                    files_left -= 1
                     yield member if isinstance(member, tuple) else (member, None)
             except Rejected as why:
                 yield file, why
 
-    def _store(self, file: SpooledFile) -> StoredFile | Taken:
-        """Check one file and make its bytes durable, unless they are stored already. Raises Rejected."""
-        settings, store = self.parts.settings, self.parts.store
+    def _header(self, file: SpooledFile) -> Header:
+        """Read and check one file's header. Raises Rejected."""
+        settings = self.parts.settings
         if file.size_bytes > settings.max_file_bytes:
             raise TooLarge(f"The file has {file.size_bytes} bytes; at most {settings.max_file_bytes} are taken")
         with self.spool.open(file) as reader:
-            header = read_header(reader, file.size_bytes, header_limits(settings))
+            return read_header(reader, file.size_bytes, header_limits(settings))
+
+    def _keep(self, file: SpooledFile, header: Header, here: dict[str, str]) -> Taken | None:
+        """Make one file's bytes durable; None if that was done, what we have of it otherwise. Raises Conflict."""
         with self.parts.database.transaction() as session:
             known = look_up(session, self.key.site_id, header, file.sha256)
         if known is not None:
             return known
-        with self.spool.open(file) as reader:
-            store.put(original_key(file.sha256), reader, file.size_bytes)
-        return StoredFile(file.sha256, file.size_bytes, header)
+        if here.setdefault(header.sop_instance_uid, file.sha256) != file.sha256:
+            raise Conflict("This request holds another file with the same SOP Instance UID; the first one is taken")
+        if file.sha256 not in self.put:
+            with self.spool.open(file) as reader:
+                self.parts.store.put(original_key(file.sha256), reader, file.size_bytes)
+            self.put.add(file.sha256)
+        return None
 
     def _commit(
-        self, lines: list[FileReceipt], stored: list[tuple[int, StoredFile]], idempotency_key: str | None, content: str
+        self, lines: list[FileReceipt], stored: dict[int, StoredFile], idempotency_key: str | None, content: str
     ) -> Receipt:
         """Rows and receipt in one transaction; messages after it."""
         now = datetime.now(UTC)
+        new = {line.study_id: 0 for line in lines if line.study_id}
         with self.parts.database.transaction() as session:
             taken = take_in(
-                session, self.parts.vault, self.key.site_id, self.priority, [file for _, file in stored], now
+                session, self.parts.vault, self.key.site_id, self.priority, list(stored.values()), now, list(new)
             )
-            new: dict[UUID, int] = {}
-            for (index, file), outcome in zip(stored, taken, strict=True):
+            for (index, file), outcome in zip(stored.items(), taken, strict=True):
                 lines[index] = _line(lines[index].file, outcome, file.header.sop_instance_uid)
-                new[outcome.study_id] = new.get(outcome.study_id, 0) + (outcome.known is Known.NEW)
-            for line in lines:
-                if line.study_id:
-                    new.setdefault(line.study_id, 0)
+                if outcome.known is not Known.CONFLICT:
+                    new[outcome.study_id] = new.get(outcome.study_id, 0) + (outcome.known is Known.NEW)
             receipt = _receipt(session, lines, new)
             if idempotency_key:
                 self._remember(session, idempotency_key, content, receipt)

@@ -111,7 +111,7 @@ def _read(file: BinaryIO, size_bytes: int, limits: HeaderLimits) -> Header:
     def at_pixels(tag: BaseTag, _vr: str | None, length: int) -> bool:
         if tag == PIXEL_DATA:
             pixels.append((file.tell(), length))
-        return tag >= PIXEL_DATA
+        return bool(tag >= PIXEL_DATA)
 
     dataset = read_dataset(
         counted,  # type: ignore[arg-type]
@@ -119,7 +119,7 @@ def _read(file: BinaryIO, size_bytes: int, limits: HeaderLimits) -> Header:
         is_little_endian=syntax.is_little_endian,
         stop_when=at_pixels,
         defer_size=SKIP_OVER_BYTES,
-        specific_tags=WANTED,
+        specific_tags=list(WANTED),
     )
     if counted.cut_short or file.tell() > size_bytes:  # values that nobody asked for are stepped over, past the end too
         raise CannotUnderstand("The DICOM header is cut short: the file ends within an element. Send it again")
@@ -133,7 +133,7 @@ def _read(file: BinaryIO, size_bytes: int, limits: HeaderLimits) -> Header:
 
 
 def _after_meta(tag: BaseTag, _vr: str | None, _length: int) -> bool:
-    return tag.group != 2
+    return bool(tag.group != 2)
 
 
 def _header(dataset: Dataset, syntax: UID) -> Header:

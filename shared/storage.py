@@ -141,13 +141,13 @@ class S3Store:
 
     def put(self, key: str, content: BinaryIO, size_bytes: int) -> None:
         """See Store; the server checks the bytes against the signed hash and answers when they are stored."""
+        start = content.tell()
         with _s3_errors(key):
             try:
                 self.client.put_object(self.bucket, key, content, size_bytes)
             except S3Error as wrong:
                 if wrong.code != "NoSuchBucket":
                     raise
-                start = content.tell()
                 self._make_bucket()
                 content.seek(start)
                 self.client.put_object(self.bucket, key, content, size_bytes)

@@ -213,9 +213,8 @@ def _random_view(dice: np.random.Generator) -> npt.NDArray[np.float64]:
 def _random_tone(dice: np.random.Generator) -> npt.NDArray[np.uint8]:
     """A random gamma, contrast and brightness as a look-up table: (256,) uint8."""
     steps = np.linspace(0, 1, 256) ** np.exp(dice.uniform(-0.4, 0.4))
-    return np.clip(255 * ((steps - 0.5) * dice.uniform(0.8, 1.25) + 0.5 + dice.uniform(-0.08, 0.08)), 0, 255).astype(
-        np.uint8
-    )
+    tone = (steps - 0.5) * dice.uniform(0.8, 1.25) + 0.5 + dice.uniform(-0.08, 0.08)
+    return np.asarray(np.clip(255 * tone, 0, 255), np.uint8)
 
 
 def _warp(image: npt.NDArray[np.uint8], unit: npt.NDArray[np.float64], size: int) -> npt.NDArray[np.uint8]:

@@ -28,11 +28,17 @@ def analyse(
 
     Raises Unavailable and ObjectMissing, which can heal, and whatever the model raises for one of the images.
     """
-    return [_instance(instance, claim, store, reader, batcher, limits) for instance in claim.instances]
+    return [_instance(instance, claim, store, reader, batcher, limits=limits) for instance in claim.instances]
 
 
 def _instance(
-    instance: InstanceToAnalyse, claim: Claim, store: Store, reader: Reader, batcher: ModelBatcher, limits: PixelLimits
+    instance: InstanceToAnalyse,
+    claim: Claim,
+    store: Store,
+    reader: Reader,
+    batcher: ModelBatcher,
+    *,
+    limits: PixelLimits,
 ) -> InstanceResult:
     content = store.get(original_key(instance.sha256))
     waiting: list[Future[RawReading]] = []

@@ -41,7 +41,7 @@ def analyse_study(study_id: str) -> str:
     return engine().analyse_study(UUID(study_id))
 
 
-@app.task(name=NIGHTLY, autoretry_for=(Exception,), max_retries=45, default_retry_delay=60, retry_jitter=False)
+@app.task(name=NIGHTLY, autoretry_for=(Exception,), max_retries=45, default_retry_delay=60)
 def nightly() -> int | None:
     """Queue what earlier days left behind."""
     from worker.sweeps import nightly as run  # noqa: PLC0415 - beat and Flower need no sweeps

@@ -79,7 +79,7 @@ class Engine:
                 reader.manifest.name,
                 datetime.now(UTC),
                 timedelta(seconds=settings.lease_s),
-                settings.max_attempts,
+                max_attempts=settings.max_attempts,
                 alone=alone,
             )
         if claim is None:

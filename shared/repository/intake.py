@@ -1,14 +1,16 @@
 """Taking stored files in: studies, instances, identities."""
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
 from uuid import UUID, uuid4
 
-from sqlalchemy import select
+from sqlalchemy import or_, select
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
+from shared.findings import Call, Severity, StudySummary
 from shared.repository.access import Vault
 from shared.study import Header, Priority, StoredFile, StudyStatus, may_become
 from shared.tables import InstanceRow, StudyRow
@@ -43,24 +45,45 @@ def look_up(session: Session, site_id: UUID, header: Header, sha256: str) -> Tak
     return Taken(Known.DUPLICATE if row.sha256 == sha256 else Known.CONFLICT, row.study_id)
 
 
-def take_in(
-    session: Session, vault: Vault, site_id: UUID, priority: Priority, files: list[StoredFile], now: datetime
+def take_in(  # noqa: PLR0917 - each is needed
+    session: Session,
+    vault: Vault,
+    site_id: UUID,
+    priority: Priority,
+    files: list[StoredFile],
+    now: datetime,
+    sent_again: Collection[UUID] = (),
 ) -> list[Taken]:
     """Write the rows of stored files, in their order; two senders of one study do not disturb each other.
 
-    A study that was done is opened again for its new images, and an urgent file makes its study urgent.
+    A study that was done is opened again for its new images, and an urgent file makes its study urgent, even one that
+    was there already: sent_again are the studies of such files.
     """
-    studies: dict[str, StudyRow] = {}
-    # rows are locked in one order everywhere, so that two requests cannot wait for each other in a ring
-    for uid in sorted({file.header.study_instance_uid for file in files}):
-        studies[uid] = _study(session, site_id, priority, uid, now)
+    uids = sorted({file.header.study_instance_uid for file in files})
+    for uid in uids:
+        _add_study(session, site_id, priority, uid, now)
+    # rows are locked in one order everywhere, so that two transactions cannot wait for each other in a ring
+    again = sent_again if priority is Priority.URGENT else ()
+    rows = session.scalars(
+        select(StudyRow)
+        .where(StudyRow.site_id == site_id, or_(StudyRow.study_instance_uid.in_(uids), StudyRow.id.in_(again)))
+        .order_by(StudyRow.id)
+        .with_for_update()
+    )
+    studies = {row.study_instance_uid: row for row in rows}
+    if priority is Priority.URGENT:
+        for row in studies.values():
+            _escalate(row)
     taken: dict[int, Taken] = {}
     for index, file in sorted(enumerate(files), key=lambda pair: pair[1].header.sop_instance_uid):
         taken[index] = _instance(session, vault, studies[file.header.study_instance_uid], file, now)
+    for row in studies.values():
+        if not row.images:  # made for a file that another request was faster to conflict with
+            session.delete(row)
     return [taken[index] for index in range(len(files))]
 
 
-def _study(session: Session, site_id: UUID, priority: Priority, uid: str, now: datetime) -> StudyRow:
+def _add_study(session: Session, site_id: UUID, priority: Priority, uid: str, now: datetime) -> None:
     values = {
         "id": uuid4(),
         "site_id": site_id,
@@ -72,14 +95,20 @@ def _study(session: Session, site_id: UUID, priority: Priority, uid: str, now: d
         "due_at": due_at(now, priority, None),
     }
     session.execute(insert(StudyRow).values(values).on_conflict_do_nothing())
-    row = session.scalars(
-        select(StudyRow).where(StudyRow.site_id == site_id, StudyRow.study_instance_uid == uid).with_for_update()
-    ).one()
-    if priority is Priority.URGENT and row.priority != Priority.URGENT:
-        row.priority = row.queue = Priority.URGENT
-        row.due_at = min(row.due_at, due_at(row.received_at, priority, None))
-        row.sent_at = None  # its message waits in a slower queue; the next one overtakes it
-    return row
+
+
+def _escalate(row: StudyRow) -> None:
+    if row.priority == Priority.URGENT:
+        return
+    row.priority = row.queue = Priority.URGENT
+    row.due_at = min(row.due_at, due_at(row.received_at, Priority.URGENT, _summary(row)))
+    row.sent_at = None  # its message waits in a slower queue; the next one overtakes it
+
+
+def _summary(row: StudyRow) -> StudySummary | None:
+    if row.status != StudyStatus.ANALYSED or row.call is None or row.severity is None:
+        return None
+    return StudySummary(Call(row.call), Severity(row.severity), row.region, row.fracture_probability or 0.0, row.scope)
 
 
 def _instance(session: Session, vault: Vault, study: StudyRow, file: StoredFile, now: datetime) -> Taken:
@@ -112,4 +141,5 @@ def _instance(session: Session, vault: Vault, study: StudyRow, file: StoredFile,
     if status not in (StudyStatus.QUEUED, StudyStatus.RUNNING) and may_become(status, StudyStatus.QUEUED):
         study.status, study.attempts, study.not_before, study.reason = StudyStatus.QUEUED, 0, None, ""
         study.sent_at, study.queue = None, study.priority
+        study.due_at = min(study.due_at, due_at(study.received_at, Priority(study.priority), None))
     return Taken(Known.NEW, study.id)

@@ -27,7 +27,7 @@ def begin_night(session: Session, night: date, now: datetime, bundle: str) -> UU
 def gather(session: Session, run_id: UUID, bundle: str, stranded_before: datetime, most: int) -> list[UUID]:
     """Put up to `most` studies on the backlog queue and count them in the run; returns their ids, to be sent.
 
-    Failed ones first: quarantined studies, of which images without an error of their own may have healed.
+    Failed ones are quarantined studies of which images without an error of their own may have healed.
     """
     run = session.get_one(BacklogRunRow, run_id, with_for_update=True)
     chosen: list[UUID] = []
@@ -39,8 +39,9 @@ def gather(session: Session, run_id: UUID, bundle: str, stranded_before: datetim
         StudyRow.sent_at < stranded_before, StudyRow.sent_at.is_(None) & (StudyRow.received_at < stranded_before)
     )
     outdated = (StudyRow.status == StudyStatus.ANALYSED) & (StudyRow.bundle != bundle)
-    run.failed = _requeue(session, failed & StudyRow.id.in_(healable), most - len(chosen), chosen)
+    # stranded ones first: the others become queued here, and would count as stranded too
     run.stranded = _requeue(session, stranded, most - len(chosen), chosen)
+    run.failed = _requeue(session, failed & StudyRow.id.in_(healable), most - len(chosen), chosen)
     run.outdated = _requeue(session, outdated, most - len(chosen), chosen)
     return chosen
 

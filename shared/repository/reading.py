@@ -5,6 +5,7 @@ from datetime import datetime
 from uuid import UUID
 
 from sqlalchemy import Select, func, select, tuple_
+from sqlalchemy.dialects.postgresql import distinct_on
 from sqlalchemy.orm import Session
 
 from shared.errors import NotFound
@@ -52,7 +53,7 @@ def status_counts(session: Session, site_id: UUID) -> dict[StudyStatus, int]:
     return dict.fromkeys(StudyStatus, 0) | {StudyStatus(status): count for status, count in rows}
 
 
-def _chosen(query: Select[tuple[StudyRow]], site_id: UUID, chosen: WorklistFilter) -> Select[tuple[StudyRow]]:
+def _chosen(query: Select[StudyRow], site_id: UUID, chosen: WorklistFilter) -> Select[StudyRow]:
     query = query.where(StudyRow.site_id == site_id)
     for column, value in (
         (StudyRow.status, chosen.status),
@@ -100,7 +101,7 @@ def instances(session: Session, study_id: UUID) -> list[InstanceView]:
         select(FindingRow)
         .join(InstanceRow)
         .where(InstanceRow.study_id == study_id)
-        .distinct(FindingRow.instance_id, FindingRow.frame)
+        .ext(distinct_on(FindingRow.instance_id, FindingRow.frame))
         .order_by(FindingRow.instance_id, FindingRow.frame, FindingRow.created_at.desc(), FindingRow.id)
     )
     found: dict[UUID, list[FindingRow]] = {}

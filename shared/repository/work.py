@@ -56,7 +56,7 @@ def sending_failed(session: Session, study_ids: Sequence[UUID]) -> None:
 
 
 def claim(
-    session: Session, study_id: UUID, bundle: str, now: datetime, lease: timedelta, max_attempts: int, *, alone: bool
+    session: Session, study_id: UUID, bundle: str, now: datetime, lease: timedelta, *, max_attempts: int, alone: bool
 ) -> Claim | Literal[_NotAlone.NOT_ALONE] | None:
     """Take a study for analysis, or None if it is done, held by another, not yet due for its retry, or given up.
 

@@ -97,9 +97,10 @@ class Reader:
 
 
 def _sigmoid(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    return 1 / (1 + np.exp(-np.clip(logits, -80, 80)))  # exp(89) overflows float32
+    raised = np.exp(-np.clip(logits, -80, 80))  # exp(89) overflows float32
+    return np.asarray(1 / (1 + raised), np.float32)
 
 
 def _softmax(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
     raised = np.exp(logits - logits.max(1, keepdims=True))
-    return raised / raised.sum(1, keepdims=True)
+    return np.asarray(raised / raised.sum(1, keepdims=True), np.float32)

@@ -25,7 +25,8 @@ def test_a_difference_would_be_seen(database: Database) -> None:
         assert any("scope" in str(difference) for difference in compare_metadata(context, Base.metadata))
 
 
-def test_downgrade_leaves_an_empty_database_that_upgrades_again(database: Database, database_url: str, run_alembic: Callable[..., None]
+def test_downgrade_leaves_an_empty_database_that_upgrades_again(
+    database: Database, database_url: str, run_alembic: Callable[..., None]
 ) -> None:
     """An operator can go back, and forth again."""
     run_alembic(database_url, "downgrade", "base")

@@ -1,0 +1,211 @@
+"""A real API process and real sockets: clients that hang up, and uploads larger than memory may grow."""
+
+import contextlib
+import json
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from sqlalchemy import func, select
+
+from samples.objects import pattern_image, to_bytes
+from shared.repository import Database
+from shared.repository.access import Role, add_key
+from shared.settings import ROOT, Settings
+from shared.tables import InstanceRow
+
+KEY = "osk_acceptance"
+PART = b'--line\r\nContent-Disposition: form-data; name="files"; filename="%s"\r\n\r\n'
+END = b"\r\n--line--\r\n"
+
+
+@dataclass
+class Server:
+    """uvicorn in a process of its own."""
+
+    process: "subprocess.Popen[bytes]"
+    port: int
+    settings: Settings
+    database: Database
+
+    def begin(self, length: int) -> socket.socket:
+        """An upload whose headers are sent; the body is the caller's."""
+        sock = socket.create_connection(("127.0.0.1", self.port), 30)
+        head = f"POST /studies HTTP/1.1\r\nHost: t\r\nAuthorization: Bearer {KEY}\r\nContent-Length: {length}\r\n"
+        sock.sendall(head.encode() + b"Content-Type: multipart/form-data; boundary=line\r\n\r\n")
+        return sock
+
+    def upload(self, body: bytes) -> tuple[int, Any]:
+        with self.begin(len(body)) as sock:
+            sock.sendall(body)
+            return answer(sock)
+
+    def instances(self) -> int:
+        with self.database.transaction() as session:
+            return session.scalar(select(func.count()).select_from(InstanceRow)) or 0
+
+    def spools(self) -> list[str]:
+        """Files in the spool, those without a name too."""
+        folder = self.settings.spool_dir
+        assert folder is not None
+        named = [str(path) for path in folder.iterdir()] if folder.exists() else []
+        return named + [target for target in descriptors(self.process.pid) if target.startswith(str(folder))]
+
+    def objects(self) -> list[Path]:
+        return [path for path in (self.settings.home / "objects").rglob("*") if path.is_file()]
+
+
+def descriptors(pid: int) -> list[str]:
+    """What the open descriptors of a process point to."""
+    targets = []
+    for link in Path(f"/proc/{pid}/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):  # closed meanwhile
+            targets.append(str(link.readlink()))
+    return targets
+
+
+def answer(sock: socket.socket) -> tuple[int, Any]:
+    """Status and JSON of a response."""
+    data = b""
+    while b"\r\n\r\n" not in data:
+        data += sock.recv(65536)
+    head, _, body = data.partition(b"\r\n\r\n")
+    length = int(
+        next(line.split(b":")[1] for line in head.split(b"\r\n") if line.lower().startswith(b"content-length"))
+    )
+    while len(body) < length:
+        body += sock.recv(65536)
+    return int(head.split()[1]), json.loads(body)
+
+
+def wait_until(true: Callable[[], bool], seconds: float = 15) -> bool:
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if true():
+            return True
+        time.sleep(0.05)
+    return False
+
+
+@pytest.fixture
+def server(make_settings: Callable[..., Settings], tmp_path: Path) -> Iterator[Server]:
+    """The API under uvicorn on a real socket, with a submitter's key."""
+    settings = make_settings()
+    database = Database(settings.database_url.get_secret_value(), 2)
+    with database.transaction() as session:
+        add_key(session, "default", "acceptance", Role.ADMIN, KEY)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    secret = {name: getattr(settings, name).get_secret_value() for name in
+              ("database_url", "broker_url", "store_url", "identity_key", "session_secret")}  # fmt: skip
+    env = {f"OSTEON_{name.upper()}": value for name, value in secret.items()} | {
+        "PATH": os.environ["PATH"], "OSTEON_HOME": str(settings.home), "OSTEON_SPOOL_DIR": str(settings.spool_dir),
+    }  # fmt: skip
+    with (tmp_path / "api.log").open("wb") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "uvicorn", "api.main:create_app", "--factory", "--port", str(port)],
+            env=env, cwd=ROOT, stdout=log, stderr=log,
+        )  # fmt: skip
+
+    def listens() -> bool:
+        assert process.poll() is None, (tmp_path / "api.log").read_text()
+        with socket.socket() as sock:
+            return sock.connect_ex(("127.0.0.1", port)) == 0
+
+    try:
+        assert wait_until(listens, 60)
+        yield Server(process, port, settings, database)
+    finally:
+        process.terminate()
+        process.wait(20)
+        database.close()
+
+
+def sound() -> bytes:
+    return to_bytes(pattern_image(1, "a"), "1.2.840.10008.1.2.1")
+
+
+@pytest.mark.parametrize("at", ["in a file", "before the last boundary"])
+def test_client_hangs_up(server: Server, tmp_path: Path, at: str) -> None:
+    """A client that hangs up midway leaves no object, no row and no spool, and the next upload works."""
+    whole = PART % b"a.dcm" + sound() + b"\r\n" + PART % b"b.dcm" + bytes(3 * 2**20) + END
+    sock = server.begin(len(whole))
+    sock.sendall(whole[: -len(END)] if at == "before the last boundary" else whole[: 2 * 2**20])
+    assert wait_until(lambda: len(server.spools()) == 1)
+    sock.close()
+    assert wait_until(lambda: server.spools() == [])
+    assert (server.instances(), server.objects()) == (0, [])
+    status, receipt = server.upload(PART % b"a.dcm" + sound() + END)
+    assert (status, receipt["stored"], server.instances(), len(server.objects())) == (200, 1, 1, 1)
+    assert server.process.poll() is None
+    assert '"level": "error"' not in (tmp_path / "api.log").read_text()
+
+
+def test_many_clients_hang_up(server: Server) -> None:
+    """Fifty hang-ups at once leave no descriptor and no disk space behind."""
+    before = len(descriptors(server.process.pid))
+    socks = [server.begin(10**6) for _ in range(50)]
+    for sock in socks:
+        sock.sendall(PART % b"a.dcm" + bytes(100_000))
+    assert wait_until(lambda: len(server.spools()) == 50)
+    for sock in socks:
+        sock.close()
+    assert wait_until(lambda: server.spools() == [] and len(descriptors(server.process.pid)) <= before + 5)
+    assert server.upload(PART % b"a.dcm" + sound() + END)[0] == 200
+
+
+def test_too_large_is_said_before_the_body(server: Server) -> None:
+    """A declared length over the limit is answered with 413 before the body is sent."""
+    with server.begin(server.settings.max_request_bytes + 1) as sock:
+        assert answer(sock)[0] == 413
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_two_gigabytes_in_flat_memory(server: Server, tmp_path: Path) -> None:
+    """An upload of 2 GB, streamed, grows the API process by less than 150 MB; its image is stored whole."""
+    size = 2 * 10**9
+    data = pattern_image(1, "large")
+    data.DataSetTrailingPadding = b""
+    head = to_bytes(data, "1.2.840.10008.1.2.1")[:-12]
+    head += b"\xfc\xff\xfc\xffOB\0\0" + (size - len(head) - 12).to_bytes(4, "little")
+    start, end = PART % b"large.dcm", END
+    process = psutil.Process(server.process.pid)
+    server.upload(PART % b"a.dcm" + sound() + END)  # what is loaded once is loaded now
+    before, peak, done = process.memory_info().rss, 0, threading.Event()
+
+    def watch() -> None:
+        nonlocal peak
+        while not done.wait(0.02):
+            peak = max(peak, process.memory_info().rss)
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        with server.begin(len(start) + size + len(end)) as sock:
+            sock.settimeout(300)
+            sock.sendall(start + head)
+            left, block = size - len(head), bytes(2**20)
+            while left:
+                sock.sendall(block[: min(left, len(block))])
+                left -= min(left, len(block))
+            sock.sendall(end)
+            status, receipt = answer(sock)
+    finally:
+        done.set()
+        watcher.join()
+    grown = (peak - before) / 10**6
+    print(f"API process: {before / 10**6:.0f} MB before, {grown:.1f} MB more at the peak of a 2 GB upload")
+    assert (status, receipt["stored"]) == (200, 1)
+    assert max(path.stat().st_size for path in server.objects()) == size
+    assert grown < 150

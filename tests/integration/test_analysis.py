@@ -1,0 +1,392 @@
+"""One study after another through the engine: real Postgres, both stores, sample films, the shipped bundle."""
+
+import functools
+import io
+import struct
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
+
+import numpy as np
+import pytest
+from pydicom import dcmread
+
+from infra.prepare import publish, read_bundle_file
+from samples.objects import pattern_image, set_pixels, to_bytes
+from shared.errors import StoreUnavailable
+from shared.repository import work
+from shared.repository.bundles import activate_bundle
+from shared.settings import ROOT
+from shared.storage import bundle_key, original_key, preview_key, sha256_of
+from shared.study import Priority, StudyStatus
+from shared.vision.bundle import load_bundle, save_bundle
+from shared.vision.reader import Reader
+from worker import analysis
+from worker.tasks import Engine
+
+STUDIES = ROOT / "samples/studies"
+HAND, ELBOW = STUDIES / "01-hand/1-pa.dcm", STUDIES / "09-elbow/1-ap.dcm"
+EXPLICIT = "1.2.840.10008.1.2.1"
+
+
+@pytest.fixture(scope="session")
+def bundle_path():
+    return next((ROOT / "training/bundles").glob("*.safetensors"))
+
+
+@pytest.fixture(scope="session")
+def other_bundle_path(bundle_path, tmp_path_factory):
+    """The same network under another name."""
+    network, manifest = load_bundle(bundle_path.read_bytes())
+    path = tmp_path_factory.mktemp("bundles") / "other.safetensors"
+    save_bundle(path, network, manifest.model_copy(update={"name": "other"}))
+    return path
+
+
+@pytest.fixture(autouse=True)
+def _load_once(monkeypatch):
+    """Bundles are loaded once for all tests, and run as they are: to compile them takes longer than these tests."""
+    monkeypatch.setattr("worker.predictor.Reader.of_bundle", lambda content, sha256, resident: loaded(content, sha256))
+
+
+@functools.cache
+def loaded(content, sha256):
+    return Reader(*load_bundle(content, sha256))
+
+
+@pytest.fixture
+def make_engine(ward, make_settings, bundle_path):
+    """Makes an engine with the shipped bundle active."""
+    engines = []
+
+    def make(**changes):
+        settings = make_settings(retry_base_s=0.01, **changes)
+        publish(settings, ward.database, bundle_path, activate=True)
+        engines.append(Engine(settings))
+        return engines[-1]
+
+    yield make
+    for engine in engines:
+        engine.close()
+
+
+@pytest.fixture
+def engine(make_engine):
+    return make_engine()
+
+
+def retried(engine, ward, study, times):
+    """Analyse again and again, each time when it is due."""
+    words = []
+    for _ in range(times):
+        ward.set(study, not_before=None)
+        words.append(engine.analyse_study(study))
+    return words
+
+
+def square(name, values, **attributes):
+    """A little CR of these (H, W) uint8 values; more frames where values are (F, H, W)."""
+    ds = pattern_image(9, name)
+    set_pixels(ds, list(values) if values.ndim == 3 else [values], 8, "explicit")
+    if values.ndim == 3:
+        ds.NumberOfFrames = len(values)
+    for keyword, value in attributes.items():
+        setattr(ds, keyword, value)
+    return to_bytes(ds, EXPLICIT)
+
+
+def texture(seed, frames=None):
+    shape = (96, 96) if frames is None else (frames, 96, 96)
+    return np.random.default_rng(seed).integers(0, 256, shape, np.uint8)
+
+
+def test_a_study_is_analysed_with_findings_heatmaps_and_previews(ward, make_engine, store_url):
+    """From either store, each film gets one finding by the active bundle, a heatmap, and a picture for the page."""
+    engine = make_engine(store_url=store_url)
+    contents = [path.read_bytes() for path in (HAND, STUDIES / "01-hand/2-lateral.dcm")]
+    study = ward.stored(engine.store, contents)
+    assert engine.analyse_study(study) == "analysed"
+    row, findings = ward.row(study), ward.findings(study)
+    assert (row.status, row.attempts, row.failed_images) == (StudyStatus.ANALYSED, 1, 0)
+    assert len({finding.instance_id for finding in findings}) == len(findings) == 2
+    assert {finding.bundle for finding in findings} == {row.bundle}
+    assert all(len(f.heatmap) == f.heatmap_height * f.heatmap_width > 1 for f in findings)
+    for content in contents:
+        assert engine.store.get(preview_key(sha256_of(content), 1)).startswith(b"\x89PNG")
+    assert engine.analyse_study(study) == "nothing to do"
+    assert len(ward.findings(study)) == 2
+
+
+def test_every_frame_has_a_finding_and_the_worst_one_speaks(ward, engine):
+    """A multi-frame object is analysed frame by frame, and summed up by its worst frame."""
+    study = ward.stored(engine.store, [square("frames", texture(1, frames=5))])
+    assert engine.analyse_study(study) == "analysed"
+    findings = ward.findings(study)
+    assert [finding.frame for finding in findings] == [1, 2, 3, 4, 5]
+    worst = {"likely": 3, "possible": 2, "abstained": 1, "none": 0}
+    assert ward.row(study).call == max((finding.call for finding in findings), key=worst.__getitem__)
+    digest = ward.instances(study)[0].sha256
+    assert all(engine.store.exists(preview_key(digest, frame)) for frame in range(1, 6))
+
+
+def test_frames_are_not_swapped(ward, engine):
+    """Frame 2 of three is blank, and it is frame 2 that the model says nothing about."""
+    frames = texture(2, frames=3)
+    frames[1] = 90
+    study = ward.stored(engine.store, [square("blank in the middle", frames)])
+    engine.analyse_study(study)
+    assert [finding.scope == "the image is blank" for finding in ward.findings(study)] == [False, True, False]
+
+
+def test_studies_at_the_same_time_get_their_own_answers(ward, engine):
+    """Studies whose images share batches get the findings that each would get alone."""
+    contents = [square(f"film {seed}", texture(seed)) for seed in range(6)] + [HAND.read_bytes(), ELBOW.read_bytes()]
+    together = [ward.stored(engine.store, [content]) for content in contents]
+    with ThreadPoolExecutor(8) as pool:
+        assert set(pool.map(engine.analyse_study, together)) == {"analysed"}
+    for study, content in zip(together, contents, strict=True):
+        (found,) = ward.findings(study)
+        reader = engine.reader.current()
+        alone = reader.read([analysis.prepare(analysis.open_pixels(content).frame(0), reader.size)])[0]
+        assert found.fracture_probability == pytest.approx(alone.fracture, abs=0.02)
+        assert found.region_probability == pytest.approx(float(alone.region.max()), abs=0.02)
+
+
+def test_mr_is_accepted_and_marked_out_of_scope(ward, engine):
+    """An MR image is analysed, and the model abstains in words rather than calling it normal."""
+    study = ward.stored(engine.store, [square("mr", texture(3), Modality="MR")])
+    assert engine.analyse_study(study) == "analysed"
+    (found,) = ward.findings(study)
+    assert (found.call, found.scope) == ("abstained", "modality MR is outside the model's validated scope")
+    assert ward.row(study).call == "abstained"
+
+
+def test_a_blank_image_is_abstained_from(ward, engine):
+    """An image that shows nothing is not called normal."""
+    study = ward.stored(engine.store, [square("blank", np.full((96, 96), 100, np.uint8))])
+    assert engine.analyse_study(study) == "analysed"
+    (found,) = ward.findings(study)
+    assert (found.call, found.scope) == ("abstained", "the image is blank")
+
+
+def damaged(name):
+    """A compressed film whose stream is damaged behind a sound header: the API takes it in."""
+    ds = dcmread(STUDIES / "08-elbow/2-lateral.dcm")
+    if not ds.file_meta.TransferSyntaxUID.is_encapsulated:
+        ds = dcmread(next(p for p in STUDIES.rglob("*.dcm") if dcmread(p).file_meta.TransferSyntaxUID.is_encapsulated))
+    ds.SOPInstanceUID = f"2.25.{name}"
+    ds.PixelData = (
+        ds.PixelData[:16] + struct.pack("<HHL", 0xFFFE, 0xE000, 64) + b"\xa5" * 64 + b"\xfe\xff\xdd\xe0\0\0\0\0"
+    )
+    out = io.BytesIO()
+    ds.save_as(out)
+    return out.getvalue()
+
+
+def test_one_bad_image_does_not_sink_its_study(ward, engine):
+    """Among good images a bad one gets an error in words, and the study its findings."""
+    study = ward.stored(engine.store, [HAND.read_bytes(), damaged(1), ELBOW.read_bytes()])
+    assert engine.analyse_study(study) == "analysed"
+    row = ward.row(study)
+    assert (row.status, row.failed_images, len(ward.findings(study))) == (StudyStatus.ANALYSED, 1, 2)
+    (bad,) = [image for image in ward.instances(study) if image.error_reason]
+    assert bad.sop_instance_uid == "2.25.1"
+    assert len(bad.error_text) > 20
+
+
+def test_a_study_of_bad_images_is_quarantined_at_once(ward, engine):
+    """What can never be read is not tried again: the first attempt ends in quarantine, with the reason."""
+    study = ward.stored(engine.store, [damaged(1), damaged(2)])
+    engine.analyse_study(study)
+    row = ward.row(study)
+    assert (row.status, row.attempts, row.failed_images) == (StudyStatus.QUARANTINED, 1, 2)
+    assert row.reason == ward.instances(study)[0].error_text != ""
+
+
+def test_a_missing_object_is_retried_and_then_quarantined(ward, engine):
+    """A film that is not in the store is tried N times, then set aside; one that comes back in time is analysed."""
+    study = ward.stored(engine.store, [HAND.read_bytes()], keep=False)
+    assert retried(engine, ward, study, 5) == ["will retry"] * 3 + ["quarantined", "nothing to do"]
+    assert ward.row(study).status == StudyStatus.QUARANTINED
+    assert "is not in the store" in ward.row(study).reason
+    late = ward.stored(engine.store, [ELBOW.read_bytes()], keep=False)
+    assert retried(engine, ward, late, 2) == ["will retry"] * 2
+    engine.store.put(original_key(sha256_of(ELBOW.read_bytes())), io.BytesIO(ELBOW.read_bytes()), ELBOW.stat().st_size)
+    assert retried(engine, ward, late, 1) == ["analysed"]
+    assert ward.row(late).reason == ""
+
+
+def test_retries_wait_longer_each_time(ward, make_engine):
+    """The pause before the next attempt doubles, give or take half."""
+    engine = make_engine()
+    engine.settings.retry_base_s = 8.0
+    study, pauses = ward.stored(engine.store, [HAND.read_bytes()], keep=False), []
+    for _ in range(3):
+        retried(engine, ward, study, 1)
+        pauses.append((ward.row(study).not_before - datetime.now(UTC)).total_seconds())
+    assert all(0.4 * base < pause < 1.5 * base for base, pause in zip((8, 16, 32), pauses, strict=True))
+
+
+def test_a_store_that_is_down_costs_no_attempts(ward, make_engine):
+    """However long the store is away, studies wait for it, and none is set aside for it."""
+    engine = make_engine()
+    study = ward.stored(engine.store, [HAND.read_bytes()])
+    engine.reader.current()
+    sound, engine.store = engine.store, DeadStore()
+    assert retried(engine, ward, study, 8) == ["will retry"] * 8
+    assert (ward.row(study).status, ward.row(study).attempts) == (StudyStatus.RETRYING, 0)
+    assert "object store" in ward.row(study).reason
+    engine.store = sound
+    assert retried(engine, ward, study, 1) == ["analysed"]
+
+
+class DeadStore:
+    """A store that does not answer."""
+
+    def check(self):
+        raise StoreUnavailable
+
+    def get(self, key):
+        raise StoreUnavailable
+
+
+def test_a_new_bundle_is_picked_up_between_studies(ward, engine, other_bundle_path, monkeypatch):
+    """After an activation the next studies are read by the new bundle, and earlier findings keep the old one's name."""
+    monkeypatch.setattr("worker.predictor.LOOK_EVERY_S", 0.0)
+    first, second = (ward.stored(engine.store, [content.read_bytes()]) for content in (HAND, ELBOW))
+    engine.analyse_study(first)
+    publish(engine.settings, ward.database, other_bundle_path, activate=True)
+    engine.analyse_study(second)
+    old = ward.row(first).bundle
+    assert [finding.bundle for finding in ward.findings(first)] == [old] != ["other"]
+    assert [finding.bundle for finding in ward.findings(second)] == [ward.row(second).bundle] == ["other"]
+
+
+def test_a_bundle_that_changes_midway_does_not_mix(ward, engine, other_bundle_path, monkeypatch):
+    """A study claimed under one bundle is read, named and summed up by that one, whatever is activated meanwhile."""
+    monkeypatch.setattr("worker.predictor.LOOK_EVERY_S", 0.0)
+    study, name = ward.stored(engine.store, [HAND.read_bytes()]), engine.reader.current().manifest.name
+    get = engine.store.get
+
+    def activate_then_get(key):
+        if key.startswith("originals"):
+            publish(engine.settings, ward.database, other_bundle_path, activate=True)
+        return get(key)
+
+    monkeypatch.setattr(engine.store, "get", activate_then_get)
+    assert engine.analyse_study(study) == "analysed"
+    assert [finding.bundle for finding in ward.findings(study)] == [name] == [ward.row(study).bundle]
+
+
+def test_a_bundle_that_cannot_be_loaded_stops_nothing(ward, engine, monkeypatch):
+    """When a bundle that is not in the store is activated, studies go on with the one that works."""
+    monkeypatch.setattr("worker.predictor.LOOK_EVERY_S", 0.0)
+    name = engine.reader.current().manifest.name
+    ward.add_bundle("gone", "1" * 64)
+    study = ward.stored(engine.store, [HAND.read_bytes()])
+    assert engine.analyse_study(study) == "analysed"
+    assert ward.row(study).bundle == name
+    with ward.database.transaction() as session:
+        activate_bundle(session, name)
+
+
+def test_without_a_bundle_a_study_stays_in_the_queue(ward, make_settings):
+    """Before any bundle can be loaded, studies are left as they are, to be sent again."""
+    engine = Engine(make_settings())
+    study = ward.stored(engine.store, [HAND.read_bytes()])
+    assert engine.analyse_study(study) == "left"  # bundle "a" is a row without an object
+    assert (ward.row(study).status, ward.row(study).attempts) == (StudyStatus.QUEUED, 0)
+    engine.close()
+
+
+def test_suspects_waiting_for_the_gate_are_not_blamed(ward, engine):
+    """While one suspect is analysed alone, those who wait have no claim, so its death would cost them no attempt."""
+    studies = [ward.stored(engine.store, [square(f"suspect {i}", texture(i))]) for i in range(3)]
+    for study in studies:
+        ward.claim(study, datetime.now(UTC) - timedelta(minutes=5), bundle="x")
+    entered, leave, inside = threading.Event(), threading.Event(), []
+    get = engine.store.get
+
+    def slow_get(key):
+        if key.startswith("originals"):
+            inside.append(key)
+            entered.set()
+            leave.wait(20)
+        return get(key)
+
+    engine.store.get = slow_get
+    with ThreadPoolExecutor(6) as pool:
+        # each message comes twice
+        outcomes = [pool.submit(engine.analyse_study, study) for study in studies * 2]
+        assert entered.wait(20)
+        time.sleep(0.3)
+        assert len(inside) == 1
+        assert sorted(ward.row(study).attempts for study in studies) == [1, 1, 2]
+        leave.set()
+        words = [outcome.result(30) for outcome in outcomes]
+    assert words.count("analysed") == 3
+    assert ward.count(status=StudyStatus.ANALYSED, attempts=2) == 3
+
+
+def test_leases_are_renewed_while_a_study_is_analysed(ward, make_engine):
+    """A study that takes longer than its lease keeps it as long as its worker lives."""
+    engine = make_engine(lease_s=0.6)
+    study = ward.stored(engine.store, [HAND.read_bytes()])
+    engine.reader.current()
+    get = engine.store.get
+    engine.store.get = lambda key: (time.sleep(2.0), get(key))[1]
+    with ThreadPoolExecutor(1) as pool:
+        working = pool.submit(engine.analyse_study, study)
+        time.sleep(1.5)
+        with ward.database.transaction() as session:
+            now = datetime.now(UTC)
+            assert work.claim(session, study, "x", now, timedelta(seconds=30), max_attempts=4, alone=True) is None
+        assert working.result(30) == "analysed"
+    assert ward.row(study).attempts == 1
+
+
+def test_the_lease_keeper_outlives_any_error(ward, make_engine, monkeypatch):
+    """An unknown error while renewing is logged, and the next renewal happens all the same."""
+    calls = threading.Semaphore(0)
+
+    def broken(*_):
+        calls.release()
+        raise RuntimeError("unknown")
+
+    monkeypatch.setattr(work, "renew", broken)
+    engine = make_engine(lease_s=0.3)
+    study = ward.stored(engine.store, [HAND.read_bytes()])
+    claim = ward.claim(study)
+    with engine.leases.holding(claim):
+        assert all(calls.acquire(timeout=10) for _ in range(3))
+
+
+def test_a_model_that_fails_is_retried_and_then_named(ward, make_engine, monkeypatch):
+    """A study on which the model fails every time ends in quarantine with the kind of error, never its values."""
+
+    def fail(_items):
+        raise FloatingPointError("patient DOE^JANE")
+
+    monkeypatch.setattr("worker.tasks.predict", fail)
+    engine = make_engine()
+    study = ward.stored(engine.store, [HAND.read_bytes()])
+    assert retried(engine, ward, study, 4)[-1] == "quarantined"
+    assert ward.row(study).reason == "analysis failed (FloatingPointError)"
+
+
+def test_urgent_images_go_before_routine_ones_in_the_batcher(ward, engine):
+    """The batcher is told each study's own priority."""
+    seen = []
+    submit = engine.batcher.submit
+    engine.batcher.submit = lambda item, priority=0: (seen.append(priority), submit(item, priority))[1]
+    for priority in Priority:
+        engine.analyse_study(ward.stored(engine.store, [square(priority, texture(5))], priority))
+    assert seen == [0, 1, 2]
+
+
+def test_the_bundle_of_the_tests_is_whole(bundle_path):
+    """The bundle at hand loads, or all else here would say nothing."""
+    manifest, content = read_bundle_file(bundle_path)
+    assert manifest["name"]
+    assert bundle_key(sha256_of(content)).endswith(".safetensors")

@@ -1,0 +1,353 @@
+"""The `osteon` command as people and scripts call it."""
+
+import csv
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pydicom
+import pytest
+import typer
+from click.testing import Result
+from typer.testing import CliRunner
+
+from infra import cli, state
+from infra.predict import COLUMNS
+from shared.settings import ROOT
+from tests.conftest import System
+
+STUDIES, BROKEN = ROOT / "samples/studies", ROOT / "samples/broken"
+
+
+@pytest.fixture(autouse=True)
+def _fresh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No settings from outside, and a home where nothing runs."""
+    for name in [name for name in os.environ if name.startswith("OSTEON_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("OSTEON_HOME", str(tmp_path / "home"))
+
+
+def osteon(*arguments: str | Path) -> Result:
+    """Call the command in this process."""
+    return CliRunner().invoke(cli.app, [str(argument) for argument in arguments])
+
+
+def process(*arguments: str | Path, **env: str) -> subprocess.CompletedProcess[str]:
+    """Call the command as a process of its own."""
+    command = [sys.executable, "-m", "infra.cli", *map(str, arguments)]
+    return subprocess.run(
+        command, env=os.environ | env, cwd=ROOT, capture_output=True, text=True, timeout=240, check=False
+    )
+
+
+@dataclass
+class Predicted:
+    """One run of `osteon predict` over a folder and two pictures."""
+
+    done: subprocess.CompletedProcess[str]
+    rows: list[dict[str, Any]]
+    table: list[dict[str, str]]
+    header: list[str]
+    heatmaps: Path
+
+
+@pytest.fixture(scope="module")
+def predicted(tmp_path_factory: pytest.TempPathFactory) -> Predicted:
+    folder = tmp_path_factory.mktemp("predict")
+    films, inner = folder / "films", folder / "films" / "inner"
+    inner.mkdir(parents=True)
+    shutil.copy(STUDIES / "01-hand/1-pa.dcm", films / "a.dcm")
+    shutil.copy(BROKEN / "text.dcm", films / "b.dcm")
+    shutil.copy(STUDIES / "24-leg/1-oblique.dcm", inner / "c.dcm")
+    (films / ".hidden").write_text("not a film")
+    gray = np.random.default_rng(0).integers(0, 255, (90, 140)).astype(np.uint8)
+    cv2.imwrite(str(folder / "d.png"), gray)
+    cv2.imwrite(str(folder / "e.jpg"), gray)
+    (folder / "f.png").write_bytes((folder / "d.png").read_bytes()[:100])
+    where = ["--csv", folder / "out.csv", "--heatmaps", folder / "maps", "--json"]
+    done = process("predict", films, folder / "d.png", folder / "e.jpg", folder / "f.png", *where)
+    with (folder / "out.csv").open(newline="") as file:
+        table = csv.DictReader(file)
+        rows = list(table)
+    assert table.fieldnames is not None
+    return Predicted(done, json.loads(done.stdout), rows, list(table.fieldnames), folder / "maps")
+
+
+def test_predict_has_exactly_the_promised_columns(predicted: Predicted) -> None:
+    """Scripts find the same ten columns in CSV and JSON, in this order."""
+    promised = [
+        "file", "frame", "region", "region_probability", "fracture_probability", "call", "severity", "scope", "bundle",
+        "error",
+    ]  # fmt: skip
+    assert predicted.header == promised == list(COLUMNS)
+    assert all(list(row) == promised for row in predicted.rows)
+
+
+def test_predict_reads_folders_frames_and_pictures(predicted: Predicted) -> None:
+    """A folder is read through, each frame is a row, and PNG and JPEG are films too; hidden files are left alone."""
+    told = [(row["file"], row["frame"]) for row in predicted.rows]
+    assert told == [
+        ("a.dcm", 1), ("b.dcm", None), ("inner/c.dcm", 1), ("inner/c.dcm", 2), ("d.png", 1), ("e.jpg", 1),
+        ("f.png", None),
+    ]  # fmt: skip
+
+
+def test_predict_values_are_findings(predicted: Predicted) -> None:
+    """Every row that is no error is a whole finding."""
+    for row in predicted.rows:
+        if row["error"] is None:
+            assert 0 <= row["fracture_probability"] <= 1
+            assert 0 < row["region_probability"] <= 1
+            assert row["region"] in {"hand", "elbow", "shoulder", "hip", "leg"}
+            assert row["call"] in {"none", "possible", "likely", "abstained"}
+            assert (row["call"] == "abstained") == (row["scope"] != "in scope")
+            assert row["severity"] in {"none", "mild", "moderate", "severe"}
+            assert row["bundle"]
+
+
+def test_predict_csv_says_what_json_says(predicted: Predicted) -> None:
+    """Both outputs carry the same values; an empty cell is a null."""
+    for line, row in zip(predicted.table, predicted.rows, strict=True):
+        assert line == {key: "" if value is None else str(value) for key, value in row.items()}
+
+
+def test_bad_file_does_not_stop_the_others(predicted: Predicted) -> None:
+    """A file that cannot be read is named with its reason, the others are read, and the exit code is 1."""
+    assert predicted.done.returncode == 1
+    errors = {row["file"]: row["error"] for row in predicted.rows if row["error"]}
+    assert set(errors) == {"b.dcm", "f.png"}
+    assert errors["b.dcm"].startswith("not-dicom: ")
+    assert errors["f.png"].startswith("unsupported-pixels: ")
+    assert "b.dcm: not-dicom" in predicted.done.stderr
+    assert "Traceback" not in predicted.done.stderr
+
+
+def test_heatmaps_are_pictures_of_the_films(predicted: Predicted) -> None:
+    """Each frame that was read gives one colour picture in the film's own aspect."""
+    drawn = sorted(str(path.relative_to(predicted.heatmaps)) for path in predicted.heatmaps.rglob("*.png"))
+    assert drawn == ["a.dcm-1.png", "d.png-1.png", "e.jpg-1.png", "inner/c.dcm-1.png", "inner/c.dcm-2.png"]
+    picture = cv2.imread(str(predicted.heatmaps / "d.png-1.png"))
+    assert picture is not None
+    assert picture.shape == (90, 140, 3)
+    film = pydicom.dcmread(STUDIES / "01-hand/1-pa.dcm", stop_before_pixels=True)
+    big = cv2.imread(str(predicted.heatmaps / "a.dcm-1.png"))
+    assert big is not None
+    assert max(big.shape) <= 1024
+    assert big.shape[0] / big.shape[1] == pytest.approx(film.Rows / film.Columns, rel=0.01)
+
+
+def test_predict_prints_a_table_for_people(tmp_path: Path) -> None:
+    """Without options the findings are a table on standard output, with the notice, and exit code 0."""
+    done = process("predict", STUDIES / "01-hand/1-pa.dcm")
+    assert done.returncode == 0, done.stderr
+    assert "1-pa.dcm" in done.stdout
+    assert "Research use only" in done.stdout
+    assert done.stderr == ""
+
+
+def test_predict_of_nothing_is_an_error(tmp_path: Path) -> None:
+    """A missing file and an empty folder are said in a line, without a trace."""
+    (tmp_path / "empty").mkdir()
+    for place, words in ((tmp_path / "gone.dcm", "does not exist"), (tmp_path / "empty", "no file")):
+        done = osteon("predict", place)
+        assert done.exit_code == 1
+        assert words in done.stderr
+        assert done.stdout == ""
+
+
+def test_damaged_bundle_is_an_error_in_words(tmp_path: Path) -> None:
+    """A bundle that is none is refused before any file is read."""
+    (tmp_path / "bad.safetensors").write_bytes(b"no bundle")
+    done = osteon("predict", STUDIES, "--bundle", tmp_path / "bad.safetensors")
+    assert (done.exit_code, done.stdout) == (1, "")
+    assert "no intact Osteon model bundle" in done.stderr
+
+
+HELP = {
+    "up": "Start the whole system", "down": "Stop the stack", "status": "which parts run", "submit": "Upload studies",
+    "worklist": "most urgent first", "demo": "sample studies", "predict": "without any server", "activate": "active one",
+    "train": "Train a network", "evaluate": "held-out films", "export": "write it as a bundle",
+}  # fmt: skip
+
+
+def test_every_command_has_help() -> None:
+    """`--help` says for each command, and for all together, what it does."""
+    commands = typer.main.get_command(cli.app).commands  # type: ignore[attr-defined]
+    assert set(commands) == set(HELP)
+    overview = osteon("--help").stdout
+    for name, words in HELP.items():
+        done = osteon(name, "--help")
+        assert done.exit_code == 0
+        assert words in " ".join(done.stdout.split())
+        assert name in overview
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["read"], ["No such command"]),
+        (["submit"], ["Missing argument"]),
+        (["submit", "x", "--priority", "soon"], ["urgent", "routine"]),
+        (["submit", "x", "--priority", "backlog"], ["urgent", "routine"]),
+        (["worklist", "--limit", "0"], ["greater than or equal to 1"]),
+        (["worklist", "--call", "maybe"], ["none", "possible", "likely", "abstained"]),
+        (["worklist", "--status", "lost"], ["queued", "quarantined"]),
+        (["train", "--data", "x", "--out", "y", "--size", "100"], ["multiple of 32"]),
+        (["export", "run", "My Model.safetensors"], ["a-z"]),
+        (["predict"], ["Missing argument"]),
+        (["status", "--loud"], ["No such option"]),
+    ],
+)
+def test_wrong_usage_exits_2(arguments: list[str], words: list[str]) -> None:
+    """What is typed wrongly ends with exit code 2 and says what would be right."""
+    done = osteon(*arguments)
+    assert done.exit_code == 2
+    for word in words:
+        assert word in done.stderr
+
+
+def test_without_a_stack(tmp_path: Path) -> None:
+    """Where no stack runs, status exits 1, in JSON too, and the others say how to start one."""
+    done = osteon("status")
+    assert done.exit_code == 1
+    assert "osteon up" in done.stdout
+    assert osteon("status", "--json").exit_code == 1
+    assert json.loads(osteon("status", "--json").stdout)["running"] is False
+    done = osteon("worklist")
+    assert (done.exit_code, done.stdout) == (1, "")
+    assert "osteon up" in done.stderr
+
+
+def test_api_that_does_not_answer(tmp_path: Path) -> None:
+    """A wrong address is one line that names it."""
+    done = osteon("worklist", "--url", "http://127.0.0.1:9", "--key", "osk_x")
+    assert done.exit_code == 1
+    assert "http://127.0.0.1:9 does not answer" in done.stderr
+
+
+@pytest.fixture
+def home(system: System, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """The home of the running stack, as OSTEON_HOME."""
+    monkeypatch.setenv("OSTEON_HOME", str(system.stack.home))
+    yield system.stack.home
+
+
+def identities(folder: Path) -> set[str]:
+    """Names and ids of the patients in these files."""
+    films = [pydicom.dcmread(path, stop_before_pixels=True) for path in folder.glob("*.dcm")]
+    found = {str(film.get(tag, "")) for film in films for tag in ("PatientName", "PatientID")} - {""}
+    assert found
+    return found
+
+
+def test_submit_then_worklist(home: Path) -> None:
+    """Submitted files are analysed and stand in the worklist with a reason and without the patient's identity."""
+    done = process("submit", STUDIES / "09-elbow", BROKEN / "text.dcm", "--priority", "urgent", "--wait", "--json")
+    assert done.returncode == 1, done.stderr  # one file is no DICOM
+    assert done.stderr == ""
+    answer = json.loads(done.stdout)
+    assert [file["outcome"] for file in answer["files"]] == ["stored", "rejected"]
+    assert answer["files"][1]["reason"] == "not-dicom"
+    (study,), (report,) = answer["studies"], answer["reports"]
+    assert report["status"] == "analysed"
+    page, shown = process("worklist", "--limit", "500", "--json"), process("worklist", "--limit", "500")
+    assert (page.returncode, shown.returncode) == (0, 0)
+    (row,) = [row for row in json.loads(page.stdout)["entries"] if row["study_id"] == study["id"]]
+    assert row["priority"] == "urgent"
+    lines = [line for line in shown.stdout.splitlines() if study["id"][:8] in line]
+    assert len(lines) == 1, "a row is one line when nothing limits its width"
+    assert row["why"] in lines[0]
+    for name in identities(STUDIES / "09-elbow"):
+        assert name not in page.stdout + shown.stdout
+    assert "Research use only" in shown.stdout
+
+
+def test_submit_again_is_a_duplicate(home: Path) -> None:
+    """Sending the same files twice stores them once, succeeds, and says so."""
+    assert process("submit", STUDIES / "21-leg").returncode == 0
+    done = process("submit", STUDIES / "21-leg")
+    assert done.returncode == 0
+    assert "0 stored, 2 duplicate, 0 rejected; 1 studies" in done.stdout
+
+
+def test_worklist_on_a_narrow_terminal_keeps_the_reason(home: Path) -> None:
+    """At 80 columns rank, reason and study remain, and no line is wider than the terminal."""
+    process("submit", STUDIES / "21-leg", "--wait")
+    done = process("worklist", COLUMNS="80")
+    assert done.returncode == 0
+    table = [line for line in done.stdout.splitlines() if "Research use" not in line and "more:" not in line]
+    assert max(len(line) for line in table) <= 80
+    assert "due " in done.stdout
+    assert "P(fracture)" not in done.stdout
+
+
+def test_worklist_filters(home: Path) -> None:
+    """--status and --call choose rows; what the filter excludes is not printed."""
+    process("submit", STUDIES / "21-leg", "--wait")
+    every = json.loads(process("worklist", "--status", "analysed", "--limit", "500", "--json").stdout)["entries"]
+    assert every
+    assert {row["status"] for row in every} == {"analysed"}
+    likely = json.loads(process("worklist", "--call", "likely", "--limit", "500", "--json").stdout)["entries"]
+    assert [row["study_id"] for row in likely] == [row["study_id"] for row in every if row["call"] == "likely"]
+
+
+def test_status_of_a_running_stack(home: Path, system: System) -> None:
+    """Status names every part with its process, and exits 0 while all of them run."""
+    done = osteon("status", "--json")
+    assert done.exit_code == 0
+    answer = json.loads(done.stdout)
+    assert answer["running"] is True
+    assert {part["name"] for part in answer["parts"]} == {"worker", "api", "beat", "flower", "valkey", "postgres"}
+    assert all(part["running"] for part in answer["parts"])
+    shown = osteon("status").stdout
+    assert all(part in shown for part in ("worker", "postgres"))
+    assert system.keys["admin"] not in shown + done.stdout
+
+
+def test_activating_the_active_bundle_changes_nothing(home: Path) -> None:
+    """A bundle can be activated again; a file that is none is refused by name of the cause."""
+    bundle = cli.Settings().bundle_path
+    done = process("activate", bundle, "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["active"]
+    refused = process("activate", BROKEN / "text.dcm")
+    assert refused.returncode == 1
+    assert "no intact Osteon model bundle" in refused.stderr
+
+
+@pytest.mark.slow
+def test_up_in_the_background(tmp_path: Path) -> None:
+    """`up --detach` in a new home returns once uploads and analyses work; `down` ends it; a second one is refused."""
+    started = process("up", "--detach")
+    try:
+        assert started.returncode == 0, started.stderr
+        keys = state.read_secrets(tmp_path / "home")["keys"]
+        assert keys["radiologist"] in started.stdout
+        assert osteon("status").exit_code == 0
+        second = process("up", "--detach")
+        assert second.returncode == 1
+        assert "already runs" in second.stderr
+        done = process("submit", STUDIES / "21-leg", "--wait")
+        assert done.returncode == 0, done.stderr
+    finally:
+        stopped = process("down", "--delete", "--json")
+    assert json.loads(stopped.stdout) == {"ran": True, "deleted": True}
+    assert not (tmp_path / "home").exists()
+
+
+def test_up_does_not_touch_a_foreign_folder(tmp_path: Path) -> None:
+    """`up --detach` in a folder with other files refuses, and leaves nothing in it."""
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home" / "thesis.txt").write_text("years of work")
+    done = process("up", "--detach")
+    assert done.returncode == 1
+    assert "OSTEON_HOME" in done.stderr
+    assert [path.name for path in (tmp_path / "home").iterdir()] == ["thesis.txt"]

@@ -1,0 +1,187 @@
+"""Messages through a real Valkey to a real Celery worker."""
+
+import base64
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from datetime import UTC, datetime
+from uuid import UUID, uuid4
+
+import pytest
+import redis
+
+from shared.errors import Unavailable
+from shared.jobs import ANALYSE, NIGHTLY, QUEUES, UNKNOWN_AGE, Doorbell, celery_app
+from shared.repository.work import ToSend
+from shared.settings import ROOT
+from shared.study import Priority
+
+# the worker's own settings and pool, with a task that only notes what came
+WORKER = """
+    import sys, threading
+    from shared.jobs import ANALYSE, QUEUES, celery_app
+    from shared.settings import Settings
+    app = celery_app(Settings())
+    lock = threading.Lock()
+    @app.task(name=ANALYSE)
+    def note(study_id):
+        with lock, open(sys.argv[1], "a") as file:
+            file.write(study_id + "\\n")
+    app.worker_main(["worker", "--pool=threads", "--concurrency=" + sys.argv[2], "--queues=" + ",".join(QUEUES),
+                     "--without-gossip", "--without-mingle", "--loglevel=INFO"])
+"""
+
+
+@pytest.fixture
+def doorbell(make_settings):
+    bell = Doorbell(celery_app(make_settings()))
+    yield bell
+    bell.app.close()
+
+
+@pytest.fixture
+def client(broker_url):
+    connected = redis.Redis.from_url(broker_url)
+    yield connected
+    connected.close()
+
+
+@pytest.fixture
+def start_worker(broker_url, tmp_path):
+    """Starts a worker that notes the ids it gets in a file."""
+    started: list[subprocess.Popen] = []
+
+    def start(threads=1):
+        environment = os.environ | {"OSTEON_BROKER_URL": broker_url, "PYTHONPATH": str(ROOT)}
+        command = [sys.executable, "-c", textwrap.dedent(WORKER), str(tmp_path / "seen"), str(threads)]
+        with (tmp_path / "worker.log").open("ab") as log:
+            started.append(subprocess.Popen(command, env=environment, stdout=log, stderr=log))
+        return started[-1]
+
+    yield start
+    for process in started:
+        process.kill()
+        process.wait(20)
+
+
+def seen(tmp_path, count, limit_s=60):
+    """The ids that arrived, once there are so many."""
+    deadline = time.monotonic() + limit_s
+    lines: list[str] = []
+    while len(lines) < count:
+        assert time.monotonic() < deadline, f"{len(lines)} of {count}\n" + (tmp_path / "worker.log").read_text()[-3000:]
+        time.sleep(0.1)
+        lines = (tmp_path / "seen").read_text().split() if (tmp_path / "seen").exists() else []
+    return [UUID(line) for line in lines]
+
+
+def studies(count, queue):
+    return [ToSend(uuid4(), queue) for _ in range(count)]
+
+
+def test_queues_are_served_in_strict_order(doorbell, start_worker, tmp_path):
+    """With all three queues filled, no routine study goes before an urgent one, and no backlog study before either."""
+    queues = {queue: studies(60, queue) for queue in reversed(QUEUES)}
+    for waiting in queues.values():  # backlog first, urgent last
+        assert doorbell.ring(waiting) == []
+    assert doorbell.waiting() == dict.fromkeys(QUEUES, 60)
+    worker = start_worker()
+    came = seen(tmp_path, 180)
+    assert came == [study.study_id for queue in QUEUES for study in queues[queue]]
+    worker.send_signal(signal.SIGTERM)
+    assert worker.wait(60) == 0
+    assert doorbell.waiting() == dict.fromkeys(QUEUES, 0)
+
+
+def test_heads_tell_when_the_oldest_message_left(doorbell):
+    """The head of a queue is the time of its oldest message, None when it is empty."""
+    before = datetime.now(UTC)
+    doorbell.ring(studies(1, Priority.ROUTINE))
+    between = datetime.now(UTC)
+    doorbell.ring(studies(3, Priority.ROUTINE))
+    heads = doorbell.heads()
+    assert before <= heads[Priority.ROUTINE] <= between
+    assert (heads[Priority.URGENT], heads[Priority.BACKLOG]) == (None, None)
+    assert doorbell.waiting() == {Priority.URGENT: 0, Priority.ROUTINE: 4, Priority.BACKLOG: 0}
+
+
+@pytest.mark.parametrize("foreign", [b"not JSON", b"[]", b'{"headers": null}', b'{"headers": {"osteon_sent_at": 7}}'])
+def test_a_foreign_message_at_the_head_loses_nothing(doorbell, client, foreign):
+    """Behind a message that is not ours no study is taken for lost, and the look at the queues does not fail."""
+    doorbell.app.send_task(NIGHTLY, queue=Priority.URGENT)
+    client.lpush("routine", foreign)
+    assert doorbell.heads() == {Priority.URGENT: UNKNOWN_AGE, Priority.ROUTINE: UNKNOWN_AGE, Priority.BACKLOG: None}
+
+
+def test_a_message_holds_an_id_and_nothing_else(doorbell, client):
+    """What the broker and Flower see of a study is our own id."""
+    (study,) = studies(1, Priority.URGENT)
+    doorbell.ring([study])
+    raw = client.lindex("urgent", 0)
+    message = json.loads(raw)
+    assert message["headers"]["task"] == ANALYSE
+    assert message["headers"]["argsrepr"] == f"['{study.study_id}']"
+    assert message["headers"]["kwargsrepr"] == "{}"
+    arguments = json.loads(base64.b64decode(message["body"]))
+    assert arguments[:2] == [[str(study.study_id)], {}]
+
+
+def test_a_dead_broker_is_told_of_quickly(make_settings):
+    """When nothing listens, the bell returns every id within seconds and does not raise; looking says Unavailable."""
+    app = celery_app(make_settings(broker_url="redis://127.0.0.1:1/0"))
+    bell, waiting = Doorbell(app), studies(500, Priority.ROUTINE)
+    started = time.monotonic()
+    assert bell.ring(waiting) == [study.study_id for study in waiting]
+    with pytest.raises(Unavailable):
+        bell.heads()
+    with pytest.raises(Unavailable):
+        bell.waiting()
+    assert time.monotonic() - started < 10
+    app.close()
+
+
+def test_a_broker_that_refuses_gets_its_messages_later(doorbell, client):
+    """A broker that is up but full answers with an error; those ids come back, those it took do not."""
+    taken, refused = studies(3, Priority.ROUTINE), studies(4, Priority.ROUTINE)
+    assert doorbell.ring(taken) == []
+    client.delete("urgent")
+    client.set("urgent", "not a list")
+    mixed = [*refused[:2], ToSend(uuid4(), Priority.URGENT), *refused[2:]]
+    assert doorbell.ring(mixed) == [study.study_id for study in mixed[2:]]
+    assert client.llen("routine") == 5
+
+
+def test_nothing_to_send_needs_no_broker(make_settings):
+    """Ringing for no study does not touch the broker."""
+    app = celery_app(make_settings(broker_url="redis://127.0.0.1:1/0"))
+    started = time.monotonic()
+    assert Doorbell(app).ring([]) == []
+    assert time.monotonic() - started < 0.5
+    app.close()
+
+
+def test_messages_outlive_a_killed_worker(doorbell, start_worker, tmp_path):
+    """A worker killed before it acknowledged loses no study: what it held comes back or is lost to the reconciler's eye."""
+    waiting = studies(200, Priority.ROUTINE)
+    worker = start_worker(threads=4)
+    doorbell.ring(waiting)
+    seen(tmp_path, 20)
+    worker.kill()
+    worker.wait(20)
+    came = set(seen(tmp_path, 20))
+    left = doorbell.waiting()[Priority.ROUTINE]
+    # at most what four threads had in hand is in neither
+    assert len(waiting) - len(came) - left <= 4
+    start_worker(threads=4)
+    deadline = time.monotonic() + 60
+    while doorbell.waiting()[Priority.ROUTINE] and time.monotonic() < deadline:
+        time.sleep(0.1)
+    time.sleep(0.5)
+    missing = {study.study_id for study in waiting} - set(seen(tmp_path, 20))
+    assert len(missing) <= 4
+    # and for those the rule holds by which they are found: the queue is empty, so its head is None
+    assert doorbell.heads()[Priority.ROUTINE] is None

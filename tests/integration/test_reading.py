@@ -1,0 +1,307 @@
+"""What people and programs read, from real rows: worklist, study report, pictures, identities."""
+
+import io
+import random
+import warnings
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from uuid import UUID, uuid4
+
+import pytest
+from PIL import Image
+from sqlalchemy import insert, select
+
+from samples.objects import pattern_image, to_bytes
+from shared.findings import IN_SCOPE, RESEARCH_USE, Call, Finding, Heatmap, InstanceResult, Severity
+from shared.repository.bundles import activate_bundle, add_bundle
+from shared.repository.work import NOT_ALONE, claim, finish
+from shared.storage import preview_key, sha256_of
+from shared.study import StudyStatus
+from shared.tables import IdentityReadRow, StudyRow
+
+NOW = datetime.now(UTC)
+MANIFEST = {"sensitive": 0.2, "specific": 0.7, "regions": ["hand", "leg"]}
+
+
+def image(study: int = 1, number: int = 1, rows: int = 128, columns: int = 128) -> bytes:
+    ds = pattern_image(study, f"image {number}")
+    ds.PatientName, ds.Rows, ds.Columns, ds.PixelData = "ZEBRA^QUAGGA", rows, columns, bytes(rows * columns)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return to_bytes(ds, "1.2.840.10008.1.2.1")
+
+
+def add_studies(api: Any, rows: list[dict[str, Any]]) -> list[UUID]:
+    """Studies straight into the table, with what a test wants different."""
+    site = api.key().site_id
+    values = [
+        {
+            "id": uuid4(), "site_id": site, "study_instance_uid": f"1.2.{uuid4().int}", "priority": "routine",
+            "queue": "routine", "status": "analysed", "received_at": NOW, "due_at": NOW, "attempts": 1, "reason": "",
+            "modality": "CR", "call": "none", "region": "hand", "scope": IN_SCOPE, "images": 1, "failed_images": 0,
+        } | row for row in rows
+    ]  # fmt: skip
+    with api.database.transaction() as session:
+        session.execute(insert(StudyRow), values)
+    return [value["id"] for value in values]
+
+
+def page(api: Any, **query: Any) -> dict[str, Any]:
+    answer = api.http.get("/worklist", params=query, headers=api.headers("radiologist"))
+    assert answer.status_code == 200, answer.text
+    return answer.json()
+
+
+def listed(api: Any, **query: Any) -> list[str]:
+    """The ids of all pages, one after the other."""
+    ids: list[str] = []
+    after: dict[str, str] = {}
+    while True:
+        got = page(api, **query, **after)
+        ids += [entry["study_id"] for entry in got["entries"]]
+        if got["next"] is None:
+            return ids
+        after = {"after": got["next"]}
+
+
+def finding(
+    frame: int = 1, bundle: str = "first", probability: float = 0.9, shape: tuple[int, int] = (7, 7)
+) -> Finding:
+    call = Call.LIKELY if probability >= 0.7 else Call.NONE
+    values = bytes(range(shape[0] * shape[1]))
+    return Finding(frame, bundle, "hand", 0.98, probability, call, Severity.MILD if call is Call.LIKELY else Severity.NONE,
+                   IN_SCOPE, Heatmap(values, *shape))  # fmt: skip
+
+
+def analyse(api: Any, study: str, results: Callable[[list[Any]], list[InstanceResult]], bundle: str = "first") -> None:
+    """Claim and finish a study as the worker does."""
+    with api.database.transaction() as session:
+        add_bundle(session, bundle, sha256_of(bundle.encode()), MANIFEST)
+        activate_bundle(session, bundle)
+        held = claim(session, UUID(study), bundle, datetime.now(UTC), timedelta(seconds=30), 4, alone=True)
+        assert held is not None
+        assert held is not NOT_ALONE
+    with api.database.transaction() as session:
+        assert finish(session, held, results(held.instances), bundle, datetime.now(UTC))
+
+
+def upload(api: Any, **files: bytes) -> str:
+    study: str = api.post(files).json()["studies"][0]["id"]
+    return study
+
+
+# -- the worklist ---------------------------------------------------------------------------------------------------
+
+
+def test_order_and_paging(in_process: Any) -> None:
+    """The list is ordered by due time and then id, and pages of any size give every study once, ties included."""
+    dues = [NOW + timedelta(minutes=minute) for minute in (5, 1, 1, 1, 9, 3, 3, -4, 5, 1, 7)]
+    ids = add_studies(in_process, [{"due_at": due} for due in dues])
+    expected = [str(study) for _, study in sorted(zip(dues, ids, strict=True))]
+    for limit in (1, 2, 3, 7, 11, 12):
+        assert listed(in_process, limit=limit) == expected
+    first = page(in_process, limit=4)
+    assert [entry["rank"] for entry in first["entries"]] == [1, 2, 3, 4]
+    assert [entry["overdue"] for entry in first["entries"]] == [True, False, False, False]
+    assert (first["counts"]["analysed"], first["notice"]) == (11, RESEARCH_USE)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_paging_is_exact_while_studies_arrive(in_process: Any, seed: int) -> None:
+    """Studies that arrive between two pages neither repeat nor hide a study that was there before."""
+    chance = random.Random(seed)
+    moments = [NOW + timedelta(minutes=minute) for minute in range(6)]  # few, so that ties are common
+    before = {str(study) for study in add_studies(in_process, [{"due_at": chance.choice(moments)} for _ in range(25)])}
+    seen: list[tuple[str, str]] = []
+    after: dict[str, str] = {}
+    while True:
+        got = page(in_process, limit=chance.randint(1, 4), **after)
+        seen += [(entry["due_at"], entry["study_id"]) for entry in got["entries"]]
+        if got["next"] is None:
+            break
+        after = {"after": got["next"]}
+        if len(seen) < 60:
+            add_studies(in_process, [{"due_at": chance.choice(moments)} for _ in range(2)])
+    assert len(seen) == len(set(seen))
+    assert before <= {study for _, study in seen}
+    assert seen == sorted(seen)
+
+
+def test_filters(in_process: Any) -> None:
+    """Each filter, and two together, show exactly the studies that fit; an unknown word is refused with 422."""
+    kinds = [
+        {"status": "analysed", "call": "likely", "region": "hand", "priority": "urgent", "modality": "CR"},
+        {"status": "analysed", "call": "none", "region": "leg", "priority": "routine", "modality": "DX"},
+        {"status": "queued", "call": None, "region": "", "priority": "routine", "modality": "DX"},
+        {"status": "quarantined", "call": None, "region": "", "priority": "urgent", "modality": ""},
+        {"status": "analysed", "call": "abstained", "region": "hand", "priority": "routine", "modality": "CR"},
+    ]
+    ids = [str(study) for study in add_studies(in_process, kinds)]
+    asked = [{name: kind[name]} for kind in kinds for name in kind if kind[name]]
+    asked += [{"call": "likely", "region": "hand"}, {"status": "queued", "modality": "CR"}]
+    for query in asked:
+        expected = {ids[n] for n, kind in enumerate(kinds) if query.items() <= kind.items()}
+        assert set(listed(in_process, **query)) == expected, query
+    for wrong in (
+        {"status": "lost"},
+        {"call": "maybe"},
+        {"limit": 0},
+        {"limit": 501},
+        {"region": "\0"},
+        {"modality": "\0"},
+    ):
+        assert in_process.http.get("/worklist", params=wrong, headers=in_process.headers()).status_code == 422, wrong
+
+
+@pytest.mark.parametrize("after", ["", "x", "W10=", "bnVsbA==", "WzEsMl0=", "WyJhIiwiYiJd", "ü", "[" * 190, "W1s" * 60])
+def test_foreign_cursor(in_process: Any, after: str) -> None:
+    """An `after` that the API did not give is refused with 400."""
+    answer = in_process.http.get("/worklist", params={"after": after}, headers=in_process.headers())
+    assert (answer.status_code, "next" in answer.json()["detail"]) == (400, True)
+
+
+def test_findings_rank(in_process: Any) -> None:
+    """An analysed study moves by its finding: a likely fracture in front of an unread study, a clear one behind."""
+    clear, unread, likely = (upload(in_process, a=image(number)) for number in (1, 2, 3))
+    analyse(in_process, clear, lambda instances: [InstanceResult(instances[0].id, [finding(probability=0.01)])])
+    analyse(in_process, likely, lambda instances: [InstanceResult(instances[0].id, [finding(probability=0.95)])])
+    entries = page(in_process)["entries"]
+    assert [entry["study_id"] for entry in entries] == [likely, unread, clear]
+    assert [entry["call"] for entry in entries] == ["likely", None, "none"]
+    assert "likely fracture, hand, extent mild" in entries[0]["why"]
+
+
+# -- one study ------------------------------------------------------------------------------------------------------
+
+
+def test_report(in_process: Any) -> None:
+    """The report tells state, times, every image's findings or error, thresholds and picture URLs."""
+    study = upload(in_process, a=image(1, 1), b=image(1, 2))
+
+    def results(instances: list[Any]) -> list[InstanceResult]:
+        assert len(instances) == 2
+        return [InstanceResult(instances[0].id, [finding()]),
+                InstanceResult(instances[1].id, (), "undecodable-pixels", "The pixels are damaged.")]  # fmt: skip
+
+    analyse(in_process, study, results)
+    report = in_process.http.get(f"/studies/{study}", headers=in_process.headers("submitter")).json()
+    assert (report["status"], report["call"], report["severity"], report["region"]) == (
+        "analysed",
+        "likely",
+        "mild",
+        "hand",
+    )
+    times = [datetime.fromisoformat(report[name]) for name in ("received_at", "started_at", "analysed_at")]
+    assert times == sorted(times)
+    assert datetime.fromisoformat(report["due_at"]) - times[0] == timedelta(minutes=30)
+    assert (report["attempts"], report["notice"]) == (1, RESEARCH_USE)
+    good, bad = sorted(report["instances"], key=lambda instance: instance["error"] or "")
+    told = good["findings"][0]
+    assert (told["fracture_probability"], told["bundle"]) == (0.9, "first")
+    assert (told["sensitive_threshold"], told["specific_threshold"]) == (0.2, 0.7)
+    assert told["heatmap_url"] == f"/studies/{study}/heatmap.png?image={good['number']}&frame=1"
+    assert (bad["findings"], bad["error"], bad["error_reason"]) == ([], "The pixels are damaged.", "undecodable-pixels")
+    assert "ZEBRA" not in str(report)
+
+
+def test_newest_finding_is_shown(in_process: Any) -> None:
+    """A newer bundle's finding supersedes the older one in report and picture; the older row stays."""
+    study = upload(in_process, a=image())
+    analyse(in_process, study, lambda instances: [InstanceResult(instances[0].id, [finding(probability=0.9)])])
+    with in_process.database.transaction() as session:
+        session.get_one(StudyRow, UUID(study)).status = StudyStatus.QUEUED
+    newer = finding(bundle="second", probability=0.1, shape=(3, 5))
+    analyse(in_process, study, lambda instances: [InstanceResult(instances[0].id, [newer])], "second")
+    report = in_process.http.get(f"/studies/{study}", headers=in_process.headers()).json()
+    assert [(f["bundle"], f["fracture_probability"]) for f in report["instances"][0]["findings"]] == [("second", 0.1)]
+    assert report["call"] == "none"
+
+
+def test_no_such_study(in_process: Any) -> None:
+    """An unknown id is 404, and something that is no id is 422, for the study and its pictures."""
+    for path in ("", "/heatmap.png", "/preview.png"):
+        for study, status in ((uuid4(), 404), ("1", 422)):
+            answer = in_process.http.get(f"/studies/{study}{path}", headers=in_process.headers())
+            assert answer.status_code == status
+
+
+# -- pictures -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("rows", "columns", "size"),
+    [(128, 128, (512, 512)), (300, 100, (171, 512)), (100, 300, (512, 171)), (1, 1000, (512, 1))],
+)
+def test_heatmap(in_process: Any, rows: int, columns: int, size: tuple[int, int]) -> None:
+    """The heatmap is an RGBA PNG of the film's shape, opaque where the evidence is strong, transparent where there is none."""
+    study = upload(in_process, a=image(rows=rows, columns=columns))
+    hot = Heatmap(bytes(49)[:24] + b"\xff" + bytes(24), 7, 7)  # the middle
+    one = Finding(1, "first", "hand", 0.9, 0.9, Call.LIKELY, Severity.MILD, IN_SCOPE, hot)
+    analyse(in_process, study, lambda instances: [InstanceResult(instances[0].id, [one])])
+    answer = in_process.http.get(f"/studies/{study}/heatmap.png", headers=in_process.headers("radiologist"))
+    assert (answer.headers["content-type"], answer.headers["cache-control"]) == ("image/png", "private, max-age=60")
+    picture = Image.open(io.BytesIO(answer.content))
+    assert (picture.mode, picture.size) == ("RGBA", size)
+    alpha = picture.getchannel("A")
+    assert alpha.getpixel((size[0] // 2, size[1] // 2)) > 200
+    assert min(alpha.getpixel((0, 0)), alpha.getpixel((size[0] - 1, size[1] - 1))) < 30
+
+
+def test_pictures_that_are_not_there(in_process: Any) -> None:
+    """Before the finding, for other images and frames, or without the object, a picture is 404 with its reason."""
+    study = upload(in_process, a=image())
+    url, headers = f"/studies/{study}", in_process.headers("radiologist")
+    for kind in ("heatmap", "preview"):
+        assert "no finding yet" in in_process.http.get(f"{url}/{kind}.png", headers=headers).json()["detail"]
+    analyse(in_process, study, lambda instances: [InstanceResult(instances[0].id, [finding()])])
+    for query, status in (
+        ("image=2", 404),
+        ("frame=2", 404),
+        ("image=0", 422),
+        ("frame=x", 422),
+        ("image=99999999", 422),
+    ):
+        for kind in ("heatmap", "preview"):
+            assert in_process.http.get(f"{url}/{kind}.png?{query}", headers=headers).status_code == status, query
+    assert in_process.http.get(f"{url}/preview.png", headers=headers).status_code == 404
+    key = preview_key(sha256_of(image()), 1)
+    in_process.http.app.state.parts.store.put(key, io.BytesIO(b"a picture"), 9)
+    answer = in_process.http.get(f"{url}/preview.png", headers=headers)
+    assert (answer.status_code, answer.content) == (200, b"a picture")
+
+
+def test_picture_of_a_damaged_image_tells_why(in_process: Any) -> None:
+    """The picture of an image that could not be analysed is 404 with that image's error."""
+    study = upload(in_process, a=image())
+    analyse(
+        in_process, study, lambda instances: [InstanceResult(instances[0].id, (), "undecodable-pixels", "Damaged.")]
+    )
+    answer = in_process.http.get(f"/studies/{study}/heatmap.png", headers=in_process.headers())
+    assert (answer.status_code, answer.json()["detail"]) == (404, "Damaged.")
+    assert in_process.http.get(f"/studies/{study}", headers=in_process.headers()).json()["status"] == "quarantined"
+
+
+# -- identities -----------------------------------------------------------------------------------------------------
+
+
+def test_every_reading_of_an_identity_is_recorded(in_process: Any) -> None:
+    """Each page that shows a name leaves a row with who, whose and when; programs' endpoints show and record none."""
+    study = upload(in_process, a=image())
+    headers = in_process.headers("radiologist")
+
+    def reads() -> list[tuple[UUID, UUID]]:
+        with in_process.database.transaction() as session:
+            rows = session.execute(
+                select(IdentityReadRow.study_id, IdentityReadRow.key_id).order_by(IdentityReadRow.id)
+            )
+            return [tuple(row) for row in rows]
+
+    for path in ("/worklist", f"/studies/{study}"):
+        assert "ZEBRA" not in in_process.http.get(path, headers=headers).text
+    assert reads() == []
+    entry = (UUID(study), in_process.key("radiologist").id)
+    assert "ZEBRA" in in_process.http.get("/", headers=headers).text
+    assert reads() == [entry]
+    assert "ZEBRA" in in_process.http.get(f"/view/{study}", headers=headers).text
+    assert reads() == [entry] * 2

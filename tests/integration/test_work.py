@@ -1,0 +1,445 @@
+"""Claims, leases, retries and what is lost, on a real Postgres."""
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
+from uuid import uuid4
+
+import pytest
+from sqlalchemy import insert
+
+from shared.findings import InstanceResult
+from shared.repository import work
+from shared.study import Priority, StudyStatus, may_become
+from shared.tables import StudyRow
+
+NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
+LEASE = timedelta(seconds=30)
+S = timedelta(seconds=1)
+LATER = NOW + LEASE + S  # a lease taken now has run out
+EMPTY = dict.fromkeys(Priority)
+
+
+# -- one claim ------------------------------------------------------------------------------------------------------
+
+
+def test_two_workers_race_and_one_gets_the_study(ward):
+    """However many workers ask for a study at the same moment, exactly one gets it."""
+    for _ in range(10):
+        study, start = ward.study(), threading.Barrier(6)
+
+        def ask(_, study=study, start=start):
+            start.wait(10)
+            return ward.claim(study)
+
+        with ThreadPoolExecutor(6) as pool:
+            claims = [claim for claim in pool.map(ask, range(6)) if claim is not None]
+        assert len(claims) == 1
+        assert ward.row(study).attempts == 1
+
+
+def test_a_claim_waits_for_a_locked_row(ward):
+    """A study that an upload holds for a moment is claimed after it, for its message is spent here."""
+    study = ward.study()
+    with ThreadPoolExecutor(1) as pool:
+        with ward.database.transaction() as session:
+            session.get_one(StudyRow, study, with_for_update=True)
+            claiming = pool.submit(ward.claim, study)
+            with pytest.raises(TimeoutError):
+                claiming.result(0.3)
+        assert claiming.result(10) is not None
+
+
+def test_messages_for_nothing_claim_nothing(ward):
+    """A message for an unknown, running, finished or not yet due study leads to no work."""
+    assert ward.claim(uuid4()) is None
+    study = ward.study()
+    claim = ward.claim(study)
+    assert ward.claim(study) is None
+    ward.finish(claim, ward.answers(claim))
+    assert ward.claim(study) is None
+    waiting = ward.study()
+    with ward.database.transaction() as session:
+        work.retry(session, ward.claim(waiting), "the store is down", NOW + 10 * S, 4)
+    assert ward.claim(waiting, NOW + 9 * S) is None
+    assert ward.claim(waiting, NOW + 10 * S).attempt == 2
+
+
+# -- the final write ------------------------------------------------------------------------------------------------
+
+
+def test_the_results_of_a_study_are_written_and_summed_up(ward):
+    """Finishing writes each frame's finding, and the worst one speaks for the study."""
+    study = ward.study(images=3)
+    claim = ward.claim(study)
+    assert ward.finish(claim, ward.answers(claim))
+    row = ward.row(study)
+    assert (row.status, row.call, row.bundle, row.lease_token) == (StudyStatus.ANALYSED, "likely", "a", None)
+    assert len(ward.findings(study)) == 3
+
+
+def test_a_worker_that_lost_its_lease_writes_nothing(ward):
+    """When another worker took the study over, the first one's results are dropped whole."""
+    study = ward.study()
+    late = ward.claim(study)
+    taken = ward.claim(study, LATER, alone=True)
+    assert not ward.finish(late, [InstanceResult(late.instances[0].id, error_reason="x", error_text="x")])
+    with ward.database.transaction() as session:
+        assert work.retry(session, late, "no", LATER, 4) == "lease lost"
+        work.give_back(session, late)
+    assert (ward.findings(study), ward.row(study).status) == ([], StudyStatus.RUNNING)
+    assert ward.instances(study)[0].error_reason == ""
+    assert ward.finish(taken, ward.answers(taken))
+    assert ward.row(study).status == StudyStatus.ANALYSED
+
+
+def test_finishing_twice_gives_no_finding_twice(ward):
+    """A second final write by the same or by another worker adds no finding."""
+    study = ward.study(images=2)
+    first = ward.claim(study)
+    second = ward.claim(study, LATER, alone=True)
+    assert ward.finish(second, ward.answers(second))
+    assert not ward.finish(second, ward.answers(second))
+    assert not ward.finish(first, ward.answers(first))
+    assert len(ward.findings(study)) == 2
+
+
+def test_two_final_writes_at_once_leave_one_set_of_findings(ward):
+    """Even a token used by two threads at the same moment is good for one final write."""
+    study = ward.study(images=2)
+    claim = ward.claim(study)
+    with ThreadPoolExecutor(2) as pool:
+        written = list(pool.map(lambda _: ward.finish(claim, ward.answers(claim)), range(2)))
+    assert sorted(written) == [False, True]
+    assert len(ward.findings(study)) == 2
+
+
+def test_an_image_that_came_late_requeues_its_study(ward):
+    """An image that arrives while its study is analysed reopens the study, and only that image is analysed then."""
+    files = [ward.file(999, image) for image in range(3)]
+    study = ward.take_in(files[:2])
+    claim = ward.claim(study)
+    ward.take_in(files[2:], now=NOW + S)
+    assert ward.finish(claim, ward.answers(claim))
+    row = ward.row(study)
+    assert (row.status, row.sent_at, row.attempts) == (StudyStatus.QUEUED, None, 0)
+    assert ward.lost(EMPTY, NOW + 2 * S) == [study]
+    again = ward.claim(study, NOW + 2 * S)
+    assert [instance.sha256 for instance in again.instances] == [files[2].sha256]
+    assert ward.finish(again, ward.answers(again))
+    assert (ward.row(study).status, len(ward.findings(study))) == (StudyStatus.ANALYSED, 3)
+
+
+def test_one_bad_image_does_not_sink_its_study(ward):
+    """A study with one unreadable image among good ones is analysed, and that image says why it was not."""
+    study = ward.study(images=3)
+    claim = ward.claim(study)
+    results = ward.answers(claim)
+    results[1] = InstanceResult(claim.instances[1].id, error_reason="truncated-pixels", error_text="It was cut short")
+    assert ward.finish(claim, results)
+    assert (ward.row(study).status, ward.row(study).failed_images) == (StudyStatus.ANALYSED, 1)
+    assert [image.error_text for image in ward.instances(study)] == ["", "It was cut short", ""]
+
+
+def test_a_study_of_bad_images_only_is_quarantined_with_their_reason(ward):
+    """When no image could be analysed, the study is set aside in the words of the image's error."""
+    study = ward.study(images=2)
+    claim = ward.claim(study)
+    bad = [
+        InstanceResult(i.id, error_reason="truncated-pixels", error_text="It was cut short") for i in claim.instances
+    ]
+    assert ward.finish(claim, bad)
+    assert (ward.row(study).status, ward.row(study).reason) == (StudyStatus.QUARANTINED, "It was cut short")
+
+
+def test_another_bundle_adds_findings_and_keeps_the_old_ones(ward):
+    """A newer bundle analyses all images again; what the older one found stays."""
+    study = ward.study(images=2)
+    claim = ward.claim(study)
+    ward.finish(claim, ward.answers(claim))
+    ward.set(study, status=StudyStatus.QUEUED)
+    ward.add_bundle("b")
+    again = ward.claim(study, bundle="b")
+    assert len(again.instances) == 2
+    assert ward.finish(again, ward.answers(again, "b"), "b")
+    assert [finding.bundle for finding in ward.findings(study)] == ["a", "b"] * 2
+    assert ward.row(study).bundle == "b"
+
+
+# -- leases, retries, quarantine ------------------------------------------------------------------------------------
+
+
+def test_a_renewed_lease_keeps_the_study(ward):
+    """A living worker's lease does not run out, and renewing touches nobody else's."""
+    study, other = ward.study(), ward.study()
+    claim, _ = ward.claim(study), ward.claim(other)
+    with ward.database.transaction() as session:
+        work.renew(session, [claim.token, uuid4()], LATER + LEASE)
+    assert ward.claim(study, LATER, alone=True) is None
+    assert ward.row(other).lease_until == NOW + LEASE
+
+
+def test_renewing_never_waits_for_a_locked_row(ward):
+    """An upload that holds one study does not keep the other studies' leases from being renewed."""
+    studies = [ward.study() for _ in range(3)]
+    tokens = [ward.claim(study).token for study in studies]
+    with ward.database.transaction() as holder, ThreadPoolExecutor(1) as pool:
+        holder.get_one(StudyRow, studies[1], with_for_update=True)
+
+        def renew():
+            with ward.database.transaction() as session:
+                work.renew(session, tokens, LATER)
+
+        pool.submit(renew).result(10)
+    assert [ward.row(study).lease_until for study in studies] == [LATER, NOW + LEASE, LATER]
+
+
+def test_after_an_expired_lease_a_study_is_a_suspect(ward):
+    """A study whose worker fell silent is given out again only to be analysed alone, and asking costs no attempt."""
+    study = ward.study()
+    assert not ward.claim(study).suspect
+    for _ in range(3):
+        assert ward.claim(study, LATER) is work.NOT_ALONE
+    assert ward.row(study).attempts == 1
+    again = ward.claim(study, LATER, alone=True)
+    assert (again.suspect, again.attempt) == (True, 2)
+
+
+def test_a_retry_is_no_suspect(ward):
+    """A study that was given back in words needs no quarantine of its own."""
+    study = ward.study()
+    with ward.database.transaction() as session:
+        assert work.retry(session, ward.claim(study), "the object is missing", NOW, 4) == "will retry"
+    assert not ward.claim(study).suspect
+
+
+def test_attempts_run_out_with_words(ward):
+    """A study that fails every time is set aside after N attempts with the last reason."""
+    study, outcomes = ward.study(), []
+    for _ in range(4):
+        with ward.database.transaction() as session:
+            outcomes.append(work.retry(session, ward.claim(study), "the object is missing", NOW, 4))
+    assert outcomes == ["will retry"] * 3 + ["quarantined"]
+    row = ward.row(study)
+    assert (row.status, row.reason, row.lease_token) == (StudyStatus.QUARANTINED, "the object is missing", None)
+
+
+def test_a_study_that_kills_its_worker_each_time_is_quarantined_with_words(ward):
+    """After N attempts that ended without a word the study is set aside, and the reason says that the worker died."""
+    study, now = ward.study(), NOW
+    ward.claim(study)
+    for attempt in range(2, 5):
+        now += LEASE + S
+        assert ward.claim(study, now, alone=True).attempt == attempt
+    assert ward.claim(study, now + LEASE + S) is None
+    row = ward.row(study)
+    assert (row.status, row.reason) == (
+        StudyStatus.QUARANTINED,
+        "4 attempts ended without a result: the worker died or hung each time",
+    )
+
+
+def test_a_blameless_attempt_does_not_count(ward):
+    """While the whole store is down, no number of attempts sets a study aside."""
+    study = ward.study()
+    for _ in range(10):
+        with ward.database.transaction() as session:
+            assert work.retry(session, ward.claim(study), "the store is down", NOW, 4, blameless=True) == "will retry"
+    assert (ward.row(study).status, ward.row(study).attempts) == (StudyStatus.RETRYING, 0)
+
+
+def test_a_study_given_back_is_unharmed(ward):
+    """A worker that shuts down returns its study as if it had never had it."""
+    study = ward.study()
+    with ward.database.transaction() as session:
+        work.give_back(session, ward.claim(study))
+    row = ward.row(study)
+    assert (row.status, row.attempts, row.sent_at, row.lease_token) == (StudyStatus.QUEUED, 0, None, None)
+
+
+@pytest.mark.parametrize("status", list(StudyStatus))
+@pytest.mark.parametrize("move", ["claim", "claim alone", "finish", "retry", "give_back"])
+def test_no_move_of_the_repository_breaks_the_table(ward, status, move):
+    """From any state, each move either follows the table of transitions, is refused, or changes nothing."""
+    study = ward.study()
+    claim = ward.claim(study)
+    expired = {"lease_until": NOW - S} if move.startswith("claim") else {}
+    ward.set(study, status=status, **expired)
+    before = ward.row(study)
+    try:
+        with ward.database.transaction() as session:
+            if move.startswith("claim"):
+                work.claim(session, study, "a", NOW, LEASE, max_attempts=4, alone=move.endswith("alone"))
+            elif move == "finish":
+                work.finish(session, claim, ward.answers(claim), "a", NOW)
+            elif move == "retry":
+                work.retry(session, claim, "why", NOW, 4)
+            else:
+                work.give_back(session, claim)
+    except AssertionError as refused:
+        assert "may not become" in str(refused)
+        allowed = False
+    else:
+        allowed = True
+    after = ward.row(study)
+    if (after.status, after.attempts, after.lease_token) != (before.status, before.attempts, before.lease_token):
+        assert allowed
+        assert may_become(StudyStatus(before.status), StudyStatus(after.status))
+    else:
+        assert ward.findings(study) == []
+
+
+# -- what is lost ---------------------------------------------------------------------------------------------------
+
+
+def sent(ward, at=NOW, priority=Priority.ROUTINE):
+    study = ward.study(priority=priority)
+    ward.set(study, sent_at=at)
+    return study
+
+
+def test_unsent_studies_are_sent_once(ward):
+    """Each study that needs a message is named once, and not again until its message fails to leave."""
+    studies = sorted((ward.study(), ward.study()), key=str)
+    with ward.database.transaction() as session:
+        assert [to_send.study_id for to_send in work.unsent(session, studies, NOW)] == studies
+    with ward.database.transaction() as session:
+        assert work.unsent(session, studies, NOW) == []
+        work.sending_failed(session, studies[:1])
+    assert ward.lost({**EMPTY, Priority.ROUTINE: NOW}, NOW + S) == studies[:1]
+
+
+def test_the_reconciler_sends_what_was_never_sent(ward):
+    """A study whose message never left is sent at the next sweep."""
+    study = ward.study()
+    assert ward.lost(EMPTY, NOW + S) == [study]
+    assert ward.lost(EMPTY, NOW + 2 * S) == []
+
+
+def test_the_reconciler_sends_what_was_overtaken(ward):
+    """A study sent before the oldest message of its queue is in the queue no more, and is sent again."""
+    old, new = sent(ward, NOW), sent(ward, NOW + 100 * S)
+    heads = {**EMPTY, Priority.ROUTINE: NOW + 90 * S}
+    assert ward.lost(heads, NOW + 110 * S) == [old]
+    assert ward.lost(heads, NOW + 111 * S) == []
+    assert ward.row(new).sent_at == NOW + 100 * S
+
+
+def test_each_queue_has_a_head_of_its_own(ward):
+    """That the urgent queue is empty says nothing about what waits in the backlog."""
+    urgent, backlog = sent(ward, priority=Priority.URGENT), sent(ward, priority=Priority.BACKLOG)
+    heads = {**EMPTY, Priority.BACKLOG: NOW}
+    assert ward.lost(heads, NOW + 600 * S) == [urgent]
+    assert ward.row(backlog).sent_at == NOW
+
+
+def test_an_empty_queue_is_given_its_grace(ward):
+    """A message just taken from the queue has time to become a claim before its study is sent again."""
+    study = sent(ward)
+    assert ward.lost(EMPTY, NOW + 29 * S) == []
+    assert ward.lost(EMPTY, NOW + 31 * S) == [study]
+
+
+def test_the_reconciler_sends_what_a_dead_worker_held(ward):
+    """A study whose lease ran out is sent once, and again only when that message too is nowhere."""
+    study = sent(ward, NOW - S)
+    ward.claim(study)
+    assert ward.lost(EMPTY, NOW + 29 * S) == []
+    assert ward.lost(EMPTY, LATER) == [study]
+    assert ward.lost({**EMPTY, Priority.ROUTINE: NOW}, LATER + 600 * S) == []  # it waits in a long queue
+    assert ward.lost(EMPTY, LATER + 31 * S) == [study]
+
+
+@pytest.mark.parametrize("status", [StudyStatus.QUEUED, StudyStatus.RETRYING, StudyStatus.RUNNING])
+def test_a_failed_message_is_sent_whatever_became_of_its_study(ward, status):
+    """When the broker refuses the message of a waiting, retrying or abandoned study, the next sweep sends it."""
+    study = ward.study()
+    claim = ward.claim(study)
+    if status is StudyStatus.RETRYING:
+        with ward.database.transaction() as session:
+            work.retry(session, claim, "why", NOW, 4)
+    elif status is StudyStatus.QUEUED:
+        with ward.database.transaction() as session:
+            work.give_back(session, claim)
+    assert ward.lost(EMPTY, LATER) == [study]
+    with ward.database.transaction() as session:
+        work.sending_failed(session, [study])
+    assert ward.row(study).status == status
+    assert ward.lost({**EMPTY, Priority.ROUTINE: NOW}, LATER + S) == [study]
+
+
+def test_a_retry_is_sent_when_it_is_due_and_only_once(ward):
+    """A retry leaves at its time, not before, and while it waits in a long queue it is not sent again."""
+    study = ward.study()
+    with ward.database.transaction() as session:
+        work.retry(session, ward.claim(study), "the store is down", NOW + 60 * S, 4)
+    long = {**EMPTY, Priority.ROUTINE: NOW}
+    assert ward.lost(long, NOW + 59 * S) == []
+    assert ward.lost(long, NOW + 60 * S) == [study]
+    assert [ward.lost(long, NOW + seconds * S) for seconds in (61, 100, 500, 5000)] == [[]] * 4
+
+
+def many(ward, count, queue=Priority.ROUTINE, **values):
+    """Rows of studies, quickly; sent one a second."""
+    common = {
+        "site_id": ward.site_id, "priority": queue, "queue": queue, "status": StudyStatus.QUEUED, "received_at": NOW,
+        "due_at": NOW,
+    }  # fmt: skip
+    rows = [
+        common | {"study_instance_uid": f"2.25.5.{uuid4().int}", "sent_at": NOW + i * S} | values for i in range(count)
+    ]
+    with ward.database.transaction() as session:
+        session.execute(insert(StudyRow), rows)
+
+
+def test_a_long_queue_is_never_flooded(ward):
+    """While 10,000 studies merely wait in a queue, hour after hour, not one is sent again."""
+    many(ward, 10_000)
+    for worked_off in (0, 1, 5_000, 9_999):
+        # the queue's oldest message is that of the first study not yet taken
+        with ward.database.transaction() as session:
+            taken = StudyRow.sent_at < NOW + worked_off * S
+            session.query(StudyRow).filter(taken).update({"status": StudyStatus.ANALYSED})
+        for hours in (1, 10):
+            now = NOW + timedelta(hours=3 + hours)
+            assert ward.lost({**EMPTY, Priority.ROUTINE: NOW + worked_off * S}, now) == []
+
+
+def test_after_a_flush_everything_is_sent_once_and_urgent_studies_first(ward):
+    """When the broker forgot everything, sweeps send each study exactly once, the urgent ones before all others."""
+    many(ward, 1500, received_at=NOW - 60 * S)
+    many(ward, 20, Priority.URGENT)
+    many(ward, 5, Priority.BACKLOG, received_at=NOW - 120 * S)
+    now = NOW + timedelta(hours=1)
+    with ward.database.transaction() as session:
+        first = work.lost(session, EMPTY, now, 30 * S)
+    assert [to_send.queue for to_send in first] == [Priority.URGENT] * 20 + [Priority.ROUTINE] * 980
+    # their messages stand in the queues now
+    heads = {**EMPTY, Priority.URGENT: now, Priority.ROUTINE: now}
+    second = ward.lost(heads, now + 5 * S)
+    assert len(second) == 525
+    assert not {to_send.study_id for to_send in first} & set(second)
+    assert ward.lost(dict.fromkeys(Priority, now), now + 600 * S) == []
+
+
+def test_two_reconcilers_at_once_send_once(ward):
+    """Of reconcilers that sweep at the same moment, only one sends."""
+    studies = [ward.study() for _ in range(50)]
+    start = threading.Barrier(6)
+
+    def sweep(_):
+        start.wait(10)
+        return ward.lost(EMPTY, NOW + S)
+
+    with ThreadPoolExecutor(6) as pool:
+        found = [study for swept in pool.map(sweep, range(6)) for study in swept]
+    assert sorted(found, key=str) == sorted(studies, key=str)
+
+
+def test_a_second_reconciler_does_nothing_while_the_first_is_at_work(ward):
+    """The lock is held until the first one's marks are committed."""
+    study = ward.study()
+    with ward.database.transaction() as session:
+        assert [to_send.study_id for to_send in work.lost(session, EMPTY, NOW + S, 30 * S)] == [study]
+        assert ward.lost(EMPTY, NOW + S) == []
+    assert ward.lost(EMPTY, NOW + 2 * S) == []

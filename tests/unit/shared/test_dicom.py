@@ -1,0 +1,365 @@
+"""Headers: every kind of broken file has its own answer, memory is bounded, and no answer names a patient."""
+
+import io
+import logging
+import os
+import re
+import shutil
+import struct
+import subprocess
+import tracemalloc
+import warnings
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+
+import pydicom.uid as uids
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydicom import dcmread
+from pydicom.dataset import Dataset
+
+from samples.objects import SYNTAX, pattern_image, report, set_pixels, to_bytes
+from shared import errors
+from shared.dicom import MAX_READS, HeaderLimits, read_header
+from shared.settings import ROOT
+from shared.study import Header
+
+MARKER = "ZEBRA^QUAGGA"
+EXPLICIT = SYNTAX["explicit"]
+SEQUENCE = b"\x09\x00\x01\x10SQ\0\0\xff\xff\xff\xff"
+ITEM, ITEM_END = b"\xfe\xff\x00\xe0\xff\xff\xff\xff", b"\xfe\xff\x0d\xe0\0\0\0\0"
+EMPTY_ITEM, SEQUENCE_END = b"\xfe\xff\x00\xe0\0\0\0\0", b"\xfe\xff\xdd\xe0\0\0\0\0"
+
+
+class CountingFile(io.BytesIO):
+    """Counts the bytes that were read."""
+
+    def __init__(self, data: bytes) -> None:
+        super().__init__(data)
+        self.count = 0
+
+    def read(self, size: int | None = -1) -> bytes:
+        data = super().read(size)
+        self.count += len(data)
+        return data
+
+
+def read(data: bytes, limits: HeaderLimits | None = None) -> Header:
+    return read_header(io.BytesIO(data), len(data), limits or HeaderLimits())
+
+
+def image(change: Callable[[Dataset], object] = lambda _: None, syntax: str = EXPLICIT) -> bytes:
+    """A sound little radiograph of the marked patient, changed."""
+    ds = pattern_image(1, "a")
+    ds.PatientName, ds.PatientID = MARKER, "ZEBRA-1"
+    change(ds)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # some changes are wrong on purpose
+        return to_bytes(ds, syntax)
+
+
+def without(keyword: str) -> bytes:
+    return image(lambda ds: delattr(ds, keyword))
+
+
+def having(**values: object) -> bytes:
+    return image(lambda ds: [setattr(ds, name, value) for name, value in values.items()])
+
+
+def before_rows(data: bytes, inserted: bytes) -> bytes:
+    at = data.index(b"\x28\x00\x02\x00US")
+    return data[:at] + inserted + data[at:]
+
+
+SOUND = image()
+META_END = 132 + 12 + struct.unpack("<L", SOUND[140:144])[0]
+PIXELS = SOUND.index(b"\xe0\x7f\x10\x00")
+ROWS = SOUND.index(b"\x28\x00\x10\x00US")
+
+
+def encoded_as(syntax: str) -> Callable[[Dataset], None]:
+    def change(ds: Dataset) -> None:
+        set_pixels(ds, [dcmread(io.BytesIO(SOUND)).pixel_array], 8, syntax)
+
+    return change
+
+
+def cut_in_pixels(data: bytes) -> bytes:
+    return data[: data.index(b"\xe0\x7f\x10\x00") + 14]
+
+
+def test_sound_file() -> None:
+    """A sound header comes back whole, identity apart, and an identity never prints itself."""
+    header = read(SOUND)
+    assert (header.rows, header.columns, header.frames, header.modality, header.body_part) == (
+        128,
+        128,
+        1,
+        "CR",
+        "HAND",
+    )
+    assert header.transfer_syntax_uid == EXPLICIT
+    assert header.identity.patient_name == MARKER
+    assert "ZEBRA" not in repr(header)
+
+
+@pytest.mark.parametrize("syntax", ["explicit", "implicit", "deflated", "rle", "jpegls", "jpeg2000", "jpegsv1"])
+def test_every_syntax_reads_the_same(syntax: str) -> None:
+    """The header does not depend on how the file is encoded."""
+    header, expected = read(image(encoded_as(syntax), SYNTAX[syntax])), read(SOUND)
+    assert (header.sop_instance_uid, header.rows, header.identity) == (
+        expected.sop_instance_uid, expected.rows, expected.identity,
+    )  # fmt: skip
+
+
+def test_missing_preamble() -> None:
+    """Files that lost their preamble are read."""
+    assert read(SOUND[132:]).rows == 128
+
+
+REFUSED: dict[str, tuple[bytes, type[errors.Rejected]]] = {
+    "no bytes": (b"", errors.EmptyFile),
+    "a text": (b"Dear colleague, " * 50, errors.NotDicom),
+    "a PNG": (b"\x89PNG\r\n\x1a\n" + bytes(500), errors.NotDicom),
+    "one byte": (b"\x08", errors.NotDicom),
+    "a data set without meta": (SOUND[META_END:], errors.NoFileMeta),
+    "DICM and nothing more": (bytes(128) + b"DICM", errors.NoFileMeta),
+    "no transfer syntax": (SOUND.replace(b"\x02\x00\x10\x00UI", b"\x02\x00\x11\x00UI"), errors.NoFileMeta),
+    "no pixels": (without("PixelData"), errors.NoPixelData),
+    "empty pixels": (having(PixelData=b""), errors.NoPixelData),
+    "60000 x 60000": (having(Rows=60000, Columns=60000), errors.TooLarge),
+    "too many frames": (having(NumberOfFrames=100_000), errors.TooLarge),
+    "too much memory": (having(Rows=7000, Columns=7000, NumberOfFrames=150, BitsAllocated=32), errors.TooLarge),
+    "header cut in meta": (SOUND[:200], errors.Rejected),
+    "header cut in an element": (SOUND[: ROWS + 5], errors.CannotUnderstand),
+    "header cut in a skipped value": (
+        before_rows(SOUND, b"\x09\x00\x02\x10OB\0\0" + struct.pack("<L", 2**20) + b"x")[: ROWS + 20],
+        errors.CannotUnderstand,
+    ),
+    "header cut between elements": (SOUND[:ROWS], errors.BadAttributes),
+    "pixels cut": (SOUND[:-1000], errors.TruncatedPixels),
+    "encapsulated pixels cut": (
+        cut_in_pixels(image(encoded_as("jpegls"), SYNTAX["jpegls"])),
+        errors.TruncatedPixels,
+    ),
+    "wrong VR: a text for Rows": (SOUND[:ROWS] + b"\x28\x00\x10\x00LO\x02\0xx" + SOUND[ROWS + 10 :], errors.BadAttributes),
+    "wrong VR: nonsense": (SOUND[:ROWS] + b"\x28\x00\x10\x00QQ\x02\0\x80\0" + SOUND[ROWS + 10 :], errors.Rejected),
+    "rows of zero": (having(Rows=0), errors.BadAttributes),
+    "no rows": (without("Rows"), errors.BadAttributes),
+    "no study UID": (without("StudyInstanceUID"), errors.BadAttributes),
+    "bits of 7": (having(BitsAllocated=7), errors.BadAttributes),
+    "an unknown syntax": (SOUND.replace(b"1.2.840.10008.1.2.1\0", b"1.2.840.10008.9.9.9\0"), errors.UnknownTransferSyntax),
+    "a video syntax": (SOUND.replace(b"1.2.840.10008.1.2.1\0", b"1.2.840.10008.1.2.4.102\0"[:20]), errors.UnknownTransferSyntax),
+    "a structured report": (to_bytes(report(1), EXPLICIT), errors.NotAnImage),
+    "an RT plan": (having(SOPClassUID=uids.RTPlanStorage, Modality="RTPLAN"), errors.NotAnImage),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_broken_files_are_refused(case: str) -> None:
+    """Each kind of broken file is refused for its own reason, in words, with a DICOM failure code."""
+    data, kind = REFUSED[case]
+    with pytest.raises(kind) as caught:
+        read(data)
+    assert len(str(caught.value)) >= 20
+    assert caught.value.failure in (0xC000, 0x0122, 0xA900, 0xA700)
+    assert re.fullmatch("[a-z-]+", caught.value.reason)
+    assert "ZEBRA" not in str(caught.value)
+
+
+def test_uid_of_an_injection_is_refused() -> None:
+    """A UID holds digits and dots only, so it can be stored and shown as it is."""
+    for bad in ("1.2.'; --", "1.2" * 40, "x", "1..2", ""):
+        with pytest.raises(errors.BadAttributes):
+            read(with_sop_uid(bad))
+
+
+def with_sop_uid(value: str) -> bytes:
+    raw = value.encode() + b"\0" * (len(value) % 2)
+    at = SOUND.index(b"\x08\x00\x18\x00UI", META_END)
+    length = struct.unpack("<H", SOUND[at + 6 : at + 8])[0]
+    return SOUND[: at + 6] + struct.pack("<H", len(raw)) + raw + SOUND[at + 8 + length :]
+
+
+def test_large_values_are_stepped_over() -> None:
+    """A header element of 50 MB costs neither reading nor memory."""
+    data = before_rows(SOUND, b"\x09\x00\x02\x10OB\0\0" + struct.pack("<L", 50 * 2**20) + bytes(50 * 2**20))
+    file = CountingFile(data)
+    assert read_header(file, len(data), HeaderLimits()).rows == 128
+    assert file.count < 20_000
+
+
+def test_large_header_is_refused() -> None:
+    """A header that must be read, and is larger than the limit, is refused when the limit is reached."""
+    data = before_rows(SOUND, SEQUENCE + ITEM + b"\x09\x00\x02\x10OB\0\0" + struct.pack("<L", 2**21) + bytes(2**21)
+                       + ITEM_END + SEQUENCE_END)  # fmt: skip
+    file = CountingFile(data)
+    with pytest.raises(errors.TooLarge):
+        read_header(file, len(data), HeaderLimits(max_header_bytes=2**20))
+    assert file.count <= 2**20 + 1000
+    assert read(data).rows == 128
+
+
+def test_deep_nesting() -> None:
+    """Sequences nested ten thousand deep are refused, and a modest nesting is read."""
+
+    def nested(depth: int) -> bytes:
+        return before_rows(SOUND, (SEQUENCE + ITEM) * depth + (ITEM_END + SEQUENCE_END) * depth)
+
+    assert read(nested(20)).rows == 128
+    with pytest.raises(errors.Rejected):
+        read(nested(10_000))
+
+
+def test_a_million_empty_items() -> None:
+    """A sequence of a million empty items, 8 bytes each, does not blow up to gigabytes of objects."""
+    data = before_rows(SOUND, SEQUENCE + EMPTY_ITEM * 1_000_000 + SEQUENCE_END)
+    with pytest.raises(errors.TooLarge):
+        peak(data)
+    assert MAX_READS < 1_000_000
+    assert read(before_rows(SOUND, SEQUENCE + EMPTY_ITEM * 5000 + SEQUENCE_END)).rows == 128
+
+
+def peak(data: bytes, most: int = 100 * 2**20) -> None:
+    """Read with the peak of memory watched."""
+    tracemalloc.start()
+    try:
+        read(data)
+    finally:
+        used = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert used < most, f"{used / 2**20:.0f} MiB"
+
+
+def deflated(dataset: bytes, after: bytes = b"") -> bytes:
+    packer = zlib.compressobj(9, zlib.DEFLATED, -zlib.MAX_WBITS)
+    start = image(syntax=SYNTAX["deflated"])
+    end = 132 + 12 + struct.unpack("<L", start[140:144])[0]
+    return start[:end] + packer.compress(dataset) + packer.flush() + after
+
+
+def test_deflate_bomb() -> None:
+    """A deflated file that expands to 300 MB is refused at the limit, in little memory; a sound one is read."""
+    assert read(deflated(SOUND[META_END:])).rows == 128
+    limits = HeaderLimits(max_decoded_bytes=50 * 2**20, max_header_bytes=2**20)
+    bomb = deflated(SOUND[META_END:] + bytes(300 * 2**20))
+    assert len(bomb) < 2**20
+    tracemalloc.start()
+    with pytest.raises(errors.TooLarge):
+        read(bomb, limits)
+    used = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert used < 10 * 2**20
+
+
+def test_bytes_behind_a_deflated_data_set() -> None:
+    """What follows the deflated data set is not collected in memory."""
+    peak(deflated(SOUND[META_END:], bytes(64 * 2**20)), 40 * 2**20)
+
+
+@settings(max_examples=400, deadline=None)
+@given(
+    base=st.sampled_from([SOUND, image(syntax=SYNTAX["implicit"]), image(syntax=SYNTAX["deflated"])]),
+    changes=st.lists(st.tuples(st.integers(0, 1500), st.binary(min_size=1, max_size=6)), max_size=6),
+    cut=st.one_of(st.none(), st.integers(0, 2500)),
+)
+def test_damaged_files(base: bytes, changes: list[tuple[int, bytes]], cut: int | None) -> None:
+    """Whatever is damaged, the answer is a header or a Rejected that names nobody, after a bounded reading."""
+    data = bytearray(base)
+    for at, new in changes:
+        data[at : at + len(new)] = new
+    data = data[:cut]
+    file = CountingFile(bytes(data))
+    limits = HeaderLimits(max_header_bytes=8192)
+    try:
+        read_header(file, len(data), limits)
+    except errors.Rejected as why:
+        assert "ZEBRA" not in str(why)
+        assert why.__cause__ is None
+    deflate_input = len(data) if b"1.2.840.10008.1.2.1.99" in base else 0
+    assert file.count <= 2 * limits.max_header_bytes + 1000 + deflate_input
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.binary(max_size=400), st.booleans())
+def test_noise(noise: bytes, mark: bool) -> None:
+    """Noise is refused, even under a DICM mark."""
+    with pytest.raises(errors.Rejected):
+        read(bytes(128) + b"DICM" + noise if mark else noise)
+
+
+def test_odd_values_are_not_logged(caplog: pytest.LogCaptureFixture) -> None:
+    """Values that break their VR's rules are taken, and neither a log line nor a warning quotes them."""
+    odd = having(PatientBirthDate="ZEBRA BORN IN MAY", AccessionNumber="ZEBRA" * 10, PatientName="ZEBRA\\" + "Z" * 90)
+    odd = odd.replace(b"ISO_IR 100", b"ISO_IR 999")
+    with caplog.at_level(logging.DEBUG), warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always")
+        header = read(odd)
+    assert header.identity.accession_number.startswith("ZEBRA")
+    assert not warned
+    assert "ZEBRA" not in caplog.text
+
+
+# -- files that another tool kit wrote -------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def dcmtk(tmp_path: Path) -> Callable[..., bytes]:
+    """Runs a DCMTK program on a sample file and returns the file that it made."""
+    if shutil.which("dcmconv") is None:
+        if os.environ.get("CI") == "true":
+            pytest.fail("DCMTK must be installed in CI")
+        pytest.skip("DCMTK is not installed")
+
+    def run(program: str, *options: str, source: Path | None = None) -> bytes:
+        file, out = tmp_path / "in.dcm", tmp_path / "out.dcm"
+        file.write_bytes(source.read_bytes() if source else SOUND)
+        if program == "dcmodify":
+            subprocess.run(["dcmodify", "-nb", *options, file], check=True, capture_output=True)
+            return file.read_bytes()
+        subprocess.run([program, *options, file, out], check=True, capture_output=True)
+        return out.read_bytes()
+
+    return run
+
+
+@pytest.mark.parametrize(
+    "program", [("dcmconv", "+ti"), ("dcmconv", "+tb"), ("dcmconv", "+td"), ("dcmconv", "+e"), ("dcmcjpls",)]
+)
+def test_files_by_dcmtk(dcmtk: Callable[..., bytes], program: tuple[str, ...]) -> None:
+    """What DCMTK writes, in each encoding, reads as the file that it was made from."""
+    header, sound = read(dcmtk(*program)), read(SOUND)
+    assert (header.study_instance_uid, header.rows, header.identity) == (
+        sound.study_instance_uid, sound.rows, sound.identity,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("options", "kind"),
+    [
+        (["-e", "PixelData"], errors.NoPixelData),
+        (["-m", "Rows=60000", "-m", "Columns=60000"], errors.TooLarge),
+        (["-m", "SOPClassUID=1.2.840.10008.5.1.4.1.1.481.5"], errors.NotAnImage),
+        (["-e", "BitsAllocated"], errors.BadAttributes),
+        (["-m", "Rows=500"], errors.TruncatedPixels),
+    ],
+)
+def test_files_broken_by_dcmtk(dcmtk: Callable[..., bytes], options: list[str], kind: type[errors.Rejected]) -> None:
+    """Files that DCMTK's dcmodify broke are refused for the right reason."""
+    with pytest.raises(kind):
+        read(dcmtk("dcmodify", *options))
+
+
+def test_same_fields_as_dcm2xml(dcmtk: Callable[..., bytes]) -> None:
+    """Osteon and DCMTK read the same values from the published sample files."""
+    for source in sorted((ROOT / "samples/studies").glob("2[56]-real-*/*.dcm")):
+        xml = dcmtk("dcm2xml", source=source).decode("latin-1")
+        header = read(source.read_bytes())
+        told = {name: re.search(rf'name="{name}">([^<]*)<', xml) for name in ("Rows", "Columns", "Modality")}
+        assert [told[name] and told[name][1] for name in told] == [
+            str(header.rows),
+            str(header.columns),
+            header.modality,
+        ]

@@ -1,0 +1,155 @@
+"""A bundle at work: batches, words and scope."""
+
+import math
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from shared.findings import Call, Severity
+from shared.vision.bundle import Calibration, Manifest
+from shared.vision.network import BoneNet
+from shared.vision.reader import RawReading, Reader
+
+SCOPE = {"modalities": ["CR", "DX"], "least_region_probability": 0.4}
+
+
+def manifest(**changes: Any) -> Manifest:
+    values: dict[str, Any] = {
+        "name": "test-1",
+        "regions": ["hand", "elbow"],
+        "input_size": 64,
+        "sensitive": 0.2,
+        "specific": 0.6,
+        "heatmap_full": 5.0,
+        **SCOPE,
+    }
+    return Manifest(**(values | changes))
+
+
+@pytest.fixture(scope="module")
+def network() -> BoneNet:
+    """Random, but with batch norms that know their input, so that logits stay small as a trained network's do."""
+    torch.manual_seed(2)
+    network = BoneNet(2).train()
+    for layer in network.modules():
+        if isinstance(layer, torch.nn.BatchNorm2d):
+            layer.momentum = None
+    with torch.no_grad():
+        network(torch.from_numpy(np.stack(squares(16)))[:, None])
+    return network.eval()
+
+
+@pytest.fixture(scope="module")
+def reader(network: BoneNet) -> Reader:
+    return Reader(network, manifest(calibration=Calibration(slope=2.0, offset=0.25), region_temperature=1.5))
+
+
+def raw(fracture: float = 0.9, **changes: Any) -> RawReading:
+    reading = RawReading(
+        region=np.array([0.9, 0.1], np.float32),
+        fracture=fracture,
+        severity=np.array([0.8, 0.6, 0.1], np.float32),
+        heatmap=np.array([[-1.0, 0.0, 2.5], [5.0, 50.0, 1.0]], np.float32),
+        blank=False,
+    )
+    return replace(reading, **changes)
+
+
+def squares(count: int) -> list[Any]:
+    dice = np.random.default_rng(4)
+    return [dice.integers(0, 256, (64, 64)).astype(np.uint8) for _ in range(count)]
+
+
+def test_batch_answers_as_single_films_do(reader: Reader) -> None:
+    """A film's answer does not depend on what it was batched with, nor on its place."""
+    films = squares(5)
+    together = reader.read(films)
+    for film, answer in zip(films, together, strict=True):
+        (alone,) = reader.read([film])
+        assert answer.fracture == pytest.approx(alone.fracture, abs=1e-4)
+        np.testing.assert_allclose(answer.region, alone.region, atol=1e-4)
+        np.testing.assert_allclose(answer.severity, alone.severity, atol=1e-4)
+        np.testing.assert_allclose(answer.heatmap, alone.heatmap, atol=1e-3)
+    assert len({answer.fracture for answer in together}) == 5
+
+
+def test_answers_are_the_networks_after_calibration(reader: Reader, network: BoneNet) -> None:
+    """Probabilities are the network's logits through the manifest's calibration and temperature."""
+    film = squares(1)[0]
+    with torch.inference_mode():
+        said = network(torch.from_numpy(film)[None, None])
+    (answer,) = reader.read([film])
+    assert answer.fracture == pytest.approx(float((said.fracture * 2 + 0.25).sigmoid()), abs=1e-4)
+    np.testing.assert_allclose(answer.region, (said.region[0] / 1.5).softmax(0).numpy(), atol=1e-4)
+
+
+def test_probabilities_are_probabilities(reader: Reader) -> None:
+    """Regions sum to one, and a severe extent is never more probable than a moderate one."""
+    for answer in reader.read(squares(4)):
+        assert answer.region.sum() == pytest.approx(1, abs=1e-5)
+        assert all(answer.severity[i] >= answer.severity[i + 1] for i in range(2))
+
+
+def test_blank_film_is_seen(reader: Reader) -> None:
+    """A film without anything on it is marked blank among others that are not."""
+    answers = reader.read([squares(1)[0], np.zeros((64, 64), np.uint8)])
+    assert [answer.blank for answer in answers] == [False, True]
+
+
+@pytest.mark.parametrize(("chance", "call"), [(0.1, Call.NONE), (0.3, Call.POSSIBLE), (0.9, Call.LIKELY)])
+def test_in_scope_calls_by_the_operating_points(reader: Reader, chance: float, call: Call) -> None:
+    """In scope, the manifest's two thresholds decide the call, and only a called fracture has an extent."""
+    finding = reader.finding(raw(chance), 1, "DX")
+    assert (finding.call, finding.scope) == (call, "in scope")
+    assert (finding.severity is Severity.NONE) == (call is Call.NONE)
+
+
+def test_called_fracture_has_at_least_mild_extent(reader: Reader) -> None:
+    """A fracture that is called is never reported with the extent "none"."""
+    finding = reader.finding(raw(0.9, severity=np.array([0.2, 0.1, 0.0], np.float32)), 1, "DX")
+    assert finding.severity is Severity.MILD
+    assert reader.finding(raw(0.9), 1, "DX").severity is Severity.MODERATE
+
+
+@pytest.mark.parametrize(
+    ("changes", "modality", "words"),
+    [
+        ({}, "MR", "modality MR is outside the model's validated scope"),
+        ({"blank": True}, "DX", "the image is blank"),
+        ({"region": np.array([0.39, 0.35], np.float32)}, "DX", "the body region was not recognised"),
+    ],
+)
+def test_out_of_scope_abstains_and_says_why(reader: Reader, changes: dict[str, Any], modality: str, words: str) -> None:
+    """Out of scope the model says neither "likely" nor "none": it abstains with the reason in words."""
+    for chance in (0.01, 0.99):
+        finding = reader.finding(raw(chance, **changes), 3, modality)
+        assert (finding.call, finding.severity, finding.scope) == (Call.ABSTAINED, Severity.NONE, words)
+        assert (finding.frame, finding.bundle, finding.fracture_probability) == (3, "test-1", chance)
+
+
+def test_picture_without_modality_is_in_scope(reader: Reader) -> None:
+    """A PNG has no modality to judge, so only its content decides."""
+    assert reader.finding(raw(), 1, "").call is Call.LIKELY
+
+
+def test_no_number_is_no_finding(reader: Reader) -> None:
+    """A network that answers nan is an error to retry or quarantine, never a normal study."""
+    with pytest.raises(ValueError, match="no probability"):
+        reader.finding(raw(math.nan), 1, "DX")
+
+
+def test_heatmap_is_scaled_to_full_strength(reader: Reader) -> None:
+    """Map values become 0..255 between nothing and the manifest's full value, in the map's own shape."""
+    heatmap = reader.finding(raw(), 1, "DX").heatmap
+    assert (heatmap.height, heatmap.width) == (2, 3)
+    assert list(heatmap.values) == [0, 0, 128, 255, 255, 51]
+
+
+def test_heatmap_of_a_real_reading_has_the_last_maps_size(reader: Reader) -> None:
+    """A finding's heatmap has a 32nd of the input's side."""
+    (answer,) = reader.read(squares(1))
+    heatmap = reader.finding(answer, 1, "DX").heatmap
+    assert (heatmap.height, heatmap.width) == (2, 2)

@@ -1,0 +1,113 @@
+"""The gate: suspects alone, everybody gets in."""
+
+import random
+import threading
+import time
+from contextlib import AbstractContextManager
+
+import pytest
+
+from worker.tasks import Gate
+
+
+class Room:
+    """Behind the gate: notes who is in together."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.others = self.alone = self.most_others = 0
+        self.broken: list[str] = []
+        self.visits = 0
+
+    def visit(self, gate: Gate, alone: bool, stay_s: float = 0.0005) -> None:
+        door: AbstractContextManager[None] = gate.alone() if alone else gate.among_others()
+        with door:
+            with self.lock:
+                self.alone += alone
+                self.others += not alone
+                self.most_others = max(self.most_others, self.others)
+                if self.alone > 1 or (self.alone and self.others):
+                    self.broken.append(f"{self.alone} alone with {self.others} others")
+            time.sleep(stay_s)
+            with self.lock:
+                self.alone -= alone
+                self.others -= not alone
+                self.visits += 1
+
+
+def join(threads: list[threading.Thread], limit_s: float = 30) -> None:
+    for thread in threads:
+        thread.join(limit_s)
+    assert not any(thread.is_alive() for thread in threads), "somebody never got through the gate"
+
+
+def test_alone_means_alone_under_threads():
+    """However visits interleave, a suspect is never together with anybody, and everybody gets through."""
+    gate, room = Gate(), Room()
+
+    def visits(seed: int) -> None:
+        chance = random.Random(seed)
+        for _ in range(40):
+            room.visit(gate, chance.random() < 0.3)
+
+    threads = [threading.Thread(target=visits, args=(seed,), daemon=True) for seed in range(12)]
+    for thread in threads:
+        thread.start()
+    join(threads)
+    assert not room.broken
+    assert room.visits == 12 * 40
+
+
+def test_others_are_in_together():
+    """Those who are no suspects do not wait for each other."""
+    gate, inside = Gate(), threading.Barrier(8)
+
+    def visit() -> None:
+        with gate.among_others():
+            inside.wait(20)  # passes only with all eight inside
+
+    threads = [threading.Thread(target=visit, daemon=True) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    join(threads)
+    assert not inside.broken
+
+
+def starves(gate: Gate, crowd_alone: bool) -> bool:
+    """Whether one visitor of the other kind waits in vain while a crowd comes without a pause."""
+    stop, room = threading.Event(), Room()
+
+    def crowd() -> None:
+        while not stop.is_set():
+            room.visit(gate, crowd_alone, 0.001)
+
+    threads = [threading.Thread(target=crowd, daemon=True) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    time.sleep(0.05)
+    one = threading.Thread(target=room.visit, args=(gate, not crowd_alone), daemon=True)
+    one.start()
+    one.join(10)
+    waits_in_vain = one.is_alive()
+    stop.set()
+    join([*threads, one])
+    assert not room.broken
+    return waits_in_vain
+
+
+def test_nobody_starves():
+    """A crowd of one kind does not keep a single visitor of the other kind out."""
+    assert not starves(Gate(), crowd_alone=False)
+    assert not starves(Gate(), crowd_alone=True)
+
+
+def test_an_error_behind_the_gate_opens_it_again():
+    """Whoever fails inside leaves the gate as he found it."""
+    gate, room = Gate(), Room()
+    for door in (gate.alone, gate.among_others):
+        with pytest.raises(RuntimeError), door():
+            raise RuntimeError
+    visitor = threading.Thread(target=room.visit, args=(gate, True), daemon=True)
+    visitor.start()
+    join([visitor], 10)
+    assert room.visits == 1
