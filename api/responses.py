@@ -5,13 +5,14 @@ from enum import StrEnum
 from uuid import UUID
 
 from pydantic import BaseModel, ConfigDict, Field
+from pydantic.config import JsonDict
 
 from shared.findings import RESEARCH_USE, Call, Severity
 from shared.study import Priority, StudyStatus
 
 # the OpenAPI document's examples; tests/integration/test_upload.py holds them to the models
 STUDY_ID = "3f0c2b1e-6f0e-4a53-9c1c-0d7b1d0e8a11"
-RECEIPT = {
+RECEIPT: JsonDict = {
     "stored": 1,
     "duplicate": 0,
     "rejected": 1,
@@ -39,7 +40,7 @@ RECEIPT = {
         }
     ],
 }
-STUDY = {
+STUDY: JsonDict = {
     "id": STUDY_ID,
     "study_instance_uid": "2.25.320700394461931768619125221097594913749",
     "status": "analysed",
@@ -85,7 +86,7 @@ STUDY = {
     ],
     "notice": RESEARCH_USE,
 }
-WORKLIST = {
+WORKLIST: JsonDict = {
     "entries": [
         {
             "rank": 1,
@@ -112,7 +113,7 @@ WORKLIST = {
     "counts": {"queued": 0, "running": 0, "retrying": 0, "analysed": 1, "quarantined": 0},
     "notice": RESEARCH_USE,
 }
-NIGHT = {
+NIGHT: JsonDict = {
     "night": "2026-01-12",
     "started_at": "2026-01-12T02:00:00Z",
     "finished_at": "2026-01-12T02:14:00Z",

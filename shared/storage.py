@@ -85,6 +85,7 @@ class DirectoryStore:
         try:
             incoming = self.folder / "incoming"
             incoming.mkdir(parents=True, exist_ok=True)
+            new = not goal.parent.exists()
             goal.parent.mkdir(parents=True, exist_ok=True)
             handle, name = tempfile.mkstemp(dir=incoming)
             try:
@@ -96,8 +97,9 @@ class DirectoryStore:
             except BaseException:
                 Path(name).unlink(missing_ok=True)
                 raise
-            for folder in (goal.parent, goal.parent.parent):  # the names themselves must survive a power cut
-                _sync(folder)
+            _sync(goal.parent)  # the name itself must survive a power cut
+            if new:
+                _sync(goal.parent.parent)
         except OSError as wrong:
             raise StoreUnavailable(f"The object store cannot be written: {wrong.strerror}") from wrong
 

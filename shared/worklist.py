@@ -63,7 +63,8 @@ def due_at(received_at: datetime, priority: Priority, summary: StudySummary | No
     """When the study should have been read. Raises ValueError for a naive time."""
     if received_at.utcoffset() is None:
         raise ValueError("received_at must carry a time zone")
-    return received_at + timedelta(minutes=ALLOWANCES[urgency_class(summary)][priority])
+    # in UTC: elsewhere adding minutes moves the clock on the wall, which jumps twice a year
+    return received_at.astimezone(UTC) + timedelta(minutes=ALLOWANCES[urgency_class(summary)][priority])
 
 
 def explain(entry: WorklistEntry) -> str:

@@ -136,7 +136,8 @@ def _instance(session: Session, vault: Vault, study: StudyRow, file: StoredFile,
         return there
     study.images += 1
     study.modality = study.modality or header.modality
-    vault.keep_identity(session, study.id, header.identity)
+    if study.images == 1:
+        vault.keep_identity(session, study.id, header.identity)
     status = StudyStatus(study.status)
     if status not in (StudyStatus.QUEUED, StudyStatus.RUNNING) and may_become(status, StudyStatus.QUEUED):
         study.status, study.attempts, study.not_before, study.reason = StudyStatus.QUEUED, 0, None, ""
