@@ -79,7 +79,7 @@ def analyse(api: Any, study: str, results: Callable[[list[Any]], list[InstanceRe
     with api.database.transaction() as session:
         add_bundle(session, bundle, sha256_of(bundle.encode()), MANIFEST)
         activate_bundle(session, bundle)
-        held = claim(session, UUID(study), bundle, datetime.now(UTC), timedelta(seconds=30), 4, alone=True)
+        held = claim(session, UUID(study), bundle, datetime.now(UTC), timedelta(seconds=30), max_attempts=4, alone=True)
         assert held is not None
         assert held is not NOT_ALONE
     with api.database.transaction() as session:
@@ -96,7 +96,7 @@ def upload(api: Any, **files: bytes) -> str:
 
 def test_order_and_paging(in_process: Any) -> None:
     """The list is ordered by due time and then id, and pages of any size give every study once, ties included."""
-    dues = [NOW + timedelta(minutes=minute) for minute in (5, 1, 1, 1, 9, 3, 3, -4, 5, 1, 7)]
+    dues = [NOW + timedelta(hours=hour) for hour in (5, 1, 1, 1, 9, 3, 3, -4, 5, 1, 7)]
     ids = add_studies(in_process, [{"due_at": due} for due in dues])
     expected = [str(study) for _, study in sorted(zip(dues, ids, strict=True))]
     for limit in (1, 2, 3, 7, 11, 12):
@@ -111,7 +111,7 @@ def test_order_and_paging(in_process: Any) -> None:
 def test_paging_is_exact_while_studies_arrive(in_process: Any, seed: int) -> None:
     """Studies that arrive between two pages neither repeat nor hide a study that was there before."""
     chance = random.Random(seed)
-    moments = [NOW + timedelta(minutes=minute) for minute in range(6)]  # few, so that ties are common
+    moments = [NOW + timedelta(hours=hour) for hour in range(6)]  # few, so that ties are common
     before = {str(study) for study in add_studies(in_process, [{"due_at": chance.choice(moments)} for _ in range(25)])}
     seen: list[tuple[str, str]] = []
     after: dict[str, str] = {}
