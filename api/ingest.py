@@ -43,6 +43,10 @@ class SpoolFull(Unavailable):
     """The disk where uploads wait has no room. Free some, or set OSTEON_SPOOL_DIR to a larger one."""
 
 
+class WrongContentType(BadRequest):
+    """Send the files as multipart/form-data, each in a part with a file name."""
+
+
 class Spool:
     """Files one behind the other in one unnamed file: one descriptor, however many files a request has."""
 
@@ -131,12 +135,12 @@ async def receive(
 ) -> tuple[list[SpooledFile], dict[str, str]]:
     """Write a multipart/form-data body to the spool; returns its files and its fields.
 
-    Raises BadRequest for a body that is not what its type says, RequestTooLarge over the limits, and whatever the
-    body raises when the client hangs up.
+    Raises WrongContentType, BadRequest for a body that is not what its type says, RequestTooLarge over the limits,
+    and whatever the body raises when the client hangs up.
     """
     kind, options = parse_options_header(content_type)
     if kind != b"multipart/form-data" or not options.get(b"boundary"):
-        raise BadRequest("Send the files as multipart/form-data, each in a part with a file name")
+        raise WrongContentType
     parts = _Parts(spool, max_files)
     parser = MultipartParser(options[b"boundary"], parts.callbacks())
     received = 0

@@ -1,5 +1,6 @@
 """The application: everything real enters here, once."""
 
+import http
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
@@ -13,7 +14,7 @@ from starlette.requests import ClientDisconnect
 
 from api import backlog, pages, studies, uploads, worklist
 from api.dependencies import Parts, PartsDep
-from api.ingest import RequestTooLarge
+from api.ingest import RequestTooLarge, WrongContentType
 from api.responses import Health, Problem
 from shared.errors import BadRequest, NotFound, ObjectMissing, OsteonError, Unavailable
 from shared.findings import RESEARCH_USE
@@ -26,6 +27,7 @@ from shared.storage import open_store
 
 STATUS_OF: list[tuple[type[OsteonError], int]] = [
     (RequestTooLarge, 413),
+    (WrongContentType, 415),
     (BadRequest, 400),
     (NotFound, 404),
     (ObjectMissing, 404),
@@ -141,23 +143,25 @@ async def _headers(request: Request, call_next: Callable[[Request], Awaitable[Re
     return response
 
 
-def _problem(status: int, detail: str, headers: dict[str, str] | None = None) -> JSONResponse:
-    title = {400: "Bad request", 401: "Not authenticated", 403: "Not allowed", 404: "Not found", 409: "Conflict",
-             413: "Too large", 422: "Unprocessable", 503: "Not available"}.get(status, "Error")  # fmt: skip
+def _answer(request: Request, status: int, detail: str, headers: dict[str, str] | None = None) -> Response:
+    """An error, as a page for people and as problem+json for programs."""
+    title = http.HTTPStatus(status).phrase
+    if pages.wants_page(request):
+        return pages.problem_page(status, title, detail)
     body = Problem(title=title, status=status, detail=detail).model_dump()
     return JSONResponse(body, status, headers, media_type="application/problem+json")
 
 
-async def _known(_request: Request, wrong: Exception) -> JSONResponse:
+async def _known(request: Request, wrong: Exception) -> Response:
     status = next(status for kind, status in STATUS_OF if isinstance(wrong, kind))
-    return _problem(status, str(wrong), {"Retry-After": "5"} if status == 503 else None)
+    return _answer(request, status, str(wrong), {"Retry-After": "5"} if status == 503 else None)
 
 
 async def _http(request: Request, wrong: Exception) -> Response:
     assert isinstance(wrong, HTTPException)
     if wrong.status_code == 401 and pages.wants_page(request):
         return pages.to_login(request)
-    return _problem(wrong.status_code, str(wrong.detail), dict(wrong.headers or {}))
+    return _answer(request, wrong.status_code, str(wrong.detail), dict(wrong.headers or {}))
 
 
 async def _hung_up(_request: Request, _wrong: Exception) -> Response:

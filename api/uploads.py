@@ -7,7 +7,7 @@ import hashlib
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any
 from uuid import UUID
 
@@ -202,7 +202,14 @@ class Taking:
         new = {line.study_id: 0 for line in lines if line.study_id}
         with self.parts.database.transaction() as session:
             taken = take_in(
-                session, self.parts.vault, self.key.site_id, self.priority, list(stored.values()), now, list(new)
+                session,
+                self.parts.vault,
+                self.key.site_id,
+                self.priority,
+                list(stored.values()),
+                now,
+                list(new),
+                timedelta(seconds=self.parts.settings.settle_s),
             )
             for (index, file), outcome in zip(stored.items(), taken, strict=True):
                 lines[index] = _line(lines[index].file, outcome, file.header.sop_instance_uid)

@@ -23,7 +23,7 @@ PRINTABLE = r"^[^\x00-\x1f]*$"  # Postgres takes no NUL
 
 
 @router.get("/worklist")
-def worklist(  # noqa: PLR0917 - FastAPI calls it by name
+def worklist(
     parts: PartsDep,
     key: Radiologist,
     status: StudyStatus | None = None,

@@ -1,6 +1,6 @@
 """The `osteon` command: everything a person does with Osteon, one verb each."""
 
-# ruff: noqa: FBT002, PLR0917 - whoever calls a command names its options
+# ruff: noqa: FBT002 - whoever calls a command names its options
 
 import functools
 import json

@@ -118,7 +118,7 @@ class EmbeddedPostgres:
             os.chown(password, NOBODY, NOBODY)
         options = ["-U", "postgres", "--auth=scram-sha-256", f"--pwfile={password}", "--encoding=UTF8", "--no-locale"]
         command = [*prefix, str(binaries() / "initdb"), "-D", str(new), *options, "--no-sync", "--no-instructions"]
-        done = subprocess.run(command, env=_environment(), cwd="/", capture_output=True, text=True, check=False)  # noqa: S603
+        done = subprocess.run(command, env=_environment(), cwd="/", capture_output=True, text=True, check=False)
         password.unlink()
         if done.returncode:
             raise StackError("initdb could not make the database cluster:\n" + (done.stderr or done.stdout).strip())
@@ -217,7 +217,7 @@ class EmbeddedPostgres:
             prefix = [*base, *(more if capability else [])]
             command = [*prefix, "/bin/sh", "-c", 'cd "$0" && exec "$1" --sharedir']
             command += [str(self.folder), str(binaries() / "pg_config")]  # which looks for itself, as postgres does
-            done = subprocess.run(command, env=_environment(), cwd="/", capture_output=True, text=True, check=False)  # noqa: S603
+            done = subprocess.run(command, env=_environment(), cwd="/", capture_output=True, text=True, check=False)
             if done.returncode == 0:
                 return prefix
             reason = done.stderr.strip()

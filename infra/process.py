@@ -62,7 +62,7 @@ class Child:
         before_exec = None if self.own_death_signal else _die_with_parent(os.getpid(), self.stop_signal)
         with self.log.open("ab") as output:
             try:
-                self._process = subprocess.Popen(  # noqa: S603 - our own commands, no shell
+                self._process = subprocess.Popen(
                     self.command,
                     stdin=subprocess.DEVNULL,
                     stdout=output,

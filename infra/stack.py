@@ -1,12 +1,12 @@
 """The local stack: Postgres, Valkey, API, worker, beat and Flower under one supervisor that restarts what dies."""
 
 import contextlib
-import datetime
 import os
 import signal
 import threading
 import time
 from collections.abc import Callable
+from datetime import UTC, datetime
 from types import FrameType, TracebackType
 from typing import Self
 
@@ -81,7 +81,7 @@ class Stack:
     def _start(self) -> None:
         state.end_orphans(self.home)
         secrets = state.ensure_secrets(self.home)
-        self._started_at = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+        self._started_at = datetime.now(UTC).isoformat(timespec="seconds")
         self._save()
         for name, server in self._servers().items():
             self._report(f"starting {name}")

@@ -61,7 +61,7 @@ def studies(root: Path) -> list[tuple[str, list[Shot]]]:
         region, part, *entries = line.split()
         shots = []
         for entry in entries:
-            numbers, view, side, kind, encoding, option = (entry.split(":") + [""])[:6]
+            numbers, view, side, kind, encoding, option = [*entry.split(":"), ""][:6]
             names = [f"IMG{int(number):07}" for number in numbers.split("+")]
             if wrong := [n for n in names if n not in held_out or REGIONS[held_out[n].region] != region]:
                 raise ValueError(f"{wrong}: not a validation film of the {region} without hardware")

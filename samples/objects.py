@@ -66,6 +66,7 @@ class Shot:
 
     @property
     def series(self) -> str:
+        """What tells the series of a study apart."""
         return f"{self.kind} {self.view} {self.side}"
 
 

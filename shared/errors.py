@@ -31,7 +31,7 @@ class NotDicom(Rejected):
 
 
 class NoFileMeta(Rejected):
-    """The file meta information (group 0002) is missing, so the transfer syntax is unknown. Export it as a DICOM file."""
+    """The file meta information (group 0002) is missing, so the transfer syntax is unknown. Export it anew."""
 
     reason = "no-file-meta"
 
@@ -81,7 +81,7 @@ class TooLarge(Rejected):
 
 
 class Conflict(Rejected):
-    """This SOP Instance UID is stored already with other bytes. The stored one is kept; give the changed image a new UID."""
+    """This SOP Instance UID is stored already with other bytes. The stored one stays; give a changed one a new UID."""
 
     reason = "conflicting-instance"
     failure = 0x0111

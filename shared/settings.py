@@ -61,6 +61,7 @@ class Settings(BaseSettings):
     retry_base_s: float = 5.0
     reconcile_every_s: float = 5.0
     resend_grace_s: float = 30.0
+    settle_s: float = Field(3.0, description="quiet time before a study that got further images is analysed")
     database_pool_size: int = 8
 
     # the nightly run

@@ -29,7 +29,7 @@ TRANSITIONS: dict[StudyStatus, frozenset[StudyStatus]] = {
     StudyStatus.RUNNING: frozenset(
         {
             StudyStatus.RUNNING,  # a lease ran out and another worker took over
-            StudyStatus.QUEUED,  # an image came while it ran, or the worker shut down
+            StudyStatus.QUEUED,  # an image came while it ran
             StudyStatus.RETRYING,
             StudyStatus.ANALYSED,
             StudyStatus.QUARANTINED,

@@ -46,8 +46,8 @@ class WorklistEntry:
 
     def why(self) -> str:
         """The place of this row in words."""
-        what = "study" if self.call is None else explain(self)
-        return f"due {self.due_at.astimezone(UTC):%H:%M} UTC: {self.priority} {what}"
+        what = "not analysed" if self.call is None else explain(self)
+        return f"due {self.due_at.astimezone(UTC):%H:%M} UTC: {self.priority}, {what}"
 
 
 def urgency_class(summary: StudySummary | None) -> str:

@@ -273,5 +273,3 @@ def system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
 def sample_paths() -> list[Path]:
     """All sound sample files."""
     return sorted((SAMPLES / "studies").rglob("*.dcm"))
-
-

@@ -105,7 +105,7 @@ def label_loss(reading: Reading, cells: CellScale, batch: Batch, film_weight: fl
     return {"region": region, "film": film, "severity": severity * 0.5, "where": where * 2.0}
 
 
-def teach(  # noqa: PLR0917 - called once, by name of the recipe
+def teach(
     teacher: Teacher, cache: FilmCache, size: int, views: int, epochs: int, rate: float, dice: np.random.Generator
 ) -> None:
     """Fine-tune the part of the teacher behind stride 16, in place.

@@ -2,7 +2,7 @@
 
 from collections.abc import Collection
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from enum import StrEnum
 from uuid import UUID, uuid4
 
@@ -45,7 +45,7 @@ def look_up(session: Session, site_id: UUID, header: Header, sha256: str) -> Tak
     return Taken(Known.DUPLICATE if row.sha256 == sha256 else Known.CONFLICT, row.study_id)
 
 
-def take_in(  # noqa: PLR0917 - each is needed
+def take_in(
     session: Session,
     vault: Vault,
     site_id: UUID,
@@ -53,11 +53,13 @@ def take_in(  # noqa: PLR0917 - each is needed
     files: list[StoredFile],
     now: datetime,
     sent_again: Collection[UUID] = (),
+    settle: timedelta = timedelta(),
 ) -> list[Taken]:
     """Write the rows of stored files, in their order; two senders of one study do not disturb each other.
 
     A study that was done is opened again for its new images, and an urgent file makes its study urgent, even one that
-    was there already: sent_again are the studies of such files.
+    was there already: sent_again are the studies of such files. A request is whole when it ends; a study that gets
+    images from a further one waits until none came for `settle`, unless urgent: trickling images cost one analysis, not many.
     """
     uids = sorted({file.header.study_instance_uid for file in files})
     for uid in uids:
@@ -76,7 +78,7 @@ def take_in(  # noqa: PLR0917 - each is needed
             _escalate(row)
     taken: dict[int, Taken] = {}
     for index, file in sorted(enumerate(files), key=lambda pair: pair[1].header.sop_instance_uid):
-        taken[index] = _instance(session, vault, studies[file.header.study_instance_uid], file, now)
+        taken[index] = _instance(session, vault, studies[file.header.study_instance_uid], file, now, settle)
     for row in studies.values():
         if not row.images:  # made for a file that another request was faster to conflict with
             session.delete(row)
@@ -111,7 +113,9 @@ def _summary(row: StudyRow) -> StudySummary | None:
     return StudySummary(Call(row.call), Severity(row.severity), row.region, row.fracture_probability or 0.0, row.scope)
 
 
-def _instance(session: Session, vault: Vault, study: StudyRow, file: StoredFile, now: datetime) -> Taken:
+def _instance(
+    session: Session, vault: Vault, study: StudyRow, file: StoredFile, now: datetime, settle: timedelta
+) -> Taken:
     header = file.header
     values = {
         "id": uuid4(),
@@ -143,4 +147,6 @@ def _instance(session: Session, vault: Vault, study: StudyRow, file: StoredFile,
         study.status, study.attempts, study.not_before, study.reason = StudyStatus.QUEUED, 0, None, ""
         study.sent_at, study.queue = None, study.priority
         study.due_at = min(study.due_at, due_at(study.received_at, Priority(study.priority), None))
+    if settle and study.status == StudyStatus.QUEUED and study.received_at < now and study.priority != Priority.URGENT:
+        study.not_before, study.sent_at = now + settle, None
     return Taken(Known.NEW, study.id)

@@ -7,7 +7,7 @@ from enum import Enum
 from typing import Literal
 from uuid import UUID, uuid4
 
-from sqlalchemy import and_, case, func, or_, select, text, update
+from sqlalchemy import ColumnElement, and_, case, func, or_, select, text, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
@@ -40,7 +40,12 @@ def unsent(session: Session, study_ids: Sequence[UUID], now: datetime) -> list[T
     """Which of these studies need a message, marking them as sent; send after the commit."""
     rows = session.scalars(
         select(StudyRow)
-        .where(StudyRow.id.in_(study_ids), StudyRow.status == StudyStatus.QUEUED, StudyRow.sent_at.is_(None))
+        .where(
+            StudyRow.id.in_(study_ids),
+            StudyRow.status == StudyStatus.QUEUED,
+            StudyRow.sent_at.is_(None),
+            _due(now),
+        )
         .order_by(StudyRow.id)
         .with_for_update()
     )
@@ -168,15 +173,6 @@ def retry(
     return "will retry"
 
 
-def give_back(session: Session, claimed: Claim) -> None:
-    """Give a study back unharmed, because the worker shuts down; the attempt does not count."""
-    row = _held(session, claimed)
-    if row is not None:
-        _move(row, StudyStatus.QUEUED)
-        row.attempts -= 1
-        row.sent_at = row.lease_token = row.lease_until = None
-
-
 def lost(session: Session, heads: dict[Priority, datetime | None], now: datetime, grace: timedelta) -> list[ToSend]:
     """Studies that stand here but in no queue, marked as sent; empty if another reconciler is at work.
 
@@ -198,8 +194,7 @@ def lost(session: Session, heads: dict[Priority, datetime | None], now: datetime
         select(StudyRow)
         .where(
             or_(
-                and_(StudyRow.status == StudyStatus.QUEUED, nowhere),
-                and_(StudyRow.status == StudyStatus.RETRYING, StudyRow.not_before <= now, nowhere),
+                and_(StudyRow.status.in_((StudyStatus.QUEUED, StudyStatus.RETRYING)), _due(now), nowhere),
                 and_(
                     StudyRow.status == StudyStatus.RUNNING,
                     StudyRow.lease_until < now,
@@ -213,6 +208,11 @@ def lost(session: Session, heads: dict[Priority, datetime | None], now: datetime
         .with_for_update(skip_locked=True)
     )
     return [_mark_sent(row, now) for row in rows]
+
+
+def _due(now: datetime) -> ColumnElement[bool]:
+    """Neither waiting for its next attempt nor for images that still trickle in."""
+    return or_(StudyRow.not_before.is_(None), StudyRow.not_before <= now)
 
 
 def _mark_sent(row: StudyRow, now: datetime) -> ToSend:

@@ -10,6 +10,7 @@ from sqlalchemy import insert
 
 from shared.findings import InstanceResult
 from shared.repository import work
+from shared.repository.intake import take_in
 from shared.study import Priority, StudyStatus, may_become
 from shared.tables import StudyRow
 
@@ -86,7 +87,6 @@ def test_a_worker_that_lost_its_lease_writes_nothing(ward):
     assert not ward.finish(late, [InstanceResult(late.instances[0].id, error_reason="x", error_text="x")])
     with ward.database.transaction() as session:
         assert work.retry(session, late, "no", LATER, 4) == "lease lost"
-        work.give_back(session, late)
     assert (ward.findings(study), ward.row(study).status) == ([], StudyStatus.RUNNING)
     assert ward.instances(study)[0].error_reason == ""
     assert ward.finish(taken, ward.answers(taken))
@@ -249,17 +249,8 @@ def test_a_blameless_attempt_does_not_count(ward):
     assert (ward.row(study).status, ward.row(study).attempts) == (StudyStatus.RETRYING, 0)
 
 
-def test_a_study_given_back_is_unharmed(ward):
-    """A worker that shuts down returns its study as if it had never had it."""
-    study = ward.study()
-    with ward.database.transaction() as session:
-        work.give_back(session, ward.claim(study))
-    row = ward.row(study)
-    assert (row.status, row.attempts, row.sent_at, row.lease_token) == (StudyStatus.QUEUED, 0, None, None)
-
-
 @pytest.mark.parametrize("status", list(StudyStatus))
-@pytest.mark.parametrize("move", ["claim", "claim alone", "finish", "retry", "give_back"])
+@pytest.mark.parametrize("move", ["claim", "claim alone", "finish", "retry"])
 def test_no_move_of_the_repository_breaks_the_table(ward, status, move):
     """From any state, each move either follows the table of transitions, is refused, or changes nothing."""
     study = ward.study()
@@ -273,10 +264,8 @@ def test_no_move_of_the_repository_breaks_the_table(ward, status, move):
                 work.claim(session, study, "a", NOW, LEASE, max_attempts=4, alone=move.endswith("alone"))
             elif move == "finish":
                 work.finish(session, claim, ward.answers(claim), "a", NOW)
-            elif move == "retry":
-                work.retry(session, claim, "why", NOW, 4)
             else:
-                work.give_back(session, claim)
+                work.retry(session, claim, "why", NOW, 4)
     except AssertionError as refused:
         assert "may not become" in str(refused)
         allowed = False
@@ -360,8 +349,7 @@ def test_a_failed_message_is_sent_whatever_became_of_its_study(ward, status):
         with ward.database.transaction() as session:
             work.retry(session, claim, "why", NOW, 4)
     elif status is StudyStatus.QUEUED:
-        with ward.database.transaction() as session:
-            work.give_back(session, claim)
+        ward.set(study, status=StudyStatus.QUEUED, sent_at=None, lease_token=None, lease_until=None)
     assert ward.lost(EMPTY, LATER) == [study]
     with ward.database.transaction() as session:
         work.sending_failed(session, [study])
@@ -444,3 +432,18 @@ def test_a_second_reconciler_does_nothing_while_the_first_is_at_work(ward):
         assert [to_send.study_id for to_send in work.lost(session, EMPTY, NOW + S, 30 * S)] == [study]
         assert ward.lost(EMPTY, NOW + S) == []
     assert ward.lost(EMPTY, NOW + 2 * S) == []
+
+
+def test_images_that_trickle_in_settle_before_they_are_analysed(ward):
+    """A study that gets an image from a further request is neither sent nor claimed until none came for a while."""
+    study = ward.study()
+    with ward.database.transaction() as session:
+        uid = session.get_one(StudyRow, study).study_instance_uid
+        first = ward.file(int(uid.removeprefix("2.25.")), 7)
+        take_in(session, ward.vault, ward.site_id, Priority.ROUTINE, [first], NOW + S, settle=3 * S)
+    with ward.database.transaction() as session:
+        assert work.unsent(session, [study], NOW + 2 * S) == []
+        assert work.claim(session, study, "a", NOW + 2 * S, LEASE, max_attempts=4, alone=False) is None
+    assert ward.lost(EMPTY, NOW + 2 * S) == []
+    assert ward.lost(EMPTY, NOW + 5 * S) == [study]
+    assert len(ward.claim(study, NOW + 5 * S).instances) == 2

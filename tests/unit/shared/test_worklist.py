@@ -115,18 +115,18 @@ def test_time_zones_are_one_time_line() -> None:
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({}, "due 12:30 UTC: routine likely fracture, elbow, extent moderate"),
-        ({"severity": Severity.NONE}, "due 12:30 UTC: routine likely fracture, elbow"),
-        ({"call": Call.POSSIBLE, "severity": None}, "due 12:30 UTC: routine possible fracture, elbow"),
-        ({"call": Call.NONE, "severity": Severity.NONE}, "due 12:30 UTC: routine no fracture found, elbow"),
+        ({}, "due 12:30 UTC: routine, likely fracture, elbow, extent moderate"),
+        ({"severity": Severity.NONE}, "due 12:30 UTC: routine, likely fracture, elbow"),
+        ({"call": Call.POSSIBLE, "severity": None}, "due 12:30 UTC: routine, possible fracture, elbow"),
+        ({"call": Call.NONE, "severity": Severity.NONE}, "due 12:30 UTC: routine, no fracture found, elbow"),
         (
             {"call": Call.ABSTAINED, "scope": "the image is blank", "priority": Priority.URGENT},
-            "due 12:30 UTC: urgent the model abstains (the image is blank)",
+            "due 12:30 UTC: urgent, the model abstains (the image is blank)",
         ),
-        ({"call": None, "severity": None, "region": ""}, "due 12:30 UTC: routine study"),
+        ({"call": None, "severity": None, "region": ""}, "due 12:30 UTC: routine, not analysed"),
         (
             {"due_at": (NOON + timedelta(minutes=30)).astimezone(timezone(timedelta(hours=-5)))},
-            "due 12:30 UTC: routine likely fracture, elbow, extent moderate",
+            "due 12:30 UTC: routine, likely fracture, elbow, extent moderate",
         ),
     ],
 )
