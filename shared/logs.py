@@ -3,6 +3,7 @@
 import json
 import logging
 import sys
+import traceback
 from datetime import UTC, datetime
 
 _PLAIN = set(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
@@ -20,8 +21,11 @@ class JsonLines(logging.Formatter):
             "message": record.getMessage(),
         }
         line |= {key: value for key, value in vars(record).items() if key not in _PLAIN and not key.startswith("_")}
-        if record.exc_info:
-            line["trace"] = self.formatException(record.exc_info)
+        if record.exc_info and record.exc_info[0] is not None:
+            kind, _, where = record.exc_info
+            # the message is left out: a library's may quote a header's value
+            line["error"] = kind.__name__
+            line["trace"] = "".join(traceback.format_tb(where))
         return json.dumps(line, default=str)
 
 

@@ -59,7 +59,7 @@ def take_in(
 
     A study that was done is opened again for its new images, and an urgent file makes its study urgent, even one that
     was there already: sent_again are the studies of such files. A request is whole when it ends; a study that gets
-    images from a further one waits until none came for `settle`, unless urgent: trickling images cost one analysis, not many.
+    images from a further one waits until none came for `settle`, unless it is urgent: one analysis instead of many.
     """
     uids = sorted({file.header.study_instance_uid for file in files})
     for uid in uids:
