@@ -36,9 +36,9 @@ def test_every_record_is_one_object_on_one_line(message: str, extra: dict[str, o
 
 def test_trace_stays_on_the_line_without_the_values_in_it() -> None:
     """An exception's kind and trace stand inside its object; its message, which may quote a patient's, does not."""
-    stream = io.StringIO()
+    stream, value = io.StringIO(), "/ZEBRA^QUAGGA"
     try:
-        int("/".join(["", "ZEBRA^QUAGGA"]))
+        int(value)
     except ValueError:
         logger_into(stream).exception("failed", extra={"study": ROOT})
     text = stream.getvalue()
