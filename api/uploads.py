@@ -185,14 +185,20 @@ class Taking:
         with self.parts.database.transaction() as session:
             known = look_up(session, self.key.site_id, header, file.sha256)
         if known is not None:
+            # a row whose object was lost is mended by sending the file again
+            if known.known is Known.DUPLICATE and not self.parts.store.exists(original_key(file.sha256)):
+                self._put(file)
             return known
         if here.setdefault(header.sop_instance_uid, file.sha256) != file.sha256:
             raise Conflict("This request holds another file with the same SOP Instance UID; the first one is taken")
         if file.sha256 not in self.put:
-            with self.spool.open(file) as reader:
-                self.parts.store.put(original_key(file.sha256), reader, file.size_bytes)
-            self.put.add(file.sha256)
+            self._put(file)
         return None
+
+    def _put(self, file: SpooledFile) -> None:
+        with self.spool.open(file) as reader:
+            self.parts.store.put(original_key(file.sha256), reader, file.size_bytes)
+        self.put.add(file.sha256)
 
     def _commit(
         self, lines: list[FileReceipt], stored: dict[int, StoredFile], idempotency_key: str | None, content: str

@@ -97,6 +97,7 @@ def up(
     detach: Annotated[
         bool, typer.Option("--detach", "-d", help="return once it is ready; stop it with osteon down")
     ] = False,
+    as_json: Json = False,
     ready_fd: Annotated[
         int | None, typer.Option(hidden=True, help="where to write a byte once all parts are ready")
     ] = None,
@@ -109,18 +110,18 @@ def up(
     from infra.stack import Stack
 
     if detach:
-        _detach()
+        _detach(as_json=as_json)
         return
     with Stack(Settings(), report=lambda text: errors.print(f"  {text}", style="dim", markup=False)) as stack:
         if ready_fd is None:
-            _say_where(stack.urls, stack.home)
+            _say_where(stack.urls, stack.home, as_json=as_json)
         else:
             os.write(ready_fd, b"1")
             os.close(ready_fd)
         stack.watch()
 
 
-def _detach() -> None:
+def _detach(*, as_json: bool) -> None:
     """Start a second `osteon up` that outlives this one, and wait for the byte that it writes once it is ready."""
     import signal
     import subprocess
@@ -151,13 +152,16 @@ def _detach() -> None:
         child.wait()
         said = log.read_bytes()[before:].decode(errors="replace")
         raise OsteonError(f"The stack did not start:\n{said.strip()}")
-    _say_where(state.status(home).urls, home)
+    _say_where(state.status(home).urls, home, as_json=as_json)
 
 
-def _say_where(urls: dict[str, str], home: Path) -> None:
+def _say_where(urls: dict[str, str], home: Path, *, as_json: bool = False) -> None:
     from infra import state
 
     secrets = state.read_secrets(home)
+    if as_json:
+        _print_json({"api": urls["api"], "flower": urls["flower"], "home": home, "secrets": home / "secrets.json"})
+        return
     _line("\nOsteon is ready.", style="bold")
     _line(f"  page    {urls['api']}/   log in with the key  {secrets['keys']['radiologist']}")
     _line(f"  API     {urls['api']}/docs   submit with the key  {secrets['keys']['submitter']}")
@@ -193,7 +197,8 @@ def status(as_json: Json = False) -> None:
 
     now = state.status(Settings().home)
     if as_json:
-        _print_json(asdict(now))
+        # the other URLs hold passwords
+        _print_json(asdict(now) | {"urls": {name: now.urls[name] for name in ("api", "flower") if name in now.urls}})
     elif not now.parts:
         out.print("No stack runs here. Start one with `osteon up`.")
     else:
@@ -212,12 +217,11 @@ def _client(url: str | None, key: str | None, role: str) -> Iterator[Any]:
     from infra.client import Client
 
     home = Settings().home.absolute()
+    if key is None and url is not None:  # the local stack's keys are nobody else's business
+        raise OsteonError("Give that API's key with OSTEON_KEY (or --key, which other users of this machine can see)")
     if url is None:
         url = state.environment(home)["OSTEON_API_URL"]
-    if key is None:
-        if not (home / "secrets.json").is_file():
-            raise OsteonError("Give an API key with --key or OSTEON_KEY")
-        key = state.read_secrets(home)["keys"][role]
+    key = key or state.read_secrets(home)["keys"][role]
     with Client(url, key) as client:
         yield client
 
@@ -328,6 +332,7 @@ def demo(
                 client,
                 lambda count: bar.update(sending, completed=count, total=count),
                 lambda count: bar.update(waiting, completed=count),
+                stack.check,
             )
             page = client.worklist(limit=100)
         print_worklist(page)
@@ -397,12 +402,10 @@ def activate(
     as_json: Json = False,
 ) -> None:
     """Store a bundle and make it the active one; workers take it up between studies, old findings stay as they are."""
-    from infra import state
     from infra.prepare import publish
     from shared.repository import Database
 
-    os.environ |= state.environment(Settings().home) if "OSTEON_DATABASE_URL" not in os.environ else {}
-    config = Settings()
+    config = _connected()
     database = Database(config.database_url.get_secret_value(), 1)
     try:
         name = publish(config, database, bundle, activate=True)
@@ -411,6 +414,35 @@ def activate(
     finally:
         database.close()
     _print_json({"active": name}) if as_json else out.print(f"{name} is active")
+
+
+def _connected() -> Settings:
+    """Settings with the URLs of the stack that runs here, or those of the environment. Raises OsteonError."""
+    from infra import state
+
+    if not {"OSTEON_DATABASE_URL", "OSTEON_STORE_URL"} <= os.environ.keys():
+        os.environ |= state.environment(Settings().home)
+    return Settings()
+
+
+@app.command()
+@_honest
+def revoke(
+    name: Annotated[str, typer.Argument(help="the key's name: submitter, radiologist or admin unless you named it")],
+    as_json: Json = False,
+) -> None:
+    """Make an API key of this site invalid at once, its logins too. Exit code 1 if there is none of that name."""
+    from shared.repository import Database
+    from shared.repository.access import revoke_key
+
+    config = _connected()
+    database = Database(config.database_url.get_secret_value(), 1)
+    with database.transaction() as session:
+        count = revoke_key(session, config.site, name)
+    database.close()
+    _print_json({"revoked": count}) if as_json else out.print(f"{count} key(s) named {name} revoked")
+    if not count:
+        raise typer.Exit(1)
 
 
 @app.command()

@@ -74,13 +74,15 @@ class Client:
         files: Sequence[tuple[Path, str]],
         priority: str = "routine",
         progress: Callable[[int], None] = lambda _: None,
+        tick: Callable[[], None] = lambda: None,
     ) -> Receipt:
-        """Upload files in requests of bounded size; progress is told how many files are done.
+        """Upload files in requests of bounded size; progress is told how many files are done, tick called before each.
 
         Sending again after an error is safe: what was stored is answered as duplicate. Raises OsteonError, Unavailable.
         """
         receipt = Receipt()
         for group in _groups(files):
+            tick()
             with contextlib.ExitStack() as opened:
                 parts = [("files", (name, opened.enter_context(path.open("rb")))) for path, name in group]
                 answer = self._call("POST", "/studies", data={"priority": priority}, files=parts)
@@ -89,9 +91,13 @@ class Client:
         return receipt
 
     def wait(
-        self, study_ids: Sequence[str], limit_s: float, progress: Callable[[int], None] = lambda _: None
+        self,
+        study_ids: Sequence[str],
+        limit_s: float,
+        progress: Callable[[int], None] = lambda _: None,
+        tick: Callable[[], None] = lambda: None,
     ) -> dict[str, dict[str, Any]]:
-        """Wait until these studies are analysed or quarantined; returns their reports by id.
+        """Wait until these studies are analysed or quarantined; returns their reports by id. tick is called on and on.
 
         Raises OsteonError after limit_s, Unavailable.
         """
@@ -100,6 +106,7 @@ class Client:
         deadline = time.monotonic() + limit_s
         while len(reports) < len(study_ids):
             for study_id in study_ids:
+                tick()
                 if study_id not in reports:
                     report = self._call("GET", f"/studies/{study_id}")
                     if report["status"] not in DONE:

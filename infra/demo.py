@@ -1,6 +1,7 @@
 """`osteon demo`: the whole system on the sample studies, and whether each came out as the sample set says."""
 
 import csv
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -52,8 +53,13 @@ def surprises(receipt: Receipt, reports: dict[str, dict[str, Any]]) -> list[Surp
     return found + failed
 
 
-def run_samples(client: Client, tell_submitted: Any, tell_waited: Any) -> tuple[Receipt, dict[str, dict[str, Any]]]:  # noqa: ANN401
-    """Submit all samples and wait for their results. Raises OsteonError."""
-    receipt = client.submit(sample_files(), progress=tell_submitted)
-    reports = client.wait(list(receipt.studies), limit_s=300, progress=tell_waited)
+def run_samples(
+    client: Client,
+    tell_submitted: Callable[[int], None],
+    tell_waited: Callable[[int], None],
+    tick: Callable[[], None],
+) -> tuple[Receipt, dict[str, dict[str, Any]]]:
+    """Submit all samples and wait for their results, calling tick meanwhile. Raises OsteonError, and what tick does."""
+    receipt = client.submit(sample_files(), progress=tell_submitted, tick=tick)
+    reports = client.wait(list(receipt.studies), limit_s=300, progress=tell_waited, tick=tick)
     return receipt, reports

@@ -44,6 +44,7 @@ class Stack:
         self._parts: dict[str, Part] = {}
         self._children: dict[str, Child] = {}
         self._restarts: dict[str, list[float]] = {}
+        self._due: dict[str, float] = {}  # when to start a dead part again
         self._variables: dict[str, str] = {}
         self._started_at = ""
         self._asked_to_stop = False
@@ -100,17 +101,27 @@ class Stack:
 
     def watch(self) -> None:
         """Restart what dies, until Ctrl-C or SIGTERM. Raises StackError for a part that died 5 times in 60 s."""
-        due: dict[str, float] = {}
         while not self._asked_to_stop:
-            for name, process in self._processes().items():
-                if process.running:
-                    continue
-                if name not in due:
-                    due[name] = time.monotonic() + self._backoff_s(name)
-                if time.monotonic() >= due[name]:
-                    del due[name]
-                    self._restart(name)
+            self._tend()
             time.sleep(0.2)
+
+    def check(self) -> None:
+        """One look of `watch`, for whoever works with the stack meanwhile.
+
+        Raises KeyboardInterrupt when asked to stop, StackError for a part that died 5 times in 60 s.
+        """
+        self._pause(0)
+        self._tend()
+
+    def _tend(self) -> None:
+        for name, process in self._processes().items():
+            if process.running:
+                continue
+            if name not in self._due:
+                self._due[name] = time.monotonic() + self._backoff_s(name)
+            if time.monotonic() >= self._due[name]:
+                del self._due[name]
+                self._restart(name)
 
     def stop(self) -> None:
         """End the parts together, then Valkey, then Postgres. May be called again; signals cannot cut it short."""
@@ -259,6 +270,7 @@ class Stack:
             "DATABASE_URL": self.urls["database"],
             "BROKER_URL": self.urls["broker"],
             "STORE_URL": store,
+            "SPOOL_DIR": str(config.spool_dir or self.home / "spool"),  # not /tmp, which may be memory
             "IDENTITY_KEY": config.identity_key.get_secret_value() or secrets["identity_key"],
             "SESSION_SECRET": config.session_secret.get_secret_value() or secrets["session_secret"],
             "API_HOST": config.api_host,

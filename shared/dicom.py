@@ -16,7 +16,7 @@ from pydicom.datadict import tag_for_keyword
 from pydicom.dataset import Dataset
 from pydicom.filereader import read_dataset
 from pydicom.tag import BaseTag, Tag
-from pydicom.uid import UID, AllTransferSyntaxes, DeflatedExplicitVRLittleEndian
+from pydicom.uid import UID, DeflatedExplicitVRLittleEndian
 
 from shared.errors import (
     BadAttributes,
@@ -49,8 +49,12 @@ _KEYWORDS = (
 )  # fmt: skip
 WANTED = [Tag(tag_for_keyword(keyword) or 0) for keyword in _KEYWORDS]
 UID_PATTERN = re.compile(r"[0-9]+(\.[0-9]+)*")
-# transfer syntaxes whose pixels are video or are fetched from elsewhere
-_UNREADABLE = re.compile(r"1\.2\.840\.10008\.1\.2\.(4\.10[0-9].*|4\.9[45]|1\.98|7\..*|8\..*)")
+_JPEG = "1.2.840.10008.1.2.4."
+# what shared.vision can decode (tests/unit/shared/test_dicom.py holds the two together)
+DECODABLE = frozenset(
+    {"1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.1.99", "1.2.840.10008.1.2.2", "1.2.840.10008.1.2.5"}
+    | {_JPEG + number for number in ("50", "51", "57", "70", "80", "81", "90", "91", "201", "202", "203")}
+)
 
 
 @dataclass(frozen=True)
@@ -101,7 +105,7 @@ def _read(file: BinaryIO, size_bytes: int, limits: HeaderLimits) -> Header:
     if "TransferSyntaxUID" not in meta:
         raise NoFileMeta
     syntax = UID(str(meta.TransferSyntaxUID))
-    if syntax not in AllTransferSyntaxes or _UNREADABLE.fullmatch(syntax):
+    if syntax not in DECODABLE:
         raise UnknownTransferSyntax
     if syntax == DeflatedExplicitVRLittleEndian:
         file, size_bytes = _inflated_head(file, limits)
@@ -151,7 +155,7 @@ def _header(dataset: Dataset, syntax: UID) -> Header:
         body_part=_text(dataset, "BodyPartExamined", 16),
         rows=_count(dataset, "Rows"),
         columns=_count(dataset, "Columns"),
-        frames=_count(dataset, "NumberOfFrames", default=1),
+        frames=max(1, _count(dataset, "NumberOfFrames", default=1, least=0)),  # some writers say 0 and mean one
         identity=Identity(
             patient_name=_text(dataset, "PatientName", 324),
             patient_id=_text(dataset, "PatientID", 64),
@@ -171,7 +175,7 @@ def _uid(dataset: Dataset, keyword: str) -> str:
     return value
 
 
-def _count(dataset: Dataset, keyword: str, default: int | None = None) -> int:
+def _count(dataset: Dataset, keyword: str, default: int | None = None, least: int = 1) -> int:
     value = dataset.get(keyword, default)
     if value is None or value == "":
         if default is None:
@@ -181,8 +185,8 @@ def _count(dataset: Dataset, keyword: str, default: int | None = None) -> int:
         number = int(value)
     except (TypeError, ValueError):
         raise BadAttributes(f"{keyword} is not a number") from None
-    if number < 1:
-        raise BadAttributes(f"{keyword} is {number}; it must be at least 1")
+    if number < least:
+        raise BadAttributes(f"{keyword} is {number}; it must be at least {least}")
     return number
 
 

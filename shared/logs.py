@@ -34,3 +34,6 @@ def configure_logs(level: str) -> None:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonLines())
     logging.basicConfig(level=level, handlers=[handler], force=True)
+    for name in ("uvicorn", "uvicorn.error"):  # bring handlers of their own, which would print messages as they are
+        logger = logging.getLogger(name)
+        logger.handlers, logger.propagate = [], True

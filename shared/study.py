@@ -37,7 +37,7 @@ TRANSITIONS: dict[StudyStatus, frozenset[StudyStatus]] = {
     ),
     StudyStatus.RETRYING: frozenset({StudyStatus.RUNNING, StudyStatus.QUEUED}),
     StudyStatus.ANALYSED: frozenset({StudyStatus.QUEUED}),  # a late image, or a newer bundle
-    StudyStatus.QUARANTINED: frozenset({StudyStatus.QUEUED}),  # released by the nightly run or an administrator
+    StudyStatus.QUARANTINED: frozenset({StudyStatus.QUEUED}),  # a late image, or the nightly run
 }
 
 
@@ -88,6 +88,7 @@ class InstanceToAnalyse:
     id: UUID
     sha256: str
     modality: str
+    pixels: int  # rows x columns x frames, as the header says
 
 
 @dataclass(frozen=True)
@@ -97,7 +98,6 @@ class Claim:
     study_id: UUID
     token: UUID  # the final write is accepted from the holder of this token only
     attempt: int  # 1 for the first
-    suspect: bool  # an earlier attempt ended without a word: analyse it alone, so that no neighbour is blamed
     priority: Priority
     received_at: datetime
     instances: list[InstanceToAnalyse]

@@ -5,7 +5,7 @@ import json
 import random
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 import cv2
@@ -153,6 +153,10 @@ class Batch:
     fractured: Tensor  # (B,) float32
     severity: Tensor  # (B,) int64, MISSING where unknown
     place: Tensor  # (B, S/32, S/32) float32 in 0..1, share of each cell's surroundings that is fracture
+
+    def on(self, device: torch.device) -> "Batch":
+        """The same batch on a device."""
+        return Batch(*(getattr(self, part.name).to(device, non_blocking=True) for part in fields(self)))
 
 
 class FilmCache:

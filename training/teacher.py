@@ -92,7 +92,7 @@ def label_loss(reading: Reading, cells: CellScale, batch: Batch, film_weight: fl
     known = batch.region != MISSING
     region = F.cross_entropy(reading.region[known], batch.region[known]) if known.any() else reading.region.sum() * 0
     graded = batch.severity != MISSING
-    steps = (batch.severity[graded, None] > torch.arange(SEVERITY_STEPS)).float()
+    steps = (batch.severity[graded, None] > torch.arange(SEVERITY_STEPS, device=graded.device)).float()
     severity = F.binary_cross_entropy_with_logits(reading.severity[graded], steps) if graded.any() else region * 0
     place = batch.place
     if place.shape[1:] != reading.heatmap.shape[1:]:
@@ -114,6 +114,7 @@ def teach(
     size: pixels; epochs: passes over all views.
     """
     teacher.eval()
+    device = teacher.region.weight.device
     stored: list[Tensor] = []
     labels: list[Batch] = []
     everyone = list(range(len(cache.films)))
@@ -121,11 +122,11 @@ def teach(
         for _ in range(views):
             order = dice.permutation(everyone)
             for start in tqdm(range(0, len(order), 32), desc="teacher: features", unit="batch"):
-                batch = cache.batch([int(i) for i in order[start : start + 32]], size, size, dice)
+                batch = cache.batch([int(i) for i in order[start : start + 32]], size, size, dice).on(device)
                 front = teacher.run({0: (batch.pixels.float() / 127.5 - 1).expand(-1, 3, -1, -1)}, STRIDE16)
                 stored.append(front[STRIDE16].half())
                 labels.append(batch)
-    cells = CellScale()
+    cells = CellScale().to(device)
     late = [c for name, c in teacher.convs.items() if _position(teacher, name) > STRIDE16]
     heads = [teacher.region, teacher.fracture, teacher.severity, cells]
     tail = [p for m in late for p in m.parameters()]

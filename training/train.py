@@ -10,6 +10,7 @@ Stopped at any moment, the same command goes on from the last checkpoint (by def
 
 import copy
 import json
+import math
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -22,6 +23,7 @@ from torch.nn import functional as F  # noqa: N812 - the name that every PyTorch
 from tqdm import tqdm
 
 from shared.errors import BadDataset
+from shared.vision.bundle import pick_device
 from shared.vision.network import BoneNet
 from training.datasets import REGIONS, Batch, Film, FilmCache, fracatlas, split
 from training.teacher import CHANNELS, CellScale, Teacher, label_loss, teach
@@ -47,7 +49,7 @@ class Recipe:
     seed: int = 7
     teacher_size: int = 320
     teacher_views: int = 2
-    teacher_epochs: int = 8
+    teacher_epochs: int = 4
     checkpoint_s: float = 60.0  # between checkpoints: what a kill costs at most
 
 
@@ -64,7 +66,7 @@ class Student(nn.Module):
 
     def imitation(self, maps: list[Tensor], taught: list[Tensor]) -> Tensor:
         """Mean squared distance to the teacher's features, each channel in units of its own spread."""
-        loss = torch.zeros(())
+        loss = maps[0].new_zeros(())
         for adapter, own, finer in zip(self.adapters, maps[1:], taught, strict=True):
             goal = F.adaptive_avg_pool2d(finer, (own.shape[2], own.shape[3]))
             spread = goal.std((0, 2, 3), keepdim=True) + 0.05
@@ -111,7 +113,7 @@ def train(recipe: Recipe, out: Path) -> Path:
         run.stage("distil", recipe.minutes * recipe.distil_share)
     run.stage("labels", recipe.minutes * (1 - recipe.distil_share if teacher else 1))
     weights = out / "weights.pt"
-    torch.save(run.average.net.state_dict(), weights)
+    torch.save(run.average.net.cpu().state_dict(), weights)
     return weights
 
 
@@ -125,9 +127,9 @@ def _refuse_other_split(recipe: Recipe, out: Path) -> None:
 
 def _teacher(recipe: Recipe, cache: FilmCache, out: Path) -> Teacher:
     assert recipe.teacher is not None
-    teacher, kept = Teacher(recipe.teacher), out / "teacher.pt"
+    teacher, kept = Teacher(recipe.teacher).to(pick_device()), out / "teacher.pt"
     if kept.exists():
-        teacher.load_state_dict(torch.load(kept, weights_only=True))
+        teacher.load_state_dict(torch.load(kept, weights_only=True, map_location=pick_device()))
     else:
         dice = np.random.default_rng(recipe.seed)
         teach(teacher, cache, recipe.teacher_size, recipe.teacher_views, recipe.teacher_epochs, 2e-3, dice)
@@ -140,18 +142,19 @@ class Run:
 
     def __init__(self, recipe: Recipe, out: Path, cache: FilmCache, teacher: Teacher | None) -> None:
         self.recipe, self.cache, self.teacher, self.file = recipe, cache, teacher, out / "checkpoint.pt"
-        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self.student = Student().to(memory_format=torch.channels_last)
+        self.device = pick_device()
+        self.student = Student().to(self.device).to(memory_format=torch.channels_last)
         self.average = copy.deepcopy(self.student)
         self.spent: dict[str, float] = {}  # seconds per stage
         self.steps = 0
         self.saved: dict[str, object] = {}
         if self.file.exists():
-            self.saved = torch.load(self.file, weights_only=False)
+            self.saved = torch.load(self.file, weights_only=False, map_location=self.device)
             self.student.load_state_dict(self.saved["student"])  # type: ignore[arg-type]
             self.average.load_state_dict(self.saved["average"])  # type: ignore[arg-type]
             self.spent, self.steps = self.saved["spent"], self.saved["steps"]  # type: ignore[assignment]
-            self.student.units = self.saved["units"]  # type: ignore[assignment]
+            if self.saved["units"] is not None:  # None: begun without a teacher
+                self.student.units = self.saved["units"]  # type: ignore[assignment]
 
     def stage(self, name: str, minutes: float) -> None:
         """Run one stage until its minutes are used up, with a cosine rate over them."""
@@ -172,9 +175,9 @@ class Run:
         for batch in self._batches(name):
             done = spent / budget
             for group in optimizer.param_groups:
-                group["lr"] = group["peak"] * min(1.0, done * 25 + 0.02) * (0.5 + 0.5 * np.cos(np.pi * done))
+                group["lr"] = group["peak"] * min(1.0, done * 25 + 0.02) * (0.5 + 0.5 * math.cos(math.pi * done))
             self.student.train()
-            losses = self._losses(name, batch)
+            losses = self._losses(name, batch.on(self.device))
             optimizer.zero_grad()
             torch.stack(list(losses.values())).sum().backward()  # type: ignore[no-untyped-call]
             nn.utils.clip_grad_norm_(self.student.parameters(), 5.0)

@@ -1,16 +1,18 @@
 """One study: bytes, pixels, squares, readings, findings."""
 
+import contextlib
 import io
+import threading
 from concurrent.futures import Future
 
 import cv2
 import numpy as np
 import numpy.typing as npt
 
-from shared.errors import Rejected
+from shared.errors import ObjectMissing, Rejected
 from shared.findings import Finding, InstanceResult
 from shared.jobs import QUEUES
-from shared.storage import Store, original_key, preview_key
+from shared.storage import Store, original_key, preview_key, sha256_of
 from shared.study import Claim, InstanceToAnalyse
 from shared.vision.pixels import PixelLimits, display, open_pixels
 from shared.vision.reader import RawReading, Reader
@@ -18,6 +20,8 @@ from shared.vision.tensors import UInt8Image, prepare
 from worker.batching import Batcher
 
 PREVIEW_SIDE = 1024  # pixels
+LARGE_PIXELS = 50_000_000  # all frames together; such an instance takes a gigabyte for a while
+LARGE = threading.Semaphore(2)  # so many at once in this process
 ModelBatcher = Batcher[tuple[Reader, UInt8Image], RawReading]
 
 
@@ -40,7 +44,16 @@ def _instance(
     *,
     limits: PixelLimits,
 ) -> InstanceResult:
+    with LARGE if instance.pixels > LARGE_PIXELS else contextlib.nullcontext():
+        return _analysed(instance, claim, store, reader, batcher, limits)
+
+
+def _analysed(
+    instance: InstanceToAnalyse, claim: Claim, store: Store, reader: Reader, batcher: ModelBatcher, limits: PixelLimits
+) -> InstanceResult:
     content = store.get(original_key(instance.sha256))
+    if sha256_of(content) != instance.sha256:
+        raise ObjectMissing("The stored bytes of an image are damaged; send the file again")
     waiting: list[Future[RawReading]] = []
     try:
         source = open_pixels(content, limits)
@@ -58,7 +71,8 @@ def _instance(
             return InstanceResult(instance.id, error_reason=why.reason, error_text=str(why))
         raise
     findings: list[Finding] = [
-        reader.finding(future.result(), frame, instance.modality) for frame, future in enumerate(waiting, start=1)
+        reader.finding(future.result(), frame, instance.modality or "unknown")
+        for frame, future in enumerate(waiting, start=1)
     ]
     return InstanceResult(instance.id, findings)
 

@@ -75,10 +75,13 @@ def _key(session: Session, where: object) -> Key | None:
     return Key(row.id, row.site_id, row.name, Role(row.role)) if row else None
 
 
-def revoke_key(session: Session, name: str) -> int:
-    """Make the keys of this name invalid at once; returns how many."""
+def revoke_key(session: Session, site: str, name: str) -> int:
+    """Make the site's keys of this name invalid at once; returns how many."""
+    of_site = select(SiteRow.id).where(SiteRow.name == site)
     done = session.execute(
-        update(KeyRow).where(KeyRow.name == name, KeyRow.revoked_at.is_(None)).values(revoked_at=func.now())
+        update(KeyRow)
+        .where(KeyRow.name == name, KeyRow.site_id.in_(of_site), KeyRow.revoked_at.is_(None))
+        .values(revoked_at=func.now())
     )
     return int(done.rowcount)  # type: ignore[attr-defined]
 

@@ -100,7 +100,7 @@ def _add_study(session: Session, site_id: UUID, priority: Priority, uid: str, no
 
 
 def _escalate(row: StudyRow) -> None:
-    if row.priority == Priority.URGENT:
+    if row.priority == row.queue == Priority.URGENT:
         return
     row.priority = row.queue = Priority.URGENT
     row.due_at = min(row.due_at, due_at(row.received_at, Priority.URGENT, _summary(row)))
@@ -142,6 +142,8 @@ def _instance(
     study.modality = study.modality or header.modality
     if study.images == 1:
         vault.keep_identity(session, study.id, header.identity)
+    if study.queue != study.priority:  # the nightly run had it; a new image is no backlog
+        study.queue, study.sent_at = study.priority, None
     status = StudyStatus(study.status)
     if status not in (StudyStatus.QUEUED, StudyStatus.RUNNING) and may_become(status, StudyStatus.QUEUED):
         study.status, study.attempts, study.not_before, study.reason = StudyStatus.QUEUED, 0, None, ""

@@ -96,13 +96,23 @@ def study(session: Session, site_id: UUID, study_id: UUID) -> StudyRow:
 
 
 def instances(session: Session, study_id: UUID) -> list[InstanceView]:
-    """A study's instances in order of arrival, each frame with its newest finding."""
+    """A study's instances in order of arrival, each frame with the finding that the study's summary rests on.
+
+    That is the one of the study's bundle; of a frame without it, the newest.
+    """
     newest = (
         select(FindingRow)
         .join(InstanceRow)
+        .join(StudyRow)
         .where(InstanceRow.study_id == study_id)
         .ext(distinct_on(FindingRow.instance_id, FindingRow.frame))
-        .order_by(FindingRow.instance_id, FindingRow.frame, FindingRow.created_at.desc(), FindingRow.id)
+        .order_by(
+            FindingRow.instance_id,
+            FindingRow.frame,
+            (FindingRow.bundle == StudyRow.bundle).desc(),
+            FindingRow.created_at.desc(),
+            FindingRow.id,
+        )
     )
     found: dict[UUID, list[FindingRow]] = {}
     for finding in session.scalars(newest):

@@ -95,10 +95,9 @@ def claim(
         study_id,
         row.lease_token,
         row.attempts,
-        abandoned,
         Priority(row.queue),
         row.received_at,
-        [InstanceToAnalyse(i.id, i.sha256, i.modality) for i in instances],
+        [InstanceToAnalyse(i.id, i.sha256, i.modality, i.rows * i.columns * i.frames) for i in instances],
     )
 
 

@@ -85,11 +85,6 @@ def save_bundle(path: Path, network: BoneNet, manifest: Manifest) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
-def read_manifest(content: bytes) -> Manifest:
-    """The manifest, without loading weights. Raises BadBundle if this is no bundle."""
-    return _manifest(_metadata(content))
-
-
 def load_bundle(content: bytes, sha256: str | None = None) -> tuple[BoneNet, Manifest]:
     """Rebuild the network, in float32 and eval mode.
 

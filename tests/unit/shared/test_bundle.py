@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from safetensors.torch import load, save
 
 from shared.errors import BadBundle
-from shared.vision.bundle import Calibration, Manifest, load_bundle, read_manifest, save_bundle
+from shared.vision.bundle import Calibration, Manifest, load_bundle, save_bundle
 from shared.vision.network import BoneNet
 
 MANIFEST: dict[str, Any] = {
@@ -62,7 +62,7 @@ def test_loaded_is_what_was_saved(network: BoneNet, written: tuple[bytes, str]) 
     """A bundle comes back with its manifest, and answers as the network does once its weights are fp16."""
     content, sha256 = written
     loaded, manifest = load_bundle(content, sha256)
-    assert manifest == Manifest(**MANIFEST) == read_manifest(content)
+    assert manifest == Manifest(**MANIFEST) == load_bundle(content)[1]
     assert not loaded.training
     halved = BoneNet(2).eval()
     halved.load_state_dict(
@@ -103,7 +103,7 @@ def test_damaged_manifest_is_refused_wherever(written: tuple[bytes, str]) -> Non
         damaged = bytearray(content[: 8 + length])
         damaged[place] ^= 1
         with pytest.raises(BadBundle):
-            read_manifest(bytes(damaged))
+            load_bundle(bytes(damaged))
 
 
 @pytest.mark.parametrize("keep", [0, 7, 8, 100, 5000, -1])

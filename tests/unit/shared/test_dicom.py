@@ -363,3 +363,12 @@ def test_same_fields_as_dcm2xml(dcmtk: Callable[..., bytes]) -> None:
             str(header.columns),
             header.modality,
         ]
+
+
+def test_what_is_taken_in_can_be_decoded() -> None:
+    """The transfer syntaxes that intake accepts are exactly those that the worker decodes."""
+    from shared.dicom import DECODABLE
+    from shared.vision.codecs import ENCAPSULATED
+    from shared.vision.pixels import NATIVE
+
+    assert DECODABLE == {str(syntax) for syntax in NATIVE | ENCAPSULATED}
