@@ -33,7 +33,7 @@ from samples.objects import pattern_image, to_bytes
 from shared.errors import Rejected
 from shared.jobs import ANALYSE
 from shared.logs import JsonLines
-from shared.repository.access import Role, add_key
+from shared.repository.access import Role, add_key, revoke_key
 from shared.settings import ROOT
 from shared.storage import original_key, sha256_of
 from shared.study import StudyStatus
@@ -713,3 +713,40 @@ def test_uploads_do_not_block_other_requests(in_process: Any) -> None:
         answered += time.monotonic() - start < 1
     thread.join()
     assert answered > 3
+
+
+def test_a_new_image_calls_its_study_back_from_the_nightly_backlog(in_process: Any) -> None:
+    """A study that a nightly run had queued goes back to its own queue when a new image of it arrives."""
+    study = in_process.post({"a": image()}, priority="urgent").json()["studies"][0]["id"]
+    set_study(in_process, study, queue="backlog")
+    in_process.post({"b": image(1, 2)}, priority="urgent")
+    with in_process.database.transaction() as session:
+        assert session.get_one(StudyRow, UUID(study)).queue == "urgent"
+    assert len(messages(in_process)["urgent"]) == 2
+
+
+def test_sending_again_mends_a_lost_object(in_process: Any) -> None:
+    """When the store lost an image, the same file sent again is a duplicate that is stored once more."""
+    in_process.post({"a": image()})
+    (path,) = Path(in_process.settings.store_url.get_secret_value().removeprefix("file:")).rglob("*.dcm")
+    path.unlink()
+    assert in_process.post({"a": image()}).json()["duplicate"] == 1
+    assert path.read_bytes() == image()
+
+
+def test_the_pages_cookie_reads_but_does_not_send(in_process: Any) -> None:
+    """A browser that is logged in cannot be made to upload by another page: uploads need the key itself."""
+    http = in_process.http
+    assert http.post("/login", data={"key": in_process.keys["admin"]}, follow_redirects=False).status_code == 303
+    assert http.get("/worklist").status_code == 200
+    assert http.post("/studies", files=[("files", ("a", image()))]).status_code == 401
+    assert counts(in_process) == (0, 0)
+
+
+def test_a_revoked_key_is_refused_at_once(in_process: Any) -> None:
+    """Revoking a key by name ends it, and only it, and only at its own site."""
+    with in_process.database.transaction() as session:
+        assert revoke_key(session, "elsewhere", "radiologist") == 0
+        assert revoke_key(session, "default", "radiologist") == 1
+    assert in_process.http.get("/worklist", headers=in_process.headers("radiologist")).status_code == 401
+    assert in_process.http.get("/worklist", headers=in_process.headers("admin")).status_code == 200
