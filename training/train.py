@@ -149,7 +149,7 @@ class Run:
         self.steps = 0
         self.saved: dict[str, object] = {}
         if self.file.exists():
-            self.saved = torch.load(self.file, weights_only=False, map_location=self.device)
+            self.saved = torch.load(self.file, weights_only=True, map_location=self.device)
             self.student.load_state_dict(self.saved["student"])  # type: ignore[arg-type]
             self.average.load_state_dict(self.saved["average"])  # type: ignore[arg-type]
             self.spent, self.steps = self.saved["spent"], self.saved["steps"]  # type: ignore[assignment]
