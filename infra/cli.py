@@ -437,9 +437,11 @@ def revoke(
 
     config = _connected()
     database = Database(config.database_url.get_secret_value(), 1)
-    with database.transaction() as session:
-        count = revoke_key(session, config.site, name)
-    database.close()
+    try:
+        with database.transaction() as session:
+            count = revoke_key(session, config.site, name)
+    finally:
+        database.close()
     _print_json({"revoked": count}) if as_json else out.print(f"{count} key(s) named {name} revoked")
     if not count:
         raise typer.Exit(1)

@@ -153,9 +153,9 @@ def _header(dataset: Dataset, syntax: UID) -> Header:
         transfer_syntax_uid=str(syntax),
         modality=_text(dataset, "Modality", 16),
         body_part=_text(dataset, "BodyPartExamined", 16),
-        rows=_count(dataset, "Rows"),
-        columns=_count(dataset, "Columns"),
-        frames=max(1, _count(dataset, "NumberOfFrames", default=1, least=0)),  # some writers say 0 and mean one
+        rows=count(dataset, "Rows"),
+        columns=count(dataset, "Columns"),
+        frames=max(1, count(dataset, "NumberOfFrames", default=1, least=0)),  # some writers say 0 and mean one
         identity=Identity(
             patient_name=_text(dataset, "PatientName", 324),
             patient_id=_text(dataset, "PatientID", 64),
@@ -163,7 +163,7 @@ def _header(dataset: Dataset, syntax: UID) -> Header:
             accession_number=_text(dataset, "AccessionNumber", 16),
         ),
     )
-    if _count(dataset, "BitsAllocated") not in (1, 8, 16, 32):
+    if count(dataset, "BitsAllocated") not in (1, 8, 16, 32):
         raise BadAttributes("Bits Allocated (0028,0100) must be 1, 8, 16 or 32")
     return header
 
@@ -175,7 +175,11 @@ def _uid(dataset: Dataset, keyword: str) -> str:
     return value
 
 
-def _count(dataset: Dataset, keyword: str, default: int | None = None, least: int = 1) -> int:
+def count(dataset: Dataset, keyword: str, default: int | None = None, least: int = 1) -> int:
+    """A whole number of the header; default: for a missing or empty one, None where it must be there.
+
+    Raises BadAttributes when it is missing, no number, or under `least`. Source: PS3.3 C.7.6.3.
+    """
     value = dataset.get(keyword, default)
     if value is None or value == "":
         if default is None:
@@ -206,7 +210,7 @@ def _check_size(dataset: Dataset, header: Header, limits: HeaderLimits) -> None:
 
 
 def _native_bytes(dataset: Dataset, header: Header) -> int:
-    samples, bits = _count(dataset, "SamplesPerPixel", default=1), _count(dataset, "BitsAllocated")
+    samples, bits = count(dataset, "SamplesPerPixel", default=1), count(dataset, "BitsAllocated")
     return (header.rows * header.columns * header.frames * samples * bits + 7) // 8
 
 

@@ -29,6 +29,7 @@ from pydicom.dataset import Dataset
 from pydicom.encaps import get_frame
 from pydicom.filereader import read_dataset
 
+from shared.dicom import count
 from shared.errors import (
     BadAttributes,
     CannotUnderstand,
@@ -346,18 +347,18 @@ def _describe(dataset: Dataset, limits: PixelLimits, syntax: str, vr: str, *, da
     photometric = str(dataset.get("PhotometricInterpretation", "") or "").strip()
     if not photometric:
         raise BadAttributes("Photometric Interpretation (0028,0004) is missing")
-    if photometric not in ("MONOCHROME1", "MONOCHROME2") or _number(dataset, "SamplesPerPixel", 1) != 1:
+    if photometric not in ("MONOCHROME1", "MONOCHROME2") or count(dataset, "SamplesPerPixel", 1, least=0) != 1:
         raise UnsupportedPixels
-    allocated = _number(dataset, "BitsAllocated")
+    allocated = count(dataset, "BitsAllocated", least=0)
     if allocated not in (8, 16, 32):
         raise UnsupportedPixels(f"Bits Allocated (0028,0100) is {allocated}; 8, 16 and 32 are read")
-    stored = _number(dataset, "BitsStored", allocated)
+    stored = count(dataset, "BitsStored", allocated, least=0)
     # a High Bit below that is impossible and says nothing; one above is how old systems stored
-    high_bit = max(_number(dataset, "HighBit", stored - 1), stored - 1)
+    high_bit = max(count(dataset, "HighBit", stored - 1, least=0), stored - 1)
     if not 1 <= stored <= high_bit + 1 <= allocated:
         raise BadAttributes(f"Bits Stored {stored} and High Bit {high_bit} do not fit into Bits Allocated {allocated}")
     rows, columns, frames = _size(dataset, allocated, limits)
-    signed = _number(dataset, "PixelRepresentation", 0) == 1
+    signed = count(dataset, "PixelRepresentation", 0, least=0) == 1
     several = frames if dataset.get("PerFrameFunctionalGroupsSequence") else 1
     offsets = dataset.get("ExtendedOffsetTable"), dataset.get("ExtendedOffsetTableLengths")
     return PixelSource(
@@ -380,7 +381,11 @@ def _describe(dataset: Dataset, limits: PixelLimits, syntax: str, vr: str, *, da
 
 
 def _size(dataset: Dataset, allocated: int, limits: PixelLimits) -> tuple[int, int, int]:
-    rows, columns, frames = _number(dataset, "Rows"), _number(dataset, "Columns"), _number(dataset, "NumberOfFrames", 1)
+    rows, columns, frames = (
+        count(dataset, "Rows", least=0),
+        count(dataset, "Columns", least=0),
+        count(dataset, "NumberOfFrames", 1, least=0),
+    )
     frames = frames or 1  # some writers say 0 for a plain image
     if 0 in (rows, columns):
         raise BadAttributes(f"The image has {rows} rows and {columns} columns")
@@ -451,21 +456,6 @@ def _lut(item: Dataset, syntax: str, *, signed: bool) -> Lut:
 def _ends(bits: int, *, signed: bool) -> tuple[int, int]:
     """Least and greatest value that so many bits can hold."""
     return (-(1 << (bits - 1)), (1 << (bits - 1)) - 1) if signed else (0, (1 << bits) - 1)
-
-
-def _number(dataset: Dataset, keyword: str, default: int | None = None) -> int:
-    value = dataset.get(keyword)
-    if value is None or value == "":
-        if default is None:
-            raise BadAttributes(f"{keyword} is missing; an image must have it (PS3.3 C.7.6.3)")
-        return default
-    try:
-        number = int(value)
-    except (TypeError, ValueError):
-        raise BadAttributes(f"{keyword} is not a number") from None
-    if number < 0:
-        raise BadAttributes(f"{keyword} is negative")
-    return number
 
 
 def _decimal(dataset: Dataset, keyword: str, default: float) -> float:
