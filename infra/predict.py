@@ -50,6 +50,7 @@ class Shown:
     square: npt.NDArray[np.uint8]  # (S, S)
     film: Callable[[], npt.NDArray[np.uint8]]  # gives (H, W); made only where it is drawn
     modality: str  # DICOM's, "" for a picture
+    body_part: str  # likewise
 
 
 def predict(
@@ -66,7 +67,7 @@ def predict(
         try:
             for shown in _frames(path, reader.size):
                 reading = reader.read([shown.square])[0]
-                finding = reader.finding(reading, shown.frame, shown.modality)
+                finding = reader.finding(reading, shown.frame, shown.modality, shown.body_part)
                 if heatmaps is not None:
                     _draw(heatmaps / f"{picture}-{shown.frame}.png", shown.film(), finding)
                 yield _row(name, finding)
@@ -80,13 +81,14 @@ def predict(
 def _frames(path: Path, size: int) -> Iterator[Shown]:
     content = path.read_bytes()
     if content.startswith(PICTURES):
-        film = _picture(content)
-        yield Shown(1, prepare(film, size), lambda: film, "")
+        picture = _picture(content)
+        yield Shown(1, prepare(picture, size), lambda: picture, "", "")
         return
     source = open_pixels(content)
     for index in range(source.frames):
         frame = source.frame(index)
-        yield Shown(index + 1, prepare(frame, size), partial(display, source, index, frame), source.modality)
+        film = partial(display, source, index, frame)
+        yield Shown(index + 1, prepare(frame, size), film, source.modality, source.body_part)
 
 
 def _picture(content: bytes) -> npt.NDArray[np.uint8]:

@@ -19,7 +19,6 @@ from shared.vision.tensors import content_box, prepare
 
 REGIONS = ("hand", "elbow", "shoulder", "hip", "leg")
 MISSING = -1
-CACHE_SIZE = 384  # pixels; films are prepared once at this size, then warped down to the training size
 
 
 @dataclass(frozen=True)
@@ -34,6 +33,7 @@ class Film:
     hardware: int  # 0, 1
     original_size: tuple[int, int]  # (width, height) of the source film, pixels
     outlines: list[npt.NDArray[np.float32]] = field(default_factory=list)  # each (N, 2), x and y in 0..1
+    weight: float = 1.0  # of this film in the losses
 
 
 def fracatlas(root: Path) -> list[Film]:
@@ -141,102 +141,3 @@ def outline_mask(film: Film, size: int, *, boxes: bool = False) -> npt.NDArray[n
         corners = [np.rint(o * [fitted_w, fitted_h] + [left, top]).astype(np.int32) for o in outlines]
         cv2.fillPoly(mask, corners, 255)
     return mask
-
-
-@dataclass(frozen=True)
-class Batch:
-    """One training step's tensors."""
-
-    pixels: Tensor  # (B, 1, S, S) uint8
-    larger: Tensor  # (B, 1, T, T) uint8, the same views for a teacher that looks closer; T = S if there is none
-    region: Tensor  # (B,) int64, MISSING where unknown
-    fractured: Tensor  # (B,) float32
-    severity: Tensor  # (B,) int64, MISSING where unknown
-    place: Tensor  # (B, S/32, S/32) float32 in 0..1, share of each cell's surroundings that is fracture
-
-    def on(self, device: torch.device) -> "Batch":
-        """The same batch on a device."""
-        return Batch(*(getattr(self, part.name).to(device, non_blocking=True) for part in fields(self)))
-
-
-class FilmCache:
-    """All films prepared once at CACHE_SIZE and held in memory, so that an epoch costs warps only."""
-
-    def __init__(self, films: list[Film]) -> None:
-        self.films = films
-        with ThreadPoolExecutor(4) as pool:
-            self.images = list(pool.map(lambda film: read_film(film.path, CACHE_SIZE), films))
-            self.masks = [outline_mask(film, CACHE_SIZE) if film.outlines else None for film in films]
-
-    def batches(
-        self, size: int, teacher_size: int, count: int, positives: float, dice: np.random.Generator
-    ) -> Iterator[Batch]:
-        """Endless augmented batches of `count` films, a share `positives` of them fractured.
-
-        Raises BadDataset if there is no film of one kind.
-        """
-        fractured = np.array([film.fractured == 1 for film in self.films])
-        yes, no = np.flatnonzero(fractured), np.flatnonzero(~fractured)
-        if not len(yes) or not len(no):
-            raise BadDataset(f"The training films need both kinds: {len(yes)} are fractured, {len(no)} are not")
-        while True:
-            wanted = dice.random(count) < positives
-            chosen = np.where(wanted, dice.choice(yes, count), dice.choice(no, count))
-            yield self.batch([int(i) for i in chosen], size, teacher_size, dice)
-
-    def batch(self, chosen: list[int], size: int, teacher_size: int, dice: np.random.Generator) -> Batch:
-        """One augmented view of each chosen film, by index."""
-        small, large, places = [], [], []
-        for index in chosen:
-            matrix, tone = _random_view(dice), _random_tone(dice)
-            image = tone[self.images[index]]
-            small.append(_warp(image, matrix, size))
-            large.append(_warp(image, matrix, teacher_size) if teacher_size != size else small[-1])
-            places.append(_place(self.masks[index], matrix, size))
-        films = [self.films[index] for index in chosen]
-        return Batch(
-            torch.from_numpy(np.stack(small))[:, None],
-            torch.from_numpy(np.stack(large))[:, None],
-            torch.tensor([film.region for film in films]),
-            torch.tensor([float(film.fractured) for film in films]),
-            torch.tensor([film.severity for film in films]),
-            torch.from_numpy(np.stack(places)),
-        )
-
-
-def _random_view(dice: np.random.Generator) -> npt.NDArray[np.float64]:
-    """A random flip, turn, zoom and shift of the unit square: (2, 3)."""
-    angle = np.deg2rad(dice.uniform(-20, 20)) + (np.pi / 2 * dice.integers(4) if dice.random() < 0.15 else 0)
-    zoom = dice.uniform(0.85, 1.3)
-    flip = -1.0 if dice.random() < 0.5 else 1.0
-    turn = zoom * np.array([[flip * np.cos(angle), -np.sin(angle)], [flip * np.sin(angle), np.cos(angle)]])
-    shift = np.array([0.5, 0.5]) + dice.uniform(-0.08, 0.08, 2)
-    return np.hstack([turn, (shift - turn @ [0.5, 0.5])[:, None]])
-
-
-def _random_tone(dice: np.random.Generator) -> npt.NDArray[np.uint8]:
-    """A random gamma, contrast and brightness as a look-up table: (256,) uint8."""
-    steps = np.linspace(0, 1, 256) ** np.exp(dice.uniform(-0.4, 0.4))
-    tone = (steps - 0.5) * dice.uniform(0.8, 1.25) + 0.5 + dice.uniform(-0.08, 0.08)
-    return np.asarray(np.clip(255 * tone, 0, 255), np.uint8)
-
-
-def _warp(image: npt.NDArray[np.uint8], unit: npt.NDArray[np.float64], size: int) -> npt.NDArray[np.uint8]:
-    # shrink by area before warping: warpAffine alone would alias hairline fractures away
-    if size < CACHE_SIZE:
-        image = np.asarray(cv2.resize(image, (size, size), interpolation=cv2.INTER_AREA), np.uint8)
-    matrix = unit.copy()
-    matrix[:, 2] *= size
-    return np.asarray(cv2.warpAffine(image, matrix, (size, size), flags=cv2.INTER_LINEAR), np.uint8)
-
-
-def _place(mask: npt.NDArray[np.uint8] | None, unit: npt.NDArray[np.float64], size: int) -> npt.NDArray[np.float32]:
-    cells = size // 32
-    if mask is None:
-        return np.zeros((cells, cells), np.float32)
-    matrix = unit.copy()
-    matrix[:, 2] *= CACHE_SIZE
-    warped = cv2.warpAffine(mask, matrix, (CACHE_SIZE, CACHE_SIZE), flags=cv2.INTER_LINEAR)
-    grid = np.asarray(cv2.resize(warped, (cells, cells), interpolation=cv2.INTER_AREA), np.float32) / 255
-    # a cell with a tenth of its area fractured counts whole: fractures are far smaller than cells
-    return np.minimum(np.float32(1), grid * np.float32(10))

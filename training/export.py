@@ -1,6 +1,7 @@
-"""`osteon export`: from a finished run to a bundle that the worker can load."""
+"""`osteon export` and `osteon evaluate`: from a finished run to a bundle that the worker can load, and its figures."""
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -8,63 +9,161 @@ import numpy as np
 import torch
 
 from shared.errors import BadDataset
-from shared.vision.bundle import Manifest, save_bundle
+from shared.vision.bundle import Manifest, load_bundle, save_bundle
+from shared.vision.engines import pick_engine
 from shared.vision.network import BoneNet
-from training.datasets import REGIONS
-from training.evaluate import Answers, answer, fit_calibration, operating_points, probability, write_report
-from training.train import held_out
+from shared.vision.reader import Reader
+from training.card import card
+from training.datasets import REGIONS, Film, films, split
+from training.evaluate import (
+    Answers,
+    Judged,
+    answer,
+    as_shipped,
+    cross_fitted,
+    fit_calibration,
+    operating_points,
+    probability,
+    sigmoid,
+)
+from training.report import write_report
+from training.scope import fit_scope, measure_scope
+from training.train import held_out, learned_from
+
+# which share of held-out films each reason for abstaining may cost; together well under 5 %
+STRANGE, METAL, NO_REGION = 0.015, 0.01, 0.005
+# body parts (PS3.16 annex L) that no region stands for; what is not listed is judged by its pixels
+OTHER_BODY_PARTS = (
+    "ABDOMEN", "ABDOMENPELVIS", "BREAST", "CHEST", "CHESTABDOMEN", "CHESTABDPELVIS", "CSPINE", "CTSPINE", "HEAD",
+    "HEADNECK", "HEART", "JAW", "LSPINE", "LSSPINE", "LUNG", "MANDIBLE", "NECK", "NECKCHEST", "NECKCHESTABDOMEN",
+    "NECKCHESTABDPELV", "RIB", "SKULL", "SPINE", "SSPINE", "STERNUM", "TEETH", "TLSPINE", "TSPINE", "WHOLEBODY",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Assessment:
+    """A model's answers on some films, judged, with a manifest that describes it and a note on which films."""
+
+    network: BoneNet
+    judged: Judged
+    manifest: Manifest
+    note: str
 
 
 def load_run(run: Path) -> tuple[BoneNet, dict[str, Any]]:
     """The trained network of a run and its recipe. Raises BadDataset if the run is not finished."""
-    weights, recipe = run / "weights.pt", run / "recipe.json"
+    weights, recipe_file = run / "weights.pt", run / "recipe.json"
     if not weights.is_file():
         raise BadDataset(f"{weights} is missing: finish the run with `osteon train --out {run}`")
-    network = BoneNet(len(REGIONS))
+    recipe = json.loads(recipe_file.read_text())
+    network = BoneNet(len(REGIONS), recipe["architecture"])
     network.load_state_dict(torch.load(weights, weights_only=True))
-    return network.eval(), json.loads(recipe.read_text())
+    return network.eval(), recipe
 
 
-def export(run: Path, name: str, path: Path) -> Manifest:
-    """Evaluate a run on its validation films, choose calibration and operating points, write the bundle.
+def assess_run(run: Path, name: str) -> Assessment:
+    """A finished run on its held-out films, with fp16 weights as it will be shipped.
 
+    What the bundle needs beside weights is fitted here: the scope on the films that were learned from; calibration,
+    operating points and limits on the held-out films, whose figures are therefore cross-fitted.
     Raises BadDataset for an unfinished run or missing films.
     """
     network, recipe = load_run(run)
-    network.half().float()  # measured as shipped: fp16 weights
-    films = held_out(run / "recipe.json")
-    answers = answer(network, films, recipe["label_size"])
-    figures = write_report(answers, run)
-    manifest = describe(answers, figures, name, recipe)
-    save_bundle(path, network, manifest)
+    network.half().float()
+    size = recipe["size"]
+    fit_scope(network, learned_from(run / "recipe.json"), size)
+    network.half().float()
+    unseen = held_out(run / "recipe.json")
+    answers = answer(pick_engine(network, size), unseen, size)
+    note = f"{len(unseen)} films held out by block, seed {recipe['seed']}; calibration and thresholds cross-fitted"
+    return Assessment(network, cross_fitted(answers), _describe(answers, name, recipe, note), note)
+
+
+def assess_bundle(bundle: Path, data: list[Path], *, everything: bool) -> Assessment:
+    """A bundle on the films of some data sets.
+
+    everything: all films, judged by the bundle's own calibration, for sets that it was not trained on. Else only those
+    that its split held out, cross-fitted as when it was exported. Raises BadBundle, BadDataset.
+    """
+    network, manifest = load_bundle(bundle.read_bytes())
+    chosen = _all_films(data)
+    if not everything:
+        chosen = split(chosen, int(manifest.data["seed"]))[1] if "seed" in manifest.data else chosen
+    answers = answer(pick_engine(network, manifest.input_size), chosen, manifest.input_size)
+    if everything:
+        note = f"all {len(chosen)} films of {', '.join(map(str, data))}; the bundle's own calibration and thresholds"
+        return Assessment(network, as_shipped(answers, manifest), manifest, note)
+    note = f"{len(chosen)} films held out by block, seed {manifest.data.get('seed')}; calibration cross-fitted"
+    return Assessment(network, cross_fitted(answers), manifest, note)
+
+
+def _all_films(data: list[Path]) -> list[Film]:
+    return [film for path in data for film in films(path)]
+
+
+def report(assessment: Assessment, out: Path, strangers: Path | None) -> dict[str, Any]:
+    """Write metrics.json and report.html to `out`; returns the figures.
+
+    strangers: a folder of DICOM files that are no bone radiographs in scope, to measure abstention on.
+    """
+    scope = measure_scope(Reader(assessment.network, assessment.manifest), assessment.judged.answers, strangers)
+    return write_report(assessment.judged, assessment.manifest, out, assessment.note, extra={"scope": scope})
+
+
+def export(run: Path, name: str, path: Path, strangers: Path | None = None) -> Manifest:
+    """Evaluate a run, choose calibration, operating points and limits, write the bundle and its card beside it.
+
+    Raises BadDataset for an unfinished run or missing films.
+    """
+    assessment = assess_run(run, name)
+    figures = report(assessment, run, strangers)
+    manifest = assessment.manifest.model_copy(update={"metrics": figures})
+    save_bundle(path, assessment.network, manifest)
+    path.with_suffix(".md").write_text(card(manifest))
     return manifest
 
 
-def describe(answers: Answers, figures: dict[str, Any], name: str, recipe: dict[str, Any]) -> Manifest:
-    """The manifest that these validation answers lead to."""
-    calibration = fit_calibration(answers.fracture, answers.fractured)
-    chance = probability(answers.fracture, calibration)
-    sensitive, specific = operating_points(chance, answers.fractured)
-    top = answers.heatmaps[answers.fractured == 1].max((1, 2))
-    best = np.exp(answers.region - answers.region.max(1, keepdims=True))
-    best_chance = 1 / best.sum(1)
+def _describe(answers: Answers, name: str, recipe: dict[str, Any], note: str) -> Manifest:
+    """The manifest that these held-out answers lead to."""
+    known = answers.only(answers.fractured >= 0)
+    calibration = fit_calibration(known.fracture, known.fractured)
+    sensitive, specific = operating_points(probability(known.fracture, calibration), known.fractured)
+    usual = answers.only(np.array([film.hardware != 1 for film in answers.films], bool))
+    top = sigmoid(known.only(known.fractured == 1).heatmaps.max((1, 2)))
+    best = np.exp(usual.region - usual.region.max(1, keepdims=True))
     return Manifest(
         name=name,
+        architecture=recipe["architecture"],
         regions=list(REGIONS),
-        input_size=recipe["label_size"],
+        input_size=recipe["size"],
         calibration=calibration,
         sensitive=sensitive,
         specific=specific,
         modalities=["CR", "DX", "RG", "OT"],
-        least_region_probability=round(float(np.quantile(best_chance, 0.02)), 3),
-        heatmap_full=max(1e-3, float(np.quantile(top, 0.8))),
+        other_body_parts=list(OTHER_BODY_PARTS),
+        least_region_probability=round(float(np.quantile(1 / best.sum(1), NO_REGION)), 3),
+        most_strangeness=round(float(np.quantile(usual.strangeness, 1 - STRANGE)), 4),
+        hardware=round(min(1.0, float(np.quantile(sigmoid(usual.hardware), 1 - METAL)) + 1e-3), 4),
+        heatmap_full=min(1.0, max(1e-3, float(np.quantile(top, 0.5)))),
         data={
-            "set": "FracAtlas (Abedeen et al. 2023, doi:10.1038/s41597-023-02432-4)",
-            "licence": "CC BY 4.0",
-            "split": f"blocks of neighbouring ids, seed {recipe['seed']}, 20 % held out",
+            "sets": recipe["data"],
+            "seed": recipe["seed"],
+            "split": note,
+            "sources": _sources(answers.films),
             "severity": "extent, by number and area of annotated fractures; not a clinical grade",
-            "chosen_on": "calibration and operating points were fitted on the same held-out films as the metrics, "
-            "except the calibration error, which is cross-fitted",
+            "recipe": {k: v for k, v in recipe.items() if k not in ("data", "teacher", "start")},
         },
-        metrics=figures,
     )
+
+
+SOURCES = {
+    "fracatlas": "FracAtlas (Abedeen et al. 2023, doi:10.1038/s41597-023-02432-4), CC BY 4.0",
+    "mura": "MURA v1.1 (Rajpurkar et al. 2017, arXiv:1712.06957), Stanford research agreement",
+    "grazpedwri": "GRAZPEDWRI-DX (Nagy et al. 2022, doi:10.1038/s41597-022-01328-z), CC BY 4.0",
+    "csv": "own films, table with pictures",
+    "dicom": "own films, table with DICOM files",
+}
+
+
+def _sources(unseen: list[Film]) -> list[str]:
+    return [SOURCES.get(source, source) for source in sorted({film.source for film in unseen})]

@@ -1,10 +1,11 @@
 """`osteon train`: teacher, distillation, labels; resumable, budgeted in minutes.
 
-    osteon train --data ../fracatlas --teacher ../mobilenet_v2_imagenet --out runs/first --minutes 90
+    osteon train --data ../fracatlas --teacher ../mobilenet_v2_imagenet --out runs/second --minutes 100
 
-1. teacher  a MobileNetV2 from ImageNet is fine-tuned on the films (skipped without --teacher);
-2. distil   the ResNet50 imitates the teacher's features at strides 8, 16, 32; no label is used;
-3. labels   region, fracture, severity and place, with the teacher still pulling, at the final size.
+1. teach   a MobileNetV2 from ImageNet is fine-tuned on the films (skipped without --teacher);
+2. distil  the network imitates the teacher's features at strides 8, 16, 32 on parts of films; no label is used;
+3. labels  region, fracture, severity and place, on parts and on whole films, with the teacher still pulling;
+4. settle  the same on whole films only, with batch norm as it will be when serving.
 Stopped at any moment, the same command goes on from the last checkpoint (by default one a minute).
 """
 
@@ -12,88 +13,105 @@ import copy
 import json
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Generic, TypeVar
 
+import cv2
 import numpy as np
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - the name that every PyTorch reader knows
 from tqdm import tqdm
 
 from shared.errors import BadDataset
 from shared.vision.bundle import pick_device
-from shared.vision.network import BoneNet
-from training.datasets import REGIONS, Batch, Film, FilmCache, fracatlas, split
-from training.teacher import CHANNELS, CellScale, Teacher, label_loss, teach
+from shared.vision.engines import half_precision
+from shared.vision.network import BoneNet, Reading
+from training.datasets import REGIONS, Film, films, split
+from training.losses import label_losses
+from training.teacher import CHANNELS, Teacher
+from training.views import Batch, FilmCache
 
-STUDENT_CHANNELS = (512, 1024, 2048)
-TEACHER_LOOKS_CLOSER = 1.5  # times the student's size
+Losses = dict[str, Tensor]
+Module = TypeVar("Module", bound=nn.Module)
 
 
 @dataclass(frozen=True)
 class Recipe:
     """How a run goes; stored with its checkpoint and, in the end, with its bundle."""
 
-    data: Path
+    data: Sequence[Path]
     teacher: Path | None
-    minutes: float = 90.0
-    distil_share: float = 0.5  # of the minutes
-    distil_size: int = 128  # pixels
-    label_size: int = 192  # pixels, also the bundle's input size
-    batch: int = 24
+    architecture: str = "resnet50"
+    start: Path | None = None  # a bundle whose backbone to start from
+    minutes: float = 100.0
+    teach_share: float = 0.12  # of the minutes, when there is a teacher
+    distil_share: float = 0.40
+    settle_share: float = 0.12
+    size: int = 448  # pixels, also the bundle's input size
+    crop: int = 192  # pixels, of the views that show a part
+    batch: int = 24  # crops a step; whole films: a quarter
     distil_rate: float = 1e-3
-    label_rate: float = 2e-4  # backbone; the heads learn five times as fast
-    positives: float = 0.35
+    label_rate: float = 2e-4  # backbone; the heads learn three times as fast
+    positives: float = 0.4
     seed: int = 7
-    teacher_size: int = 320
-    teacher_views: int = 2
-    teacher_epochs: int = 4
     checkpoint_s: float = 60.0  # between checkpoints: what a kill costs at most
+
+    @property
+    def whole_batch(self) -> int:
+        """Whole films a step."""
+        return max(2, self.batch // 4)
 
 
 class Student(nn.Module):
-    """The network with what only training needs: adapters to the teacher's channels, and the cell scale."""
+    """The network with what only training needs: adapters to the teacher's channels, and the units of those."""
 
-    def __init__(self) -> None:
+    def __init__(self, architecture: str) -> None:
         super().__init__()
-        self.net = BoneNet(len(REGIONS))
+        self.net = BoneNet(len(REGIONS), architecture)
         self.adapters = nn.ModuleList(
-            nn.Conv2d(own, taught, 1) for own, taught in zip(STUDENT_CHANNELS, CHANNELS, strict=True)
+            nn.Conv2d(own, taught, 1) for own, taught in zip(self.net.channels, CHANNELS, strict=True)
         )
-        self.cells = CellScale()
+        for level, channels in enumerate(CHANNELS):
+            self.register_buffer(f"mean{level}", torch.zeros(1, channels, 1, 1))
+            self.register_buffer(f"spread{level}", torch.ones(1, channels, 1, 1))
 
     def imitation(self, maps: list[Tensor], taught: list[Tensor]) -> Tensor:
-        """Mean squared distance to the teacher's features, each channel in units of its own spread."""
-        loss = maps[0].new_zeros(())
-        for adapter, own, finer in zip(self.adapters, maps[1:], taught, strict=True):
-            goal = F.adaptive_avg_pool2d(finer, (own.shape[2], own.shape[3]))
-            spread = goal.std((0, 2, 3), keepdim=True) + 0.05
-            mean = goal.mean((0, 2, 3), keepdim=True)
-            loss = loss + F.smooth_l1_loss(adapter(own), (goal - mean) / spread)
-            self._remember(goal.shape[1], mean, spread)
+        """Smooth distance to the teacher's features, each channel in units of its own spread."""
+        loss = maps[0].new_zeros((), dtype=torch.float32)
+        for level, (adapter, own, goal) in enumerate(zip(self.adapters, maps, taught, strict=True)):
+            mean, spread = self._units(level, goal.float())
+            loss = loss + F.smooth_l1_loss(adapter(own).float(), (goal.float() - mean) / spread)
         return loss
 
-    def _remember(self, channels: int, mean: Tensor, spread: Tensor) -> None:
-        if channels == CHANNELS[-1]:  # the head transplant needs the units of the last map
-            old = getattr(self, "units", (mean, spread))
-            self.units = (0.98 * old[0] + 0.02 * mean, 0.98 * old[1] + 0.02 * spread)
+    @torch.no_grad()
+    def _units(self, level: int, goal: Tensor) -> tuple[Tensor, Tensor]:
+        mean, spread = self.get_buffer(f"mean{level}"), self.get_buffer(f"spread{level}")
+        if self.training:
+            fresh = 1.0 if not mean.any() else 0.02
+            mean.lerp_(goal.mean((0, 2, 3), keepdim=True), fresh)
+            spread.lerp_(goal.std((0, 2, 3), keepdim=True) + 0.05, fresh)
+        return mean.clone(), spread.clone()
 
     @torch.no_grad()
     def transplant(self, teacher: Teacher) -> None:
-        """Start the heads as the teacher's heads behind the last adapter: two linear maps are one."""
-        mean, spread = self.units
-        adapter = self.adapters[-1]
-        assert isinstance(adapter, nn.Conv2d)
-        assert adapter.bias is not None
-        into, shift = adapter.weight[:, :, 0, 0], adapter.bias  # (1280, 2048), (1280,)
-        for name in ("region", "fracture", "severity"):
-            head, own = getattr(teacher, name), getattr(self.net, name)
-            weight = head.weight[:, :, 0, 0]  # (K, 1280)
+        """Start the heads as the teacher's heads behind the adapters: two linear maps are one."""
+        own, taught = self.net.heads, teacher.heads
+        own.load_state_dict({k: v for k, v in taught.state_dict().items() if k in SAME_HEADS}, strict=False)
+        for name, level in (("place", 1), ("context", 2), ("region", 2)):
+            adapter, mean, spread = self.adapters[level], self.get_buffer(f"mean{level}"), self.get_buffer(f"spread{level}")
+            weight, bias = getattr(taught, name).weight.flatten(1), getattr(taught, name).bias  # (K, taught)
+            into, shift = adapter.weight.flatten(1), adapter.bias  # (taught, own), (taught,)
             scaled = weight * spread.flatten()
-            own.weight.copy_((scaled @ into)[:, :, None, None])
-            own.bias.copy_(head.bias + scaled @ shift + weight @ mean.flatten())
+            head = getattr(own, name)
+            head.weight.copy_((scaled @ into).view_as(head.weight))
+            head.bias.copy_(bias + scaled @ shift + weight @ mean.flatten())
+
+
+SAME_HEADS = ("mix.weight", "mix.bias", "fracture.weight", "fracture.bias", "severity.weight", "severity.bias")
 
 
 def train(recipe: Recipe, out: Path) -> Path:
@@ -104,83 +122,199 @@ def train(recipe: Recipe, out: Path) -> Path:
     out.mkdir(parents=True, exist_ok=True)
     _refuse_other_split(recipe, out)
     torch.manual_seed(recipe.seed)
-    films, _ = split(fracatlas(recipe.data), recipe.seed)
+    cv2.setNumThreads(1)
     (out / "recipe.json").write_text(json.dumps(asdict(recipe), default=str, indent=1))
-    cache = FilmCache(films)
-    teacher = _teacher(recipe, cache, out) if recipe.teacher else None
-    run = Run(recipe, out, cache, teacher)
+    cache = FilmCache(learned_from(out / "recipe.json"), recipe.size)
+    teacher = _teach(recipe, cache, out) if recipe.teacher else None
+    run = Run(Student(recipe.architecture), recipe, out / "student.pt")
+    if recipe.start and not run.steps:
+        _start_from(run, recipe.start)
+    lessons = Lessons(run, cache, teacher)
+    rest = 1 - (recipe.teach_share + recipe.distil_share if teacher else 0) - recipe.settle_share
     if teacher:
-        run.stage("distil", recipe.minutes * recipe.distil_share)
-    run.stage("labels", recipe.minutes * (1 - recipe.distil_share if teacher else 1))
+        run.stage("distil", recipe.minutes * recipe.distil_share, recipe.distil_rate, 1, lessons.distil())
+    if teacher and not run.spent.get("labels"):
+        run.module.transplant(teacher)
+        run.restart_average()
+    rate = recipe.label_rate if teacher or recipe.start else recipe.distil_rate
+    run.stage("labels", recipe.minutes * rest, rate, 3, lessons.labels())
+    run.stage("settle", recipe.minutes * recipe.settle_share, rate / 4, 3, lessons.settle(), frozen_norms=True)
     weights = out / "weights.pt"
     torch.save(run.average.net.cpu().state_dict(), weights)
+    (out / "done.json").write_text(json.dumps({"steps": run.steps, "minutes": run.spent}))
     return weights
+
+
+def _start_from(run: "Run[Student]", bundle: Path) -> None:
+    """The backbone of another bundle of the same architecture."""
+    try:
+        tensors = load_file(bundle)
+    except (OSError, ValueError) as wrong:
+        raise BadDataset(f"{bundle} is no bundle to start from: {wrong}") from wrong
+    trunk = {name.removeprefix("trunk."): value for name, value in tensors.items() if name.startswith("trunk.")}
+    try:
+        run.module.net.trunk.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in trunk.items()})
+    except RuntimeError as wrong:
+        raise BadDataset(f"{bundle} holds another architecture than {run.recipe.architecture}") from wrong
+    run.restart_average()
 
 
 def _refuse_other_split(recipe: Recipe, out: Path) -> None:
     """Going on with another seed would measure the network on films that it was trained on."""
-    if (out / "recipe.json").exists() and any((out / name).exists() for name in ("checkpoint.pt", "teacher.pt")):
+    if (out / "recipe.json").exists() and any((out / name).exists() for name in ("student.pt", "teacher.pt")):
         seed = json.loads((out / "recipe.json").read_text())["seed"]
         if seed != recipe.seed:
             raise BadDataset(f"{out} holds a run with seed {seed}: go on with --seed {seed}, or choose another --out")
 
 
-def _teacher(recipe: Recipe, cache: FilmCache, out: Path) -> Teacher:
+def _teach(recipe: Recipe, cache: FilmCache, out: Path) -> Teacher:
+    """The teacher, fine-tuned; it also marks in each film where it would wrongly see a fracture."""
     assert recipe.teacher is not None
-    teacher, kept = Teacher(recipe.teacher).to(pick_device()), out / "teacher.pt"
-    if kept.exists():
-        teacher.load_state_dict(torch.load(kept, weights_only=True, map_location=pick_device()))
-    else:
-        dice = np.random.default_rng(recipe.seed)
-        teach(teacher, cache, recipe.teacher_size, recipe.teacher_views, recipe.teacher_epochs, 2e-3, dice)
-        torch.save(teacher.state_dict(), kept)
-    return teacher.eval().requires_grad_(requires_grad=False).to(memory_format=torch.channels_last)
+    run = Run(Teacher(recipe.teacher), recipe, out / "teacher.pt")
+    dice = np.random.default_rng(recipe.seed + run.steps)
+    run.stage("teach", recipe.minutes * recipe.teach_share, 2e-4, 10, _both(recipe, cache, dice, run.module))
+    teacher = run.average.eval().requires_grad_(requires_grad=False)
+    _mark_suspects(teacher, cache, run.device)
+    return teacher
 
 
-class Run:
-    """The state of one training run: student, its moving average, and how far each stage has come."""
+def _both(recipe: Recipe, cache: FilmCache, dice: np.random.Generator, module: nn.Module) -> Iterator[list["Lesson"]]:
+    """Each step a batch of crops and one of whole films, labels only."""
+    crops = cache.crops(recipe.crop, recipe.batch, 0.5, (0.8, 1.3), dice)
+    whole = cache.whole(recipe.whole_batch, recipe.positives, dice)
+    while True:
+        yield [_labels_only(module, next(crops)), _labels_only(module, next(whole))]
 
-    def __init__(self, recipe: Recipe, out: Path, cache: FilmCache, teacher: Teacher | None) -> None:
-        self.recipe, self.cache, self.teacher, self.file = recipe, cache, teacher, out / "checkpoint.pt"
+
+def _labels_only(module: nn.Module, batch: Batch) -> "Lesson":
+    return batch, lambda ready: label_losses(module(_channels_last(ready.pixels)), ready)
+
+
+@torch.no_grad()
+def _mark_suspects(teacher: Teacher, cache: FilmCache, device: torch.device, most: int = 3) -> None:
+    for start in tqdm(range(0, len(cache.films), 16), desc="suspects", unit="batch"):
+        squares = torch.from_numpy(np.stack(cache.images[start : start + 16]))[:, None].to(device)
+        with half_precision(device):
+            heatmap = teacher(_channels_last(squares)).heatmap
+        alone = heatmap == F.max_pool2d(heatmap[:, None], 5, 1, 2)[:, 0]
+        for row, (values, peak) in enumerate(zip(heatmap, alone, strict=True)):
+            best = (values - 1e4 * ~peak).flatten().topk(most).indices.cpu()
+            across = values.shape[1]
+            cache.suspects[start + row] = [
+                ((int(i) % across + 0.5) / across, (int(i) // across + 0.5) / across) for i in best
+            ]
+
+
+Lesson = tuple[Batch, Callable[[Batch], Losses]]
+
+
+class Lessons:
+    """What the student does in each stage: batches, and the losses of each."""
+
+    def __init__(self, run: "Run[Student]", cache: FilmCache, teacher: Teacher | None) -> None:
+        self.student, self.recipe, self.cache, self.teacher = run.module, run.recipe, cache, teacher
+        self.dice = np.random.default_rng(run.recipe.seed + run.steps)
+
+    def distil(self) -> Iterator[list[Lesson]]:
+        """Features only, at many scales."""
+        recipe = self.recipe
+        for batch in self.cache.crops(recipe.crop, recipe.batch, 0.3, (0.5, 1.3), self.dice):
+            yield [(batch, self._imitate)]
+
+    def labels(self) -> Iterator[list[Lesson]]:
+        """Each step a batch of crops and one of whole films."""
+        recipe = self.recipe
+        crops = self.cache.crops(recipe.crop, recipe.batch, 0.5, (0.8, 1.3), self.dice)
+        for whole in self.settle():
+            yield [(next(crops), self._learn), *whole]
+
+    def settle(self) -> Iterator[list[Lesson]]:
+        """Whole films only."""
+        for batch in self.cache.whole(self.recipe.whole_batch, self.recipe.positives, self.dice):
+            yield [(batch, self._learn)]
+
+    def _imitate(self, batch: Batch) -> Losses:
+        assert self.teacher is not None
+        pixels = _channels_last(batch.pixels)
+        with torch.no_grad():
+            taught = self.teacher.features(pixels)
+        return {"imitate": self.student.imitation(self.student.net.features(pixels), taught)}
+
+    def _learn(self, batch: Batch) -> Losses:
+        pixels = _channels_last(batch.pixels)
+        maps = self.student.net.features(pixels)
+        reading = Reading(*self.student.net.heads(maps[1], maps[2]), *self.student.net.scope(maps[2]))
+        losses = label_losses(reading, batch)
+        if self.teacher:
+            with torch.no_grad():
+                taught = self.teacher.features(pixels)
+                _, _, _, taught_map = self.teacher.heads(taught[1], taught[2])
+            losses["imitate"] = self.student.imitation(maps, taught) * 0.5
+            losses["map"] = F.smooth_l1_loss(reading.heatmap.clamp(-8, 8), taught_map.clamp(-8, 8)) * 0.3
+        return losses
+
+
+class Run(Generic[Module]):
+    """The state of one module in training: its moving average, and how far each stage has come."""
+
+    def __init__(self, module: Module, recipe: Recipe, file: Path) -> None:
+        self.recipe, self.file = recipe, file
         self.device = pick_device()
-        self.student = Student().to(self.device).to(memory_format=torch.channels_last)
-        self.average = copy.deepcopy(self.student)
+        self.module = module.to(self.device).to(memory_format=torch.channels_last)
+        self.average = copy.deepcopy(self.module)
         self.spent: dict[str, float] = {}  # seconds per stage
         self.steps = 0
         self.saved: dict[str, object] = {}
-        if self.file.exists():
-            self.saved = torch.load(self.file, weights_only=True, map_location=self.device)
-            self.student.load_state_dict(self.saved["student"])  # type: ignore[arg-type]
+        if file.exists():
+            self.saved = torch.load(file, weights_only=True, map_location=self.device)
+            self.module.load_state_dict(self.saved["module"])  # type: ignore[arg-type]
             self.average.load_state_dict(self.saved["average"])  # type: ignore[arg-type]
             self.spent, self.steps = self.saved["spent"], self.saved["steps"]  # type: ignore[assignment]
-            if self.saved["units"] is not None:  # None: begun without a teacher
-                self.student.units = self.saved["units"]  # type: ignore[assignment]
 
-    def stage(self, name: str, minutes: float) -> None:
-        """Run one stage until its minutes are used up, with a cosine rate over them."""
+    def restart_average(self) -> None:
+        """Forget what the average was before a transplant."""
+        self.average = copy.deepcopy(self.module)
+
+    def stage(
+        self,
+        name: str,
+        minutes: float,
+        rate: float,
+        heads_faster: float,
+        lessons: Iterator[list[Lesson]],
+        *,
+        frozen_norms: bool = False,
+    ) -> None:
+        """Run one stage until its minutes are used up, with a cosine rate over them.
+
+        rate: the backbone's; heads_faster: how many times that is the rate of everything else.
+        """
         budget, spent = minutes * 60, self.spent.get(name, 0.0)
         if spent >= budget:
             return
-        if name == "labels" and self.teacher and not spent:
-            self.student.transplant(self.teacher)
-            self.average = copy.deepcopy(self.student)
-        optimizer = self._optimizer(name)
+        optimizer = self._optimizer(rate, heads_faster)
         if self.saved.get("stage") == name:
             optimizer.load_state_dict(self.saved["optimizer"])  # type: ignore[arg-type]
-        peaks = [group["lr"] if not spent else group["peak"] for group in optimizer.param_groups]
-        for group, peak in zip(optimizer.param_groups, peaks, strict=True):
-            group["peak"] = peak
         bar = tqdm(total=round(budget), initial=round(spent), desc=name, unit="s", mininterval=5)
         mark = saved_at = time.monotonic()
-        for batch in self._batches(name):
+        for step in lessons:
             done = spent / budget
-            for group in optimizer.param_groups:
-                group["lr"] = group["peak"] * min(1.0, done * 25 + 0.02) * (0.5 + 0.5 * math.cos(math.pi * done))
-            self.student.train()
-            losses = self._losses(name, batch.on(self.device))
+            pace = min(1.0, done * 25 + 0.02) * (0.5 + 0.5 * math.cos(math.pi * done))
+            for group, peak in zip(optimizer.param_groups, (rate, rate * heads_faster), strict=True):
+                group["lr"] = peak * pace
+            self.module.train()
+            if frozen_norms:
+                for layer in self.module.modules():
+                    if isinstance(layer, nn.BatchNorm2d):
+                        layer.eval()
             optimizer.zero_grad()
-            torch.stack(list(losses.values())).sum().backward()  # type: ignore[no-untyped-call]
-            nn.utils.clip_grad_norm_(self.student.parameters(), 5.0)
+            told: dict[str, float] = {}
+            for batch, losses_of in step:
+                with half_precision(self.device):
+                    losses = losses_of(batch.on(self.device))
+                torch.stack(list(losses.values())).sum().backward()  # type: ignore[no-untyped-call]
+                told = {key: loss.item() for key, loss in losses.items()}
+            nn.utils.clip_grad_norm_(self.module.parameters(), 5.0)
             optimizer.step()
             self.steps += 1
             self._follow()
@@ -188,7 +322,7 @@ class Run:
             # a pause (a suspended process) is not training time
             spent, mark = spent + min(now - mark, 60.0), now
             bar.n = min(round(spent), round(budget))
-            bar.set_postfix({k: f"{v.item():.3f}" for k, v in losses.items()} | {"step": self.steps})
+            bar.set_postfix({k: f"{v:.3f}" for k, v in told.items()} | {"step": self.steps})
             if now - saved_at > self.recipe.checkpoint_s or spent >= budget:
                 self.spent[name], saved_at = spent, now
                 self._save(name, optimizer)
@@ -196,48 +330,19 @@ class Run:
                 break
         bar.close()
 
-    def _optimizer(self, name: str) -> torch.optim.Optimizer:
-        student, recipe = self.student, self.recipe
-        net = student.net
-        trunk = [*net.stem.parameters(), *net.stages.parameters()]
-        heads = [*net.region.parameters(), *net.fracture.parameters(), *net.severity.parameters()]
-        extra = [*student.adapters.parameters(), *student.cells.parameters()]
-        rate = recipe.distil_rate if name == "distil" or self.teacher is None else recipe.label_rate
-        fast = rate if name == "distil" else rate * 5
+    def _optimizer(self, rate: float, heads_faster: float) -> torch.optim.Optimizer:
+        slow, fast = [], []
+        for name, parameter in self.module.named_parameters():
+            (slow if "trunk." in name or "convs." in name else fast).append(parameter)
         return torch.optim.AdamW(
-            [{"params": trunk, "lr": rate}, {"params": heads + extra, "lr": fast}], weight_decay=0.05
+            [{"params": slow, "lr": rate}, {"params": fast, "lr": rate * heads_faster}], weight_decay=0.05
         )
-
-    def _batches(self, name: str) -> Iterator[Batch]:
-        recipe = self.recipe
-        size = recipe.distil_size if name == "distil" else recipe.label_size
-        closer = round(size * TEACHER_LOOKS_CLOSER / 32) * 32 if self.teacher else size
-        dice = np.random.default_rng(recipe.seed + self.steps)
-        share = 0.25 if name == "distil" else recipe.positives
-        return self.cache.batches(size, closer, recipe.batch, share, dice)
-
-    def _losses(self, name: str, batch: Batch) -> dict[str, Tensor]:
-        pixels = batch.pixels.contiguous(memory_format=torch.channels_last)
-        maps = self.student.net.features(pixels)
-        losses: dict[str, Tensor] = {}
-        if self.teacher:
-            with torch.no_grad():
-                taught = self.teacher.features(batch.larger)
-            losses["imitate"] = self.student.imitation(maps, taught) * (1.0 if name == "distil" else 0.5)
-        if name == "labels":
-            reading = self.student.net.heads(maps[-1])
-            losses |= label_loss(reading, self.student.cells, batch)
-            if self.teacher:
-                said = self.teacher.heads(taught[-1])
-                chance = 0.5 * said.fracture.sigmoid() + 0.5 * batch.fractured
-                losses["film"] = F.binary_cross_entropy_with_logits(reading.fracture, chance)
-        return losses
 
     @torch.no_grad()
     def _follow(self) -> None:
         """Exponential moving average of weights and of batch-norm statistics; young averages forget faster."""
         decay = min(0.995, (1 + self.steps) / (10 + self.steps))
-        for mean, now in zip(self.average.state_dict().values(), self.student.state_dict().values(), strict=True):
+        for mean, now in zip(self.average.state_dict().values(), self.module.state_dict().values(), strict=True):
             if mean.dtype.is_floating_point:
                 mean.lerp_(now, 1 - decay)
             else:
@@ -247,10 +352,9 @@ class Run:
         partial = self.file.with_suffix(".partial")
         torch.save(
             {
-                "student": self.student.state_dict(),
+                "module": self.module.state_dict(),
                 "average": self.average.state_dict(),
                 "optimizer": optimizer.state_dict(),
-                "units": getattr(self.student, "units", None),
                 "spent": self.spent,
                 "steps": self.steps,
                 "stage": stage,
@@ -260,7 +364,20 @@ class Run:
         partial.replace(self.file)  # atomic: a kill leaves the old checkpoint whole
 
 
+def _channels_last(pixels: Tensor) -> Tensor:
+    return pixels.contiguous(memory_format=torch.channels_last)
+
+
+def learned_from(recipe_file: Path) -> list[Film]:
+    """The training films of the run that recipe.json describes."""
+    return _sides(recipe_file)[0]
+
+
 def held_out(recipe_file: Path) -> list[Film]:
     """The validation films of the run that recipe.json describes."""
+    return _sides(recipe_file)[1]
+
+
+def _sides(recipe_file: Path) -> tuple[list[Film], list[Film]]:
     recipe = json.loads(recipe_file.read_text())
-    return split(fracatlas(Path(recipe["data"])), recipe["seed"])[1]
+    return split([film for path in recipe["data"] for film in films(Path(path))], recipe["seed"])

@@ -71,7 +71,7 @@ def _analysed(
             return InstanceResult(instance.id, error_reason=why.reason, error_text=str(why))
         raise
     findings: list[Finding] = [
-        reader.finding(future.result(), frame, instance.modality or "unknown")
+        reader.finding(future.result(), frame, instance.modality or "unknown", source.body_part)
         for frame, future in enumerate(waiting, start=1)
     ]
     return InstanceResult(instance.id, findings)

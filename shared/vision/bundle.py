@@ -16,10 +16,10 @@ from safetensors.torch import load, save
 
 from shared.errors import BadBundle
 from shared.findings import OperatingPoints
-from shared.vision.network import BoneNet
+from shared.vision.network import ARCHITECTURES, BoneNet
 from shared.vision.tensors import HIGH_PERCENTILE, LOW_PERCENTILE
 
-FORMAT = "osteon-bundle-1"
+FORMAT = "osteon-bundle-2"
 NAME = r"^[a-z0-9][a-z0-9._-]{0,63}$"
 
 
@@ -47,8 +47,13 @@ class Manifest(BaseModel):
     sensitive: float = Field(description="operating point: sensitivity >= 0.95 on the validation films")
     specific: float = Field(description="operating point: specificity >= 0.95 on the validation films")
     modalities: list[str] = Field(description="in scope; others are analysed, but the model abstains")
+    other_body_parts: list[str] = Field(
+        default_factory=list, description="Body Part Examined (PS3.16 CID 4031 or annex L) out of scope; abstains"
+    )
     least_region_probability: float = Field(description="below this the region counts as unknown")
-    heatmap_full: float = Field(gt=0, description="map value drawn at full strength")
+    most_strangeness: float = Field(gt=0, description="above this a film is not like those that were learned from")
+    hardware: float = Field(ge=0, le=1, description="from this probability on metal counts as in view")
+    heatmap_full: float = Field(gt=0, le=1, description="cell probability drawn at full strength")
     data: dict[str, Any] = Field(default_factory=dict, description="data set, licence, split")
     metrics: dict[str, Any] = Field(default_factory=dict)
     limits: str = "Research use only. Not certified for clinical decisions."
@@ -95,7 +100,7 @@ def load_bundle(content: bytes, sha256: str | None = None) -> tuple[BoneNet, Man
         raise BadBundle("The bundle's bytes are not those that were published (sha256 differs)")
     metadata = _metadata(content)
     manifest = _manifest(metadata)
-    if manifest.architecture != "resnet50":
+    if manifest.architecture not in ARCHITECTURES:
         raise BadBundle(f"Architecture {manifest.architecture} is not known to this version of Osteon")
     if (manifest.low_percentile, manifest.high_percentile) != (LOW_PERCENTILE, HIGH_PERCENTILE):
         raise BadBundle("The bundle was trained with another intensity window than this version applies")
@@ -105,7 +110,7 @@ def load_bundle(content: bytes, sha256: str | None = None) -> tuple[BoneNet, Man
         raise BadBundle(f"The bundle's weights cannot be read: {wrong}") from wrong
     if _digest(save(tensors)) != metadata.get("weights_sha256"):
         raise BadBundle("The bundle's weights are damaged (sha256 differs)")
-    network = BoneNet(len(manifest.regions))
+    network = BoneNet(len(manifest.regions), manifest.architecture)
     try:
         network.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in tensors.items()})
     except RuntimeError as wrong:

@@ -3,6 +3,7 @@
 import importlib.util
 import logging
 from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -11,9 +12,21 @@ import torch
 from shared.vision.network import BoneNet
 
 log = logging.getLogger(__name__)
-# (B, S, S) uint8 -> (region (B, R), fracture (B,), severity (B, 3), heatmap (B, h, w)) logits, float32
-Answer = tuple[npt.NDArray[np.float32], npt.NDArray[np.float32], npt.NDArray[np.float32], npt.NDArray[np.float32]]
-Engine = Callable[[npt.NDArray[np.uint8]], Answer]
+Floats = npt.NDArray[np.float32]
+
+
+class Answer(NamedTuple):
+    """`network.Reading` in numpy, float32."""
+
+    region: Floats  # (B, R)
+    fracture: Floats  # (B,)
+    severity: Floats  # (B, 3)
+    heatmap: Floats  # (B, h, w)
+    strangeness: Floats  # (B,)
+    hardware: Floats  # (B,)
+
+
+Engine = Callable[[npt.NDArray[np.uint8]], Answer]  # takes (B, S, S) uint8
 
 
 def pick_engine(network: BoneNet, size: int) -> Engine:
@@ -28,6 +41,12 @@ def pick_engine(network: BoneNet, size: int) -> Engine:
     return torch_engine(network, torch.device("cpu"))
 
 
+def half_precision(device: torch.device) -> torch.autocast:
+    """For training: bfloat16 where the hardware multiplies it, else no change."""
+    fast = device.type == "cuda" or bool(torch.cpu.get_capabilities().get("amx_bf16"))
+    return torch.autocast(device.type, torch.bfloat16, enabled=fast)
+
+
 def torch_engine(network: BoneNet, device: torch.device) -> Engine:
     """Eager torch; on a GPU in bfloat16, with images uploaded as uint8."""
     network = network.eval().to(device)
@@ -37,8 +56,7 @@ def torch_engine(network: BoneNet, device: torch.device) -> Engine:
     def run(squares: npt.NDArray[np.uint8]) -> Answer:
         with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=half):
             reading = network(torch.from_numpy(squares)[:, None].to(device))
-        region, fracture, severity, heatmap = (part.float().cpu().numpy() for part in reading)
-        return region, fracture, severity, heatmap
+        return Answer(*(part.float().cpu().numpy() for part in reading))
 
     return run
 
@@ -58,7 +76,6 @@ def openvino_engine(network: BoneNet, size: int) -> Engine:
 
     def run(squares: npt.NDArray[np.uint8]) -> Answer:
         answer = compiled(squares[:, None])
-        region, fracture, severity, heatmap = (np.array(answer[index]) for index in range(4))
-        return region, fracture, severity, heatmap
+        return Answer(*(np.array(answer[index]) for index in range(len(Answer._fields))))
 
     return run

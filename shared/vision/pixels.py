@@ -144,6 +144,7 @@ class PixelSource:
     columns: int
     frames: int
     modality: str  # DICOM's code, "" when the file has none
+    body_part: str  # DICOM's Body Part Examined, "" when the file has none
     photometric: str  # MONOCHROME1 or MONOCHROME2
     bits_allocated: int  # 8, 16 or 32
     bits_stored: int
@@ -366,6 +367,7 @@ def _describe(dataset: Dataset, limits: PixelLimits, syntax: str, vr: str, *, da
         columns=columns,
         frames=frames,
         modality=str(dataset.get("Modality", "") or "").strip()[:16],
+        body_part=str(dataset.get("BodyPartExamined", "") or "").strip()[:16].upper(),
         photometric=photometric,
         bits_allocated=allocated,
         bits_stored=stored,

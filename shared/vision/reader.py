@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 
 import numpy as np
 import numpy.typing as npt
@@ -14,6 +15,34 @@ from shared.vision.tensors import UInt8Image
 
 SEVERITIES = list(Severity)
 BLANK_SPREAD = 2.0  # gray levels; a prepared film with less standard deviation shows nothing
+EXPOSED_FROM, LEAST_EXPOSED = 16, 0.02  # gray level; share of the square that must be brighter
+RIM, BRIGHT, BRIGHTER = 0.04, 150, 25  # share of the side; gray levels of the surround, and above the middle
+
+
+class Look(StrEnum):
+    """What can be seen of a square without a network."""
+
+    USUAL = ""
+    BLANK = "the image is blank"
+    COLLIMATED = "almost nothing of the image is exposed"
+    INVERTED = "the image looks inverted: bright around a darker middle"
+
+
+def look(square: UInt8Image) -> Look:
+    """square: (S, S) uint8 from `prepare`. Radiographs have a dark surround; a bright one says that gray is reversed."""
+    if square.std() < BLANK_SPREAD:
+        return Look.BLANK
+    rows, columns = square.any(1).nonzero()[0], square.any(0).nonzero()[0]
+    content = square[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+    if (content > EXPOSED_FROM).mean() * content.size < LEAST_EXPOSED * square.size:
+        return Look.COLLIMATED
+    rim = max(1, round(min(content.shape) * RIM))
+    inner = content[rim:-rim, rim:-rim]
+    sides = (content[:rim], content[-rim:], content[:, :rim], content[:, -rim:])
+    surround = float(np.median(np.concatenate([side.ravel() for side in sides])))
+    if inner.size and surround > BRIGHT and surround > inner.mean() + BRIGHTER:
+        return Look.INVERTED
+    return Look.USUAL
 
 
 @dataclass(frozen=True)
@@ -23,8 +52,10 @@ class RawReading:
     region: npt.NDArray[np.float32]  # (R,) probabilities
     fracture: float  # calibrated probability
     severity: npt.NDArray[np.float32]  # (3,) P(at least mild, moderate, severe)
-    heatmap: npt.NDArray[np.float32]  # (h, w) map values
-    blank: bool
+    heatmap: npt.NDArray[np.float32]  # (h, w) cell probabilities, uncalibrated
+    strangeness: float  # about 1 for films like those that were learned from
+    hardware: float  # P(metal in view)
+    look: Look
 
 
 class Reader:
@@ -49,23 +80,34 @@ class Reader:
     def read(self, squares: Sequence[UInt8Image]) -> list[RawReading]:
         """squares: each (S, S) uint8 from `prepare`; returns one reading each, in order."""
         stacked = np.stack(squares)
-        region, fracture, severity, heatmap = self._run(stacked)
+        said = self._run(stacked)
         manifest = self.manifest
-        chances = _sigmoid(fracture * manifest.calibration.slope + manifest.calibration.offset)
-        regions = _softmax(region / manifest.region_temperature)
+        chances = _sigmoid(said.fracture * manifest.calibration.slope + manifest.calibration.offset)
+        regions = _softmax(said.region / manifest.region_temperature)
         # P(at least severe) can never exceed P(at least moderate): ordinal answers are made monotone
-        severities = np.minimum.accumulate(_sigmoid(severity), axis=1)
-        blank = stacked.reshape(len(stacked), -1).std(1) < BLANK_SPREAD
+        severities = np.minimum.accumulate(_sigmoid(said.severity), axis=1)
+        cells, hardware = _sigmoid(said.heatmap), _sigmoid(said.hardware)
         return [
-            RawReading(regions[i], float(chances[i]), severities[i], heatmap[i], bool(blank[i]))
+            RawReading(
+                regions[i],
+                float(chances[i]),
+                severities[i],
+                cells[i],
+                float(said.strangeness[i]),
+                float(hardware[i]),
+                look(squares[i]),
+            )
             for i in range(len(stacked))
         ]
 
-    def finding(self, reading: RawReading, frame: int, modality: str) -> Finding:
-        """Put a reading in words. frame: 1 for the first; modality: DICOM's, "" for a plain picture."""
+    def finding(self, reading: RawReading, frame: int, modality: str, body_part: str = "") -> Finding:
+        """Put a reading in words.
+
+        frame: 1 for the first; modality, body_part: DICOM's, "" for a plain picture or where the file says nothing.
+        """
         manifest = self.manifest
         best = int(reading.region.argmax())
-        scope = self._scope(reading, float(reading.region[best]), modality)
+        scope = self._scope(reading, float(reading.region[best]), modality, body_part)
         call = manifest.operating_points.call(reading.fracture) if scope == IN_SCOPE else Call.ABSTAINED
         extent = int((reading.severity >= 0.5).sum())
         if call in (Call.LIKELY, Call.POSSIBLE):
@@ -82,11 +124,17 @@ class Reader:
             heatmap=self._heatmap(reading.heatmap),
         )
 
-    def _scope(self, reading: RawReading, region_probability: float, modality: str) -> str:
+    def _scope(self, reading: RawReading, region_probability: float, modality: str, body_part: str) -> str:
+        if body_part in self.manifest.other_body_parts:
+            return f"body part {body_part} is outside the model's validated scope"
         if modality and modality not in self.manifest.modalities:
             return f"modality {modality} is outside the model's validated scope"
-        if reading.blank:
-            return "the image is blank"
+        if reading.look != Look.USUAL:
+            return str(reading.look)
+        if reading.hardware >= self.manifest.hardware:
+            return "there seems to be metal in view, on which the model was not validated"
+        if not reading.strangeness <= self.manifest.most_strangeness:
+            return "the image is not like the bone radiographs that the model learned from"
         if region_probability < self.manifest.least_region_probability:
             return "the body region was not recognised"
         return IN_SCOPE

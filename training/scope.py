@@ -1,0 +1,169 @@
+"""The model's scope: fitting what tells films like those learned from others, and measuring who is turned away."""
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+import torch
+from sklearn.datasets import load_sample_images
+from sklearn.linear_model import LogisticRegression
+from tqdm import tqdm
+
+from shared.errors import Rejected
+from shared.findings import Call
+from shared.vision.engines import half_precision
+from shared.vision.network import DIRECTIONS, BoneNet
+from shared.vision.pixels import open_pixels
+from shared.vision.reader import Reader
+from shared.vision.tensors import UInt8Image, prepare
+from training.datasets import MISSING, REGIONS, Film, read_film
+from training.evaluate import Answers
+
+Floats = npt.NDArray[np.float64]
+
+
+def fit_scope(network: BoneNet, films: list[Film], size: int, batch: int = 16) -> None:
+    """Fit `network.scope`, in place, on the films that the network was trained on; no held-out film may be among them.
+
+    size: the bundle's input size, pixels. Where no film shows metal, or all do, metal is never reported.
+    """
+    pooled = _pooled(network, films, size, batch)
+    regions = np.array([film.region for film in films])
+    centres = np.stack([_centre(pooled, regions == index) for index in range(len(REGIONS))])
+    nearest = np.square(pooled[:, None] - centres).sum(2).argmin(1)
+    home = np.where(regions == MISSING, nearest, regions)
+    off = pooled - centres[home]
+    _, lengths, axes = np.linalg.svd(off, full_matrices=False)
+    axes, lengths = axes[:DIRECTIONS], lengths[:DIRECTIONS]
+    spread = lengths / np.sqrt(len(films))
+    rest = np.sqrt(np.maximum(np.square(off).sum(1) - np.square(off @ axes.T).sum(1), 0).mean())
+    state = {"centres": centres, "axes": axes, "spread": np.maximum(spread, 1e-4), "rest": np.array([max(rest, 1e-4)])}
+    with torch.no_grad():
+        for name, value in state.items():
+            buffer = network.scope.get_buffer(name)
+            buffer[: len(value)] = torch.from_numpy(value).to(buffer.dtype)
+        weight, bias = _hardware(pooled, np.array([film.hardware for film in films]))
+        network.scope.hardware.weight.copy_(torch.from_numpy(weight)[None])
+        network.scope.hardware.bias.fill_(bias)
+
+
+def _pooled(network: BoneNet, films: list[Film], size: int, batch: int) -> Floats:
+    network.eval()
+    parts = []
+    with torch.inference_mode(), half_precision(torch.device("cpu")):
+        for start in tqdm(range(0, len(films), batch), desc="scope", unit="batch"):
+            squares = np.stack([read_film(film.path, size) for film in films[start : start + batch]])
+            parts.append(network.features(torch.from_numpy(squares)[:, None])[-1].float().mean((2, 3)).double().numpy())
+    return np.concatenate(parts)
+
+
+def _centre(pooled: Floats, own: npt.NDArray[np.bool_]) -> Floats:
+    mean: Floats = (pooled[own] if own.any() else pooled).mean(0)
+    return mean
+
+
+def _hardware(pooled: Floats, hardware: npt.NDArray[np.int64]) -> tuple[Floats, float]:
+    """Weights (C,) and bias of a logistic regression on the pooled features; a bias of -20 where nothing is known."""
+    known = hardware != MISSING
+    if not 0 < (hardware[known] == 1).sum() < known.sum():
+        return np.zeros(pooled.shape[1]), -20.0
+    mean, spread = pooled[known].mean(0), pooled[known].std(0) + 1e-6
+    fitted = LogisticRegression(C=1e-3, class_weight="balanced", max_iter=2000).fit(
+        (pooled[known] - mean) / spread, hardware[known]
+    )
+    weight = fitted.coef_[0] / spread
+    return weight, float(fitted.intercept_[0] - weight @ mean)
+
+
+def measure_scope(reader: Reader, answers: Answers, folder: Path | None) -> dict[str, dict[str, int]]:
+    """How many images of each kind the model abstains on: films in scope (should be few), strangers (should be most).
+
+    answers: of held-out films; folder: DICOM files that are no bone radiographs in scope, judged once as they come,
+    with their header, and once by their pixels alone.
+    """
+    usual = [film for film in answers.films if film.hardware != 1]
+    metal = [film for film in answers.films if film.hardware == 1]
+    size = reader.size
+    some = [read_film(film.path, size) for film in usual[:: max(1, len(usual) // 60)]]
+    kinds: dict[str, Iterable[UInt8Image]] = {
+        "held-out films without metal": (read_film(film.path, size) for film in usual),
+        "held-out films with metal": (read_film(film.path, size) for film in metal),
+        "inverted films": (_inverted(square) for square in some),
+        "films collimated away": (_collimated(square) for square in some),
+        "noise": _noise(size),
+        "photographs": _photographs(size),
+        "pages of text": _pages(size),
+    }
+    counts = {kind: _abstained(reader, [(square, "", "") for square in squares]) for kind, squares in kinds.items()}
+    if folder:
+        frames = list(_dicom(folder, size))
+        counts["other DICOM images, with header"] = _abstained(reader, frames)
+        counts["other DICOM images, by pixels alone"] = _abstained(reader, [(f[0], "", "") for f in frames])
+    return counts
+
+
+def _abstained(reader: Reader, images: list[tuple[UInt8Image, str, str]]) -> dict[str, int]:
+    refused = 0
+    for start in range(0, len(images), 16):
+        part = images[start : start + 16]
+        for reading, (_, modality, body_part) in zip(reader.read([image[0] for image in part]), part, strict=True):
+            refused += reader.finding(reading, 1, modality, body_part).call is Call.ABSTAINED
+    return {"images": len(images), "abstained": refused}
+
+
+def _inverted(square: UInt8Image) -> UInt8Image:
+    """The film with gray reversed; the padding around it stays."""
+    rows, columns = square.any(1), square.any(0)
+    return np.where(rows[:, None] & columns[None], 255 - square, square).astype(np.uint8)
+
+
+def _collimated(square: UInt8Image) -> UInt8Image:
+    """All but a fiftieth of the film's side by another is shut away."""
+    shut = np.zeros_like(square)
+    size = len(square)
+    part = slice(size // 2, size // 2 + max(1, size // 12))
+    shut[part, part] = square[part, part]
+    return prepare(shut, size)
+
+
+def _noise(size: int, count: int = 40) -> Iterator[UInt8Image]:
+    dice = np.random.default_rng(1)
+    for number in range(count):
+        coarse = dice.standard_normal((max(2, size >> number % 6),) * 2).astype(np.float32)
+        yield prepare(cv2.resize(coarse, (size, size), interpolation=cv2.INTER_CUBIC), size)
+
+
+def _photographs(size: int, count: int = 40) -> Iterator[UInt8Image]:
+    """Parts of the two photographs that scikit-learn brings along."""
+    dice = np.random.default_rng(2)
+    grays = [cv2.cvtColor(photo, cv2.COLOR_RGB2GRAY) for photo in load_sample_images().images]
+    for number in range(count):
+        gray = grays[number % len(grays)]
+        side = int(dice.integers(min(gray.shape) // 3, min(gray.shape)))
+        top, left = (int(dice.integers(length - side + 1)) for length in gray.shape)
+        yield prepare(gray[top : top + side, left : left + side], size)
+
+
+def _pages(size: int, count: int = 40) -> Iterator[UInt8Image]:
+    """Typed pages, every second one as a negative."""
+    dice = np.random.default_rng(3)
+    letters = list("abcdefghijklmnopqrstuvwxyz    ")
+    for number in range(count):
+        page = np.full((1100, 850), 255, np.uint8)
+        for line in range(int(dice.integers(5, 40))):
+            words = "".join(dice.choice(letters, int(dice.integers(10, 60))))
+            cv2.putText(page, words, (40, 60 + 25 * line), cv2.FONT_HERSHEY_SIMPLEX, 0.6, 0, 1, cv2.LINE_AA)
+        yield prepare(page if number % 2 else 255 - page, size)
+
+
+def _dicom(folder: Path, size: int) -> Iterator[tuple[UInt8Image, str, str]]:
+    """The first frame of every readable DICOM image, with its modality and body part."""
+    for path in sorted(folder.rglob("*")):
+        if path.is_file():
+            try:
+                source = open_pixels(path.read_bytes())
+                yield prepare(source.frame(0), size), source.modality or "unknown", source.body_part
+            except Rejected:
+                continue
