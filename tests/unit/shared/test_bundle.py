@@ -26,7 +26,9 @@ MANIFEST: dict[str, Any] = {
     "specific": 0.6,
     "modalities": ["CR", "DX"],
     "least_region_probability": 0.4,
-    "heatmap_full": 6.0,
+    "most_strangeness": 2.0,
+    "hardware": 0.5,
+    "heatmap_full": 0.6,
     "data": {"set": "none"},
     "metrics": {"auroc": [0.9, 0.8, 0.95], "kappa": None},
 }
@@ -200,7 +202,7 @@ def test_weights_that_fp16_cannot_hold_are_not_written(tmp_path: Path) -> None:
     """A weight over fp16's range would answer with no number at all, so the bundle is not written."""
     network = BoneNet(2)
     with torch.no_grad():
-        network.fracture.weight[0, 0] = 1e6
-    with pytest.raises(ValueError, match=r"fracture\.weight"):
+        network.heads.fracture.weight[0, 0] = 1e6
+    with pytest.raises(ValueError, match=r"heads\.fracture\.weight"):
         save_bundle(tmp_path / "bad.safetensors", network, Manifest(**MANIFEST))
     assert not list(tmp_path.iterdir())

@@ -1,10 +1,10 @@
-"""The network's algebra: a logit, its map, and Grad-CAM are one thing."""
+"""The network: shapes, and that a film's answer comes from its heatmap."""
 
 import pytest
 import torch
 from torch import Tensor
 
-from shared.vision.network import BoneNet
+from shared.vision.network import ARCHITECTURES, CELL, DIRECTIONS, BoneNet, Scope
 
 
 @pytest.fixture(scope="module")
@@ -17,72 +17,60 @@ def films(count: int = 2, size: int = 96) -> Tensor:
     return torch.randint(0, 256, (count, 1, size, size), dtype=torch.uint8, generator=torch.manual_seed(size))
 
 
-@pytest.mark.parametrize("size", [64, 96, 128, 192, 256])
-def test_shapes(net: BoneNet, size: int) -> None:
-    """For every supported size a film gets one logit per question and a map of a 32nd of its side."""
+@pytest.mark.parametrize("size", [64, 96, 192, 256])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_shapes(architecture: str, size: int) -> None:
+    """Every architecture gives one logit per question, and a map of a 16th of the side, for every supported size."""
     with torch.inference_mode():
-        reading = net(films(2, size))
-        strides = [m.shape[-1] for m in net.features(films(2, size))]
-    assert [tuple(part.shape) for part in reading] == [(2, 5), (2,), (2, 3), (2, size // 32, size // 32)]
-    assert strides == [size // 4, size // 8, size // 16, size // 32]
+        net = BoneNet(5, architecture).eval()
+        reading, maps = net(films(2, size)), net.features(films(2, size))
+    cells = size // CELL
+    assert [tuple(part.shape) for part in reading] == [(2, 5), (2,), (2, 3), (2, cells, cells), (2,), (2,)]
+    assert [m.shape[-1] for m in maps] == [size // 8, size // 16, size // 32]
+    assert tuple(m.shape[1] for m in maps) == net.channels
+    assert all(part.isfinite().all() for part in reading)
 
 
-def test_logit_is_the_mean_of_its_map(net: BoneNet) -> None:
-    """What the heatmap shows adds up to exactly what the fracture probability says."""
+def test_unknown_architecture_is_refused() -> None:
+    """A name that is none of the four is answered with the four."""
+    with pytest.raises(ValueError, match="alexnet is none of resnet50"):
+        BoneNet(5, "alexnet")
+
+
+def test_films_answer_is_its_heatmaps(net: BoneNet) -> None:
+    """The fracture logit is the log-sum-exp of the cells that the heatmap shows, and of nothing else."""
     with torch.inference_mode():
         reading = net(films())
-    torch.testing.assert_close(reading.fracture, reading.heatmap.mean((1, 2)), atol=1e-5, rtol=0)
+    torch.testing.assert_close(reading.fracture, reading.heatmap.flatten(1).logsumexp(1), atol=1e-5, rtol=0)
 
 
-def test_map_then_mean_is_pool_then_linear(net: BoneNet) -> None:
-    """The heads are the usual ResNet heads, average pooling and a linear layer, in another order."""
+def test_cells_share_of_the_answer_is_their_softmax(net: BoneNet) -> None:
+    """How much the film's answer hangs on a cell is what the heatmap says of it: the hottest cell counts most."""
+    maps = net.features(films())
+    _, fracture, _, heatmap = net.heads(maps[1], maps[2])
+    heatmap.retain_grad()
+    heatmap.flatten(1).logsumexp(1).sum().backward()  # type: ignore[no-untyped-call]
+    assert heatmap.grad is not None
+    torch.testing.assert_close(heatmap.grad.flatten(1), heatmap.detach().flatten(1).softmax(1))
+    torch.testing.assert_close(fracture.detach(), heatmap.detach().flatten(1).logsumexp(1))
+
+
+def test_one_hot_cell_decides_the_film(net: BoneNet) -> None:
+    """A small fracture on a large film is not drowned by the sound rest: one sure cell is enough, wherever it is."""
+    fine, coarse = torch.zeros(1, 1024, 28, 28), torch.zeros(1, 2048, 14, 14)
     with torch.inference_mode():
-        last = net.features(films())[-1]
-        pooled, reading = last.mean((2, 3)), net.heads(last)
-        region = torch.nn.functional.linear(pooled, net.region.weight[:, :, 0, 0], net.region.bias)
-        per_region = torch.nn.functional.linear(pooled, net.fracture.weight[:, :, 0, 0], net.fracture.bias)
-        severity = torch.nn.functional.linear(pooled, net.severity.weight[:, :, 0, 0], net.severity.bias)
-    torch.testing.assert_close(reading.region, region, atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(reading.severity, severity, atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(reading.fracture, (per_region * region.softmax(1)).sum(1), atol=1e-5, rtol=1e-5)
+        sound = net.heads(fine, coarse)[3]
+    hot = sound.clone()
+    hot[0, 20, 3] = 9.0
+    assert abs(float(hot.flatten(1).logsumexp(1)) - 9.0) < 0.1
 
 
-def test_map_is_grad_cam(net: BoneNet) -> None:
-    """The map without its bias is Grad-CAM of the fracture logit, up to the number of cells.
-
-    The region's posterior is held fixed, as the network itself holds it.
-    """
-    last = net.features(films())[-1].detach().requires_grad_()
-    reading = net.heads(last)
-    (gradient,) = torch.autograd.grad(reading.fracture.sum(), last)
-    weights = gradient.mean((2, 3), keepdim=True)  # Selvaraju et al. 2017, equation 1
-    grad_cam = (weights * last).sum(1).detach()
-    cells = last.shape[2] * last.shape[3]
-    bias = (reading.region.softmax(1) * net.fracture.bias).sum(1).detach()
-    torch.testing.assert_close(reading.heatmap.detach() - bias[:, None, None], grad_cam * cells, atol=1e-4, rtol=1e-4)
-    assert grad_cam.std() > 0
-
-
-def test_posterior_chooses_the_regions_map(net: BoneNet) -> None:
-    """Sure of a region, the network answers with that region's own fracture map."""
-    last = net.features(films())[-1].detach()
-    sure = BoneNet(5).eval()
-    sure.load_state_dict(net.state_dict())
-    with torch.no_grad():
-        sure.region.weight.zero_()
-        for chosen in range(5):
-            sure.region.bias.copy_(torch.full((5,), -50.0).index_fill(0, torch.tensor([chosen]), 50.0))
-            own = sure.fracture(last)[:, chosen]
-            torch.testing.assert_close(sure.heads(last).heatmap, own, atol=1e-5, rtol=1e-5)
-
-
-def test_fracture_loss_does_not_bend_the_region(net: BoneNet) -> None:
-    """No gradient of the fracture logit reaches the region head, which answers another question."""
-    reading = net(films())
-    reading.fracture.sum().backward()  # type: ignore[no-untyped-call]
-    assert net.region.weight.grad is None
-    assert net.fracture.weight.grad is not None
-    net.zero_grad()
+def test_new_network_takes_fractures_for_rare() -> None:
+    """Before any training a cell is almost surely sound, so that the first steps do not drown in false alarms."""
+    torch.manual_seed(0)
+    with torch.inference_mode():
+        heatmap = BoneNet(5).eval()(films(2, 64)).heatmap
+    assert heatmap.sigmoid().median() < 0.1
 
 
 def test_one_film_does_not_change_anothers_answer(net: BoneNet) -> None:
@@ -90,5 +78,23 @@ def test_one_film_does_not_change_anothers_answer(net: BoneNet) -> None:
     batch = films(4)
     with torch.inference_mode():
         together, alone = net(batch), net(batch[2:3])
-    torch.testing.assert_close(together.fracture[2:3], alone.fracture, atol=1e-4, rtol=1e-4)
-    torch.testing.assert_close(together.heatmap[2:3], alone.heatmap, atol=1e-4, rtol=1e-4)
+    for all_of_them, one in zip(together, alone, strict=True):
+        torch.testing.assert_close(all_of_them[2:3], one, atol=1e-4, rtol=1e-4)
+
+
+def test_strangeness_is_the_mahalanobis_distance_to_the_nearest_centre() -> None:
+    """With known axes and spreads the distance is the textbook's, to whichever region's centre is nearest."""
+    scope = Scope(100, 2)
+    torch.manual_seed(1)
+    axes = torch.linalg.qr(torch.randn(100, DIRECTIONS))[0].T
+    spread = torch.rand(DIRECTIONS) + 0.5
+    centres = torch.stack([torch.zeros(100), torch.full((100,), 30.0)])
+    state = {"centres": centres, "axes": axes, "spread": spread, "rest": torch.tensor([2.0])}
+    for name, value in state.items():
+        scope.get_buffer(name).copy_(value)
+    off = torch.randn(3, 100)
+    strangeness, _ = scope((centres[[0, 1, 1]] + off)[:, :, None, None])
+    along = off @ axes.T
+    beside = off.square().sum(1) - along.square().sum(1)
+    expected = (((along / spread).square().sum(1) + beside / 4) / (DIRECTIONS + 1)).sqrt()
+    torch.testing.assert_close(strangeness, expected, rtol=1e-3, atol=1e-3)

@@ -11,9 +11,16 @@ import torch
 from shared.findings import Call, Severity
 from shared.vision.bundle import Calibration, Manifest
 from shared.vision.network import BoneNet
-from shared.vision.reader import RawReading, Reader
+from shared.vision.reader import Look, RawReading, Reader, look
+from shared.vision.tensors import prepare
 
-SCOPE = {"modalities": ["CR", "DX"], "least_region_probability": 0.4}
+SCOPE = {
+    "modalities": ["CR", "DX"],
+    "other_body_parts": ["CHEST"],
+    "least_region_probability": 0.4,
+    "most_strangeness": 2.0,
+    "hardware": 0.8,
+}
 
 
 def manifest(**changes: Any) -> Manifest:
@@ -23,7 +30,7 @@ def manifest(**changes: Any) -> Manifest:
         "input_size": 64,
         "sensitive": 0.2,
         "specific": 0.6,
-        "heatmap_full": 5.0,
+        "heatmap_full": 0.5,
         **SCOPE,
     }
     return Manifest(**(values | changes))
@@ -52,8 +59,10 @@ def raw(fracture: float = 0.9, **changes: Any) -> RawReading:
         region=np.array([0.9, 0.1], np.float32),
         fracture=fracture,
         severity=np.array([0.8, 0.6, 0.1], np.float32),
-        heatmap=np.array([[-1.0, 0.0, 2.5], [5.0, 50.0, 1.0]], np.float32),
-        blank=False,
+        heatmap=np.array([[0.0, 0.001, 0.25], [0.5, 1.0, 0.1]], np.float32),
+        strangeness=1.0,
+        hardware=0.1,
+        look=Look.USUAL,
     )
     return replace(reading, **changes)
 
@@ -96,7 +105,7 @@ def test_probabilities_are_probabilities(reader: Reader) -> None:
 def test_blank_film_is_seen(reader: Reader) -> None:
     """A film without anything on it is marked blank among others that are not."""
     answers = reader.read([squares(1)[0], np.zeros((64, 64), np.uint8)])
-    assert [answer.blank for answer in answers] == [False, True]
+    assert [answer.look for answer in answers] == [Look.USUAL, Look.BLANK]
 
 
 @pytest.mark.parametrize(("chance", "call"), [(0.1, Call.NONE), (0.3, Call.POSSIBLE), (0.9, Call.LIKELY)])
@@ -118,7 +127,12 @@ def test_called_fracture_has_at_least_mild_extent(reader: Reader) -> None:
     ("changes", "modality", "words"),
     [
         ({}, "MR", "modality MR is outside the model's validated scope"),
-        ({"blank": True}, "DX", "the image is blank"),
+        ({"look": Look.BLANK}, "DX", "the image is blank"),
+        ({"look": Look.COLLIMATED}, "DX", "almost nothing of the image is exposed"),
+        ({"look": Look.INVERTED}, "DX", "the image looks inverted: bright around a darker middle"),
+        ({"hardware": 0.8}, "DX", "there seems to be metal in view, on which the model was not validated"),
+        ({"strangeness": 2.1}, "DX", "the image is not like the bone radiographs that the model learned from"),
+        ({"strangeness": math.nan}, "DX", "the image is not like the bone radiographs that the model learned from"),
         ({"region": np.array([0.39, 0.35], np.float32)}, "DX", "the body region was not recognised"),
     ],
 )
@@ -135,6 +149,31 @@ def test_picture_without_modality_is_in_scope(reader: Reader) -> None:
     assert reader.finding(raw(), 1, "").call is Call.LIKELY
 
 
+def test_body_part_that_no_region_stands_for_is_out_of_scope(reader: Reader) -> None:
+    """A chest is turned away by its header even where its pixels look like a shoulder; other parts are not."""
+    finding = reader.finding(raw(), 1, "DX", "CHEST")
+    assert (finding.call, finding.scope) == (Call.ABSTAINED, "body part CHEST is outside the model's validated scope")
+    assert reader.finding(raw(), 1, "DX", "HAND").call is Call.LIKELY
+
+
+def film(size: int = 96) -> Any:
+    """A bright bone with a soft shade around it on a dark ground, as it comes from `prepare`."""
+    row = np.abs(np.linspace(-1, 1, size))
+    return prepare(np.tile(np.where(row < 0.2, 220, np.where(row < 0.6, 90, 8)), (size, 1)).astype(np.uint8), size)
+
+
+def test_what_can_be_seen_without_a_network() -> None:
+    """A film, the same inverted, shut away but for a speck, and blank are told apart; padding beside a film is none."""
+    usual = film()
+    shut = np.zeros_like(usual)
+    shut[40:46, 40:46] = usual[40:46, 40:46]
+    assert look(usual) is Look.USUAL
+    assert look((255 - usual).astype(np.uint8)) is Look.INVERTED
+    assert look(shut) is Look.COLLIMATED
+    assert look(np.full_like(usual, 77)) is Look.BLANK
+    assert look(np.pad(usual[:, 20:60], ((0, 0), (28, 28)))) is Look.USUAL
+
+
 def test_no_number_is_no_finding(reader: Reader) -> None:
     """A network that answers nan is an error to retry or quarantine, never a normal study."""
     with pytest.raises(ValueError, match="no probability"):
@@ -142,14 +181,14 @@ def test_no_number_is_no_finding(reader: Reader) -> None:
 
 
 def test_heatmap_is_scaled_to_full_strength(reader: Reader) -> None:
-    """Map values become 0..255 between nothing and the manifest's full value, in the map's own shape."""
+    """Cell probabilities become 0..255 between nothing and the manifest's full value, in the map's own shape."""
     heatmap = reader.finding(raw(), 1, "DX").heatmap
     assert (heatmap.height, heatmap.width) == (2, 3)
-    assert list(heatmap.values) == [0, 0, 128, 255, 255, 51]
+    assert list(heatmap.values) == [0, 1, 128, 255, 255, 51]
 
 
 def test_heatmap_of_a_real_reading_has_the_last_maps_size(reader: Reader) -> None:
-    """A finding's heatmap has a 32nd of the input's side."""
+    """A finding's heatmap has a 16th of the input's side."""
     (answer,) = reader.read(squares(1))
     heatmap = reader.finding(answer, 1, "DX").heatmap
-    assert (heatmap.height, heatmap.width) == (2, 2)
+    assert (heatmap.height, heatmap.width) == (4, 4)

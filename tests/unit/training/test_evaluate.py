@@ -1,23 +1,35 @@
-"""Figures with known answers."""
+"""Figures with known answers, and promises that hold."""
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
+from unittest import mock
 
+import cv2
 import numpy as np
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from sklearn.metrics import roc_auc_score
 
 from shared.errors import BadDataset
-from shared.vision.bundle import Calibration
+from shared.vision.bundle import Calibration, Manifest
+from shared.vision.engines import Answer
 from training import evaluate
-from training.datasets import MISSING, Film
+from training.datasets import MISSING, REGIONS, Film
 from training.evaluate import (
     Answers,
+    answer,
+    as_shipped,
     auroc,
+    average_precision,
     calibration_error,
+    confusion,
+    cross_fitted,
     fit_calibration,
+    graded,
+    groups,
     interval,
     kappa,
     measure,
@@ -29,17 +41,43 @@ from training.evaluate import (
 SQUARE = np.array([[0.5, 0.5], [0.75, 0.5], [0.75, 0.75], [0.5, 0.75]], np.float32)
 
 
-def film(number: int, fractured: int = 0, *, outlined: bool = True, region: int = 0, severity: int = 0) -> Film:
-    outlines = [SQUARE] if fractured and outlined else []
-    return Film(Path(f"{number}.png"), str(number // 2), region, fractured, severity, 0, (100, 100), outlines)
+def film(number: int, fractured: int = 0, **changes: object) -> Film:
+    """A hand of 100 x 100 pixels in a block of two, outlined where fractured, without metal."""
+    outlines = [SQUARE] if fractured == 1 else []
+    usual = Film(Path(f"{number}.png"), str(number // 2), 0, fractured, 0, 0, (100, 100), outlines)
+    return replace(usual, **changes)
 
 
 def answers(films: list[Film], fracture: np.ndarray, heatmaps: np.ndarray | None = None) -> Answers:
+    """These fracture logits; region hand and extent mild for every film."""
     count = len(films)
     region = np.zeros((count, 5))
     region[:, 0] = 3
-    maps = np.zeros((count, 4, 4)) if heatmaps is None else heatmaps
-    return Answers(films, fracture, region, np.tile([2.0, -2.0, -3.0], (count, 1)), maps)
+    return Answers(
+        films=films,
+        fracture=np.asarray(fracture, np.float64),
+        region=region,
+        severity=np.tile([2.0, -2.0, -3.0], (count, 1)),
+        heatmaps=np.zeros((count, 4, 4)) if heatmaps is None else heatmaps,
+        strangeness=np.ones(count),
+        hardware=np.full(count, -5.0),
+    )
+
+
+def manifest(**changes: object) -> Manifest:
+    usual = {
+        "name": "tiny-1",
+        "regions": list(REGIONS),
+        "input_size": 64,
+        "sensitive": 0.2,
+        "specific": 0.7,
+        "modalities": ["DX"],
+        "least_region_probability": 0.5,
+        "most_strangeness": 2.0,
+        "hardware": 0.9,
+        "heatmap_full": 0.5,
+    }
+    return Manifest.model_validate(usual | changes)
 
 
 def test_auroc_knows_right_wrong_and_guess() -> None:
@@ -50,6 +88,22 @@ def test_auroc_knows_right_wrong_and_guess() -> None:
     assert auroc(truth, np.ones(4)) == 0.5
     assert auroc(truth, np.array([1.0, 3.0, 2.0, 4.0])) == 0.75
     assert math.isnan(auroc(np.ones(4, np.int64), np.arange(4.0)))
+    assert math.isnan(auroc(np.zeros(0, np.int64), np.zeros(0)))
+
+
+@given(st.lists(st.tuples(st.integers(0, 1), st.integers(-4, 4)), min_size=2, max_size=60))
+@settings(deadline=None)
+def test_auroc_is_what_sklearn_says(said: list[tuple[int, int]]) -> None:
+    """With many ties too, ranks give the area that scikit-learn integrates."""
+    truth, score = np.array([s[0] for s in said]), np.array([float(s[1]) for s in said])
+    assume(0 < truth.sum() < len(truth))
+    assert auroc(truth, score) == pytest.approx(roc_auc_score(truth, score))
+
+
+def test_average_precision_needs_a_positive() -> None:
+    """A perfect order is 1, and without a fractured film there is no recall to average over."""
+    assert average_precision(np.array([0, 1, 1]), np.array([0.1, 0.2, 0.3])) == 1
+    assert math.isnan(average_precision(np.zeros(3, np.int64), np.arange(3.0)))
 
 
 def test_calibration_error_of_known_bins() -> None:
@@ -70,10 +124,14 @@ def test_platt_scaling_finds_the_scale_that_made_the_labels() -> None:
     assert fitted.offset == pytest.approx(-1.0, abs=0.08)
 
 
-def test_calibration_of_one_class_is_refused() -> None:
-    """Without a fractured film there is nothing to calibrate on, and the message says so."""
+@pytest.mark.parametrize("kind", [0, 1])
+def test_one_class_is_refused(kind: int) -> None:
+    """With films of one kind only there is nothing to calibrate or to choose on, and the message says so."""
+    truth = np.full(4, kind)
     with pytest.raises(BadDataset, match="with and without a fracture"):
-        fit_calibration(np.arange(4.0), np.zeros(4, np.int64))
+        fit_calibration(np.arange(4.0), truth)
+    with pytest.raises(BadDataset, match="with and without a fracture"):
+        operating_points(np.arange(4.0) / 4, truth)
 
 
 def test_probability_of_any_logit_is_a_probability() -> None:
@@ -82,27 +140,44 @@ def test_probability_of_any_logit_is_a_probability() -> None:
     assert chances.tolist() == pytest.approx([0, 0.5, 1])
 
 
+@pytest.mark.parametrize("count", [19, 40, 77])
+def test_operating_points_keep_their_promise_on_films_to_come(count: int) -> None:
+    """Over many draws, a fresh fractured film is at or over the sensitive point, a fresh sound one under the specific
+    point, at least as often as promised; and where there are enough films, not much more often.
+    """
+    dice, draws, caught, spared = np.random.default_rng(2), 2000, [], []
+    truth = np.repeat([0, 1], count)
+    for _ in range(draws):
+        sound, fractured = dice.beta(2, 5, count + 5), dice.beta(5, 3, count + 5)
+        sensitive, specific = operating_points(np.concatenate([sound[:count], fractured[:count]]), truth)
+        caught.append((fractured[count:] >= sensitive).mean())
+        spared.append((sound[count:] < specific).mean())
+    for kept in (caught, spared):
+        noise = float(np.std(kept)) / math.sqrt(draws)
+        assert 0.95 - 3 * noise <= np.mean(kept) <= 1 - 0.05 * 0.6
+
+
+@given(st.integers(1, 18), st.integers(1, 18), st.integers(0, 1000))
+@settings(deadline=None)
+def test_few_films_give_the_most_cautious_points(fractured: int, sound: int, seed: int) -> None:
+    """Under 19 films of a kind nothing can be promised: each is caught, or spared, that was seen."""
+    chance = np.random.default_rng(seed).random(sound + fractured)
+    truth = np.array([0] * sound + [1] * fractured)
+    sensitive, specific = operating_points(chance, truth)
+    assert sensitive == chance[truth == 1].min()
+    assert specific == max(sensitive, np.nextafter(chance[truth == 0].max(), 2))
+
+
 @given(st.lists(st.tuples(st.integers(0, 1), st.floats(0, 0.999)), min_size=2, max_size=80))
 @settings(deadline=None)
-def test_operating_points_keep_their_promises(said: list[tuple[int, float]]) -> None:
-    """On the films they are chosen on: sensitivity >= 0.95 at one, specificity >= 0.95 at the other, in order."""
+def test_operating_points_are_in_order_and_hold_on_their_own_films(said: list[tuple[int, float]]) -> None:
+    """With any ties: 0 <= sensitive <= specific <= 1, and on the films that chose them both rates are met."""
     truth, chance = np.array([s[0] for s in said]), np.array([s[1] for s in said])
     assume(0 < truth.sum() < len(truth))
     sensitive, specific = operating_points(chance, truth)
+    assert 0 <= sensitive <= specific <= 1
     assert (chance[truth == 1] >= sensitive).mean() >= 0.95
     assert (chance[truth == 0] < specific).mean() >= 0.95
-    assert 0 <= sensitive <= specific <= 1
-
-
-def test_operating_points_are_the_best_that_keep_them() -> None:
-    """The sensitive point is the highest, the specific one the lowest threshold that keeps its promise."""
-    dice = np.random.default_rng(6)
-    truth = np.array([0] * 200 + [1] * 100)
-    chance = np.concatenate([dice.beta(2, 5, 200), dice.beta(5, 3, 100)])
-    sensitive, specific = operating_points(chance, truth)
-    assert sensitive == max(t for t in chance if (chance[truth == 1] >= t).mean() >= 0.95)
-    assert specific == min(t for t in chance if (chance[truth == 0] < t).mean() >= 0.95)
-    assert sensitive < specific
 
 
 @pytest.mark.parametrize(
@@ -124,12 +199,27 @@ def test_kappa_of_one_grade_is_not_told() -> None:
     assert math.isnan(kappa(np.zeros(3, np.int64), np.zeros(3, np.int64)))
 
 
-def test_interval_covers_the_truth_about_as_often_as_it_says() -> None:
+def test_confusion_has_the_truth_in_rows() -> None:
+    """Two films of kind 0 called 1 stand in row 0, column 1."""
+    table = confusion(np.array([0, 0, 2]), np.array([1, 1, 2]), 3)
+    assert table.tolist() == [[0, 2, 0], [0, 0, 0], [0, 0, 1]]
+
+
+def test_a_grade_never_outgrows_the_one_below() -> None:
+    """Extent counts the steps that are said from the bottom up: "severe" without "moderate" is mild."""
+    said = replace(
+        answers([film(n) for n in range(3)], np.zeros(3)), severity=np.array([[1, -1, 9], [1, 1, 1], [-1] * 3])
+    )
+    assert graded(said).tolist() == [1, 3, 0]
+
+
+def test_interval_covers_the_truth_about_as_often_as_it_says(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of 40 samples from a coin of 0.3, the 95 % interval holds 0.3 nearly always, and its estimate lies within."""
+    monkeypatch.setattr(evaluate, "RESAMPLES", 200)
     dice, held = np.random.default_rng(3), 0
+    films = [film(2 * index) for index in range(120)]
     for _ in range(40):
         values = dice.random(120) < 0.3
-        films = [film(2 * index) for index in range(120)]
         told = interval(films, lambda i, values=values: float(values[i].mean()))
         assert told is not None
         assert told[1] <= told[0] <= told[2]
@@ -153,28 +243,184 @@ def test_interval_of_nothing_is_none() -> None:
     assert interval([film(0)], lambda i: float("nan")) is None
 
 
-def test_pointing_hits_inside_and_misses_outside() -> None:
-    """The map's peak counts as a hit inside the outline's box only; films without an outline do not play."""
-    maps = np.zeros((4, 4, 4))
-    maps[0, 2, 2] = 1  # inside the square from 0.5 to 0.75
-    maps[1, 0, 0] = 1
-    maps[2, 2, 2] = maps[3, 2, 2] = 1
-    films = [film(0, 1), film(1, 1), film(2, 0), film(3, 1, outlined=False)]
-    hits, shown = pointing(answers(films, np.zeros(4), maps))
-    assert hits.tolist() == [True, False]
-    assert shown == films[:2]
+def hot(row: int, column: int) -> np.ndarray:
+    """A map of 64 x 64 cells with one peak; SQUARE spans the cells 32 to 47."""
+    heatmap = np.zeros((64, 64))
+    heatmap[row, column] = 9
+    return heatmap
 
 
-def test_measure_tells_every_figure_and_null_where_films_lack(monkeypatch: pytest.MonkeyPatch) -> None:
-    """All figures come out, as strict JSON, also where a region has no film at all."""
+def test_pointing_hits_inside_near_and_misses() -> None:
+    """A peak counts inside the outline's box, nearly within 5 % of the side; films without an outline do not play."""
+    maps = np.stack([hot(40, 40), hot(40, 49), hot(40, 56), hot(40, 40), hot(40, 40), hot(40, 40)])
+    films = [film(n, 1) for n in range(3)]
+    idle = [film(3, 0), film(4, 1, outlines=[]), film(5, MISSING, outlines=[SQUARE])]
+    game = pointing(answers(films + idle, np.zeros(6), maps))
+    assert game.inside.tolist() == [True, False, False]
+    assert game.near.tolist() == [True, True, False]
+    assert game.films == films
+    assert pointing(answers(idle, np.zeros(3), maps[3:])).inside.shape == (0,)
+
+
+def test_pointing_asks_for_the_box_not_the_outline() -> None:
+    """A peak beside a slanting outline, yet within the box around it, is a hit."""
+    half = film(0, 1, outlines=[SQUARE[:3]])  # the triangle over the diagonal
+    assert pointing(answers([half], np.zeros(1), hot(46, 33)[None])).inside.tolist() == [True]
+
+
+def test_answers_carry_each_field_of_the_engine(tmp_path: Path) -> None:
+    """Every film is asked once, in order, and each answer stands under its name, whatever the batch."""
+    films = []
+    for number in range(5):
+        path = tmp_path / f"{number}.png"
+        cv2.imwrite(str(path), np.random.default_rng(number).integers(0, 255, (40, 30)).astype(np.uint8))
+        films.append(film(number, path=path))
+
+    def engine(squares: np.ndarray) -> Answer:
+        mean = squares.mean((1, 2)).astype(np.float32)
+        fields = (
+            mean[:, None] + np.arange(5),
+            mean,
+            mean[:, None] + [1, 2, 3],
+            squares[:, ::8, ::8],
+            mean + 7,
+            mean - 7,
+        )
+        return Answer(*(np.asarray(value, np.float32) for value in fields))
+
+    said, alone = answer(engine, films, 32, batch=2), answer(engine, films, 32, batch=1)
+    assert said.films == films
+    assert said.fracture.dtype == np.float64
+    assert (said.region.shape, said.severity.shape, said.heatmaps.shape) == ((5, 5), (5, 3), (5, 4, 4))
+    np.testing.assert_array_equal(said.strangeness, said.fracture + 7)
+    np.testing.assert_array_equal(said.hardware, said.fracture - 7)
+    np.testing.assert_array_equal(said.region[:, 0], said.fracture)
+    np.testing.assert_array_equal(said.fracture, alone.fracture)
+
+
+def test_only_keeps_every_field_of_the_chosen_films() -> None:
+    """A part of the answers, or of the judgements, is those films' and no others'."""
+    whole = as_shipped(answers([film(n, n % 2) for n in range(6)], np.arange(6.0) - 3), manifest())
+    part = whole.only(np.array([True, False, False, True, False, True]))
+    assert [f.path.name for f in part.answers.films] == ["0.png", "3.png", "5.png"]
+    assert part.answers.fracture.tolist() == [-3, 0, 2]
+    assert part.chance.tolist() == whole.chance[[0, 3, 5]].tolist()
+    assert {len(getattr(part.answers, name)) for name in evaluate.ANSWER_FIELDS} == {3}
+
+
+def test_as_shipped_is_the_bundles_own_judgement() -> None:
+    """A film is possible at the sensitive point and likely at the specific one, by the bundle's calibration."""
+    bundle = manifest(sensitive=0.5, specific=0.9, calibration={"slope": 2.0, "offset": -2.0})
+    judged = as_shipped(answers([film(n) for n in range(3)], np.array([0.9, 1.0, 2.5])), bundle)
+    assert judged.chance == pytest.approx(1 / (1 + np.exp([0.2, 0.0, -3.0])))
+    assert judged.possible.tolist() == [False, True, True]
+    assert judged.likely.tolist() == [False, False, True]
+
+
+SIDES = 40  # films in each of two blocks, which are then the two halves
+
+
+def two_blocks() -> tuple[list[Film], np.ndarray]:
+    dice = np.random.default_rng(8)
+    truth = dice.integers(0, 2, 2 * SIDES)
+    truth[::9] = MISSING
+    films = [film(n, int(t), block=str(n // SIDES)) for n, t in enumerate(truth)]
+    return films, np.where(truth == 1, 1.0, -1.0) + dice.normal(0, 1.5, 2 * SIDES)
+
+
+@given(st.integers(0, 2 * SIDES - 1), st.floats(-20, 20), st.sampled_from([0, 1, MISSING]))
+@settings(deadline=None, max_examples=30)
+def test_no_film_has_a_say_in_its_own_judgement(number: int, logit: float, label: int) -> None:
+    """Whatever a film scores and however it is labelled, it and its half are judged as the other half alone says."""
+    films, logits = two_blocks()
+    before = cross_fitted(answers(films, logits))
+    changed, films[number] = logits.copy(), replace(films[number], fractured=label)
+    changed[number] = logit
+    after = cross_fitted(answers(films, changed))
+    own = np.arange(2 * SIDES) // SIDES == number // SIDES
+    others = own & (np.arange(2 * SIDES) != number)
+    for part in ("chance", "possible", "likely"):
+        np.testing.assert_array_equal(getattr(after, part)[others], getattr(before, part)[others])
+
+    far = after.answers.only(~own & (after.answers.fractured != MISSING))
+    calibration = fit_calibration(far.fracture, far.fractured)
+    sensitive, specific = operating_points(probability(far.fracture, calibration), far.fractured)
+    chance = probability(np.array([logit]), calibration)[0]
+    assert after.chance[number] == chance
+    assert (after.possible[number], after.likely[number]) == (chance >= sensitive, chance >= specific)
+
+
+def test_a_half_without_a_class_cannot_judge_the_other() -> None:
+    """Where all fractured films stand in one block, cross-fitting is refused in words."""
+    films = [film(n, int(n < 2)) for n in range(8)]
+    with pytest.raises(BadDataset, match="on both sides"):
+        cross_fitted(answers(films, np.arange(8.0)))
+
+
+def test_groups_are_those_that_have_films() -> None:
+    """Films by region, without metal, of the usual size; by source only where there are several."""
+    films = [
+        film(0),
+        film(1, region=3, hardware=1),
+        film(2, region=MISSING, hardware=MISSING),
+        film(3, original_size=(9, 9)),
+    ]
+    told = {name: keep.tolist() for name, keep in groups(answers(films, np.zeros(4))).items()}
+    assert told == {
+        "region hand": [True, False, False, True],
+        "region hip": [False, True, False, False],
+        "without hardware": [True, False, False, True],
+        "size 100x100": [True, True, True, False],
+    }
+    films[1] = replace(films[1], source="elsewhere")
+    told = {name: keep.tolist() for name, keep in groups(answers(films, np.zeros(4))).items()}
+    assert told["source elsewhere"] == [False, True, False, False]
+    assert told["source "] == [True, False, True, True]
+
+
+def test_measure_tells_every_figure(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All figures come out for known films, overall and for each group, and films that are not labelled do not count."""
     monkeypatch.setattr(evaluate, "RESAMPLES", 50)
-    films = [film(n, n % 2, severity=n % 2 if n % 8 != 1 else MISSING) for n in range(40)]
-    logits = np.array([1.0 if f.fractured else -1.0 for f in films]) + np.random.default_rng(0).normal(0, 1, 40)
-    figures = measure(answers(films, logits))
-    strict = json.loads(json.dumps(figures, allow_nan=False))
-    assert strict["films"] == 40
-    assert strict["fractured"] == 20
-    assert strict["fracture_auroc"][0] > 0.7
-    assert strict["fracture_auroc_by_region"]["hand"] == strict["fracture_auroc"]
-    assert strict["fracture_auroc_by_region"]["hip"] is None
-    assert strict["region_accuracy"] == [1.0, 1.0, 1.0]
+    films = [film(n, n % 2, severity=n % 2) for n in range(40)]
+    films += [film(40 + n, MISSING, region=MISSING, severity=MISSING) for n in range(4)]
+    logits = np.array([1.0 if f.fractured == 1 else -1.0 for f in films]) + np.random.default_rng(0).normal(0, 1, 44)
+    maps = np.stack([hot(40, 40 if n % 4 == 1 else 60) for n in range(44)])
+    figures = measure(as_shipped(answers(films, logits, maps), manifest(sensitive=0.0, specific=1.0)))
+    assert (figures["films"], figures["fractured"]) == (44, 20)
+    assert figures["fracture_auroc"][0] > 0.7
+    assert figures["region_accuracy"] == [1.0, 1.0, 1.0]
+    assert figures["pointing_game"][0] == figures["pointing_game_near"][0] == 0.5
+    assert figures["groups"]["region hand"]["fracture_auroc"] == figures["fracture_auroc"]
+    assert figures["region_confusion"][0] == [40, 0, 0, 0, 0]
+    assert figures["severity_confusion"][:2] == [[0, 20, 0, 0], [0, 20, 0, 0]]
+    assert figures["severity_kappa"][0] == 0
+    assert figures["operating_points"]["sensitive"] == {"sensitivity": [1.0] * 3, "specificity": [0.0] * 3}
+    assert figures["operating_points"]["specific"] == {"sensitivity": [0.0] * 3, "specificity": [1.0] * 3}
+
+
+def test_too_few_films_give_no_figure(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With nine fractured films, what is said of fractures would mislead and is null; the region is still told."""
+    monkeypatch.setattr(evaluate, "RESAMPLES", 20)
+    films = [film(n, int(n < 9)) for n in range(40)]
+    figures = measure(as_shipped(answers(films, np.zeros(40)), manifest()))
+    names = ("fracture_auroc", "fracture_average_precision", "expected_calibration_error", "pointing_game")
+    assert [figures[name] for name in names] == [None] * 4
+    assert figures["region_accuracy"] is not None
+
+
+LABELS = st.tuples(st.sampled_from([0, 1, MISSING]), st.integers(-1, 4), st.integers(-1, 3), st.integers(-1, 1))
+
+
+@given(st.lists(LABELS, min_size=1, max_size=24), st.booleans(), st.integers(0, 1000))
+@settings(deadline=None, max_examples=40)
+def test_every_figure_is_json(labels: list[tuple[int, int, int, int]], outlined: bool, seed: int) -> None:
+    """However few films there are and whatever they lack, measuring ends, in strict JSON that reads back the same."""
+    films = [
+        film(n, fractured, region=region, severity=severity, hardware=hardware, outlines=[SQUARE] if outlined else [])
+        for n, (fractured, region, severity, hardware) in enumerate(labels)
+    ]
+    dice = np.random.default_rng(seed)
+    said = answers(films, dice.normal(0, 3, len(films)), dice.normal(0, 1, (len(films), 4, 4)))
+    with mock.patch.object(evaluate, "RESAMPLES", 3):
+        figures = measure(as_shipped(said, manifest()))
+    assert json.loads(json.dumps(figures, allow_nan=False)) == figures

@@ -1,0 +1,145 @@
+"""Tables of labels, read so that whatever is wrong in one is named by its file and line."""
+
+import csv
+import io
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from tqdm import tqdm
+
+from shared.errors import BadDataset
+from training.datasets.film import MISSING, REGIONS, Film
+
+REGION = {"": MISSING, **{name: index for index, name in enumerate(REGIONS)}}
+FLAG = {"0": 0, "1": 1}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of a table."""
+
+    table: Path
+    line: int  # where it begins, 1 for the first line of the file
+    cells: dict[str, str]  # without the blanks around them
+
+    def __getitem__(self, column: str) -> str:
+        return self.cells.get(column, "")
+
+    def choice(self, column: str, words: Mapping[str, int]) -> int:
+        """What the cell's word, in lower case, stands for. Raises ValueError for another word."""
+        word = self[column].lower()
+        if word not in words:
+            known = ", ".join(known or "nothing" for known in words)
+            raise ValueError(f"{column} is '{self[column]}': give one of {known}")
+        return words[word]
+
+    def whole(self, column: str) -> int:
+        """The cell's number. Raises ValueError if it is not a whole one, 1 or more."""
+        if not self[column].isdecimal() or int(self[column]) < 1:
+            raise ValueError(f"{column} is '{self[column]}': give a whole number, 1 or more")
+        return int(self[column])
+
+
+def read_text(path: Path) -> str:
+    """A whole text file. Raises BadDataset if it is missing, is not UTF-8 (the line is named), or holds a NUL."""
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        raise BadDataset(f"{path} is missing: give the folder that holds it") from None
+    except OSError as wrong:
+        raise BadDataset(f"{path} cannot be read: {wrong.strerror}") from wrong
+    try:
+        text = data.decode("utf-8-sig")  # spreadsheets put a mark before UTF-8
+    except UnicodeDecodeError as wrong:
+        line = data.count(b"\n", 0, wrong.start) + 1
+        raise BadDataset(f"{path}, line {line}: not UTF-8; save the file as UTF-8 text") from wrong
+    if "\0" in text:
+        line = text.count("\n", 0, text.index("\0")) + 1
+        raise BadDataset(f"{path}, line {line}: holds a NUL, so it is damaged or not plain text; export it again")
+    return text
+
+
+def read_rows(
+    table: Path, needed: Sequence[str], *, optional: Collection[str] | None = None, has_head: bool = True
+) -> list[Row]:
+    """The rows of a CSV file in UTF-8; empty ones are passed over.
+
+    needed: columns that must be there, and where has_head is false all columns, in order.
+    optional: the only other columns that may be there; None allows any.
+    Raises BadDataset naming the file and the line.
+    """
+    text = read_text(table)
+    if not text.strip():
+        raise BadDataset(f"{table} is empty: export it again")
+    columns = [] if has_head else [*needed]
+    rows: list[Row] = []
+    lines, line = csv.reader(io.StringIO(text, newline=""), strict=True), 1
+    try:
+        for cells in lines:
+            texts = [cell.strip() for cell in cells]
+            if not any(texts):
+                pass
+            elif not columns:
+                _check_head(f"{table}, line {line}", texts, needed, optional)
+                columns = texts
+            elif len(texts) != len(columns):
+                raise BadDataset(f"{table}, line {line}: has {len(texts)} cells where {len(columns)} are due")
+            else:
+                rows.append(Row(table, line, dict(zip(columns, texts, strict=True))))
+            line = lines.line_num + 1
+    except csv.Error as wrong:
+        raise BadDataset(f"{table}, line {line}: {wrong}; mend its quotes, or export it again") from wrong
+    return rows
+
+
+def _check_head(where: str, columns: list[str], needed: Sequence[str], optional: Collection[str] | None) -> None:
+    for name in needed:
+        if name not in columns:
+            raise BadDataset(f"{where}: no column {name}; found {', '.join(columns)} (commas must separate them)")
+    for at, name in enumerate(columns):
+        if name in columns[:at]:
+            raise BadDataset(f"{where}: two columns are named '{name}'; keep one")
+        if optional is not None and name not in needed and name not in optional:
+            raise BadDataset(f"{where}: unknown column '{name}'; known are {', '.join((*needed, *optional))}")
+
+
+def refuse_twice(rows: list[Row], key: Callable[[Row], str]) -> None:
+    """Raises BadDataset, naming both lines, where two rows have the same key."""
+    first: dict[str, int] = {}
+    for row in rows:
+        line = first.setdefault(key(row), row.line)
+        if line != row.line:
+            raise BadDataset(f"{row.table}, line {row.line}: {key(row)} is on line {line} already; keep one of the two")
+
+
+def inside(folder: Path, name: str) -> Path:
+    """The file of that name in a folder or below it. Raises ValueError if it is not there, or would lie outside."""
+    if Path(name).is_absolute() or ".." in Path(name).parts:
+        raise ValueError(f"'{name}' leads out of {folder}: give a path within it")
+    path = folder / name
+    if not path.is_file():
+        raise ValueError(f"{path} does not exist: mend the name, or put the file there")
+    return path
+
+
+def gather(table: Path, rows: list[Row], films_of: Callable[[Row], Iterable[Film]]) -> list[Film]:
+    """The films of all rows, in order. Threads, for nearly all the time goes into opening files.
+
+    films_of: what it raises (ValueError, OSError, BadDataset) comes out as BadDataset with the row's file and line.
+    Raises BadDataset also if there is no film at all.
+    """
+
+    def of(row: Row) -> list[Film]:
+        try:
+            return [*films_of(row)]
+        except (ValueError, OSError, BadDataset) as wrong:
+            raise BadDataset(f"{row.table}, line {row.line}: {wrong}") from wrong
+
+    with ThreadPoolExecutor(8) as pool:
+        told = tqdm(pool.map(of, rows), desc=f"read {table.name}", total=len(rows), unit="row", delay=2)
+        films = [film for some in told for film in some]
+    if not films:
+        raise BadDataset(f"{table} has no usable row: a film is needed at least")
+    return films
