@@ -8,6 +8,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, ParamSpec, TypeVar
@@ -191,8 +192,6 @@ def down(
 @_honest
 def status(as_json: Json = False) -> None:
     """Show which parts run. Exit code 0: all do, 1: some or all do not."""
-    from dataclasses import asdict
-
     from infra import state
 
     now = state.status(Settings().home)
@@ -455,7 +454,8 @@ Data = Annotated[
     ),
 ]
 TeacherFolder = Annotated[
-    Path | None, typer.Option(help="folder of the ImageNet MobileNetV2; without: labels only, which needs far more films")
+    Path | None,
+    typer.Option(help="folder of the ImageNet MobileNetV2; without: labels only, which needs far more films"),
 ]
 Strangers = Annotated[
     Path | None, typer.Option(help="folder of DICOM images that are no bone radiographs, to measure abstention on")
@@ -543,7 +543,9 @@ def evaluate(
     ] = None,
     everything: Annotated[
         bool,
-        typer.Option("--all", help="all films of the sets, for sets that the bundle was not trained on; else held-out ones"),
+        typer.Option(
+            "--all", help="all films of the sets, for sets that the bundle was not trained on; else held-out ones"
+        ),
     ] = False,
     out_dir: Annotated[Path | None, typer.Option("--out", help="where report.html and metrics.json go")] = None,
     strangers: Strangers = None,
@@ -590,7 +592,8 @@ def export(
     if not re.match(NAME, bundle.stem):
         raise typer.BadParameter("its name names the bundle: a-z, 0-9, dot, dash, underscore", param_hint="BUNDLE")
     manifest = write(run, bundle.stem, bundle, strangers)
-    _line(f"{bundle}: bundle {manifest.name}, {bundle.stat().st_size / 2**20:.1f} MiB; its card: {bundle.with_suffix('.md')}")
+    _line(f"{bundle}: bundle {manifest.name}, {bundle.stat().st_size / 2**20:.1f} MiB")
+    _line(f"model card: {bundle.with_suffix('.md')}; report: {run / 'report.html'}")
 
 
 @app.command()

@@ -16,6 +16,22 @@ FIGURES = {
 }
 
 
+WHAT = (
+    "{manifest.architecture}, one gray channel, {manifest.input_size} x {manifest.input_size} pixels; tells apart "
+    "{regions}; says fracture (calibrated probability), extent and where."
+)
+ABSTAINS = (
+    "Modalities other than {modalities}; body parts such as chest, spine or skull; a blank, inverted or almost wholly "
+    "collimated image; metal in view; an image unlike those learned from; a region that is not recognised (probability "
+    "under {manifest.least_region_probability})."
+)
+LIMITS = (
+    "One source of films, without patient ids: neighbours in id order were kept on one side of the split. No hospital, "
+    "scanner or population beside that source was tested. Extent is counted from annotations and says nothing of how "
+    "badly a patient is hurt."
+)
+
+
 def card(manifest: Manifest) -> str:
     """What a reader must know before trusting the bundle."""
     metrics, data = manifest.metrics, manifest.data
@@ -25,8 +41,7 @@ def card(manifest: Manifest) -> str:
         "",
         f"**{RESEARCH_USE}** {manifest.limits}",
         "",
-        f"{manifest.architecture}, one gray channel, {manifest.input_size} x {manifest.input_size} pixels; tells apart "
-        f"{', '.join(manifest.regions)}; says fracture (calibrated probability), extent and where.",
+        WHAT.format(manifest=manifest, regions=", ".join(manifest.regions)),
         "",
         "## Data",
         "",
@@ -54,16 +69,12 @@ def card(manifest: Manifest) -> str:
         "",
         "## When it abstains",
         "",
-        f"Modalities other than {', '.join(manifest.modalities)}; body parts such as chest, spine or skull; a blank, "
-        "inverted or almost wholly collimated image; metal in view; an image unlike those learned from; a region that is "
-        f"not recognised (probability under {manifest.least_region_probability}).",
+        ABSTAINS.format(manifest=manifest, modalities=", ".join(manifest.modalities)),
         "",
         *_scope(metrics.get("scope", {})),
         "## Limits",
         "",
-        "One source of films, without patient ids: neighbours in id order were kept on one side of the split. No "
-        "hospital, scanner or population beside that source was tested. Extent is counted from annotations and says "
-        "nothing of how badly a patient is hurt.",
+        LIMITS,
         "",
     ]
     return "\n".join(lines)

@@ -126,7 +126,8 @@ def _draw(lines: Sequence[Line], path: Path) -> None:
     from matplotlib import pyplot as plt
 
     figures = ("fracture_auroc", "pointing_game", "region_accuracy", "expected_calibration_error")
-    figure, axes = plt.subplots(1, len(figures) + 1, figsize=(16, 1.2 + 0.6 * len(lines)), sharey=True, layout="constrained")
+    size = (16, 1.2 + 0.6 * len(lines))
+    figure, axes = plt.subplots(1, len(figures) + 1, figsize=size, sharey=True, layout="constrained")
     names = [line.architecture for line in lines]
     for axis, name in zip(axes, figures, strict=False):
         for row, line in enumerate(lines):

@@ -72,9 +72,10 @@ def answer(engine: Engine, films: list[Film], size: int, batch: int = 16) -> Ans
 
     engine: the one that serves on this machine, from `shared.vision.engines`; size: the bundle's input size, pixels.
     """
-    said = []
-    for start in tqdm(range(0, len(films), batch), desc="evaluate", unit="batch"):
-        said.append(engine(np.stack([read_film(film.path, size) for film in films[start : start + batch]])))
+    said = [
+        engine(np.stack([read_film(film.path, size) for film in films[start : start + batch]]))
+        for start in tqdm(range(0, len(films), batch), desc="evaluate", unit="batch")
+    ]
     fields = [np.concatenate([getattr(part, name) for part in said]).astype(np.float64) for name in said[0]._fields]
     return Answers(films, **dict(zip(ANSWER_FIELDS, fields, strict=True)))
 
@@ -245,7 +246,8 @@ def confusion(truth: Ints, said: Ints, kinds: int) -> Ints:
 
 def graded(answers: Answers) -> Ints:
     """(N,) 0..3, the extent that the severity logits say."""
-    return (np.minimum.accumulate(sigmoid(answers.severity), axis=1) >= 0.5).sum(1).astype(np.int64)
+    steps = np.minimum.accumulate(sigmoid(answers.severity), axis=1)
+    return np.asarray((steps >= 0.5).sum(1), np.int64)
 
 
 def groups(answers: Answers) -> dict[str, Flags]:

@@ -36,7 +36,7 @@ STRENGTH = 0.65  # of the overlay where the map is full: the film stays visible
 BLUE, VERMILION, BLACK, GRAY = "#0072B2", "#D55E00", "#111111", "#767676"
 CALLS = (("possible: sensitive point", "o", VERMILION), ("likely: specific point", "s", BLACK))
 SKY = (233, 180, 86)
-WEAK, STRONG = np.array([0.0, 190, 255]), np.array([0.0, 60, 225])  # yellow to vermilion
+WEAK, STRONG = np.array([0, 190, 255], np.float32), np.array([0, 60, 225], np.float32)  # yellow to vermilion
 
 
 def write_report(
@@ -198,10 +198,8 @@ def _mark(axes: Axes, x: float, y: float, name: str, marker: str, colour: str) -
 
 def _draw_curve(axes: Axes, told: Judged, points: Points) -> None:
     truth, score = told.answers.fractured, told.answers.fracture
-    drawn = [np.interp(GRID, *points(truth, score))]
-    for chosen in _redraws(told.answers.films):
-        if 0 < truth[chosen].sum() < len(chosen):
-            drawn.append(np.interp(GRID, *points(truth[chosen], score[chosen])))
+    redraws = [i for i in _redraws(told.answers.films) if 0 < truth[i].sum() < len(i)]
+    drawn = [np.interp(GRID, *points(truth[i], score[i])) for i in (np.arange(len(truth)), *redraws)]
     low, high = np.percentile(drawn, [2.5, 97.5], axis=0)
     axes.fill_between(GRID, low, high, color=BLUE, alpha=0.18, linewidth=0, label="95 % band")
     axes.plot(*points(truth, score), color=BLUE, linewidth=1.6, label="this bundle")
@@ -310,7 +308,7 @@ def overlay(film: Film, heatmap: Floats, full: float) -> UInt8Picture:
     stands where the pointing game looks. Raises BadDataset if the film cannot be read.
     """
     drawn = cv2.resize(heatmap.astype(np.float32), (FINE, FINE), interpolation=cv2.INTER_CUBIC)
-    heat = np.clip(sigmoid(drawn.astype(np.float64)) / full, 0, 1)[..., None]
+    heat = np.clip(sigmoid(drawn.astype(np.float64)) / full, 0, 1).astype(np.float32)[..., None]
     gray = read_film(film.path, FINE)[..., None]
     mixed = gray * (1 - STRENGTH * heat) + (WEAK * (1 - heat) + STRONG * heat) * STRENGTH * heat
     picture = np.ascontiguousarray(np.rint(mixed), np.uint8)

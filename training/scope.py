@@ -115,8 +115,8 @@ def _abstained(reader: Reader, images: list[tuple[UInt8Image, str, str]]) -> dic
 
 def _inverted(square: UInt8Image) -> UInt8Image:
     """The film with gray reversed; the padding around it stays."""
-    rows, columns = square.any(1), square.any(0)
-    return np.where(rows[:, None] & columns[None], 255 - square, square).astype(np.uint8)
+    exposed = (square.max(1) > 0)[:, None] & (square.max(0) > 0)[None]
+    return np.where(exposed, 255 - square, square).astype(np.uint8)
 
 
 def _collimated(square: UInt8Image) -> UInt8Image:

@@ -70,5 +70,6 @@ class Teacher(nn.Module):
     def forward(self, pixels: Tensor) -> Reading:
         """pixels: (B, 1, S, S) uint8. A teacher knows nothing of scope."""
         _, fine, coarse = self.features(pixels)
+        region, fracture, severity, heatmap = self.heads(fine, coarse)
         unknown = coarse.new_zeros(len(coarse))
-        return Reading(*self.heads(fine, coarse), unknown, unknown)
+        return Reading(region, fracture, severity, heatmap, unknown, unknown)

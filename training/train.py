@@ -102,7 +102,10 @@ class Student(nn.Module):
         own, taught = self.net.heads, teacher.heads
         own.load_state_dict({k: v for k, v in taught.state_dict().items() if k in SAME_HEADS}, strict=False)
         for name, level in (("place", 1), ("context", 2), ("region", 2)):
-            adapter, mean, spread = self.adapters[level], self.get_buffer(f"mean{level}"), self.get_buffer(f"spread{level}")
+            adapter = self.adapters[level]
+            assert isinstance(adapter, nn.Conv2d)
+            assert adapter.bias is not None
+            mean, spread = self.get_buffer(f"mean{level}"), self.get_buffer(f"spread{level}")
             weight, bias = getattr(taught, name).weight.flatten(1), getattr(taught, name).bias  # (K, taught)
             into, shift = adapter.weight.flatten(1), adapter.bias  # (taught, own), (taught,)
             scaled = weight * spread.flatten()
@@ -331,7 +334,8 @@ class Run(Generic[Module]):
         bar.close()
 
     def _optimizer(self, rate: float, heads_faster: float) -> torch.optim.Optimizer:
-        slow, fast = [], []
+        slow: list[nn.Parameter] = []
+        fast: list[nn.Parameter] = []
         for name, parameter in self.module.named_parameters():
             (slow if "trunk." in name or "convs." in name else fast).append(parameter)
         return torch.optim.AdamW(

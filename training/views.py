@@ -184,9 +184,7 @@ def _evidence(film: Film, size: int) -> UInt8Square:
     return np.maximum(outline_mask(film, size), outline_mask(film, size, boxes=True) // 2)
 
 
-def _place(
-    mask: UInt8Square | None, unit: npt.NDArray[np.float64], size: int
-) -> tuple[npt.NDArray[np.float32], float]:
+def _place(mask: UInt8Square | None, unit: npt.NDArray[np.float64], size: int) -> tuple[npt.NDArray[np.float32], float]:
     """The mask in a view's cells, and which share of it is in view."""
     cells = size // CELL
     if mask is None:

@@ -29,10 +29,10 @@ class Look(StrEnum):
 
 
 def look(square: UInt8Image) -> Look:
-    """square: (S, S) uint8 from `prepare`. Radiographs have a dark surround; a bright one says that gray is reversed."""
+    """square: (S, S) uint8 from `prepare`. A radiograph's surround is dark; a bright one says that gray is reversed."""
     if square.std() < BLANK_SPREAD:
         return Look.BLANK
-    rows, columns = square.any(1).nonzero()[0], square.any(0).nonzero()[0]
+    rows, columns = np.flatnonzero(square.max(1)), np.flatnonzero(square.max(0))
     content = square[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
     if (content > EXPOSED_FROM).mean() * content.size < LEAST_EXPOSED * square.size:
         return Look.COLLIMATED

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -31,8 +32,8 @@ def steps(checkpoint: Path) -> int:
 def test_train_killed_resumed_exported_and_used(tmp_path: Path) -> None:
     """A run that was killed goes on from its checkpoint, and its bundle reads a DICOM film."""
     data, run, bundle = fracatlas_tree(tmp_path / "data"), tmp_path / "run", tmp_path / "tiny-1.safetensors"
-    checkpoint = run / "checkpoint.pt"
-    options = ["--data", data, "--out", run, "--size", "64", "--batch", "4", "--checkpoint-seconds", "0.5"]
+    checkpoint = run / "student.pt"
+    options = ["--data", data, "--out", run, "--size", "64", "--crop", "64", "--batch", "4", "--checkpoint-seconds", "0.5"]
     command = ["train", *options, "--minutes", "0.15"]
     killed = subprocess.Popen(
         [sys.executable, "-m", "infra.cli", *map(str, command)],
@@ -61,14 +62,32 @@ def test_train_killed_resumed_exported_and_used(tmp_path: Path) -> None:
     assert steps(checkpoint) > before
     checkpoint.unlink()  # 400 MB
 
-    exported = osteon("export", run, bundle)
+    stranger = tmp_path / "strangers"
+    stranger.mkdir()
+    shutil.copyfile(SAMPLE, stranger / "film.dcm")
+    exported = osteon("export", run, bundle, "--strangers", stranger)
     assert exported.returncode == 0, exported.stderr
     _, manifest = load_bundle(bundle.read_bytes())
     assert (manifest.name, manifest.input_size) == ("tiny-1", 64)
     assert 0 <= manifest.sensitive <= manifest.specific <= 1
     assert manifest.metrics["films"] == 8
     assert json.loads((run / "metrics.json").read_text()) == manifest.metrics
-    assert (run / "evaluation.png").stat().st_size > 1000
+    assert manifest.metrics["scope"]["other DICOM images, with header"]["images"] == 1
+    assert manifest.name in (run / "report.html").read_text()
+
+    card = osteon("card", bundle)
+    assert card.stdout.strip() == bundle.with_suffix(".md").read_text().strip()
+    assert "Research use only" in card.stdout
+
+    options = ("--data", data, "--out", tmp_path / "report", "--json")
+    held_out, everything = osteon("evaluate", bundle, *options), osteon("evaluate", bundle, *options, "--all")
+    assert held_out.returncode == everything.returncode == 0, held_out.stderr + everything.stderr
+    assert json.loads(held_out.stdout)["films"] == 8
+    assert json.loads(everything.stdout)["films"] == 40
+    assert (tmp_path / "report/report.html").stat().st_size > 10_000
+    without = osteon("evaluate", bundle)
+    assert without.returncode == 2
+    assert "--data" in without.stderr
 
     read = osteon("predict", SAMPLE, "--bundle", bundle, "--json")
     assert read.returncode == 0, read.stderr
@@ -77,9 +96,35 @@ def test_train_killed_resumed_exported_and_used(tmp_path: Path) -> None:
     assert row["error"] is None
 
 
+@pytest.mark.slow
+def test_architectures_are_compared_alike(tmp_path: Path) -> None:
+    """Each architecture is trained and measured on the same films, in one table and one figure; a second run only reads."""
+    data, out = fracatlas_tree(tmp_path / "data"), tmp_path / "compared"
+    options = ["--data", data, "--out", out, "--size", "64", "--crop", "64", "--batch", "4", "--minutes", "0.02"]
+    chosen = ["--architecture", "resnet50", "--architecture", "vgg16"]
+    done = osteon("compare", *options, *chosen, "--json")
+    assert done.returncode == 0, done.stderr
+    lines = json.loads(done.stdout)
+    assert [line["architecture"] for line in lines] == ["resnet50", "vgg16"]
+    assert all(line["images_per_s"] > 0 and line["training_steps"] > 0 for line in lines)
+    assert (out / "comparison.png").stat().st_size > 1000
+    trained = (out / "resnet50/weights.pt").stat().st_mtime
+    again = osteon("compare", *options, *chosen)
+    assert again.returncode == 0, again.stderr
+    assert "| vgg16 |" in again.stdout
+    assert (out / "resnet50/weights.pt").stat().st_mtime == trained
+
+
+def test_unknown_architecture_is_refused(tmp_path: Path) -> None:
+    """A name that is none of the four ends before anything is read, with the four."""
+    done = osteon("train", "--data", tmp_path, "--out", tmp_path / "run", "--architecture", "alexnet")
+    assert done.returncode == 2
+    assert "densenet121" in done.stderr
+
+
 def test_wrong_folder_is_an_error_in_words(tmp_path: Path) -> None:
     """Given a folder without labels.csv, training says what it needs and exits 1."""
     done = osteon("train", "--data", tmp_path, "--out", tmp_path / "run", "--minutes", "0.05")
     assert done.returncode == 1
-    assert "labels.csv is missing" in done.stderr
+    assert "no data set that Osteon knows" in done.stderr
     assert "Traceback" not in done.stderr
