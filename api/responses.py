@@ -77,7 +77,7 @@ STUDY: JsonDict = {
                     "specific_threshold": 0.64,
                     "severity": "moderate",
                     "scope": "in scope",
-                    "bundle": "first-light",
+                    "bundle": "second-look",
                     "heatmap_url": f"/studies/{STUDY_ID}/heatmap.png?image=1&frame=1",
                     "preview_url": f"/studies/{STUDY_ID}/preview.png?image=1&frame=1",
                 }
@@ -120,7 +120,7 @@ NIGHT: JsonDict = {
     "failed": 2,
     "stranded": 0,
     "outdated": 310,
-    "bundle": "first-light",
+    "bundle": "second-look",
 }
 
 

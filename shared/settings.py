@@ -25,7 +25,7 @@ class Settings(BaseSettings):
     store_url: SecretStr = Field(
         SecretStr("file:.osteon/objects"), description="file:DIR, or s3://KEY:SECRET@HOST:PORT/BUCKET (s3s:// for TLS)"
     )
-    bundle_path: Path = Field(ROOT / "training/bundles/first-light.safetensors", description="activated when none is")
+    bundle_path: Path = Field(ROOT / "training/bundles/second-look.safetensors", description="activated when none is")
     spool_dir: Path | None = Field(None, description="where uploads wait on disk until they are whole")
 
     # secrets

@@ -91,7 +91,7 @@ def assess_bundle(bundle: Path, data: list[Path], *, everything: bool) -> Assess
         chosen = split(chosen, int(manifest.data["seed"]))[1] if "seed" in manifest.data else chosen
     answers = answer(pick_engine(network, manifest.input_size), chosen, manifest.input_size)
     if everything:
-        note = f"all {len(chosen)} films of {', '.join(map(str, data))}; the bundle's own calibration and thresholds"
+        note = f"all {len(chosen)} films of {', '.join(path.name for path in data)}; the bundle's own calibration and thresholds"
         return Assessment(network, as_shipped(answers, manifest), manifest, note)
     note = f"{len(chosen)} films held out by block, seed {manifest.data.get('seed')}; calibration cross-fitted"
     return Assessment(network, cross_fitted(answers), manifest, note)
@@ -146,7 +146,7 @@ def _describe(answers: Answers, name: str, recipe: dict[str, Any], note: str) ->
         hardware=round(min(1.0, float(np.quantile(sigmoid(usual.hardware), 1 - METAL)) + 1e-3), 4),
         heatmap_full=min(1.0, max(1e-3, float(np.quantile(top, 0.5)))),
         data={
-            "sets": recipe["data"],
+            "sets": [Path(path).name for path in recipe["data"]],
             "seed": recipe["seed"],
             "split": note,
             "sources": _sources(answers.films),

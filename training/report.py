@@ -168,6 +168,7 @@ def reliability_figure(judged: Judged) -> Figure:
     kinds = [chance[truth == 0], chance[truth == 1]]
     below.hist(kinds, bins=20, range=(0, 1), stacked=True, color=["#C9C9C9", BLUE], label=["sound", "fractured"])
     below.set(xlabel="told probability of a fracture", ylabel="films", xlim=(-0.02, 1.02))
+    below.yaxis.get_major_locator().set_params(integer=True)
     below.legend(fontsize=8)
     for part_axes in (axes, below):
         _quiet(part_axes)

@@ -174,7 +174,8 @@ def test_damaged_bundle_is_an_error_in_words(tmp_path: Path) -> None:
 HELP = {
     "up": "Start the whole system", "down": "Stop the stack", "status": "which parts run", "submit": "Upload studies",
     "worklist": "most urgent first", "demo": "sample studies", "predict": "without any server", "activate": "active one",
-    "train": "Train a network", "evaluate": "held-out films", "export": "write it as a bundle", "revoke": "invalid at once",
+    "train": "Train a network", "compare": "side by side", "card": "model card",
+    "evaluate": "held-out films", "export": "write it as a bundle", "revoke": "invalid at once",
 }  # fmt: skip
 
 

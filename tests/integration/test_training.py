@@ -33,7 +33,20 @@ def test_train_killed_resumed_exported_and_used(tmp_path: Path) -> None:
     """A run that was killed goes on from its checkpoint, and its bundle reads a DICOM film."""
     data, run, bundle = fracatlas_tree(tmp_path / "data"), tmp_path / "run", tmp_path / "tiny-1.safetensors"
     checkpoint = run / "student.pt"
-    options = ["--data", data, "--out", run, "--size", "64", "--crop", "64", "--batch", "4", "--checkpoint-seconds", "0.5"]
+    options = [
+        "--data",
+        data,
+        "--out",
+        run,
+        "--size",
+        "64",
+        "--crop",
+        "64",
+        "--batch",
+        "4",
+        "--checkpoint-seconds",
+        "0.5",
+    ]
     command = ["train", *options, "--minutes", "0.15"]
     killed = subprocess.Popen(
         [sys.executable, "-m", "infra.cli", *map(str, command)],
