@@ -551,7 +551,10 @@ def evaluate(
     strangers: Strangers = None,
     as_json: Json = False,
 ) -> None:
-    """Measure a model: a report with curves, subgroups and a heatmap gallery, and all figures with 95 % intervals."""
+    """Measure a model: a report with curves, subgroups and heatmaps, and figures with 95 % intervals.
+
+    On held-out films unless --all says otherwise.
+    """
     from training.export import assess_bundle, assess_run, report
 
     if model.is_dir():

@@ -2,7 +2,6 @@
 
 from typing import Any
 
-from shared.findings import RESEARCH_USE
 from shared.vision.bundle import Manifest
 
 FIGURES = {
@@ -39,7 +38,7 @@ def card(manifest: Manifest) -> str:
     lines = [
         f"# {manifest.name}",
         "",
-        f"**{RESEARCH_USE}** {manifest.limits}",
+        f"**{manifest.limits}**",
         "",
         WHAT.format(manifest=manifest, regions=", ".join(manifest.regions)),
         "",

@@ -15,6 +15,7 @@ from tqdm import tqdm
 from shared.errors import BadDataset
 from shared.vision.bundle import Calibration, Manifest
 from shared.vision.engines import Engine
+from shared.vision.reader import shown
 from training.datasets import MISSING, REGIONS, Film, outline_mask, read_film
 
 Floats = npt.NDArray[np.float64]
@@ -217,9 +218,9 @@ def pointing(answers: Answers) -> Pointing:
     """Play the pointing game."""
     inside, near, films = [], [], []
     margin = np.ones((2 * round(NEAR * FINE) + 1,) * 2, np.uint8)
-    for film, heatmap in zip(answers.films, answers.heatmaps, strict=True):
+    for film, heatmap in zip(answers.films, shown(answers.heatmaps) if answers.films else (), strict=True):
         if film.fractured == 1 and film.outlines:
-            drawn = cv2.resize(heatmap.astype(np.float32), (FINE, FINE), interpolation=cv2.INTER_CUBIC)
+            drawn = cv2.resize(heatmap, (FINE, FINE), interpolation=cv2.INTER_CUBIC)
             row, column = np.unravel_index(int(drawn.argmax()), drawn.shape)
             box = outline_mask(film, FINE, boxes=True)
             inside.append(box[row, column] > 0)

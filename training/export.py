@@ -10,9 +10,9 @@ import torch
 
 from shared.errors import BadDataset
 from shared.vision.bundle import Manifest, load_bundle, save_bundle
-from shared.vision.engines import pick_engine
+from shared.vision.engines import Engine, pick_engine
 from shared.vision.network import BoneNet
-from shared.vision.reader import Reader
+from shared.vision.reader import Reader, shown
 from training.card import card
 from training.datasets import REGIONS, Film, films, split
 from training.evaluate import (
@@ -45,6 +45,7 @@ class Assessment:
     """A model's answers on some films, judged, with a manifest that describes it and a note on which films."""
 
     network: BoneNet
+    engine: Engine
     judged: Judged
     manifest: Manifest
     note: str
@@ -74,9 +75,10 @@ def assess_run(run: Path, name: str) -> Assessment:
     fit_scope(network, learned_from(run / "recipe.json"), size)
     network.half().float()
     unseen = held_out(run / "recipe.json")
-    answers = answer(pick_engine(network, size), unseen, size)
+    engine = pick_engine(network, size)
+    answers = answer(engine, unseen, size)
     note = f"{len(unseen)} films held out by block, seed {recipe['seed']}; calibration and thresholds cross-fitted"
-    return Assessment(network, cross_fitted(answers), _describe(answers, name, recipe, note), note)
+    return Assessment(network, engine, cross_fitted(answers), _describe(answers, name, recipe, note), note)
 
 
 def assess_bundle(bundle: Path, data: list[Path], *, everything: bool) -> Assessment:
@@ -89,12 +91,14 @@ def assess_bundle(bundle: Path, data: list[Path], *, everything: bool) -> Assess
     chosen = _all_films(data)
     if not everything:
         chosen = split(chosen, int(manifest.data["seed"]))[1] if "seed" in manifest.data else chosen
-    answers = answer(pick_engine(network, manifest.input_size), chosen, manifest.input_size)
+    engine = pick_engine(network, manifest.input_size)
+    answers = answer(engine, chosen, manifest.input_size)
     if everything:
-        note = f"all {len(chosen)} films of {', '.join(path.name for path in data)}; the bundle's own calibration and thresholds"
-        return Assessment(network, as_shipped(answers, manifest), manifest, note)
+        sets = ", ".join(path.name for path in data)
+        note = f"all {len(chosen)} films of {sets}; the bundle's own calibration and thresholds"
+        return Assessment(network, engine, as_shipped(answers, manifest), manifest, note)
     note = f"{len(chosen)} films held out by block, seed {manifest.data.get('seed')}; calibration cross-fitted"
-    return Assessment(network, cross_fitted(answers), manifest, note)
+    return Assessment(network, engine, cross_fitted(answers), manifest, note)
 
 
 def _all_films(data: list[Path]) -> list[Film]:
@@ -106,7 +110,8 @@ def report(assessment: Assessment, out: Path, strangers: Path | None) -> dict[st
 
     strangers: a folder of DICOM files that are no bone radiographs in scope, to measure abstention on.
     """
-    scope = measure_scope(Reader(assessment.network, assessment.manifest), assessment.judged.answers, strangers)
+    reader = Reader(assessment.network, assessment.manifest, assessment.engine)
+    scope = measure_scope(reader, assessment.judged.answers, strangers)
     return write_report(assessment.judged, assessment.manifest, out, assessment.note, extra={"scope": scope})
 
 
@@ -129,7 +134,7 @@ def _describe(answers: Answers, name: str, recipe: dict[str, Any], note: str) ->
     calibration = fit_calibration(known.fracture, known.fractured)
     sensitive, specific = operating_points(probability(known.fracture, calibration), known.fractured)
     usual = answers.only(np.array([film.hardware != 1 for film in answers.films], bool))
-    top = sigmoid(known.only(known.fractured == 1).heatmaps.max((1, 2)))
+    top = shown(known.only(known.fractured == 1).heatmaps).max((1, 2))
     best = np.exp(usual.region - usual.region.max(1, keepdims=True))
     return Manifest(
         name=name,

@@ -20,8 +20,9 @@ from sklearn.metrics import precision_recall_curve, roc_curve
 from shared.errors import BadDataset
 from shared.findings import RESEARCH_USE, Severity
 from shared.vision.bundle import Manifest
+from shared.vision.reader import shown
 from training.datasets import MISSING, REGIONS, Film, outline_mask, read_film
-from training.evaluate import FEWEST, FINE, Floats, Ints, Judged, as_shipped, interval, measure, pointing, sigmoid
+from training.evaluate import FEWEST, FINE, Floats, Ints, Judged, as_shipped, interval, measure, pointing
 
 UInt8Picture = npt.NDArray[np.uint8]  # (H, W, 3), blue first as OpenCV has it
 Points = Callable[[Ints, Floats], tuple[Floats, Floats]]  # truth and score to x, rising, and y
@@ -308,8 +309,8 @@ def overlay(film: Film, heatmap: Floats, full: float) -> UInt8Picture:
     Returns (FINE, FINE, 3) uint8, blue first. The map is interpolated as `evaluate.pointing` does, so that the ring
     stands where the pointing game looks. Raises BadDataset if the film cannot be read.
     """
-    drawn = cv2.resize(heatmap.astype(np.float32), (FINE, FINE), interpolation=cv2.INTER_CUBIC)
-    heat = np.clip(sigmoid(drawn.astype(np.float64)) / full, 0, 1).astype(np.float32)[..., None]
+    drawn = cv2.resize(shown(heatmap[None])[0], (FINE, FINE), interpolation=cv2.INTER_CUBIC)
+    heat = np.clip(drawn / full, 0, 1).astype(np.float32)[..., None]
     gray = read_film(film.path, FINE)[..., None]
     mixed = gray * (1 - STRENGTH * heat) + (WEAK * (1 - heat) + STRONG * heat) * STRENGTH * heat
     picture = np.ascontiguousarray(np.rint(mixed), np.uint8)

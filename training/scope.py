@@ -1,5 +1,6 @@
 """The model's scope: fitting what tells films like those learned from others, and measuring who is turned away."""
 
+import math
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from training.datasets import MISSING, REGIONS, Film, read_film
 from training.evaluate import Answers
 
 Floats = npt.NDArray[np.float64]
+ENOUGH = 1500  # films; more do not move the centres, and cost minutes on a CPU
 
 
 def fit_scope(network: BoneNet, films: list[Film], size: int, batch: int = 16) -> None:
@@ -29,6 +31,7 @@ def fit_scope(network: BoneNet, films: list[Film], size: int, batch: int = 16) -
 
     size: the bundle's input size, pixels. Where no film shows metal, or all do, metal is never reported.
     """
+    films = films[:: math.ceil(len(films) / ENOUGH)]
     pooled = _pooled(network, films, size, batch)
     regions = np.array([film.region for film in films])
     centres = np.stack([_centre(pooled, regions == index) for index in range(len(REGIONS))])
@@ -39,7 +42,14 @@ def fit_scope(network: BoneNet, films: list[Film], size: int, batch: int = 16) -
     axes, lengths = axes[:DIRECTIONS], lengths[:DIRECTIONS]
     spread = lengths / np.sqrt(len(films))
     rest = np.sqrt(np.maximum(np.square(off).sum(1) - np.square(off @ axes.T).sum(1), 0).mean())
-    state = {"centres": centres, "axes": axes, "spread": np.maximum(spread, 1e-4), "rest": np.array([max(rest, 1e-4)])}
+    # where films are few, some directions hardly vary among them; these must not make every other film strange
+    least = max(0.01 * float(spread[0]), 1e-4)
+    state = {
+        "centres": centres,
+        "axes": axes,
+        "spread": np.maximum(spread, least),
+        "rest": np.array([max(rest, least)]),
+    }
     with torch.no_grad():
         for name, value in state.items():
             buffer = network.scope.get_buffer(name)
@@ -50,12 +60,18 @@ def fit_scope(network: BoneNet, films: list[Film], size: int, batch: int = 16) -
 
 
 def _pooled(network: BoneNet, films: list[Film], size: int, batch: int) -> Floats:
-    network.eval()
+    network.eval().to(memory_format=torch.channels_last)
     parts = []
     with torch.inference_mode(), half_precision(torch.device("cpu")):
         for start in tqdm(range(0, len(films), batch), desc="scope", unit="batch"):
             squares = np.stack([read_film(film.path, size) for film in films[start : start + batch]])
-            parts.append(network.features(torch.from_numpy(squares)[:, None])[-1].float().mean((2, 3)).double().numpy())
+            parts.append(
+                network.features(torch.from_numpy(squares)[:, None].contiguous(memory_format=torch.channels_last))[-1]
+                .float()
+                .mean((2, 3))
+                .double()
+                .numpy()
+            )
     return np.concatenate(parts)
 
 

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
+import cv2
 import numpy as np
 import numpy.typing as npt
 
@@ -16,6 +17,7 @@ from shared.vision.tensors import UInt8Image
 SEVERITIES = list(Severity)
 BLANK_SPREAD = 2.0  # gray levels; a prepared film with less standard deviation shows nothing
 EXPOSED_FROM, LEAST_EXPOSED = 16, 0.02  # gray level; share of the square that must be brighter
+SMOOTHING = 0.7  # standard deviation, cells
 RIM, BRIGHT, BRIGHTER = 0.04, 150, 25  # share of the side; gray levels of the surround, and above the middle
 
 
@@ -52,7 +54,7 @@ class RawReading:
     region: npt.NDArray[np.float32]  # (R,) probabilities
     fracture: float  # calibrated probability
     severity: npt.NDArray[np.float32]  # (3,) P(at least mild, moderate, severe)
-    heatmap: npt.NDArray[np.float32]  # (h, w) cell probabilities, uncalibrated
+    heatmap: npt.NDArray[np.float32]  # (h, w) cell probabilities, uncalibrated, as `shown` makes them
     strangeness: float  # about 1 for films like those that were learned from
     hardware: float  # P(metal in view)
     look: Look
@@ -86,7 +88,7 @@ class Reader:
         regions = _softmax(said.region / manifest.region_temperature)
         # P(at least severe) can never exceed P(at least moderate): ordinal answers are made monotone
         severities = np.minimum.accumulate(_sigmoid(said.severity), axis=1)
-        cells, hardware = _sigmoid(said.heatmap), _sigmoid(said.hardware)
+        cells, hardware = shown(said.heatmap), _sigmoid(said.hardware)
         return [
             RawReading(
                 regions[i],
@@ -142,6 +144,15 @@ class Reader:
     def _heatmap(self, values: npt.NDArray[np.float32]) -> Heatmap:
         scaled = np.clip(values / self.manifest.heatmap_full, 0, 1)
         return Heatmap(np.rint(scaled * 255).astype(np.uint8).tobytes(), *values.shape)
+
+
+def shown(heatmaps: npt.NDArray[np.floating]) -> npt.NDArray[np.float32]:
+    """The heatmaps that people see: (B, h, w) cell logits to (B, h, w) probabilities, lightly smoothed.
+
+    A fracture spans more than one cell; a single hot one beside others that are cold is more often wrong.
+    """
+    chances = _sigmoid(np.asarray(heatmaps, np.float32))
+    return np.stack([np.asarray(cv2.GaussianBlur(one, (0, 0), SMOOTHING), np.float32) for one in chances])
 
 
 def _sigmoid(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
