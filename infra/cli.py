@@ -558,7 +558,7 @@ def evaluate(
     from training.export import assess_bundle, assess_run, report
 
     if model.is_dir():
-        assessment = assess_run(model, model.name or "run")
+        assessment = assess_run(model, "run")
     elif data:
         assessment = assess_bundle(model, data, everything=everything)
     else:
