@@ -139,5 +139,6 @@ def test_wrong_folder_is_an_error_in_words(tmp_path: Path) -> None:
     """Given a folder without labels.csv, training says what it needs and exits 1."""
     done = osteon("train", "--data", tmp_path, "--out", tmp_path / "run", "--minutes", "0.05")
     assert done.returncode == 1
-    assert "no data set that Osteon knows" in done.stderr
+    assert "has no layout that is known" in done.stderr
+    assert "labels.csv" in done.stderr
     assert "Traceback" not in done.stderr
