@@ -27,7 +27,7 @@ class Look(StrEnum):
     USUAL = ""
     BLANK = "the image is blank"
     COLLIMATED = "almost nothing of the image is exposed"
-    INVERTED = "the image looks inverted: bright around a darker middle"
+    INVERTED = "the image looks inverted"
 
 
 def look(square: UInt8Image) -> Look:
@@ -134,9 +134,9 @@ class Reader:
         if reading.look != Look.USUAL:
             return str(reading.look)
         if reading.hardware >= self.manifest.hardware:
-            return "there seems to be metal in view, on which the model was not validated"
+            return "metal is in view"
         if not reading.strangeness <= self.manifest.most_strangeness:
-            return "the image is not like the bone radiographs that the model learned from"
+            return "the image is unlike those it learned from"
         if region_probability < self.manifest.least_region_probability:
             return "the body region was not recognised"
         return IN_SCOPE
@@ -152,7 +152,9 @@ def shown(heatmaps: npt.NDArray[np.floating]) -> npt.NDArray[np.float32]:
     A fracture spans more than one cell; a single hot one beside others that are cold is more often wrong.
     """
     chances = _sigmoid(np.asarray(heatmaps, np.float32))
-    return np.stack([np.asarray(cv2.GaussianBlur(one, (0, 0), SMOOTHING), np.float32) for one in chances])
+    # replicated: a mirrored border would pull a peak beside it to the edge
+    blurred = [cv2.GaussianBlur(one, (0, 0), SMOOTHING, borderType=cv2.BORDER_REPLICATE) for one in chances]
+    return np.asarray(blurred, np.float32)
 
 
 def _sigmoid(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
