@@ -1,13 +1,31 @@
 """A study's way through the workers: sent, claimed, finished, retried, found again when lost."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import Enum
-from typing import Literal
+from itertools import groupby
+from typing import Any, Literal
 from uuid import UUID, uuid4
 
-from sqlalchemy import ColumnElement, and_, case, exists, func, or_, select, text, update
+from sqlalchemy import (
+    ARRAY,
+    ColumnElement,
+    Row,
+    Text,
+    Uuid,
+    and_,
+    any_,
+    case,
+    cast,
+    exists,
+    func,
+    literal,
+    or_,
+    select,
+    text,
+    update,
+)
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
@@ -19,6 +37,15 @@ from shared.worklist import due_at
 RECONCILER_LOCK = 0x05_7E_0A_01
 DIED = "attempts ended without a result: the worker died or hung each time"
 FASTER = {Priority.ROUTINE: Priority.URGENT, Priority.BACKLOG: Priority.ROUTINE}
+HELD = (  # what `finish` needs of a row
+    StudyRow.id,
+    StudyRow.status,
+    StudyRow.lease_token,
+    StudyRow.priority,
+    StudyRow.received_at,
+    StudyRow.images,
+    StudyRow.failed_images,
+)
 URGENT_FIRST = case({queue: place for place, queue in enumerate(Priority)}, value=StudyRow.queue)
 
 
@@ -83,12 +110,22 @@ def claim(
     alone: nothing else is analysed in this process. A study whose last attempt ended without a word may have killed its
     worker, so it is given out only then; otherwise the answer is NOT_ALONE, and nothing has changed.
     """
+    # plain columns and one statement for all: this runs for every study there is
+    columns = (
+        StudyRow.id,
+        StudyRow.status,
+        StudyRow.attempts,
+        StudyRow.queue,
+        StudyRow.received_at,
+        StudyRow.lease_until,
+        StudyRow.not_before,
+    )
     # waits for rows that are locked: their messages are spent here, and nobody else would ring soon
-    rows = session.scalars(
-        select(StudyRow).where(StudyRow.id.in_(study_ids)).order_by(StudyRow.id).with_for_update()
+    rows = session.execute(
+        select(*columns).where(StudyRow.id == any_(_uuids(study_ids))).order_by(StudyRow.id).with_for_update()
     ).all()
-    given: dict[UUID, _NotAlone | None] = {}
-    taken: list[StudyRow] = []
+    answers: dict[UUID, Answer] = {}
+    given_up: list[UUID] = []
     for row in rows:
         status = StudyStatus(row.status)
         abandoned = status is StudyStatus.RUNNING and row.lease_until is not None and row.lease_until < now
@@ -96,29 +133,40 @@ def claim(
             row.not_before is None or row.not_before <= now
         )
         if abandoned and row.attempts >= max_attempts:
-            _quarantine(row, f"{row.attempts} {DIED}")
+            given_up.append(row.id)
         elif abandoned and not alone:
-            given[row.id] = NOT_ALONE
+            answers[row.id] = NOT_ALONE
         elif waiting or abandoned:
-            _move(row, StudyStatus.RUNNING)
-            row.attempts += 1
-            row.lease_token, row.lease_until, row.started_at = uuid4(), now + lease, now
-            taken.append(row)
-    instances = _unanswered(session, [row.id for row in taken], bundle)
-    claims = {
-        row.id: Claim(
-            row.id, row.lease_token, row.attempts, Priority(row.queue), row.received_at, instances.get(row.id, [])
-        )
-        for row in taken
-        if row.lease_token
-    }
-    return [claims.pop(study_id, None) or given.get(study_id) for study_id in study_ids]
+            answers[row.id] = Claim(row.id, uuid4(), row.attempts + 1, Priority(row.queue), row.received_at, [])
+    for study_id in given_up:
+        gone = session.get_one(StudyRow, study_id)
+        _quarantine(gone, f"{gone.attempts} {DIED}")
+    claims = [answer for answer in answers.values() if isinstance(answer, Claim)]
+    if claims:
+        _take(session, claims, now, lease)
+        for study_id, instance in _unanswered(session, [one.study_id for one in claims], bundle):
+            one = answers[study_id]
+            assert isinstance(one, Claim)
+            one.instances.append(instance)
+    return [answers.pop(study_id, None) for study_id in study_ids]
 
 
-def _unanswered(session: Session, study_ids: Sequence[UUID], bundle: str) -> dict[UUID, list[InstanceToAnalyse]]:
-    """The instances that have neither a finding of this bundle nor an error, by study."""
-    if not study_ids:
-        return {}
+def _take(session: Session, claims: Sequence[Claim], now: datetime, lease: timedelta) -> None:
+    """Write the leases of studies that are locked and may run."""
+    leases = {"status": StudyStatus.RUNNING, "lease_until": now + lease, "started_at": now}
+    session.execute(
+        update(StudyRow),
+        [leases | {"id": one.study_id, "attempts": one.attempt, "lease_token": one.token} for one in claims],
+    )
+
+
+def _uuids(values: Sequence[UUID]) -> ColumnElement[Sequence[UUID]]:
+    """One parameter for however many ids, so that the statement is always the same."""
+    return cast(literal([str(value) for value in values], ARRAY(Text)), ARRAY(Uuid))
+
+
+def _unanswered(session: Session, study_ids: Sequence[UUID], bundle: str) -> Iterator[tuple[UUID, InstanceToAnalyse]]:
+    """The instances that have neither a finding of this bundle nor an error, each after its study's id."""
     answered = exists().where(FindingRow.instance_id == InstanceRow.id, FindingRow.bundle == bundle)
     rows = session.execute(
         select(
@@ -128,13 +176,11 @@ def _unanswered(session: Session, study_ids: Sequence[UUID], bundle: str) -> dic
             InstanceRow.modality,
             InstanceRow.rows * InstanceRow.columns * InstanceRow.frames,
         )
-        .where(InstanceRow.study_id.in_(study_ids), InstanceRow.error_reason == "", ~answered)
+        .where(InstanceRow.study_id == any_(_uuids(study_ids)), InstanceRow.error_reason == "", ~answered)
         .order_by(InstanceRow.received_at, InstanceRow.id)
     )
-    found: dict[UUID, list[InstanceToAnalyse]] = {}
     for study_id, instance_id, sha256, modality, pixels in rows:
-        found.setdefault(study_id, []).append(InstanceToAnalyse(instance_id, sha256, modality, pixels))
-    return found
+        yield study_id, InstanceToAnalyse(instance_id, sha256, modality, pixels)
 
 
 def renew(session: Session, tokens: Sequence[UUID], until: datetime) -> None:
@@ -163,12 +209,10 @@ class Analysed:
 
 def finish(session: Session, done: Sequence[Analysed], now: datetime) -> list[bool]:
     """Write all results of these studies at once. False, and nothing written, where the lease went to somebody else."""
-    rows = session.scalars(
-        select(StudyRow)
-        .where(StudyRow.lease_token.in_([one.claim.token for one in done]))
-        .order_by(StudyRow.id)
-        .with_for_update()
-    )
+    claimed = [one.claim.study_id for one in done]
+    rows = session.execute(
+        select(*HELD).where(StudyRow.id == any_(_uuids(claimed))).order_by(StudyRow.id).with_for_update()
+    ).all()
     held = {row.lease_token: row for row in rows}
     # one token, one writer: should the same attempt stand here twice, the last has it
     mine = {one.claim.token: one for one in done if one.claim.token in held}
@@ -201,7 +245,10 @@ def finish(session: Session, done: Sequence[Analysed], now: datetime) -> list[bo
                     .where(InstanceRow.id == result.instance_id)
                     .values(error_reason=result.error_reason, error_text=result.error_text)
                 )
-    _conclude(session, [(held[token], one) for token, one in mine.items()], now)
+    ends = [_end(session, held[token], one, now) for token, one in mine.items()]
+    # one UPDATE for those that end alike, which nearly all do
+    for _, alike in groupby(sorted(ends, key=len), key=len):
+        session.execute(update(StudyRow), list(alike))
     return [mine.get(one.claim.token) is one for one in done]
 
 
@@ -305,8 +352,12 @@ def _held(session: Session, claimed: Claim) -> StudyRow | None:
 
 
 def _move(row: StudyRow, status: StudyStatus) -> None:
-    assert may_become(StudyStatus(row.status), status), f"{row.status} may not become {status}"
+    _check_move(row.status, status)
     row.status = status
+
+
+def _check_move(now: str, then: StudyStatus) -> None:
+    assert may_become(StudyStatus(now), then), f"{now} may not become {then}"
 
 
 def _quarantine(row: StudyRow, reason: str) -> None:
@@ -314,39 +365,37 @@ def _quarantine(row: StudyRow, reason: str) -> None:
     row.reason, row.lease_token, row.lease_until, row.not_before = reason, None, None, None
 
 
-def _conclude(session: Session, done: Sequence[tuple[StudyRow, Analysed]], now: datetime) -> None:
-    """Sum studies up from all their instances, those of earlier attempts too."""
-    ids = [row.id for row, _ in done]
-    counted = session.execute(
-        select(InstanceRow.study_id, func.count(), func.count().filter(InstanceRow.error_reason != ""))
-        .where(InstanceRow.study_id.in_(ids))
-        .group_by(InstanceRow.study_id)
-    )
-    images = {study_id: (total, failed) for study_id, total, failed in counted}
-    for row, one in done:
-        total, failed = images.get(row.id, (0, 0))
-        row.failed_images = failed
-        row.lease_token = row.lease_until = row.not_before = None
-        found = [finding for result in one.results for finding in result.findings]
-        answered = sum(1 for result in one.results if result.findings)
-        if answered + failed < total:  # earlier attempts may have answered the others
-            earlier = session.scalars(
-                select(FindingRow)
-                .join(InstanceRow)
-                .where(InstanceRow.study_id == row.id, FindingRow.bundle == one.bundle)
-            ).all()
-            found, answered = [_finding(each) for each in earlier], len({each.instance_id for each in earlier})
-        if answered + failed < total:  # an image arrived while this ran
-            _move(row, StudyStatus.QUEUED)
-            row.sent_at, row.queued_at, row.attempts = None, now, 0
-        elif summary := summarise(found):
-            _move(row, StudyStatus.ANALYSED)
-            row.call, row.severity, row.region = summary.call, summary.severity, summary.region
-            row.fracture_probability, row.scope = summary.fracture_probability, summary.scope
-            row.bundle, row.analysed_at, row.reason = one.bundle, now, ""
-            row.due_at = due_at(row.received_at, Priority(row.priority), summary)
-        else:
-            _quarantine(row, _first_error(session, row.id) or "the study has no image")
+def _end(session: Session, row: Row[*tuple[Any, ...]], done: Analysed, now: datetime) -> dict[str, Any]:
+    """The new values of a study's row, summed up from all its instances, those of earlier attempts too."""
+    found = [finding for result in done.results for finding in result.findings]
+    answered = sum(1 for result in done.results if result.findings)
+    failed = row.failed_images + sum(1 for result in done.results if result.error_reason)
+    if answered + failed < row.images:  # earlier attempts may have answered the others
+        earlier = session.scalars(
+            select(FindingRow).join(InstanceRow).where(InstanceRow.study_id == row.id, FindingRow.bundle == done.bundle)
+        ).all()
+        found, answered = [_finding(each) for each in earlier], len({each.instance_id for each in earlier})
+    values = {"id": row.id, "failed_images": failed, "lease_token": None, "lease_until": None, "not_before": None}
+    if answered + failed < row.images:  # an image arrived while this ran
+        values |= {"status": StudyStatus.QUEUED, "sent_at": None, "queued_at": now, "attempts": 0}
+    elif summary := summarise(found):
+        values |= {
+            "status": StudyStatus.ANALYSED,
+            "call": summary.call,
+            "severity": summary.severity,
+            "region": summary.region,
+            "fracture_probability": summary.fracture_probability,
+            "scope": summary.scope,
+            "bundle": done.bundle,
+            "analysed_at": now,
+            "reason": "",
+            "due_at": due_at(row.received_at, Priority(row.priority), summary),
+        }
+    else:
+        reason = _first_error(session, row.id) or "the study has no image"
+        values |= {"status": StudyStatus.QUARANTINED, "reason": reason}
+    _check_move(row.status, values["status"])
+    return values
 
 
 def _first_error(session: Session, study_id: UUID) -> str | None:
