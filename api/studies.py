@@ -4,13 +4,13 @@ import io
 from typing import Annotated
 from uuid import UUID
 
-from fastapi import APIRouter, Path, Query, Response
+from fastapi import APIRouter, HTTPException, Path, Query, Response
 from PIL import Image
 
-from api.dependencies import AnyReader, Parts, PartsDep, Radiologist
+from api.dependencies import Admin, AnyReader, Parts, PartsDep, Radiologist
 from api.responses import FindingView, InstanceReport, StudyReport
 from shared.findings import Call, Heatmap, Severity
-from shared.repository import reading
+from shared.repository import reading, work
 from shared.repository.access import Key
 from shared.repository.bundles import thresholds
 from shared.storage import preview_key
@@ -98,6 +98,20 @@ def _finding(row: FindingRow, study_id: UUID, number: int, points: tuple[float |
         heatmap_url=f"/studies/{study_id}/heatmap.png?{where}",
         preview_url=f"/studies/{study_id}/preview.jpg?{where}",
     )
+
+
+@router.post("/studies/{study_id}/release", tags=["administer"])
+def release(study_id: UUID, parts: PartsDep, key: Admin) -> StudyReport:
+    """Try a quarantined study again, with all its attempts. 404 if it is unknown, 409 if it is in no quarantine."""
+    with parts.database.transaction() as session:
+        reading.study(session, key.site_id, study_id)
+        to_send = work.release(session, key.site_id, study_id, work.clock(session))
+    if to_send is None:
+        raise HTTPException(409, "This study is in no quarantine; there is nothing to release")
+    if parts.doorbell.ring([to_send]):
+        with parts.database.transaction() as session:
+            work.sending_failed(session, [study_id])
+    return study_report(parts, key, study_id)
 
 
 @router.get("/studies/{study_id}/preview.jpg", response_class=Response)

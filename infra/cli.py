@@ -12,6 +12,7 @@ from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, ParamSpec, TypeVar
+from uuid import UUID
 
 import typer
 from rich import box
@@ -20,7 +21,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-from shared.errors import OsteonError
+from shared.errors import OsteonError, Unavailable
 from shared.findings import RESEARCH_USE, Call
 from shared.settings import Settings
 from shared.study import Priority, StudyStatus
@@ -266,6 +267,34 @@ def _print_receipt(receipt: Any, rejected: list[dict[str, Any]]) -> None:  # noq
         f"{receipt.count('stored')} stored, {receipt.count('duplicate')} duplicate, {len(rejected)} rejected; "
         f"{len(receipt.studies)} studies"
     )
+
+
+@app.command()
+@_honest
+def release(
+    studies: Annotated[list[UUID], typer.Argument(help="ids of quarantined studies, as worklist and logs show them")],
+    url: Url = None,
+    key: KeyOption = None,
+    as_json: Json = False,
+) -> None:
+    """Try quarantined studies again, with all their attempts. Exit code 1 if one could not be released."""
+    released, refused = [], {}
+    with _client(url, key, "admin") as client:
+        for study in studies:
+            try:
+                released.append(client.release(str(study))["id"])
+            except Unavailable:
+                raise
+            except OsteonError as wrong:
+                refused[str(study)] = str(wrong)
+    if as_json:
+        _print_json({"released": released, "refused": refused})
+    else:
+        out.print(f"{len(released)} released")
+        for study_id, why in refused.items():
+            _line(f"not released {study_id}: {why}")
+    if refused:
+        raise typer.Exit(1)
 
 
 @app.command()

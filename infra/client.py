@@ -123,6 +123,10 @@ class Client:
                 time.sleep(0.3)
         return reports
 
+    def release(self, study_id: str) -> dict[str, Any]:
+        """Try a quarantined study again. Raises OsteonError, Unavailable."""
+        return self._call("POST", f"/studies/{study_id}/release")
+
     def worklist(self, **wanted: str | int | None) -> dict[str, Any]:
         """One page of the worklist. Raises OsteonError, Unavailable."""
         return self._call("GET", "/worklist", params={k: v for k, v in wanted.items() if v is not None})

@@ -8,6 +8,7 @@ from concurrent.futures import Future
 from shared.errors import Rejected
 from shared.findings import InstanceResult
 from shared.jobs import QUEUES
+from shared.repository.work import DECODING_FAILED
 from shared.study import Claim, InstanceToAnalyse
 from shared.vision.reader import RawReading, Reader
 from shared.vision.tensors import UInt8Image
@@ -43,7 +44,7 @@ def analyse(
             except DecodingFailed as why:
                 if not last_attempt:
                     raise
-                read.append(InstanceResult(instance.id, error_reason="decoding-failed", error_text=str(why)))
+                read.append(InstanceResult(instance.id, error_reason=DECODING_FAILED, error_text=str(why)))
             else:
                 read.append((decoded, [batcher.submit((reader, square), priority) for square in decoded.squares]))
         return [

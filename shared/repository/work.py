@@ -35,6 +35,7 @@ from shared.tables import FindingRow, InstanceRow, StudyRow
 from shared.worklist import due_at
 
 RECONCILER_LOCK = 0x05_7E_0A_01
+DECODING_FAILED = "decoding-failed"  # error_reason of an image that broke its decoder each time
 DIED = "attempts ended without a result: the worker died or hung each time"
 FASTER = {Priority.ROUTINE: Priority.URGENT, Priority.BACKLOG: Priority.ROUTINE}
 HELD = (  # what `finish` needs of a row
@@ -270,6 +271,29 @@ def retry(
     row.reason, row.not_before, row.sent_at = reason, not_before, None
     row.lease_token = row.lease_until = None
     return "will retry"
+
+
+def release(session: Session, site_id: UUID, study_id: UUID, now: datetime) -> ToSend | None:
+    """Give a quarantined study all its attempts again, as an administrator asks; None if it is in no quarantine.
+
+    Images that were set aside because they broke their decoder are tried too; those that can never be read are not.
+    """
+    row = session.scalar(select(StudyRow).where(StudyRow.id == study_id, StudyRow.site_id == site_id).with_for_update())
+    if row is None or row.status != StudyStatus.QUARANTINED:
+        return None
+    session.execute(
+        update(InstanceRow)
+        .where(InstanceRow.study_id == study_id, InstanceRow.error_reason == DECODING_FAILED)
+        .values(error_reason="", error_text="")
+    )
+    row.failed_images = (
+        session.scalar(select(func.count()).where(InstanceRow.study_id == study_id, InstanceRow.error_reason != ""))
+        or 0
+    )
+    _move(row, StudyStatus.QUEUED)
+    row.attempts, row.reason, row.not_before, row.queued_at = 0, "", None, now
+    row.queue = row.priority
+    return _mark_sent(row, now)
 
 
 def lost(session: Session, heads: dict[Priority, datetime | None], now: datetime, grace: timedelta) -> list[ToSend]:

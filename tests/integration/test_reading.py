@@ -15,7 +15,7 @@ from sqlalchemy import insert, select
 from samples.objects import pattern_image, to_bytes
 from shared.findings import IN_SCOPE, RESEARCH_USE, Call, Finding, Heatmap, InstanceResult, Severity
 from shared.repository.bundles import activate_bundle, add_bundle
-from shared.repository.work import Analysed, claim, clock, finish
+from shared.repository.work import DECODING_FAILED, Analysed, claim, clock, finish
 from shared.storage import preview_key, sha256_of
 from shared.study import Claim, StudyStatus
 from shared.tables import IdentityReadRow, StudyRow
@@ -304,3 +304,28 @@ def test_every_reading_of_an_identity_is_recorded(in_process: Any) -> None:
     assert reads() == [entry]
     assert "ZEBRA" in in_process.http.get(f"/view/{study}", headers=headers).text
     assert reads() == [entry] * 2
+
+
+def test_a_quarantined_study_is_released_once(in_process: Any) -> None:
+    """An administrator gives a set-aside study all its attempts again; a study in no quarantine is refused with 409."""
+    study = upload(in_process, a=image(), b=image(1, 2))
+    url, admin = f"/studies/{study}/release", in_process.headers("admin")
+    assert in_process.http.post(url, headers=admin).status_code == 409
+
+    def broken(instances: Any) -> list[InstanceResult]:
+        kinds = [(DECODING_FAILED, "it aborted"), ("truncated-pixels", "cut short")]
+        return [InstanceResult(one.id, (), *kind) for one, kind in zip(instances, kinds, strict=True)]
+
+    analyse(in_process, study, broken)
+    assert in_process.http.get(f"/studies/{study}", headers=admin).json()["status"] == "quarantined"
+    doorbell = in_process.http.app.state.parts.doorbell
+    rung = sum(doorbell.waiting().values())
+    answer = in_process.http.post(url, headers=admin)
+    assert (answer.status_code, answer.json()["status"], answer.json()["attempts"]) == (200, "queued", 0)
+    assert sum(doorbell.waiting().values()) == rung + 1
+    # what can never be read stays set aside; what broke its decoder is tried again
+    assert sorted(i["error_reason"] or "" for i in answer.json()["instances"]) == ["", "truncated-pixels"]
+    assert in_process.http.post(url, headers=admin).status_code == 409
+    analyse(in_process, study, lambda instances: [InstanceResult(instances[0].id, [finding()])])
+    assert in_process.http.get(f"/studies/{study}", headers=admin).json()["status"] == "analysed"
+    assert in_process.http.post(f"/studies/{uuid4()}/release", headers=admin).status_code == 404

@@ -588,6 +588,7 @@ ROUTES = {
     ("GET", "/studies/{study_id}"): READS_STUDY,
     ("GET", "/studies/{study_id}/preview.jpg"): READS,
     ("GET", "/studies/{study_id}/heatmap.png"): READS,
+    ("POST", "/studies/{study_id}/release"): ADMINISTERS,
     ("GET", "/worklist"): READS,
     ("GET", "/backlog"): ADMINISTERS,
     ("GET", "/healthz"): None,
