@@ -32,15 +32,18 @@ class Batcher(Generic[Item, Answer]):
         *,
         max_batch: int,
         max_wait_s: float = 0.0,
+        pace_s: float = 0.0,
         lanes: int = 1,
         common: tuple[type[BaseException], ...] = (),
     ) -> None:
         """answer: items in, as many answers out, in order; called by so many threads at a time as there are lanes.
 
+        pace_s: a lane starts its next batch no sooner than this after its last: under load more come together.
         common: errors that no single item causes; the whole batch gets them at once, unhalved.
         """
         self.lanes = [Lane() for _ in range(lanes)]
         self._answer, self._max_batch, self._max_wait_s, self._common = answer, max_batch, max_wait_s, common
+        self._pace_s = pace_s
         self._heap: list[tuple[float, int, float, Item, Future[Answer]]] = []
         self._order = itertools.count()
         self._changed = threading.Condition()
@@ -73,20 +76,21 @@ class Batcher(Generic[Item, Answer]):
             lane.thread.join()
 
     def _run(self, lane: "Lane") -> None:
-        while batch := self._next():
+        while batch := self._next(lane):
             live = [(item, future) for item, future in batch if future.set_running_or_notify_cancel()]
             if live:
                 self._settle(lane, live)
         lane.finished = True
 
-    def _next(self) -> list[tuple[Item, "Future[Answer]"]]:
+    def _next(self, lane: "Lane") -> list[tuple[Item, "Future[Answer]"]]:
         with self._changed:
             while True:
                 while not self._heap and not self._closed:
                     self._changed.wait()
                 if not self._heap:
                     return []
-                left = min(entry[2] for entry in self._heap) + self._max_wait_s - time.monotonic()
+                start_at = max(min(entry[2] for entry in self._heap) + self._max_wait_s, lane.started_at + self._pace_s)
+                left = start_at - time.monotonic()
                 if len(self._heap) >= self._max_batch or self._closed or left <= 0:
                     break
                 self._changed.wait(left)  # another lane may take all of it meanwhile
@@ -98,7 +102,7 @@ class Batcher(Generic[Item, Answer]):
 
     def _settle(self, lane: "Lane", batch: list[tuple[Item, "Future[Answer]"]]) -> None:
         try:
-            lane.busy_since = time.monotonic()
+            lane.busy_since = lane.started_at = time.monotonic()
             answers = self._answer([item for item, _ in batch])
             if len(answers) != len(batch):
                 raise RuntimeError(f"{len(batch)} items got {len(answers)} answers")  # noqa: TRY301
@@ -127,5 +131,6 @@ class Lane:
 
     def __init__(self) -> None:
         self.busy_since: float | None = None  # monotonic seconds; None: between calls
+        self.started_at = float("-inf")  # its last call
         self.failures = 0  # items one after the other
         self.finished = False  # it ended because the batcher was closed

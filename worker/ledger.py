@@ -1,7 +1,7 @@
 """Claims and results on their way to Postgres, of many studies in one transaction.
 
-A commit costs about the same for one study as for thirty: while one is under way, those of the other threads gather
-for the next. So nobody waits for company, and the more there is to do, the less each costs.
+A commit costs about the same for one study as for thirty. Alone, a study waits for nobody; under load those that come
+within PACE_S of the transaction before share the next: the more there is to do, the less each costs.
 """
 
 import time
@@ -15,6 +15,7 @@ from worker.batching import Batcher
 
 MOST = 64  # studies a transaction
 PATIENCE_S = 30.0
+PACE_S = 0.03  # see docs/adr/0013-decoding-in-child-processes.md
 
 
 class Ledger:
@@ -23,8 +24,8 @@ class Ledger:
     def __init__(self, database: Database, lease: timedelta, max_attempts: int) -> None:
         self._database, self._lease, self._max_attempts = database, lease, max_attempts
         # a database that is down fails all alike; halving would only ask it more often
-        self._claims = Batcher("claims", self._claim, max_batch=MOST, common=(Unavailable,))
-        self._results = Batcher("results", self._finish, max_batch=MOST, common=(Unavailable,))
+        self._claims = Batcher("claims", self._claim, max_batch=MOST, pace_s=PACE_S, common=(Unavailable,))
+        self._results = Batcher("results", self._finish, max_batch=MOST, pace_s=PACE_S, common=(Unavailable,))
 
     def claim(self, study_id: UUID, bundle: str) -> work.Answer:
         """As work.claim, among others. Raises Unavailable."""

@@ -86,7 +86,7 @@ def test_a_dead_model_thread_ends_the_process():
     """Should the thread itself die, tasks do not wait for it forever."""
     watched = Watched(list, 0.4)
 
-    def die():
+    def die(_lane):
         raise SystemExit
 
     watched.batcher._next = die

@@ -1,0 +1,177 @@
+"""`python -m benchmarks.scale [--workers 1 2 4] [--studies 4000]`: what saturates first when there are many workers.
+
+Real Postgres, Valkey, Celery and worker processes; the model only sleeps as long as a data-centre GPU is assumed to
+take (`GPU_BATCH_S`, `GPU_IMAGE_S`: an assumption, no such GPU was measured), and nothing is decoded. On a small machine
+all of them share the same few cores, so throughput says little; what each *part* spends on a study says where it ends:
+a server with so many cores can do so many studies a second and no more. docs/scaling.md is written from this.
+"""
+
+import argparse
+import contextlib
+import json
+import sys
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import psutil
+from sqlalchemy import text
+
+from benchmarks.plant import Plant
+from shared.jobs import Doorbell, celery_app
+from shared.repository import Database, work
+from shared.settings import Settings
+
+GPU_BATCH_S, GPU_IMAGE_S, GPU_BATCH = 0.002, 0.0004, 32
+WORKER = f"""
+    import sys, time
+    from types import SimpleNamespace
+    sys.modules["openvino"] = None
+    import worker.main, worker.tasks
+    from shared.findings import Call, Finding, Heatmap, InstanceResult, Severity
+    MAP = Heatmap(bytes(28 * 28), 28, 28)
+    FOUND = Finding(1, "asleep", "hand", 0.9, 0.8, Call.LIKELY, Severity.MILD, "in scope", MAP)
+    def predict(items):
+        time.sleep({GPU_BATCH_S} + {GPU_IMAGE_S} * len(items))
+        return items
+    def analyse(claim, reader, decode, batcher, *, last_attempt=False):
+        waiting = [batcher.submit(one) for one in claim.instances]
+        return [InstanceResult(future.result().id, [FOUND]) for future in waiting]
+    worker.tasks.predict, worker.tasks.analyse = predict, analyse
+    worker.tasks.ActiveReader.current = lambda self: SimpleNamespace(manifest=SimpleNamespace(name="asleep"), size=448)
+    worker.tasks.Engine.warm_up = lambda self: None
+    worker.main.main()
+"""
+STUDIES = """
+    INSERT INTO studies (id, site_id, study_instance_uid, priority, status, received_at, queue, attempts, reason,
+                         due_at, modality, region, scope, bundle, images, failed_images)
+    SELECT gen_random_uuid(), (SELECT id FROM sites LIMIT 1), '2.25.' || n || '.' || :run, 'routine', 'queued', now(),
+           'routine', 0, '', now(), 'DX', '', '', '', 2, 0
+    FROM generate_series(1, :count) n
+    RETURNING id
+"""
+INSTANCES = """
+    INSERT INTO instances (id, site_id, study_id, sop_instance_uid, sop_class_uid, transfer_syntax_uid, sha256,
+                           size_bytes, modality, body_part, rows, columns, frames, received_at, error_reason,
+                           error_text)
+    SELECT gen_random_uuid(), site_id, id, study_instance_uid || '.' || image, '1.2', '1.2', md5(id::text), 1, 'DX',
+           'HAND', 9, 9, 1, now(), '', ''
+    FROM studies CROSS JOIN generate_series(1, 2) image WHERE status = 'queued'
+"""
+
+
+@dataclass(frozen=True)
+class Load:
+    """What one number of workers did. Costs are milliseconds of CPU a study (of two images)."""
+
+    workers: int
+    studies_per_s: float
+    postgres_ms: float
+    valkey_ms: float
+    workers_ms: float
+    wal_bytes: float  # a study
+    studies_a_transaction: float  # of claims and results together, over all workers
+
+
+def measure(workers: int, studies: int) -> Load:
+    """Queue studies, start so many workers, and look what everything costs while all of them work."""
+    with Plant(settings={"BATCH_SIZE": str(GPU_BATCH), "WORKER_THREADS": "64", "NIGHTLY_HOUR": "0"}) as plant:
+        database = Database(plant.postgres.url, 2)
+        try:
+            _fill(plant, database, studies)
+            children = [plant.worker(WORKER) for _ in range(workers)]
+            _wait(database, studies * 0.05)
+            groups: dict[str, list[Any]] = {
+                "postgres": [plant.postgres.child],
+                "valkey": [plant.valkey.child],
+                "workers": children,
+            }
+            before, start = _look(database, groups), time.monotonic()
+            _wait(database, studies * 0.95)
+            after, seconds = _look(database, groups), time.monotonic() - start
+        finally:
+            database.close()
+    done = after["done"] - before["done"]
+    spent = {name: 1000 * (after[name] - before[name]) / done for name in groups}
+    transactions = (after["commits"] - before["commits"]) / done
+    return Load(
+        workers,
+        done / seconds,
+        spent["postgres"],
+        spent["valkey"],
+        spent["workers"],
+        (after["wal"] - before["wal"]) / done,
+        2 / transactions if transactions else 0.0,
+    )
+
+
+def _fill(plant: Plant, database: Database, studies: int) -> None:
+    with database.transaction() as session:
+        session.execute(text("INSERT INTO bundles (name, sha256, manifest, active) VALUES ('asleep', '', '{}', false)"))
+        ids = list(session.scalars(text(STUDIES), {"count": studies, "run": time.monotonic_ns()}))
+        session.execute(text(INSTANCES))
+    with database.transaction() as session:
+        to_send = work.unsent(session, ids, work.clock(session))
+    failed = Doorbell(celery_app(Settings(broker_url=plant.valkey.url))).ring(to_send)
+    assert not failed
+
+
+def _look(database: Database, groups: dict[str, list[Any]]) -> dict[str, float]:
+    with database.transaction() as session:
+        done = session.scalar(text("SELECT count(*) FROM studies WHERE status = 'analysed'"))
+        wal = session.scalar(text("SELECT pg_current_wal_lsn() - '0/0'::pg_lsn"))
+        commits = session.scalar(text("SELECT xact_commit FROM pg_stat_database WHERE datname = current_database()"))
+    spent = {name: sum(_cpu_s(child.pid) for child in group) for name, group in groups.items()}
+    return {"done": float(done or 0), "wal": float(wal or 0), "commits": float(commits or 0), **spent}
+
+
+def _cpu_s(pid: int) -> float:
+    """Seconds of CPU of a process and all below it."""
+    root, spent = psutil.Process(pid), 0.0
+    for process in [root, *root.children(recursive=True)]:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            times = process.cpu_times()
+            spent += times.user + times.system
+    return spent
+
+
+def _wait(database: Database, count: float, limit_s: float = 300) -> None:
+    deadline = time.monotonic() + limit_s
+    while True:
+        with database.transaction() as session:
+            if (session.scalar(text("SELECT count(*) FROM studies WHERE status = 'analysed'")) or 0) >= count:
+                return
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"not {count:.0f} studies within {limit_s:.0f} s")
+        time.sleep(0.2)
+
+
+def table(loads: Iterable[Load]) -> str:
+    """For docs/scaling.md."""
+    lines = [
+        "| workers | studies/s | Postgres, ms CPU | Valkey, ms CPU | workers, ms CPU | WAL, bytes | studies a commit |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    lines += [
+        f"| {load.workers} | {load.studies_per_s:.0f} | {load.postgres_ms:.2f} | {load.valkey_ms:.2f} | "
+        f"{load.workers_ms:.2f} | {load.wal_bytes:.0f} | {load.studies_a_transaction:.1f} |"
+        for load in loads
+    ]
+    return "\n".join(lines)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measure each number of workers in turn."""
+    parser = argparse.ArgumentParser("python -m benchmarks.scale", description="What each part spends on a study.")
+    parser.add_argument("--workers", type=int, nargs="+", default=[1, 2, 4], help="worker processes, one run each")
+    parser.add_argument("--studies", type=int, default=4000, help="studies of two images a run")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    given = parser.parse_args(arguments)
+    loads = [measure(workers, given.studies) for workers in given.workers]
+    print(json.dumps([asdict(load) for load in loads]) if given.json else table(loads))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
