@@ -35,7 +35,9 @@ class Engine:
         self.store = open_store(settings.store_url.get_secret_value())
         self.reader = ActiveReader(self.database, self.store)
         self.batcher = Batcher(predict, settings.batch_size, settings.batch_wait_ms / 1000, settings.predict_limit_s)
-        self.limits = PixelLimits(settings.max_frame_pixels, settings.max_frames, settings.max_decoded_bytes)
+        self.limits = PixelLimits(
+            settings.max_frame_pixels, settings.max_frames, settings.max_decoded_bytes, settings.max_header_bytes
+        )
         self.gate = Gate()
         self._at_gate: set[UUID] = set()
         self._gate_lock = threading.Lock()

@@ -14,7 +14,7 @@ import imagecodecs
 import numpy as np
 import numpy.typing as npt
 
-from shared.errors import TooLarge, TruncatedPixels, UndecodablePixels, UnsupportedPixels
+from shared.errors import TruncatedPixels, UndecodablePixels, UnsupportedPixels
 
 RLE = "1.2.840.10008.1.2.5"
 _JPEG = "1.2.840.10008.1.2.4."
@@ -26,7 +26,7 @@ _END = b"\xff\xd9"  # EOI and EOC; cannot occur inside entropy coded data of any
 
 _ITEM, _DELIMITER = 0xFFFEE000, 0xFFFEE0DD
 _MOST_FRAGMENTS = 100_000  # a film has a handful; walking millions of empty ones would take minutes
-_INFLATE_STEP = 1 << 20
+_MOST_TILES = 8192  # of JPEG 2000; OpenJPEG takes 9 KB for each, though it were a pixel
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ def decode_frame(syntax: str, frame: bytes, rows: int, columns: int, bits: int) 
         _check(stream, rows, columns, bits)
         _check_end(frame)
         values = codec.decode(frame)
-    except (UndecodablePixels, TruncatedPixels, UnsupportedPixels):
+    except (UndecodablePixels, TruncatedPixels, UnsupportedPixels, MemoryError):  # the last is no flaw of the frame
         raise
     except Exception as broken:  # noqa: BLE001 - every codec raises its own kinds
         raise UndecodablePixels(f"{UndecodablePixels.__doc__} ({type(broken).__name__})") from None
@@ -135,8 +135,11 @@ def _inspect_jpeg2000(frame: bytes) -> Stream:
     width, height, left, top = (int.from_bytes(siz[i : i + 4], "big") for i in range(2, 18, 4))
     components = int.from_bytes(siz[34:36], "big")
     depth, step_x, step_y = siz[36:39]
-    if 0 in (step_x, step_y):
+    tile_width, tile_height, tiles_left, tiles_top = (int.from_bytes(siz[i : i + 4], "big") for i in range(18, 34, 4))
+    if 0 in (step_x, step_y, tile_width, tile_height):
         raise UndecodablePixels
+    if -(-(width - tiles_left) // tile_width) * -(-(height - tiles_top) // tile_height) > _MOST_TILES:
+        raise UndecodablePixels("The compressed image is cut into more tiles than any film is")
     return Stream(
         rows=-(-height // step_y) + (-top // step_y),
         columns=-(-width // step_x) + (-left // step_x),
@@ -185,46 +188,76 @@ def significant(values: npt.NDArray[Any], bits: int, high_bit: int, *, signed: b
     return wanted >> (width - bits) if width > bits else wanted
 
 
-def check_fragments(data: bytes, at: int, frames: int) -> None:
+Pieces = tuple[tuple[int, int], ...]  # where in a file the fragments of a frame begin and end, in order
+
+
+def find_frames(data: bytes, at: int, frames: int, extended: tuple[bytes, bytes] | None) -> tuple[Pieces, ...]:
     """Walk the items of encapsulated Pixel Data that begin at `at`, the Basic Offset Table first.
 
-    Raises TruncatedPixels when one runs past the end of the file or there are fewer than frames; UndecodablePixels.
-    Source: PS3.5 A.4.
+    extended: the Extended Offset Table and its lengths. Returns the pieces of each frame.
+    Raises TruncatedPixels when an item runs past the end of the file or there are fewer than frames;
+    UndecodablePixels. One walk for all frames: a walk for each takes minutes where they are in thousands of fragments.
+    Source: PS3.5 A.4, PS3.3 C.7.6.3.1.8.
     """
-    items = 0
+    items: list[tuple[int, int]] = []
     while len(data) - at >= 8:
         group, element, length = struct.unpack_from("<HHL", data, at)
         tag = group << 16 | element
         if tag == _DELIMITER:
             break
-        if tag != _ITEM or items > _MOST_FRAGMENTS:
+        if tag != _ITEM or len(items) > _MOST_FRAGMENTS:
             raise UndecodablePixels("The encapsulated Pixel Data is damaged: its items do not follow each other")
+        items.append((at + 8, at + 8 + length))
         at += 8 + length
-        items += 1
-    if at > len(data) or items - 1 < frames:
+    if at > len(data) or len(items) - 1 < frames:
         raise TruncatedPixels(f"Pixel Data does not hold {frames} whole frame(s): the file was cut short")
+    table, *fragments = items
+    if frames == 1:
+        return (tuple(fragments),)
+    if len(fragments) == frames:
+        return tuple((fragment,) for fragment in fragments)
+    if extended:
+        return _by_extended_table(extended, fragments[0][0], frames, at)
+    if table[1] > table[0]:
+        return _by_basic_table(data[slice(*table)], fragments, frames)
+    return _by_end_marks(data, fragments, frames)
+
+
+def _by_extended_table(extended: tuple[bytes, bytes], first: int, frames: int, end: int) -> tuple[Pieces, ...]:
+    offsets, lengths = (np.frombuffer(table, "<u8", min(frames, len(table) // 8)).tolist() for table in extended)
+    pieces = [((first + offset, first + offset + length),) for offset, length in zip(offsets, lengths, strict=False)]
+    if len(pieces) < frames or any(piece[0][1] > end for piece in pieces):
+        raise UndecodablePixels("The Extended Offset Table (7FE0,0001) does not fit the Pixel Data")
+    return tuple(pieces)
+
+
+def _by_basic_table(table: bytes, fragments: list[tuple[int, int]], frames: int) -> tuple[Pieces, ...]:
+    offsets = np.frombuffer(table, "<u4", len(table) // 4).astype(np.int64)
+    starts = np.array([start for start, _ in fragments]) - fragments[0][0]
+    borders = np.searchsorted(starts, offsets).tolist()
+    # each offset is that of a fragment, and no frame is empty
+    if len(offsets) != frames or borders[0] != 0 or not np.isin(offsets, starts).all() or (np.diff(offsets) <= 0).any():
+        raise UndecodablePixels("The Basic Offset Table does not fit the Pixel Data")
+    ends = [*borders[1:], len(fragments)]
+    return tuple(tuple(fragments[begin:end]) for begin, end in zip(borders, ends, strict=True))
+
+
+def _by_end_marks(data: bytes, fragments: list[tuple[int, int]], frames: int) -> tuple[Pieces, ...]:
+    """Without a table a frame ends with the fragment that ends its stream, padded perhaps."""
+    found: list[Pieces] = []
+    begin = 0
+    for number, (start, end) in enumerate(fragments, start=1):
+        if _END in data[max(start, end - 10) : end]:
+            found.append(tuple(fragments[begin:number]))
+            begin = number
+    if len(found) < frames:
+        raise UndecodablePixels("Where the frames of the Pixel Data begin cannot be told: it has no offset table")
+    return tuple(found[:frames])
 
 
 def inflate(data: bytes, at: int, most: int) -> bytes:
-    """The deflated data set that begins at `at`, inflated; as much as there is when it is cut short.
+    """The deflated data set that begins at `at`, inflated up to `most` bytes; as much as there is if it is cut short.
 
-    Raises TooLarge beyond `most` bytes. It is counted first and thrown away, so that a bomb costs no memory.
     Source: PS3.5 A.5.
     """
-    kept = bytearray()
-    for keep in (False, True):
-        machine, total = zlib.decompressobj(-zlib.MAX_WBITS), 0
-        # small pieces, since zlib copies the unused rest of its input at every step
-        for begin in range(at, len(data), 65536):
-            piece = data[begin : begin + 65536]
-            while piece:
-                part = machine.decompress(piece, _INFLATE_STEP)
-                piece = machine.unconsumed_tail
-                total += len(part)
-                if total > most:
-                    raise TooLarge(f"The deflated data set expands beyond {most} bytes")
-                if keep:
-                    kept += part
-            if machine.eof:
-                break
-    return bytes(kept)
+    return zlib.decompressobj(-zlib.MAX_WBITS).decompress(memoryview(data)[at:], most)

@@ -1,9 +1,9 @@
 """Cases by name: a line of text says how a hostile input is made, so that any one can be made again.
 
-    explicit-u2|odd_geometry@17|cut_file@3     a sound file, then mutators, each with the seed of its dice
-    archive|zip_bomb@5                         a maker of archives
-    request|odd_parts@9                        a maker of multipart bodies
-    broken|text.dcm                            a published file that is broken on purpose
+explicit-u2|odd_geometry@17|cut_file@3     a sound file, then mutators, each with the seed of its dice
+archive|zip_bomb@5                         a maker of archives
+request|odd_parts@9                        a maker of multipart bodies
+broken|text.dcm                            a published file that is broken on purpose
 """
 
 import random
@@ -60,7 +60,11 @@ def make(case: str) -> bytes | tuple[bytes, str]:
 def names(case: str) -> list[str]:
     """The mutators of a case."""
     base, *steps = case.split("|")
-    return [step.split("@")[0] for step in steps] if base not in ("archive", "request", "broken") else [f"{base} {steps[0].split('@')[0]}"]
+    return (
+        [step.split("@")[0] for step in steps]
+        if base not in ("archive", "request", "broken")
+        else [f"{base} {steps[0].split('@')[0]}"]
+    )
 
 
 def sound_ones() -> Iterator[str]:

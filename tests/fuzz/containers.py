@@ -33,13 +33,17 @@ def _zip(members: list[tuple[str, bytes]], method: int = zipfile.ZIP_DEFLATED) -
 
 def _sound_zip(dice: random.Random) -> bytes:
     names = dice.sample(SMALL, dice.randint(1, 3))
-    return _zip([(f"study/{n}.dcm", sound.content(n)) for n in names], dice.choice((zipfile.ZIP_DEFLATED, zipfile.ZIP_STORED)))
+    return _zip(
+        [(f"study/{n}.dcm", sound.content(n)) for n in names], dice.choice((zipfile.ZIP_DEFLATED, zipfile.ZIP_STORED))
+    )
 
 
 def flipped_zip(dice: random.Random) -> bytes:
     """Bits of an archive change: anywhere, in its first header, or in its directory."""
     data = bytearray(_sound_zip(dice))
-    begin, end = dice.choice(((0, len(data)), (0, 60), (max(0, data.find(b"PK\1\2")), len(data)), (len(data) - 22, len(data))))
+    begin, end = dice.choice(
+        ((0, len(data)), (0, 60), (max(0, data.find(b"PK\1\2")), len(data)), (len(data) - 22, len(data)))
+    )
     for _ in range(dice.choice((1, 2, 5, 20))):
         at = dice.randrange(begin, end)
         data[at] = dice.choice((data[at] ^ 1 << dice.randrange(8), 0, 0xFF, dice.randrange(256)))
@@ -50,7 +54,17 @@ def cut_zip(dice: random.Random) -> bytes:
     """An archive that was cut short, or has something before or behind it."""
     data = _sound_zip(dice)
     at = dice.randint(0, len(data))
-    return dice.choice((data[:at], data[:-dice.randint(1, 40)], data + dice.randbytes(50), data + data, b"PK\3\4" + data, data[:4] + data, data[:60] + data[at:]))
+    return dice.choice(
+        (
+            data[:at],
+            data[: -dice.randint(1, 40)],
+            data + dice.randbytes(50),
+            data + data,
+            b"PK\3\4" + data,
+            data[:4] + data,
+            data[:60] + data[at:],
+        )
+    )
 
 
 def lying_directory(dice: random.Random) -> bytes:
@@ -120,7 +134,10 @@ def nested_zip(dice: random.Random) -> bytes:
 
 def other_methods(dice: random.Random) -> bytes:
     """bzip2 and LZMA members, whose expansion Python does not bound."""
-    return _zip([("a", bytes(5 * 2**20)), ("b", sound.content("explicit-u1"))], dice.choice((zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA)))
+    return _zip(
+        [("a", bytes(5 * 2**20)), ("b", sound.content("explicit-u1"))],
+        dice.choice((zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA)),
+    )
 
 
 def odd_extra(dice: random.Random) -> bytes:
@@ -183,7 +200,9 @@ def sound_request(dice: random.Random) -> tuple[bytes, str]:
     body = b""
     for number in range(dice.randint(1, 3)):
         data = sound.content(dice.choice(SMALL))
-        body += b'--edge\r\nContent-Disposition: form-data; name="files"; filename="%d"\r\n\r\n' % number + data + b"\r\n"
+        body += (
+            b'--edge\r\nContent-Disposition: form-data; name="files"; filename="%d"\r\n\r\n' % number + data + b"\r\n"
+        )
     body += b'--edge\r\nContent-Disposition: form-data; name="priority"\r\n\r\nurgent\r\n--edge--\r\n'
     return body, TYPES[0]
 
@@ -193,7 +212,9 @@ def flipped_request(dice: random.Random) -> tuple[bytes, str]:
     body, kind = sound_request(dice)
     data = bytearray(body)
     for _ in range(dice.choice((0, 1, 3, 10))):
-        data[dice.randrange(dice.choice((200, len(data))))] = dice.choice((0, 10, 13, 34, 45, 58, 59, 0xFF, dice.randrange(256)))
+        data[dice.randrange(dice.choice((200, len(data))))] = dice.choice(
+            (0, 10, 13, 34, 45, 58, 59, 0xFF, dice.randrange(256))
+        )
     return bytes(data[: dice.choice((len(data), len(data), dice.randrange(len(data))))]), kind
 
 
@@ -207,8 +228,24 @@ def odd_parts(dice: random.Random) -> tuple[bytes, str]:
     body = b""
     for _ in range(dice.choice((1, 2, 20, 60))):
         header = b"Content-Disposition: " + dice.choice(DISPOSITIONS).encode("latin-1")
-        extra = dice.choice((b"", b"\r\nX: " + b"y" * dice.choice((1, 5000)), b"\r\nContent-Transfer-Encoding: base64", b"\r\n" * 3, b"\r\n: ZEBRA", b"\r\nX" * 2000 + b": 1"))
-        body += b"--edge\r\n" + header + extra + b"\r\n\r\n" + dice.choice((b"", b"ZEBRA", bytes(6000), b"--edge", b"\r\n--edg")) + b"\r\n"
+        extra = dice.choice(
+            (
+                b"",
+                b"\r\nX: " + b"y" * dice.choice((1, 5000)),
+                b"\r\nContent-Transfer-Encoding: base64",
+                b"\r\n" * 3,
+                b"\r\n: ZEBRA",
+                b"\r\nX" * 2000 + b": 1",
+            )
+        )
+        body += (
+            b"--edge\r\n"
+            + header
+            + extra
+            + b"\r\n\r\n"
+            + dice.choice((b"", b"ZEBRA", bytes(6000), b"--edge", b"\r\n--edg"))
+            + b"\r\n"
+        )
     return body + dice.choice((b"--edge--\r\n", b"--edge", b"", b"--edge--ZEBRA")), TYPES[0]
 
 

@@ -20,8 +20,40 @@ Mutator = Callable[[Specimen, random.Random], None]
 PIECES: dict[str, Mutator] = {}
 BODY: dict[str, Mutator] = {}
 BYTES: dict[str, Mutator] = {}
+ONLY: dict[str, tuple[str, ...]] = {}
+PACKED = ("rle", "jpeg", "j2k", "jp2", "htj2k", "sample-j", "sample-rle", "sample-sv1", "sample-frames")
+DEFLATED = ("deflated", "sample-deflated")
 
-SHORTS = (0, 1, 2, 3, 4, 7, 8, 9, 10, 12, 15, 16, 17, 24, 31, 32, 33, 63, 64, 255, 256, 999, 1000, 4095, 32767, 32768, 65534, 65535)
+SHORTS = (
+    0,
+    1,
+    2,
+    3,
+    4,
+    7,
+    8,
+    9,
+    10,
+    12,
+    15,
+    16,
+    17,
+    24,
+    31,
+    32,
+    33,
+    63,
+    64,
+    255,
+    256,
+    999,
+    1000,
+    4095,
+    32767,
+    32768,
+    65534,
+    65535,
+)
 LONGS = (0, 1, 2, 3, 7, 8, 0xFF, 0xFFFF, 0x10000, 0x7FFFFFFE, 0x7FFFFFFF, 0x80000000, 0xFFFFFFF0, 0xFFFFFFFE, UNDEFINED)
 TEXTS = (
     b"", b" ", b"\0", b"NaN", b"nan", b"inf", b"-inf", b"1e308", b"-1e308", b"1e-320", b"1e999", b"1e38", b"3.4e38",
@@ -29,7 +61,16 @@ TEXTS = (
     b"0x10", b"1_0", b"1\\2\\3", b"\\", b"\\\\\\", b"ZEBRA", b"\xd9\xa3", b"\xff\xfe", b"9" * 400, b"9" * 4200,
     b"9" * 6000, b"1." + b"0" * 3000 + b"1", b"+", b"--1", b"1e", b"\xb2", b"true",
 )  # fmt: skip
-GEOMETRY = ("Rows", "Columns", "BitsAllocated", "BitsStored", "HighBit", "SamplesPerPixel", "PixelRepresentation", "PlanarConfiguration")
+GEOMETRY = (
+    "Rows",
+    "Columns",
+    "BitsAllocated",
+    "BitsStored",
+    "HighBit",
+    "SamplesPerPixel",
+    "PixelRepresentation",
+    "PlanarConfiguration",
+)
 DECIMALS = ("RescaleSlope", "RescaleIntercept", "WindowCenter", "WindowWidth")
 READ = (
     *GEOMETRY, *DECIMALS, "NumberOfFrames", "PhotometricInterpretation", "SOPClassUID", "SOPInstanceUID",
@@ -49,9 +90,13 @@ CHARSETS = (
 )  # fmt: skip
 
 
-def _into(registry: dict[str, Mutator]) -> Callable[[Mutator], Mutator]:
+def _into(registry: dict[str, Mutator], of: tuple[str, ...] = ()) -> Callable[[Mutator], Mutator]:
+    """of: beginnings of the names of the sound files that it has something to change in; none: all."""
+
     def register(mutator: Mutator) -> Mutator:
         registry[mutator.__name__] = mutator
+        if of:
+            ONLY[mutator.__name__] = of
         return mutator
 
     return register
@@ -109,7 +154,19 @@ def odd_rescale_of_plausible_size(specimen: Specimen, dice: random.Random) -> No
 @_into(PIECES)
 def odd_photometric(specimen: Specimen, dice: random.Random) -> None:
     """Another colour space, or none."""
-    text = dice.choice((b"MONOCHROME1", b"MONOCHROME2 ", b"RGB", b"YBR_FULL", b"PALETTE COLOR", b"", b"ZEBRA", b"\xff\xfe", b"MONOCHROME1\\RGB"))
+    text = dice.choice(
+        (
+            b"MONOCHROME1",
+            b"MONOCHROME2 ",
+            b"RGB",
+            b"YBR_FULL",
+            b"PALETTE COLOR",
+            b"",
+            b"ZEBRA",
+            b"\xff\xfe",
+            b"MONOCHROME1\\RGB",
+        )
+    )
     specimen.put(Element(tag_of("PhotometricInterpretation"), b"CS", text))
 
 
@@ -118,7 +175,16 @@ def odd_charset(specimen: Specimen, dice: random.Random) -> None:
     """A character set that is unknown, that Python knows and DICOM does not, or that the names are not in."""
     specimen.put(Element(0x00080005, b"CS", dice.choice(CHARSETS)))
     if dice.random() < 0.5:
-        name = dice.choice((b"ZEBRA\x1b$B\x21^QUAGGA", b"ZEBRA\xed\xa0\x80", b"\xff\xfeZEBRA", b"+2AA-ZEBRA", b"ZEBRA\\ud800", b"\x1b$)C\x1b(J"))
+        name = dice.choice(
+            (
+                b"ZEBRA\x1b$B\x21^QUAGGA",
+                b"ZEBRA\xed\xa0\x80",
+                b"\xff\xfeZEBRA",
+                b"+2AA-ZEBRA",
+                b"ZEBRA\\ud800",
+                b"\x1b$)C\x1b(J",
+            )
+        )
         for keyword in ("PatientName", "Modality", "BodyPartExamined"):
             if dice.random() < 0.6:
                 specimen.put(Element(tag_of(keyword), b"PN" if keyword == "PatientName" else b"CS", name))
@@ -127,8 +193,35 @@ def odd_charset(specimen: Specimen, dice: random.Random) -> None:
 @_into(PIECES)
 def odd_text(specimen: Specimen, dice: random.Random) -> None:
     """Attributes that are stored and shown hold controls, NULs, megabytes, several values, or markup."""
-    keyword = dice.choice(("PatientName", "PatientID", "Modality", "BodyPartExamined", "AccessionNumber", "PatientBirthDate", "SOPInstanceUID", "StudyInstanceUID", "SOPClassUID"))
-    text = dice.choice((*TEXTS, b"ZEBRA" * 20_000, b"CR\0\0\0", b"DX\\CR\\ZEBRA", b"<script>", b"\r\n\t\x1b[31m", b"1.2.3", b"1" * 64, b"1" * 65, b"1.2." + b"9" * 70, b"CR\n", b"1.2.3\n"))
+    keyword = dice.choice(
+        (
+            "PatientName",
+            "PatientID",
+            "Modality",
+            "BodyPartExamined",
+            "AccessionNumber",
+            "PatientBirthDate",
+            "SOPInstanceUID",
+            "StudyInstanceUID",
+            "SOPClassUID",
+        )
+    )
+    text = dice.choice(
+        (
+            *TEXTS,
+            b"ZEBRA" * 20_000,
+            b"CR\0\0\0",
+            b"DX\\CR\\ZEBRA",
+            b"<script>",
+            b"\r\n\t\x1b[31m",
+            b"1.2.3",
+            b"1" * 64,
+            b"1" * 65,
+            b"1.2." + b"9" * 70,
+            b"CR\n",
+            b"1.2.3\n",
+        )
+    )
     at = specimen.find(tag_of(keyword))
     vr = specimen.body[at].vr if at is not None else b"LO"
     specimen.put(Element(tag_of(keyword), vr, text if vr in LONG_VR or specimen.implicit else text[:65534]))
@@ -153,7 +246,9 @@ def another_length(specimen: Specimen, dice: random.Random) -> None:
         at = specimen.find(PIXELS) or at
     old = specimen.body[at]
     true = len(old.value)
-    specimen.body[at] = Element(old.tag, old.vr, old.value, dice.choice((*LONGS, true + 1, true - 1, true + 2, true // 2, true * 2)))
+    specimen.body[at] = Element(
+        old.tag, old.vr, old.value, dice.choice((*LONGS, true + 1, true - 1, true + 2, true // 2, true * 2))
+    )
 
 
 @_into(PIECES)
@@ -189,7 +284,24 @@ def shuffled(specimen: Specimen, dice: random.Random) -> None:
 @_into(PIECES)
 def other_tags(specimen: Specimen, dice: random.Random) -> None:
     """Elements that do not belong: delimiters, groups 0 and FFFF, command and meta elements, float pixels."""
-    tag = dice.choice((0, 0x00000010, 0x00020010, ITEM, ITEM_END, SEQUENCE_END, 0xFFFFFFFF, 0x7FE00008, 0x7FE00009, 0x7FE00001, 0x7FE00002, 0x7FDF0010, 0x00080000, 0x00280103))
+    tag = dice.choice(
+        (
+            0,
+            0x00000010,
+            0x00020010,
+            ITEM,
+            ITEM_END,
+            SEQUENCE_END,
+            0xFFFFFFFF,
+            0x7FE00008,
+            0x7FE00009,
+            0x7FE00001,
+            0x7FE00002,
+            0x7FDF0010,
+            0x00080000,
+            0x00280103,
+        )
+    )
     value = dice.randbytes(dice.choice((0, 2, 8, 12, 24)))
     specimen.body.insert(dice.randint(0, len(specimen.body)), Element(tag, dice.choice(VRS), value))
 
@@ -276,13 +388,18 @@ def odd_groups(specimen: Specimen, dice: random.Random) -> None:
 
     def macro() -> bytes:
         keyword = dice.choice(("PixelValueTransformationSequence", "FrameVOILUTSequence"))
-        values = [Element(tag_of(name), b"DS", dice.choice(TEXTS)[:60]) for name in sorted(dice.sample(DECIMALS, dice.randint(0, 4)), key=tag_of)]
+        values = [
+            Element(tag_of(name), b"DS", dice.choice(TEXTS)[:60])
+            for name in sorted(dice.sample(DECIMALS, dice.randint(0, 4)), key=tag_of)
+        ]
         content = b"".join(encode(value, specimen.order, implicit=specimen.implicit) for value in values)
         items = _item(content, specimen.order, defined=True) * dice.choice((0, 1, 1, 1, 2))
         return _sequence(tag_of(keyword), items, specimen, defined=True)
 
     tag = tag_of(dice.choice(("PerFrameFunctionalGroupsSequence", "SharedFunctionalGroupsSequence")))
-    items = b"".join(_item(macro(), specimen.order, defined=dice.random() < 0.8) for _ in range(dice.choice((0, 1, 2, 3, 5, 30))))
+    items = b"".join(
+        _item(macro(), specimen.order, defined=dice.random() < 0.8) for _ in range(dice.choice((0, 1, 2, 3, 5, 30)))
+    )
     if dice.random() < 0.2:
         specimen.put(Element(tag, dice.choice(VRS), items))
     else:
@@ -295,7 +412,11 @@ def odd_groups(specimen: Specimen, dice: random.Random) -> None:
 @_into(PIECES)
 def another_syntax(specimen: Specimen, dice: random.Random) -> None:
     """The file meta name a transfer syntax that the data set is not in."""
-    syntaxes = (*sound.NATIVE.values(), sound.RLE, *(sound.JPEG + n for n in ("50", "51", "57", "70", "80", "81", "90", "91", "201", "202", "203", "100", "55")))
+    syntaxes = (
+        *sound.NATIVE.values(),
+        sound.RLE,
+        *(sound.JPEG + n for n in ("50", "51", "57", "70", "80", "81", "90", "91", "201", "202", "203", "100", "55")),
+    )
     syntax = dice.choice((*syntaxes, "1.2.3", "", "ZEBRA", "1.2.840.10008.1.2\\1.2", "1" * 70))
     for i, element in enumerate(specimen.meta):
         if element.tag == 0x00020010:
@@ -326,10 +447,20 @@ def odd_meta(specimen: Specimen, dice: random.Random) -> None:
 @_into(PIECES)
 def odd_preamble(specimen: Specimen, dice: random.Random) -> None:
     """No preamble, none of the mark, or one of another file format."""
-    specimen.preamble = dice.choice((b"", b"DICM", bytes(128), b"PK\x03\x04".ljust(128, b"\0") + b"DICM", b"II*\0".ljust(128, b"\0") + b"DICM", bytes(128) + b"dicm", bytes(132) + b"DICM"))
+    specimen.preamble = dice.choice(
+        (
+            b"",
+            b"DICM",
+            bytes(128),
+            b"PK\x03\x04".ljust(128, b"\0") + b"DICM",
+            b"II*\0".ljust(128, b"\0") + b"DICM",
+            bytes(128) + b"dicm",
+            bytes(132) + b"DICM",
+        )
+    )
 
 
-@_into(PIECES)
+@_into(PIECES, DEFLATED)
 def deflate_bomb(specimen: Specimen, dice: random.Random) -> None:
     """A deflated data set that swells, by a value in its header or by bytes behind its pixels."""
     if specimen.syntax != DeflatedExplicitVRLittleEndian:
@@ -348,7 +479,7 @@ def _some_fragment(specimen: Specimen, dice: random.Random) -> int | None:
     return dice.randrange(1, len(specimen.fragments))
 
 
-@_into(PIECES)
+@_into(PIECES, PACKED)
 def odd_offsets(specimen: Specimen, dice: random.Random) -> None:
     """A Basic Offset Table that points nowhere, or an Extended one that does."""
     if not specimen.fragments:
@@ -360,12 +491,18 @@ def odd_offsets(specimen: Specimen, dice: random.Random) -> None:
         specimen.fragments[0] = struct.pack(f"<{count}L", *numbers) + dice.randbytes(dice.choice((0, 0, 1, 3)))
         return
     wide = [dice.choice((*LONGS, total, 2**63, 2**64 - 1, 2**40)) for _ in range(2 * count)]
-    specimen.put(Element(tag_of("ExtendedOffsetTable"), dice.choice((b"OV", b"OV", b"OB", b"UN", b"SQ")), struct.pack(f"<{count}Q", *wide[:count])))
+    specimen.put(
+        Element(
+            tag_of("ExtendedOffsetTable"),
+            dice.choice((b"OV", b"OV", b"OB", b"UN", b"SQ")),
+            struct.pack(f"<{count}Q", *wide[:count]),
+        )
+    )
     if dice.random() < 0.8:
         specimen.put(Element(tag_of("ExtendedOffsetTableLengths"), b"OV", struct.pack(f"<{count}Q", *wide[count:])))
 
 
-@_into(PIECES)
+@_into(PIECES, PACKED)
 def odd_fragments(specimen: Specimen, dice: random.Random) -> None:
     """Fragments missing, doubled, empty, swapped, split at odd places, or without their delimiter."""
     fragments = specimen.fragments
@@ -386,14 +523,22 @@ def odd_fragments(specimen: Specimen, dice: random.Random) -> None:
         cut = dice.randint(0, len(fragments[at]))
         fragments[at : at + 1] = [fragments[at][:cut], fragments[at][cut:]]
     elif how == 5:
-        specimen.delimiter = dice.choice((b"", b"\xfe\xff", struct.pack("<HHL", 0xFFFE, 0xE00D, 0), struct.pack("<HHL", 0xFFFE, 0xE0DD, 7), dice.randbytes(8)))
+        specimen.delimiter = dice.choice(
+            (
+                b"",
+                b"\xfe\xff",
+                struct.pack("<HHL", 0xFFFE, 0xE00D, 0),
+                struct.pack("<HHL", 0xFFFE, 0xE0DD, 7),
+                dice.randbytes(8),
+            )
+        )
     elif how == 6:
         del fragments[0]
     else:
         specimen.fragment_lengths[dice.randrange(len(fragments))] = dice.choice((*LONGS, len(fragments[at]) + 2))
 
 
-@_into(PIECES)
+@_into(PIECES, PACKED)
 def many_fragments(specimen: Specimen, dice: random.Random) -> None:
     """Thousands of fragments, empty or of a byte or two, with many frames that must be found among them."""
     fragments = specimen.fragments
@@ -407,16 +552,18 @@ def many_fragments(specimen: Specimen, dice: random.Random) -> None:
     specimen.put(Element(tag_of("NumberOfFrames"), b"IS", str(dice.choice((1, 3, 19, 20))).encode()))
 
 
-@_into(PIECES)
+@_into(PIECES, PACKED)
 def cut_fragment(specimen: Specimen, dice: random.Random) -> None:
     """A compressed stream ends early, with or without an end marker."""
     at = _some_fragment(specimen, dice)
     if at is not None and specimen.fragments:
         stream = specimen.fragments[at]
-        specimen.fragments[at] = stream[: dice.randint(0, len(stream))] + dice.choice((b"", b"\xff\xd9", b"\0" * 50 + b"\xff\xd9"))
+        specimen.fragments[at] = stream[: dice.randint(0, len(stream))] + dice.choice(
+            (b"", b"\xff\xd9", b"\0" * 50 + b"\xff\xd9")
+        )
 
 
-@_into(PIECES)
+@_into(PIECES, PACKED)
 def flipped_fragment(specimen: Specimen, dice: random.Random) -> None:
     """Bits flip in a compressed stream, anywhere or in its first hundred bytes."""
     at = _some_fragment(specimen, dice)
@@ -429,7 +576,7 @@ def flipped_fragment(specimen: Specimen, dice: random.Random) -> None:
     specimen.fragments[at] = bytes(stream)
 
 
-@_into(PIECES)
+@_into(PIECES, tuple(name for name in PACKED if "rle" not in name))
 def odd_segment(specimen: Specimen, dice: random.Random) -> None:
     """A marker segment of a JPEG, JPEG-LS or JPEG 2000 stream: a number in it changes, it is doubled, or missing."""
     at = _some_fragment(specimen, dice)
@@ -454,7 +601,37 @@ def odd_segment(specimen: Specimen, dice: random.Random) -> None:
             del stream[start:end]
             break
         else:
-            stream[start + 1] = dice.choice((0xC0, 0xC1, 0xC2, 0xC3, 0xC4, 0xC9, 0xCF, 0xDA, 0xDB, 0xDD, 0xE0, 0xEE, 0xF7, 0xF8, 0xFE, 0x4F, 0x51, 0x52, 0x53, 0x55, 0x5C, 0x5F, 0x90, 0x93, 0xD9, 0x00, 0xFF))
+            stream[start + 1] = dice.choice(
+                (
+                    0xC0,
+                    0xC1,
+                    0xC2,
+                    0xC3,
+                    0xC4,
+                    0xC9,
+                    0xCF,
+                    0xDA,
+                    0xDB,
+                    0xDD,
+                    0xE0,
+                    0xEE,
+                    0xF7,
+                    0xF8,
+                    0xFE,
+                    0x4F,
+                    0x51,
+                    0x52,
+                    0x53,
+                    0x55,
+                    0x5C,
+                    0x5F,
+                    0x90,
+                    0x93,
+                    0xD9,
+                    0x00,
+                    0xFF,
+                )
+            )
     specimen.fragments[at] = bytes(stream)
 
 
@@ -470,7 +647,7 @@ def _segments(stream: bytes | bytearray) -> list[tuple[int, int]]:
     return found
 
 
-@_into(PIECES)
+@_into(PIECES, tuple(name for name in PACKED if "rle" not in name))
 def absurd_codestream(specimen: Specimen, dice: random.Random) -> None:
     """JPEG 2000 with absurd tiles, components, subsampling, levels, layers, code blocks; JPEG with absurd sizes."""
     at = _some_fragment(specimen, dice)
@@ -480,7 +657,24 @@ def absurd_codestream(specimen: Specimen, dice: random.Random) -> None:
     siz = stream.find(b"\xff\x51")
     if siz > 0 and siz + 47 < len(stream):
         # (offset in SIZ, width): image and tile geometry, components, precision, steps
-        for place, width in dice.sample(((4, 2), (6, 4), (10, 4), (14, 4), (18, 4), (22, 4), (26, 4), (30, 4), (34, 4), (38, 2), (40, 1), (41, 1), (42, 1)), dice.randint(1, 3)):
+        for place, width in dice.sample(
+            (
+                (4, 2),
+                (6, 4),
+                (10, 4),
+                (14, 4),
+                (18, 4),
+                (22, 4),
+                (26, 4),
+                (30, 4),
+                (34, 4),
+                (38, 2),
+                (40, 1),
+                (41, 1),
+                (42, 1),
+            ),
+            dice.randint(1, 3),
+        ):
             value = dice.choice((*LONGS, *SHORTS, 44, 36)) & ((1 << 8 * width) - 1)
             if place in (6, 10) and dice.random() < 0.8:
                 continue  # most sizes must agree with the header to come any further
@@ -511,7 +705,7 @@ def stream_of_another(specimen: Specimen, dice: random.Random) -> None:
         specimen.fragments = donor.fragments
 
 
-@_into(PIECES)
+@_into(PIECES, PACKED)
 def enlarged(specimen: Specimen, dice: random.Random) -> None:
     """Header and stream agree on a far larger image than the stream holds."""
     at = _some_fragment(specimen, dice)
@@ -525,7 +719,9 @@ def enlarged(specimen: Specimen, dice: random.Random) -> None:
     if siz >= 0:
         stream[siz + 8 : siz + 16] = struct.pack(">LL", columns, rows)
         if dice.random() < 0.5:
-            stream[siz + 24 : siz + 32] = struct.pack(">LL", *dice.choice(((columns, rows), (1, 1), (7, 3), (columns, 1))))
+            stream[siz + 24 : siz + 32] = struct.pack(
+                ">LL", *dice.choice(((columns, rows), (1, 1), (7, 3), (columns, 1)))
+            )
     for marker in (b"\xff\xc0", b"\xff\xc1", b"\xff\xc3", b"\xff\xf7"):
         sof = stream.find(marker)
         if siz < 0 and sof > 0:
@@ -534,7 +730,7 @@ def enlarged(specimen: Specimen, dice: random.Random) -> None:
     specimen.fragments[at] = bytes(stream)
 
 
-@_into(PIECES)
+@_into(PIECES, ("rle", "sample-rle"))
 def odd_rle(specimen: Specimen, dice: random.Random) -> None:
     """An RLE header with absurd segment counts and offsets, or runs beyond the frame."""
     at = _some_fragment(specimen, dice)
@@ -546,7 +742,9 @@ def odd_rle(specimen: Specimen, dice: random.Random) -> None:
         value = dice.choice((*LONGS, 64, 65, 1, len(stream), len(stream) - 1, 0xFFFFFFC0))
         stream[place : place + 4] = struct.pack("<L", value)
     if dice.random() < 0.4:
-        stream[64:] = dice.choice((b"\x81\xff" * 5000, b"\x7f" * 300, b"\x80" * 4000, b"\x81", b"", dice.randbytes(500)))
+        stream[64:] = dice.choice(
+            (b"\x81\xff" * 5000, b"\x7f" * 300, b"\x80" * 4000, b"\x81", b"", dice.randbytes(500))
+        )
     specimen.fragments[at] = bytes(stream)
 
 
@@ -599,7 +797,9 @@ def cut_body(specimen: Specimen, dice: random.Random) -> None:
     """The data set ends early: in its header, around the start of Pixel Data, or in the pixels."""
     data = specimen.body_bytes()
     begin, end = _parts(data, specimen.order)
-    at = dice.choice((dice.randint(0, begin), begin + dice.randint(-12, 40), dice.randint(begin, end), end - dice.randint(0, 20)))
+    at = dice.choice(
+        (dice.randint(0, begin), begin + dice.randint(-12, 40), dice.randint(begin, end), end - dice.randint(0, 20))
+    )
     specimen.inflated = data[: max(0, at)]
 
 
@@ -617,7 +817,14 @@ def spliced_body(specimen: Specimen, dice: random.Random) -> None:
 @_into(BODY)
 def appended_body(specimen: Specimen, dice: random.Random) -> None:
     """Something follows the data set: padding, a second data set, noise."""
-    tail = dice.choice((bytes(dice.randrange(1, 5000)), specimen.body_bytes(), dice.randbytes(300), struct.pack("<HH2sHL", 0xFFFC, 0xFFFC, b"OB", 0, 100)))
+    tail = dice.choice(
+        (
+            bytes(dice.randrange(1, 5000)),
+            specimen.body_bytes(),
+            dice.randbytes(300),
+            struct.pack("<HH2sHL", 0xFFFC, 0xFFFC, b"OB", 0, 100),
+        )
+    )
     specimen.inflated = specimen.body_bytes() + tail
 
 
@@ -635,17 +842,21 @@ def flipped_file(specimen: Specimen, dice: random.Random) -> None:
 def cut_file(specimen: Specimen, dice: random.Random) -> None:
     """The file ends early."""
     data = specimen.file_bytes()
-    specimen.raw = data[: dice.choice((0, 1, 4, 127, 128, 131, 132, 133, 140, 144, dice.randint(0, len(data)), len(data) - 1))]
+    specimen.raw = data[
+        : dice.choice((0, 1, 4, 127, 128, 131, 132, 133, 140, 144, dice.randint(0, len(data)), len(data) - 1))
+    ]
 
 
 @_into(BYTES)
 def noise(specimen: Specimen, dice: random.Random) -> None:
     """From some place on, noise."""
     data = specimen.file_bytes()
-    specimen.raw = data[: dice.choice((0, 132, 200, dice.randint(0, len(data))))] + dice.randbytes(dice.choice((10, 1000, 20_000)))
+    specimen.raw = data[: dice.choice((0, 132, 200, dice.randint(0, len(data))))] + dice.randbytes(
+        dice.choice((10, 1000, 20_000))
+    )
 
 
-@_into(BYTES)
+@_into(BYTES, DEFLATED)
 def odd_deflate(specimen: Specimen, dice: random.Random) -> None:
     """A deflated data set in a zlib or gzip wrapper, deflated twice, or with bytes behind it."""
     if specimen.syntax != DeflatedExplicitVRLittleEndian:
@@ -655,7 +866,18 @@ def odd_deflate(specimen: Specimen, dice: random.Random) -> None:
     packed = machine.compress(body) + machine.flush()
     head = whole[: len(whole) - len(packed)]
     again = zlib.compressobj(9, zlib.DEFLATED, -zlib.MAX_WBITS)
-    tail = dice.choice((zlib.compress(body), zlib.compress(body, wbits=31), again.compress(packed) + again.flush(), packed + dice.randbytes(99), packed[:-3], b"", b"\x03\0", body))
+    tail = dice.choice(
+        (
+            zlib.compress(body),
+            zlib.compress(body, wbits=31),
+            again.compress(packed) + again.flush(),
+            packed + dice.randbytes(99),
+            packed[:-3],
+            b"",
+            b"\x03\0",
+            body,
+        )
+    )
     specimen.raw = head + tail
 
 

@@ -107,7 +107,9 @@ class Way:
                 result, wrong = "wrong", str(why)
             except BaseException as broken:  # an unnamed error, which is what all this looks for
                 result = "wrong"
-                wrong = f"unnamed {type(broken).__name__}: {broken}\n" + "".join(traceback.format_tb(broken.__traceback__)[-4:])
+                wrong = f"unnamed {type(broken).__name__}: {broken}\n" + "".join(
+                    traceback.format_tb(broken.__traceback__)[-4:]
+                )
         spent, used = time.process_time() - cpu, peak_mib() - before
         wrong = wrong or _noise(said.text, [str(warning.message) for warning in warned])
         if not wrong and spent > MOST_CPU_S:
