@@ -126,6 +126,8 @@ def _start() -> None:
 
 
 def _run_one(case: str) -> Any:
+    if case.startswith("probe|"):
+        return _way.probe(case.removeprefix("probe|"))
     made = cases.make(case)
     return _way.request(*made) if isinstance(made, tuple) else _way.file(made)
 

@@ -4,6 +4,7 @@ explicit-u2|odd_geometry@17|cut_file@3     a sound file, then mutators, each wit
 archive|zip_bomb@5                         a maker of archives
 request|odd_parts@9                        a maker of multipart bodies
 broken|text.dcm                            a published file that is broken on purpose
+probe|hang                                 something that must not happen, to see that it would be seen
 """
 
 import random
@@ -25,12 +26,14 @@ def one(number: int) -> str:
 
 def damage(dice: random.Random) -> str:
     """A sound file and one to three mutators."""
-    names = sorted(sound.MAKERS)
-    base = dice.choice(names)
-    if base.startswith("sample") and dice.random() < 0.6:  # large, hence slow
-        base = dice.choice([name for name in names if not name.startswith("sample")])
     steps = [dice.choice(sorted(mutators.ALL)) for _ in range(dice.choice((1, 1, 1, 2, 2, 3)))]
     steps.sort(key=lambda step: next(i for i, level in enumerate(mutators.LEVELS) if step in level))
+    picky = [step for step in steps if step in mutators.ONLY]
+    names = sorted(name for name in sound.MAKERS if not picky or name.startswith(mutators.ONLY[picky[0]]))
+    small = [name for name in names if not name.startswith("sample")]
+    base = dice.choice(names)
+    if base not in small and dice.random() < 0.6:  # large, hence slow
+        base = dice.choice(small)
     return "|".join([base, *(f"{step}@{dice.getrandbits(32)}" for step in steps)])
 
 

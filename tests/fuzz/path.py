@@ -21,7 +21,7 @@ import torch
 from api.archives import is_archive, unpack
 from api.ingest import Spool, open_spool, receive
 from shared.dicom import HeaderLimits, read_header
-from shared.errors import BadRequest, Rejected
+from shared.errors import BadRequest, CannotUnderstand, Rejected
 from shared.findings import Call, Finding
 from shared.study import Header
 from shared.vision.bundle import Manifest
@@ -93,6 +93,10 @@ class Way:
     def request(self, body: bytes, content_type: str) -> Outcome:
         """A multipart request."""
         return self._watched(lambda: self._request(body, content_type), len(body))
+
+    def probe(self, name: str) -> Outcome:
+        """Something that must not happen, to see that it would be seen."""
+        return self._watched(PROBES[name], 0)
 
     def _watched(self, case: Any, size: int) -> Outcome:
         reset_peak()
@@ -276,6 +280,41 @@ def _noise(output: str, warned: list[str]) -> str:
         if any(marker in text for marker in MARKERS):
             return f"what was printed or warned names the patient: {text[:300]}"
     return f"a warning: {warned[0][:300]}" if warned else ""
+
+
+def _quote() -> str:
+    try:
+        raise ValueError("value of the file")
+    except ValueError as why:
+        return named(CannotUnderstand(f"damaged: {why}"))
+
+
+def _use(mib: int) -> str:
+    held = bytearray(mib * 2**20)
+    for at in range(0, len(held), 4096):
+        held[at] = 1
+    return "findings"
+
+
+def _burn() -> str:
+    end = time.process_time() + MOST_CPU_S + 1
+    while time.process_time() < end:
+        pass
+    return "findings"
+
+
+PROBES: dict[str, Any] = {
+    "abort": os.abort,
+    "hang": lambda: time.sleep(3600),
+    "slow": _burn,
+    "memory": lambda: _use(MOST_MIB + 50),
+    "all memory": lambda: _use(4000),
+    "unnamed": lambda: {}["x"],
+    "patient": lambda: named(CannotUnderstand(f"There is something wrong with {MARKERS[0]}")),
+    "quote": _quote,
+    "print": lambda: os.write(2, MARKERS[0].encode()) and "findings",
+    "warn": lambda: warnings.warn("odd", stacklevel=1) or "findings",
+}
 
 
 # -- instruments ---------------------------------------------------------------------------------------------------
