@@ -6,7 +6,7 @@ before it is decoded, so that none can allocate more than the DICOM header owns 
 
 import struct
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,7 +26,30 @@ _END = b"\xff\xd9"  # EOI and EOC; cannot occur inside entropy coded data of any
 
 _ITEM, _DELIMITER = 0xFFFEE000, 0xFFFEE0DD
 _MOST_FRAGMENTS = 100_000  # a film has a handful; walking millions of empty ones would take minutes
-_MOST_TILES = 8192  # of JPEG 2000; OpenJPEG takes 9 KB for each, though it were a pixel
+# of JPEG 2000: OpenJPEG takes 9 KB for a tile and 1.6 KB for a precinct, though it were a pixel. Films of 60 million
+# pixels have a tenth of these
+_MOST_TILES, _MOST_PRECINCTS, _MOST_BLOCKS = 8192, 50_000, 500_000
+_MOST_PACKETS = 10_000_000  # layers times precincts
+_SOT, _SOD, _COD, _COC = 0x90, 0x93, 0x52, 0x53
+# with these a reader's place in the stream is certain; OpenJPEG looks for what follows any other by trial
+_J2K_SEGMENTS = {
+    0x50,
+    0x51,
+    0x52,
+    0x53,
+    0x55,
+    0x56,
+    0x57,
+    0x58,
+    0x59,
+    *range(0x5C, 0x62),
+    0x63,
+    0x64,
+    0x74,
+    0x75,
+    0x77,
+    0x78,
+}
 
 
 @dataclass(frozen=True)
@@ -127,10 +150,9 @@ def _inspect_jpeg(frame: bytes, allowed: tuple[int, ...]) -> Stream:
 
 def _inspect_jpeg2000(frame: bytes) -> Stream:
     """Read SIZ, which comes right after SOC. Source: ITU-T T.800 A.5.1."""
-    # some writers wrap the codestream into a JP2 file, which PS3.5 A.4.4 forbids and everybody reads
-    start = frame.find(b"\xff\x4f\xff\x51", 0, 4096)
-    siz = frame[start + 6 : start + 45]
-    if start < 0 or len(siz) < 39:
+    frame = _codestream(frame)
+    siz = frame[6:45]
+    if len(siz) < 39:
         raise UndecodablePixels("The compressed frame is no JPEG 2000 codestream, though its transfer syntax says so")
     width, height, left, top = (int.from_bytes(siz[i : i + 4], "big") for i in range(2, 18, 4))
     components = int.from_bytes(siz[34:36], "big")
@@ -140,13 +162,76 @@ def _inspect_jpeg2000(frame: bytes) -> Stream:
         raise UndecodablePixels
     if -(-(width - tiles_left) // tile_width) * -(-(height - tiles_top) // tile_height) > _MOST_TILES:
         raise UndecodablePixels("The compressed image is cut into more tiles than any film is")
+    rows, columns = -(-height // step_y) + (-top // step_y), -(-width // step_x) + (-left // step_x)
+    for at in _coding_styles(frame, 2):
+        _check_coding_style(frame, at, rows, columns)
     return Stream(
-        rows=-(-height // step_y) + (-top // step_y),
-        columns=-(-width // step_x) + (-left // step_x),
+        rows=rows,
+        columns=columns,
         components=components,
         precision=(depth & 0x7F) + 1,
         signed=bool(depth & 0x80),
     )
+
+
+def _codestream(frame: bytes) -> bytes:
+    """What is inspected and decoded; empty when there is none.
+
+    Some writers wrap it into a JP2 file, which PS3.5 A.4.4 forbids and everybody reads. The boxes are left off, for
+    they could lead a decoder to another codestream than the one that was inspected.
+    """
+    start = frame.find(b"\xff\x4f\xff\x51", 0, 4096)
+    return frame[start:] if start >= 0 else b""
+
+
+def _coding_styles(frame: bytes, at: int) -> Iterator[int]:
+    """Where COD and COC segments begin, those of tile-parts too; at: the first marker segment.
+
+    Raises UndecodablePixels. Source: ITU-T T.800 A.3 and A.4.
+    """
+    end_of_part = None
+    while at + 4 <= len(frame) and frame[at : at + 2] != _END:
+        marker, length = frame[at + 1], int.from_bytes(frame[at + 2 : at + 4], "big")
+        if frame[at] == 0xFF and marker == _SOT:
+            part = int.from_bytes(frame[at + 6 : at + 10], "big")
+            if 0 < part < 14:
+                break
+            end_of_part = at + part if part else len(frame)
+            at += 12
+        elif frame[at] == 0xFF and marker == _SOD and end_of_part is not None:
+            at = max(end_of_part, at + 2)
+        elif frame[at] == 0xFF and marker in _J2K_SEGMENTS and length >= 2:
+            if marker in (_COD, _COC):
+                yield at
+            at += 2 + length
+        else:
+            break
+    else:
+        return
+    raise UndecodablePixels("The compressed frame is damaged: its marker segments do not follow each other")
+
+
+def _check_coding_style(frame: bytes, at: int, rows: int, columns: int) -> None:
+    """Refuse so many parts that they cost far more memory than the pixels.
+
+    Raises UndecodablePixels. Source: ITU-T T.800 A.6.1 and A.6.2.
+    """
+    common = frame[at + 1] == _COD
+    first = at + (9 if common else 6)  # Number of decomposition levels
+    if len(frame) < first + 5:
+        raise UndecodablePixels
+    levels, across, down = frame[first], (frame[first + 1] & 15) + 2, (frame[first + 2] & 15) + 2
+    precincts = levels + 1
+    if frame[at + (4 if common else 5)] & 1:
+        sizes = frame[first + 5 : first + 6 + levels]
+        precincts = sum(
+            (-columns >> levels - level + (size & 15)) * (-rows >> levels - level + (size >> 4))
+            for level, size in enumerate(sizes)
+        )
+    blocks = (-columns >> across) * (-rows >> down)
+    layers = int.from_bytes(frame[at + 6 : at + 8], "big") if common else 1
+    if precincts > _MOST_PRECINCTS or blocks > _MOST_BLOCKS or layers * precincts > _MOST_PACKETS or levels > 32:
+        raise UndecodablePixels("The compressed image is cut into more parts than any film is")
 
 
 def _jpeg(*allowed: int) -> _Codec:
@@ -155,8 +240,8 @@ def _jpeg(*allowed: int) -> _Codec:
 
 _JPEG_LS = _Codec(lambda frame: _inspect_jpeg(frame, (0xF7,)), imagecodecs.jpegls_decode)
 # one thread: the worker runs a process per core already
-_JPEG_2000 = _Codec(_inspect_jpeg2000, lambda frame: imagecodecs.jpeg2k_decode(frame, numthreads=1))
-_HTJ2K = _Codec(_inspect_jpeg2000, imagecodecs.htj2k_decode)
+_JPEG_2000 = _Codec(_inspect_jpeg2000, lambda frame: imagecodecs.jpeg2k_decode(_codestream(frame), numthreads=1))
+_HTJ2K = _Codec(_inspect_jpeg2000, lambda frame: imagecodecs.htj2k_decode(_codestream(frame)))
 _CODECS = {
     _JPEG + "50": _jpeg(*_SEQUENTIAL),
     _JPEG + "51": _jpeg(*_SEQUENTIAL),

@@ -4,13 +4,17 @@ explicit-u2|odd_geometry@17|cut_file@3     a sound file, then mutators, each wit
 archive|zip_bomb@5                         a maker of archives
 request|odd_parts@9                        a maker of multipart bodies
 broken|text.dcm                            a published file that is broken on purpose
+corpus|half-a-character.dcm                a kept file
 probe|hang                                 something that must not happen, to see that it would be seen
 """
 
 import random
 from collections.abc import Iterator
+from pathlib import Path
 
 from tests.fuzz import containers, mutators, sound
+
+CORPUS = Path(__file__).parent / "corpus"  # inputs that once did what must not happen
 
 
 def one(number: int) -> str:
@@ -49,6 +53,8 @@ def make(case: str) -> bytes | tuple[bytes, str]:
     base, *steps = case.split("|")
     if base == "broken":
         return sound.broken_samples()[steps[0]]
+    if base == "corpus":
+        return (CORPUS / steps[0]).read_bytes()
     if base in ("archive", "request"):
         name, seed = steps[0].split("@")
         dice = random.Random(int(seed))
@@ -65,7 +71,7 @@ def names(case: str) -> list[str]:
     base, *steps = case.split("|")
     return (
         [step.split("@")[0] for step in steps]
-        if base not in ("archive", "request", "broken")
+        if base not in ("archive", "request", "broken", "corpus", "probe")
         else [f"{base} {steps[0].split('@')[0]}"]
     )
 
@@ -78,3 +84,8 @@ def sound_ones() -> Iterator[str]:
 def broken_ones() -> Iterator[str]:
     """Every published file that is broken on purpose."""
     yield from (f"broken|{name}" for name in sound.broken_samples())
+
+
+def kept_ones() -> Iterator[str]:
+    """Every file of the corpus."""
+    yield from (f"corpus|{path.name}" for path in sorted(CORPUS.iterdir()))

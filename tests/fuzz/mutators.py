@@ -77,10 +77,15 @@ READ = (
     "StudyInstanceUID", "Modality", "BodyPartExamined", "PatientName", "PatientID", "PatientBirthDate",
     "AccessionNumber", "SpecificCharacterSet", "VOILUTFunction", "PixelData",
 )  # fmt: skip
-VRS = tuple(
-    vr.encode()
-    for vr in "AE AS AT CS DA DS DT FD FL IS LO LT OB OD OF OL OV OW PN SH SL SQ SS ST SV TM UC UI UL UN UR US UT UV".split()
-) + (b"ZZ", b"\0\0", b"  ", b"\xff\xff", b"us", b"O\0", b"??")
+VRS = (
+    *(
+        vr.encode()
+        for vr in (
+            "AE AS AT CS DA DS DT FD FL IS LO LT OB OD OF OL OV OW PN SH SL SQ SS ST SV TM UC UI UL UN UR US UT UV"
+        ).split()
+    ),
+    b"ZZ", b"\0\0", b"  ", b"\xff\xff", b"us", b"O\0", b"??",
+)  # fmt: skip
 CHARSETS = (
     b"", b"ISO_IR 6", b"ISO_IR 100", b"ISO_IR 101", b"ISO_IR 144", b"ISO_IR 166", b"ISO_IR 192", b"ISO_IR 13",
     b"ISO 2022 IR 6\\ISO 2022 IR 87", b"\\ISO 2022 IR 149", b"\\ISO 2022 IR 58", b"GB18030", b"GBK", b"ISO_IR 999",
@@ -690,6 +695,42 @@ def absurd_codestream(specimen: Specimen, dice: random.Random) -> None:
                 place, width = dice.choice(((4, 1), (5, 2), (7, 2), (9, 1), (11, 1), (12, 1), (2, 2)))
                 value = dice.choice((*SHORTS, 44, 36)) & ((1 << 8 * width) - 1)
                 stream[sof + place : sof + place + width] = value.to_bytes(width, "big")
+    specimen.fragments[at] = bytes(stream)
+
+
+@_into(PIECES, tuple(name for name in PACKED if "j2k" in name or "jp2" in name))
+def many_parts(specimen: Specimen, dice: random.Random) -> None:
+    """JPEG 2000 of a megapixel, in header and stream, in tiles, precincts, blocks or layers that are far too many."""
+    at = _some_fragment(specimen, dice)
+    if at is None or not specimen.fragments:
+        return
+    rows, columns = dice.choice(((1000, 1000), (15, 65535), (400, 2500)))
+    specimen.put(Element(tag_of("Rows"), b"US", _us(specimen, rows)))
+    specimen.put(Element(tag_of("Columns"), b"US", _us(specimen, columns)))
+    stream = bytearray(specimen.fragments[at])
+    siz, cod = stream.find(b"\xff\x51"), stream.find(b"\xff\x52")
+    if siz < 0 or cod < 0:
+        return
+    stream[siz + 6 : siz + 14] = struct.pack(">LL", columns, rows)
+    stream[siz + 22 : siz + 30] = struct.pack(
+        ">LL", *dice.choice(((columns, rows), (columns, rows), (256, 256), (9, 9)))
+    )
+    stream[cod + 6 : cod + 8] = struct.pack(">H", dice.choice((1, 1, 20, 65535)))
+    stream[cod + 10 : cod + 12] = bytes(dice.choice(((0, 0), (4, 4), (0, 8))))
+    levels = dice.choice((stream[cod + 9], 0, 32))
+    stream[cod + 9] = levels
+    length = int.from_bytes(stream[cod + 2 : cod + 4], "big")
+    segment = stream[cod : cod + 2 + length]
+    if dice.random() < 0.8:
+        segment[4] |= 1
+        segment = segment[:14] + bytes([17 * dice.choice((0, 1, 2, 4, 6, 15))]) * (levels + 1)
+        segment[2:4] = struct.pack(">H", len(segment) - 2)
+    part = stream.find(b"\xff\x90")
+    if dice.random() < 0.3 and part > 0:  # in the header of a tile-part, where it overrides
+        stream[part + 12 : part + 12] = segment
+        stream[part + 6 : part + 10] = bytes(4)
+    else:
+        stream[cod : cod + 2 + length] = segment
     specimen.fragments[at] = bytes(stream)
 
 

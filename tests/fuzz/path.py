@@ -270,7 +270,7 @@ def check_finding(finding: Finding) -> None:
             raise Wrong(f"{value} is no probability")
     if finding.call not in Call or len(finding.heatmap.values) != finding.heatmap.height * finding.heatmap.width:
         raise Wrong("a finding's call or heatmap is none")
-    if "\0" in finding.scope or not finding.scope.isascii() and not finding.scope.isprintable():
+    if not finding.scope.isprintable():
         raise Wrong(f"scope {finding.scope!r} cannot be stored")
     finding.scope.encode()
 
@@ -284,9 +284,11 @@ def _noise(output: str, warned: list[str]) -> str:
 
 def _quote() -> str:
     try:
-        raise ValueError("value of the file")
+        int("value of the file")
     except ValueError as why:
-        return named(CannotUnderstand(f"damaged: {why}"))
+        quoting = CannotUnderstand(f"The header is damaged: {why}")
+        quoting.__context__ = why
+    return named(quoting)
 
 
 def _use(mib: int) -> str:

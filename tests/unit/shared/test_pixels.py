@@ -516,13 +516,13 @@ def _peak(work: Callable[[], object], kind: type[errors.Rejected]) -> int:
 
 
 def test_a_deflate_bomb_costs_no_memory() -> None:
-    """A data set that inflates beyond the limit is TooLarge while only a few MiB are held."""
+    """A header that inflates beyond the limit is TooLarge while only a few MiB are held."""
     machine = zlib.compressobj(9, wbits=-15)
     zeros = b"\0" * (1 << 20)
     bomb = b"".join(machine.compress(zeros) for _ in range(64)) + machine.flush()
     deflated = make([FILM], DEFLATED)
     meta = deflated[: 144 + struct.unpack_from("<L", deflated, 140)[0]]
-    limits = PixelLimits(max_decoded_bytes=48 << 20)
+    limits = PixelLimits(max_header_bytes=1 << 20)
     assert _peak(lambda: open_pixels(meta + bomb, limits), errors.TooLarge) < 8 << 20
 
 
