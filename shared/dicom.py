@@ -291,7 +291,7 @@ def _inflated_head(file: BinaryIO, limits: HeaderLimits) -> tuple[BinaryIO, int]
     head, total = bytearray(), 0
     most = limits.max_decoded_bytes + limits.max_header_bytes
     while chunk := file.read(65536):
-        while chunk:
+        while chunk and not inflate.eof:  # at the end of its stream zlib may name the same rest for ever
             part = inflate.decompress(chunk, 1 << 20)
             total += len(part)
             if total > most:

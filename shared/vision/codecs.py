@@ -160,6 +160,9 @@ def _inspect_jpeg2000(frame: bytes) -> Stream:
     tile_width, tile_height, tiles_left, tiles_top = (int.from_bytes(siz[i : i + 4], "big") for i in range(18, 34, 4))
     if 0 in (step_x, step_y, tile_width, tile_height):
         raise UndecodablePixels
+    # the first tile holds the first pixel (B.3); OpenJPH never ends where it does not
+    if not (tiles_left <= left < tiles_left + tile_width and tiles_top <= top < tiles_top + tile_height):
+        raise UndecodablePixels
     if -(-(width - tiles_left) // tile_width) * -(-(height - tiles_top) // tile_height) > _MOST_TILES:
         raise UndecodablePixels("The compressed image is cut into more tiles than any film is")
     rows, columns = -(-height // step_y) + (-top // step_y), -(-width // step_x) + (-left // step_x)

@@ -492,7 +492,7 @@ def odd_offsets(specimen: Specimen, dice: random.Random) -> None:
     count = dice.choice((0, 1, 2, 3, 7, 500))
     total = sum(map(len, specimen.fragments))
     if dice.random() < 0.5:
-        numbers = [dice.choice((*LONGS, total, total - 8, 8)) for _ in range(count)]
+        numbers = [dice.choice((*LONGS, total & UNDEFINED, (total - 8) & UNDEFINED, 8)) for _ in range(count)]
         specimen.fragments[0] = struct.pack(f"<{count}L", *numbers) + dice.randbytes(dice.choice((0, 0, 1, 3)))
         return
     wide = [dice.choice((*LONGS, total, 2**63, 2**64 - 1, 2**40)) for _ in range(2 * count)]
