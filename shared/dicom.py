@@ -80,11 +80,22 @@ def read_header(file: BinaryIO, size_bytes: int, limits: HeaderLimits) -> Header
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # odd values are common and harmless; their text could name a patient
             return _read(file, size_bytes, limits)
-    except (Rejected, MemoryError):  # a lack of memory is no flaw of the file
+    except Rejected:
         raise
     except Exception as broken:  # noqa: BLE001 - pydicom raises nearly anything on damaged headers
-        # the exception's own text may quote values, so only its kind is passed on
-        raise CannotUnderstand(f"{CannotUnderstand.__doc__} ({type(broken).__name__})") from None
+        raise in_our_words(broken) from None
+
+
+def in_our_words(broken: BaseException) -> Rejected | MemoryError:
+    """What to raise for something that came up while pydicom read a header."""
+    within: BaseException | None = broken
+    while within is not None:
+        # pydicom turns what a file raises into errors of its own; a lack of memory is no flaw of the file
+        if isinstance(within, Rejected | MemoryError):
+            return within
+        within = within.__context__
+    # the exception's own text may quote values, so only its kind is passed on
+    return CannotUnderstand(f"{CannotUnderstand.__doc__} ({type(broken).__name__})")
 
 
 def _check_start(file: BinaryIO, size_bytes: int) -> None:
@@ -109,8 +120,10 @@ def _read(file: BinaryIO, size_bytes: int, limits: HeaderLimits) -> Header:
     syntax = UID(str(meta.TransferSyntaxUID))
     if syntax not in DECODABLE:
         raise UnknownTransferSyntax
+    readable = None  # of a deflated data set, its head only
     if syntax == DeflatedExplicitVRLittleEndian:
         file, size_bytes = _inflated_head(file, limits)
+        readable = limits.max_header_bytes
         counted = CountedFile(file, Budget(limits.max_header_bytes))
     pixels: list[tuple[int, int]] = []  # (position of the value, its length), once found
 
@@ -127,6 +140,8 @@ def _read(file: BinaryIO, size_bytes: int, limits: HeaderLimits) -> Header:
         defer_size=SKIP_OVER_BYTES,
         specific_tags=list(WANTED),
     )
+    if readable is not None and size_bytes > readable and (counted.cut_short or file.tell() > readable):
+        raise TooLarge("The DICOM header is larger than this installation reads")
     if counted.cut_short or file.tell() > size_bytes:  # values that nobody asked for are stepped over, past the end too
         raise CannotUnderstand("The DICOM header is cut short: the file ends within an element. Send it again")
     header = _header(dataset, syntax)

@@ -29,7 +29,7 @@ from pydicom.dataset import Dataset
 from pydicom.filereader import read_dataset
 from pydicom.tag import Tag
 
-from shared.dicom import Budget, CountedFile, code_string, count, items_of, value_of
+from shared.dicom import Budget, CountedFile, code_string, count, in_our_words, items_of, value_of
 from shared.errors import (
     BadAttributes,
     CannotUnderstand,
@@ -256,11 +256,10 @@ def open_pixels(data: bytes, limits: PixelLimits = PixelLimits()) -> PixelSource
     try:
         with _quiet():
             return _open(data, limits)
-    except (Rejected, MemoryError):  # a lack of memory is no flaw of the file
+    except Rejected:
         raise
     except Exception as broken:  # noqa: BLE001 - pydicom raises nearly anything on damaged headers
-        # the text may quote a patient's values, so only the kind is passed on
-        raise CannotUnderstand(f"{CannotUnderstand.__doc__} ({type(broken).__name__})") from None
+        raise in_our_words(broken) from None
 
 
 @contextmanager
@@ -301,6 +300,8 @@ def _open(data: bytes, limits: PixelLimits) -> PixelSource:
     if tag in (_FLOAT, _DOUBLE):
         raise UnsupportedPixels
     if tag != _PIXELS or length == 0:
+        if syntax == DEFLATED and len(data) == limits.max_header_bytes:
+            raise TooLarge("The DICOM header is larger than this installation reads")
         if counted.cut_short or file.tell() > len(data):  # values that nobody asked for are stepped over
             raise CannotUnderstand
         raise NoPixelData

@@ -34,7 +34,7 @@ from worker.analysis import PREVIEW_SIDE, preview_png
 
 # small enough that a case that reaches a limit is over soon; the ratios between them are those of the defaults
 HEADER_LIMITS = HeaderLimits(max_header_bytes=2**20, max_frame_pixels=1_000_000, max_frames=20, max_decoded_bytes=2**24)
-PIXEL_LIMITS = PixelLimits(max_frame_pixels=1_000_000, max_frames=20, max_decoded_bytes=2**24)
+PIXEL_LIMITS = PixelLimits(max_frame_pixels=1_000_000, max_frames=20, max_decoded_bytes=2**24, max_header_bytes=2**20)
 MOST_MIB = 192  # of memory for a case, beyond what the process and the file itself take
 MOST_CPU_S = 5.0
 MAX_FILES, MAX_BYTES, MAX_RATIO = 50, 2**24, 200
@@ -143,6 +143,8 @@ class Way:
                 name.encode()  # it stands in the receipt
         except Rejected as why:
             results.add(named(why))
+        if not results:
+            raise Wrong("an archive was passed over in silence")
         if spool.end - spooled.size_bytes > MAX_BYTES * 1.2:
             raise Wrong(f"an archive was unpacked to {spool.end} bytes")
         return "archive: " + " + ".join(sorted(results)[:2])

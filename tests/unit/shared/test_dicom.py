@@ -259,6 +259,45 @@ def test_bytes_behind_a_deflated_data_set() -> None:
     peak(deflated(SOUND[META_END:], bytes(64 * 2**20)), 40 * 2**20)
 
 
+@pytest.mark.timeout(20)
+def test_bytes_behind_a_data_set_that_inflates_to_megabytes() -> None:
+    """They are left alone, too: zlib once handed the same rest back for ever, and the reading never ended."""
+    data = deflated(SOUND[META_END:] + bytes(3 * 2**20), bytes(range(256)) * 16)
+    assert read(data).rows == 128
+
+
+def test_a_deflated_header_beyond_the_limit() -> None:
+    """It is refused for its size, not for what lies behind the part that was read."""
+    value = b"\x09\x00\x02\x10OB\0\0" + struct.pack("<L", 3 * 2**20) + bytes(3 * 2**20)
+    with pytest.raises(errors.TooLarge):
+        read(deflated(value + SOUND[META_END:]), HeaderLimits(max_header_bytes=2**20))
+
+
+def test_numbers_that_no_image_has() -> None:
+    """A number of hundreds of digits is refused, and not repeated."""
+    for text in (b"9" * 400, b"-" + b"9" * 400, b"4294967296"):
+        data = before_rows(SOUND, b"\x28\x00\x08\x00IS" + struct.pack("<H", len(text)) + text)
+        with pytest.raises(errors.BadAttributes) as caught:
+            read(data)
+        assert b"999" not in str(caught.value).encode()
+
+
+def test_a_sequence_in_a_number_s_place() -> None:
+    """Items in Rows are refused before any is made an object."""
+    items = EMPTY_ITEM * 5000
+    data = SOUND[:ROWS] + b"\x28\x00\x10\x00SQ\0\0" + struct.pack("<L", len(items)) + items + SOUND[ROWS + 10 :]
+    with pytest.raises(errors.BadAttributes, match="Rows is a sequence"):
+        read(data)
+
+
+def test_text_that_no_database_takes() -> None:
+    """Half a surrogate pair in a name, and controls in a code, are left out: both are stored as text."""
+    odd = image(lambda ds: [setattr(ds, "PatientName", "A\\ud800"), setattr(ds, "Modality", "C\x1b[31m")])
+    odd = odd.replace(b"\x08\x00\x05\x00CS\x0a\x00ISO_IR 100", b"\x08\x00\x05\x00CS\x0e\x00unicode_escape")
+    header = read(odd)
+    assert (header.identity.patient_name, header.modality) == ("A?", "C[31m")
+
+
 @settings(max_examples=400, deadline=None)
 @given(
     base=st.sampled_from([SOUND, image(syntax=SYNTAX["implicit"]), image(syntax=SYNTAX["deflated"])]),
