@@ -3,6 +3,7 @@
 Source: PS3.10 7 (file format), PS3.3 C.7.6.3 (image pixel), PS3.5 A (transfer syntaxes).
 """
 
+import functools
 import io
 import logging
 import re
@@ -213,20 +214,26 @@ def count(dataset: Dataset, keyword: str, default: int | None = None, least: int
     return number
 
 
+@functools.cache
+def _tag(keyword: str) -> BaseTag:
+    return Tag(keyword)
+
+
 def value_of(dataset: Dataset, keyword: str, longest: int = SKIP_OVER_BYTES) -> Any:  # noqa: ANN401 - as pydicom's
     """A value that is no sequence; None where it is missing.
 
     Raises BadAttributes for one longer than `longest` bytes, or one that claims to be a sequence: pydicom would make
     an object, up to a thousand times as large, of every item or value in it.
     """
-    element = dataset.get_item(keyword, keep_deferred=True) if keyword in dataset else None
+    tag = _tag(keyword)
+    element = dataset.get_item(tag, keep_deferred=True)
     if element is None:
         return None
     if isinstance(element, RawDataElement) and element.length > longest:
         raise BadAttributes(f"{keyword} is far longer than it may be")
     if element.VR == "SQ":
         raise BadAttributes(f"{keyword} is a sequence where a value is expected")
-    return dataset[keyword].value
+    return dataset[tag].value
 
 
 def items_of(dataset: Dataset, keyword: str, budget: "Budget") -> list[Dataset]:
@@ -234,7 +241,7 @@ def items_of(dataset: Dataset, keyword: str, budget: "Budget") -> list[Dataset]:
 
     Raises TooLarge when that is used up, BadAttributes for an element that is no sequence, and what pydicom raises.
     """
-    element = dataset.get_item(keyword) if keyword in dataset else None
+    element = dataset.get_item(_tag(keyword))
     if element is None:
         return []
     if isinstance(element, RawDataElement):
