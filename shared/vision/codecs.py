@@ -26,9 +26,10 @@ _END = b"\xff\xd9"  # EOI and EOC; cannot occur inside entropy coded data of any
 
 _ITEM, _DELIMITER = 0xFFFEE000, 0xFFFEE0DD
 _MOST_FRAGMENTS = 100_000  # a film has a handful; walking millions of empty ones would take minutes
-# of JPEG 2000: OpenJPEG takes 9 KB for a tile and 1.6 KB for a precinct, though it were a pixel. Films of 60 million
-# pixels have a tenth of these
-_MOST_TILES, _MOST_PRECINCTS, _MOST_BLOCKS = 8192, 50_000, 500_000
+# of JPEG 2000: OpenJPEG takes 9 KB for a tile and 1.6 KB for a precinct, OpenJPH 5.7 KB for a code block, though it
+# were a pixel. Films of 60 million pixels have half of these at most
+_MOST_TILES, _MOST_PRECINCTS, _MOST_BLOCKS = 8192, 50_000, 100_000
+_FEW_BLOCKS, _BLOCK_PIXELS = 10_000, 256  # beyond a few, blocks must hold so many pixels on average
 _MOST_PACKETS = 10_000_000  # layers times precincts
 _SOT, _SOD, _COD, _COC = 0x90, 0x93, 0x52, 0x53
 # with these a reader's place in the stream is certain; OpenJPEG looks for what follows any other by trial
@@ -233,7 +234,9 @@ def _check_coding_style(frame: bytes, at: int, rows: int, columns: int) -> None:
         )
     blocks = (-columns >> across) * (-rows >> down)
     layers = int.from_bytes(frame[at + 6 : at + 8], "big") if common else 1
-    if precincts > _MOST_PRECINCTS or blocks > _MOST_BLOCKS or layers * precincts > _MOST_PACKETS or levels > 32:
+    small = blocks > _FEW_BLOCKS and blocks * _BLOCK_PIXELS > rows * columns
+    too_many = precincts > _MOST_PRECINCTS or blocks > _MOST_BLOCKS or layers * precincts > _MOST_PACKETS
+    if small or too_many or levels > 32:
         raise UndecodablePixels("The compressed image is cut into more parts than any film is")
 
 

@@ -102,7 +102,8 @@ class Lut:
 
     def apply(self, values: npt.NDArray[Any]) -> Float32Image:
         """values: (H, W) integers or whole floats; returns (H, W) float32."""
-        index = np.clip(np.rint(values) - self.first, 0, len(self.table) - 1).astype(np.intp)
+        wide = np.result_type(values.dtype, np.float32)  # rint alone makes float16 of bytes, which rounds from 2048 on
+        index = np.clip(np.rint(values, dtype=wide) - self.first, 0, len(self.table) - 1).astype(np.intp)
         picked: Float32Image = self.table[index]
         return picked
 
@@ -465,12 +466,12 @@ def _lut(item: Dataset, syntax: str, *, signed: bool) -> Lut:
     if isinstance(data, bytes):
         wide = len(data) >= 2 * count
         data = np.frombuffer(data, "u1" if not wide else ">u2" if syntax == BIG_ENDIAN else "<u2")
-    table = np.atleast_1d(np.asarray(data)).astype(np.float32)[:count]
+    table = np.atleast_1d(np.asarray(data, np.float64))[:count]
     if len(table) < count or not 1 <= bits <= 16:
         raise BadAttributes("A LUT Sequence is shorter than its LUT Descriptor (0028,3002) says")
     if not np.abs(table).max() <= LARGEST:  # numbers as text can be anything, or none
         raise BadAttributes("LUT Data (0028,3006) holds values that have no meaning")
-    return Lut(first, table, float(max((1 << bits) - 1, table.max())))
+    return Lut(first, table.astype(np.float32), float(max((1 << bits) - 1, table.max())))
 
 
 def _ends(bits: int, *, signed: bool) -> tuple[int, int]:

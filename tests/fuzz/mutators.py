@@ -374,7 +374,7 @@ def odd_lut(specimen: Specimen, dice: random.Random) -> None:
     if dice.random() < 0.6:
         count, bits = dice.choice((1, 2, 16, 256, 4096)), dice.choice((8, 12, 16))
     descriptor = struct.pack(f"{specimen.order}3H", count, first, bits)[: dice.choice((6, 6, 6, 6, 4, 2, 0))]
-    size = dice.choice((2 * count, count, 2 * count - 2, 0, 1, 2, 3, 131072))
+    size = max(0, dice.choice((2 * count, count, 2 * count - 2, 0, 1, 2, 3, 131072)))
     data = dice.choice((dice.randbytes(min(size, 4096)) * 32, bytes(size), b"\xff" * size))[:size]
     parts = [
         Element(tag_of("LUTDescriptor"), dice.choice((b"US", b"SS", b"US", b"UN", b"OB", b"DS")), descriptor),
@@ -709,7 +709,7 @@ def many_parts(specimen: Specimen, dice: random.Random) -> None:
     specimen.put(Element(tag_of("Columns"), b"US", _us(specimen, columns)))
     stream = bytearray(specimen.fragments[at])
     siz, cod = stream.find(b"\xff\x51"), stream.find(b"\xff\x52")
-    if siz < 0 or cod < 0:
+    if siz < 0 or cod < 0 or len(stream) < cod + 30:
         return
     stream[siz + 6 : siz + 14] = struct.pack(">LL", columns, rows)
     stream[siz + 22 : siz + 30] = struct.pack(
@@ -721,7 +721,7 @@ def many_parts(specimen: Specimen, dice: random.Random) -> None:
     stream[cod + 9] = levels
     length = int.from_bytes(stream[cod + 2 : cod + 4], "big")
     segment = stream[cod : cod + 2 + length]
-    if dice.random() < 0.8:
+    if dice.random() < 0.8 and len(segment) > 10:
         segment[4] |= 1
         segment = segment[:14] + bytes([17 * dice.choice((0, 1, 2, 4, 6, 15))]) * (levels + 1)
         segment[2:4] = struct.pack(">H", len(segment) - 2)

@@ -336,6 +336,16 @@ def test_rescale_and_modality_lut_give_modality_units() -> None:
         np.testing.assert_array_equal(frame, table[np.clip(film.astype(int) - first, 0, count - 1)])
 
 
+def test_a_modality_lut_of_bytes_is_exact_wherever_it_begins() -> None:
+    """A table that begins far below the least value maps each byte to its own entry."""
+    film, item = np.arange(256, dtype="u1").reshape(16, 16), Dataset()
+    table = (np.arange(8192) % 4099).astype("u2")
+    item.LUTDescriptor, item.ModalityLUTType, item.LUTData = [8192, -5001, 16], "US", table.tobytes()
+    item["LUTDescriptor"].VR, item["LUTData"].VR = "SS", "OW"
+    frame = open_pixels(make([film], ModalityLUTSequence=[item])).frame(0)
+    np.testing.assert_array_equal(frame, table[film.astype(int) + 5001])
+
+
 def test_each_frame_follows_its_functional_group() -> None:
     """Enhanced objects rescale frame by frame."""
     film, groups = ramp("u2", 12), []
