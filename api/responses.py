@@ -79,7 +79,7 @@ STUDY: JsonDict = {
                     "scope": "in scope",
                     "bundle": "second-look",
                     "heatmap_url": f"/studies/{STUDY_ID}/heatmap.png?image=1&frame=1",
-                    "preview_url": f"/studies/{STUDY_ID}/preview.png?image=1&frame=1",
+                    "preview_url": f"/studies/{STUDY_ID}/preview.jpg?image=1&frame=1",
                 }
             ],
         }

@@ -96,18 +96,18 @@ def _finding(row: FindingRow, study_id: UUID, number: int, points: tuple[float |
         scope=row.scope,
         bundle=row.bundle,
         heatmap_url=f"/studies/{study_id}/heatmap.png?{where}",
-        preview_url=f"/studies/{study_id}/preview.png?{where}",
+        preview_url=f"/studies/{study_id}/preview.jpg?{where}",
     )
 
 
-@router.get("/studies/{study_id}/preview.png", response_class=Response)
+@router.get("/studies/{study_id}/preview.jpg", response_class=Response)
 def preview(
     study_id: UUID, parts: PartsDep, key: Radiologist, image: ImageNumber = 1, frame: FrameNumber = 1
 ) -> Response:
     """The image as people look at it: VOI window applied, at most 1024 pixels a side, 8-bit gray."""
     with parts.database.transaction() as session:
         row, _ = reading.picture(session, key.site_id, study_id, image, frame)
-    return Response(parts.store.get(preview_key(row.sha256, frame)), media_type="image/png", headers=PICTURE)
+    return Response(parts.store.get(preview_key(row.sha256, frame)), media_type="image/jpeg", headers=PICTURE)
 
 
 @router.get("/studies/{study_id}/heatmap.png", response_class=Response)

@@ -78,7 +78,7 @@ class Doorbell:
         """Send one message a study; returns those that the broker did not take. Never raises: the rows stand."""
         if not studies:
             return []
-        now, taken = datetime.now(UTC).isoformat(), 0
+        taken = 0
         try:
             with self.app.connection_for_write() as connection, self.app.amqp.Producer(connection) as producer:
                 for study in studies:
@@ -86,7 +86,7 @@ class Doorbell:
                         ANALYSE,
                         args=[str(study.study_id)],
                         queue=study.queue,
-                        headers={SENT_AT: now},
+                        headers={SENT_AT: study.sent_at.isoformat()},
                         producer=producer,
                         retry=False,
                     )

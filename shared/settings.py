@@ -52,15 +52,21 @@ class Settings(BaseSettings):
     max_decoded_bytes: int = 2 * 2**30
 
     # the worker
-    batch_size: int = 8
+    batch_size: int = Field(8, ge=1, description="images in the model at a time, over all its lanes")
     batch_wait_ms: int = 15
     worker_threads: int = 16
     predict_limit_s: float = 120.0
-    lease_s: float = Field(30.0, description="renewed while the worker lives")
+    decoders: int = Field(0, ge=0, description="processes that decode; 0: one a core")
+    decode_limit_s: float = Field(60.0, gt=0, description="for one instance with all its frames")
+    decode_memory_bytes: int = Field(4 * 2**30, description="what one decoder may take")
+    lease_s: float = Field(10.0, description="renewed while the worker lives")
     max_attempts: int = 4
     retry_base_s: float = 5.0
-    reconcile_every_s: float = 5.0
-    resend_grace_s: float = 30.0
+    reconcile_every_s: float = 2.0
+    resend_grace_s: float = Field(8.0, description="for a message on its way from the row to the queue and back")
+    standstill_s: float = Field(6.0, description="messages wait and none is taken: the worker ends, to be started anew")
+    routine_limit_s: float = Field(4 * 3600.0, description="a routine study that waited longer is moved up")
+    backlog_limit_s: float = Field(7 * 86400.0, description="a backlog study that waited longer is moved up")
     settle_s: float = Field(3.0, description="quiet time before a study that got further images is analysed")
     database_pool_size: int = 8
 

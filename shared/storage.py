@@ -29,7 +29,7 @@ def original_key(sha256: str) -> str:
 
 def preview_key(sha256: str, frame: int) -> str:
     """Where the picture of a frame stands (1 for the first); made by the worker, remade at will."""
-    return f"previews/{sha256[:2]}/{sha256}-{frame}.png"
+    return f"previews/{sha256[:2]}/{sha256}-{frame}.jpg"
 
 
 def bundle_key(sha256: str) -> str:

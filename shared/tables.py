@@ -79,6 +79,7 @@ class StudyRow(Base):
     received_at: Mapped[datetime]
     # the queue
     queue: Mapped[str] = mapped_column(String(16))  # where its message goes; "backlog" in a nightly run
+    queued_at: Mapped[datetime] = mapped_column(server_default=func.now())  # since when it waits
     sent_at: Mapped[datetime | None]  # when a message last left for the broker; null: none is out
     attempts: Mapped[int] = mapped_column(default=0)
     not_before: Mapped[datetime | None]  # earliest next attempt

@@ -1,9 +1,11 @@
-"""Many threads ask one at a time; the model answers in batches. Nothing is lost, doubled or swapped."""
+"""Many threads ask one at a time; batches are answered. Nothing is lost, doubled or swapped.
+
+The model, the decoders and the database writes all stand behind one of these.
+"""
 
 import heapq
 import itertools
 import logging
-import os
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -11,58 +13,55 @@ from concurrent.futures import Future
 from typing import Generic, TypeVar
 
 log = logging.getLogger(__name__)
+PATIENCE_S = 10.0  # so much older is as good as one priority higher: what waits cannot wait for ever
 Item = TypeVar("Item")
 Answer = TypeVar("Answer")
 
 
-MAX_FAILURES = 32  # items one after the other
-
-
-def end_process() -> None:
-    """The model is stuck, and a thread cannot be killed: end the process; leases bring its studies back."""
-    os._exit(70)
-
-
 class Batcher(Generic[Item, Answer]):
-    """One model thread behind a priority heap.
+    """Threads ("lanes") that answer batches from one priority heap.
 
     A batch starts when `max_batch` items wait or the oldest has waited `max_wait_s`. When a batch raises it is halved
     until the culprit is alone: that one gets the exception, its neighbours their answers.
-
-    When the model hangs, dies, or fails MAX_FAILURES times without a success in between (as after an error of the GPU),
-    `on_hang` is called: a fresh process is the cure for all three.
     """
 
     def __init__(
         self,
-        predict: Callable[[Sequence[Item]], Sequence[Answer]],
+        name: str,
+        answer: Callable[[Sequence[Item]], Sequence[Answer]],
+        *,
         max_batch: int,
-        max_wait_s: float,
-        limit_s: float = 120.0,
-        on_hang: Callable[[], None] = end_process,
+        max_wait_s: float = 0.0,
+        lanes: int = 1,
+        common: tuple[type[BaseException], ...] = (),
     ) -> None:
-        """predict: items in, as many answers out, in order; limit_s: how long one call may take."""
-        self._predict, self._max_batch, self._max_wait_s = predict, max_batch, max_wait_s
-        self._limit_s, self._on_hang = limit_s, on_hang
-        self._heap: list[tuple[int, int, float, Item, Future[Answer]]] = []
+        """answer: items in, as many answers out, in order; called by so many threads at a time as there are lanes.
+
+        common: errors that no single item causes; the whole batch gets them at once, unhalved.
+        """
+        self.lanes = [Lane() for _ in range(lanes)]
+        self._answer, self._max_batch, self._max_wait_s, self._common = answer, max_batch, max_wait_s, common
+        self._heap: list[tuple[float, int, float, Item, Future[Answer]]] = []
         self._order = itertools.count()
         self._changed = threading.Condition()
-        self._closed = self._finished = False
-        self._failures = 0
-        self._busy_since: float | None = None
-        self._model = threading.Thread(target=self._run, name="model", daemon=True)
-        self._watchdog = threading.Thread(target=self._watch, name="model-watchdog", daemon=True)
-        self._model.start()
-        self._watchdog.start()
+        self._closed = False
+        for number, lane in enumerate(self.lanes):
+            lane.thread = threading.Thread(target=self._run, args=(lane,), name=f"{name}-{number}", daemon=True)
+            lane.thread.start()
 
     def submit(self, item: Item, priority: int = 0) -> "Future[Answer]":
-        """Queue an item; smaller priorities go first, equal ones in order. Raises RuntimeError once closed."""
+        """Queue an item. Raises RuntimeError once closed.
+
+        Smaller priorities go first, equal ones in order; an item goes before all that come more than PATIENCE_S a
+        priority later.
+        """
         future: Future[Answer] = Future()
+        now = time.monotonic()
         with self._changed:
             if self._closed:
                 raise RuntimeError("the batcher is closed")
-            heapq.heappush(self._heap, (priority, next(self._order), time.monotonic(), item, future))
-            self._changed.notify_all()
+            heapq.heappush(self._heap, (now + priority * PATIENCE_S, next(self._order), now, item, future))
+            self._changed.notify()
         return future
 
     def close(self) -> None:
@@ -70,66 +69,63 @@ class Batcher(Generic[Item, Answer]):
         with self._changed:
             self._closed = True
             self._changed.notify_all()
-        self._model.join()
-        self._watchdog.join()
+        for lane in self.lanes:
+            lane.thread.join()
 
-    def _run(self) -> None:
+    def _run(self, lane: "Lane") -> None:
         while batch := self._next():
             live = [(item, future) for item, future in batch if future.set_running_or_notify_cancel()]
             if live:
-                self._answer(live)
-        self._finished = True
+                self._settle(lane, live)
+        lane.finished = True
 
     def _next(self) -> list[tuple[Item, "Future[Answer]"]]:
         with self._changed:
-            while not self._heap and not self._closed:
-                self._changed.wait()
-            if not self._heap:
-                return []
-            started = min(entry[2] for entry in self._heap)
-            while len(self._heap) < self._max_batch and not self._closed:
-                left = started + self._max_wait_s - time.monotonic()
-                if left <= 0:
+            while True:
+                while not self._heap and not self._closed:
+                    self._changed.wait()
+                if not self._heap:
+                    return []
+                left = min(entry[2] for entry in self._heap) + self._max_wait_s - time.monotonic()
+                if len(self._heap) >= self._max_batch or self._closed or left <= 0:
                     break
-                self._changed.wait(left)
+                self._changed.wait(left)  # another lane may take all of it meanwhile
             count = min(self._max_batch, len(self._heap))
-            return [(item, future) for _, _, _, item, future in (heapq.heappop(self._heap) for _ in range(count))]
+            batch = [heapq.heappop(self._heap) for _ in range(count)]
+            if self._heap:
+                self._changed.notify()
+            return [(item, future) for _, _, _, item, future in batch]
 
-    def _answer(self, batch: list[tuple[Item, "Future[Answer]"]]) -> None:
+    def _settle(self, lane: "Lane", batch: list[tuple[Item, "Future[Answer]"]]) -> None:
         try:
-            self._busy_since = time.monotonic()
-            answers = self._predict([item for item, _ in batch])
+            lane.busy_since = time.monotonic()
+            answers = self._answer([item for item, _ in batch])
             if len(answers) != len(batch):
                 raise RuntimeError(f"{len(batch)} items got {len(answers)} answers")  # noqa: TRY301
-        except BaseException as wrong:  # noqa: BLE001 - whatever it is, it belongs to one of these items
-            self._busy_since = None
-            if len(batch) == 1:
-                batch[0][1].set_exception(wrong)
-                self._failures += 1
+        except BaseException as wrong:  # noqa: BLE001 - whatever it is, it belongs to these items
+            lane.busy_since = None
+            if len(batch) == 1 or isinstance(wrong, self._common):
+                for _, future in batch:
+                    future.set_exception(wrong)
+                lane.failures += len(batch)
                 return
             log.warning("a batch failed and is halved", extra={"size": len(batch), "error": type(wrong).__name__})
             middle = len(batch) // 2
-            self._answer(batch[:middle])
-            self._answer(batch[middle:])
+            self._settle(lane, batch[:middle])
+            self._settle(lane, batch[middle:])
             return
-        self._busy_since = None
-        self._failures = 0
+        lane.busy_since = None
+        lane.failures = 0
         for (_, future), answer in zip(batch, answers, strict=True):
             future.set_result(answer)
 
-    def _watch(self) -> None:
-        while self._model.is_alive():
-            since = self._busy_since
-            if since is not None and time.monotonic() - since > self._limit_s:
-                self._give_up("hangs")
-                return
-            if self._failures >= MAX_FAILURES:
-                self._give_up("fails every time")
-                return
-            self._model.join(min(1.0, self._limit_s / 4))
-        if not self._finished:
-            self._give_up("has died")
 
-    def _give_up(self, how: str) -> None:
-        log.critical("the model %s; ending this process", how)
-        self._on_hang()
+class Lane:
+    """One thread of a batcher, as its watchdog sees it."""
+
+    thread: threading.Thread
+
+    def __init__(self) -> None:
+        self.busy_since: float | None = None  # monotonic seconds; None: between calls
+        self.failures = 0  # items one after the other
+        self.finished = False  # it ended because the batcher was closed

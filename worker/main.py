@@ -9,19 +9,20 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 from uuid import UUID
 
-from celery.signals import setup_logging, worker_process_shutdown, worker_ready, worker_shutdown
+from celery.signals import setup_logging, worker_process_shutdown, worker_ready, worker_shutdown, worker_shutting_down
 
 from shared.jobs import ANALYSE, NIGHTLY, QUEUES, Doorbell, celery_app
 from shared.logs import configure_logs
 from shared.settings import settings
 
 if TYPE_CHECKING:
-    from worker.sweeps import Reconciler
+    from worker.sweeps import Sweeper
     from worker.tasks import Engine
 
 app = celery_app(settings())
+app.conf.worker_consumer = "worker.consumer:Consumer"
 _engine: "Engine | None" = None
-_reconciler: "Reconciler | None" = None
+_sweeper: "Sweeper | None" = None
 
 
 @setup_logging.connect
@@ -51,19 +52,27 @@ def nightly() -> int | None:
 
 @worker_ready.connect
 def _start(**_: object) -> None:
-    global _reconciler  # noqa: PLW0603 - one per process, by Celery's signals
-    from worker.sweeps import Reconciler  # noqa: PLC0415
+    global _sweeper  # noqa: PLW0603 - one per process, by Celery's signals
+    from worker.sweeps import Sweeper  # noqa: PLC0415
+    from worker.tasks import threads_for  # noqa: PLC0415
 
-    _reconciler = Reconciler(settings(), engine().database, Doorbell(app))
+    held = engine()
+    _sweeper = Sweeper(settings(), held.database, Doorbell(app), held.load, threads_for(settings()))
+
+
+@worker_shutting_down.connect
+def _shutting_down(**_: object) -> None:
+    if _sweeper is not None:
+        _sweeper.stop()  # from here on the consumer takes no messages, and means it
 
 
 @worker_shutdown.connect
 @worker_process_shutdown.connect
 def _stop(**_: object) -> None:
-    global _engine, _reconciler  # noqa: PLW0603
-    if _reconciler is not None:
-        _reconciler.close()
-        _reconciler = None
+    global _engine, _sweeper  # noqa: PLW0603
+    if _sweeper is not None:
+        _sweeper.close()
+        _sweeper = None
     if _engine is not None:
         _engine.close()
         _engine = None
@@ -76,6 +85,7 @@ def main() -> None:
 
     configure_logs(settings().log_level)
     _engine = Engine(settings())
+    _engine.warm_up()
     app.worker_main(
         [
             "worker",

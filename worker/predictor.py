@@ -12,6 +12,7 @@ from shared.repository import Database
 from shared.repository.bundles import active_bundle
 from shared.settings import cpu_count
 from shared.storage import Store, bundle_key
+from shared.vision.engines import lanes
 from shared.vision.reader import RawReading, Reader
 from shared.vision.tensors import UInt8Image
 
@@ -32,7 +33,7 @@ class ActiveReader:
         self._reader: Reader | None = None
         self._name = ""
         self._looked_at = 0.0
-        torch.set_num_threads(cpu_count())
+        torch.set_num_threads(max(1, cpu_count() // lanes()))
 
     def current(self) -> Reader:
         """The reader for a study that starts now. Raises NoBundle, Unavailable, ObjectMissing, BadBundle."""

@@ -1,7 +1,8 @@
-"""What runs beside the studies: the reconciler, every few seconds, and the nightly run."""
+"""What runs beside the studies: the sweeper, every few seconds, and the nightly run."""
 
 import logging
 import threading
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 
 from shared.backlog import night_of
@@ -10,17 +11,30 @@ from shared.jobs import Doorbell
 from shared.repository import Database, nights, work
 from shared.repository.bundles import active_bundle
 from shared.settings import Settings
+from shared.study import Priority
+from worker.tasks import Load
+from worker.watchdog import Standstill, end_process
 
 log = logging.getLogger(__name__)
+PROMOTED = 0.1  # share of the worker's studies that may come from those that waited too long
 
 
 def reconcile(database: Database, doorbell: Doorbell, grace: timedelta) -> int:
     """Send what stands in Postgres and is nowhere else; returns how many messages left. Raises Unavailable."""
-    now = datetime.now(UTC)  # before the look: what is sent from here on is not lost yet
+    with database.transaction() as session:
+        now = work.clock(session)  # before the look: what is sent from here on is not lost yet
     heads = doorbell.heads()
     with database.transaction() as session:
         to_send = work.lost(session, heads, now, grace)
     return len(to_send) - _ring(database, doorbell, to_send)
+
+
+def promote(database: Database, doorbell: Doorbell, limits: dict[Priority, timedelta], finished: int) -> int:
+    """Move those up that waited too long, at most PROMOTED of what was finished meanwhile. Raises Unavailable."""
+    with database.transaction() as session:
+        to_send = work.promote(session, limits, work.clock(session), max(1, int(finished * PROMOTED)))
+    _ring(database, doorbell, to_send)
+    return len(to_send)
 
 
 def _ring(database: Database, doorbell: Doorbell, to_send: list[work.ToSend]) -> int:
@@ -31,31 +45,60 @@ def _ring(database: Database, doorbell: Doorbell, to_send: list[work.ToSend]) ->
     return len(failed)
 
 
-class Reconciler:
-    """The reconciler as a thread of the worker; an advisory lock lets one at a time through, however many there are."""
+class Sweeper:
+    """What a worker does every few seconds, beside its studies: reconcile, promote, and look whether it is deaf."""
 
-    def __init__(self, settings: Settings, database: Database, doorbell: Doorbell) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        database: Database,
+        doorbell: Doorbell,
+        load: Load,
+        threads: int,
+        end: Callable[[str], None] = end_process,
+    ) -> None:
+        """threads: how many studies this worker takes at a time; end: told why, when its consumer stands still."""
         self._every_s, self._grace = settings.reconcile_every_s, timedelta(seconds=settings.resend_grace_s)
-        self._database, self._doorbell = database, doorbell
+        self._limits = {
+            Priority.ROUTINE: timedelta(seconds=settings.routine_limit_s),
+            Priority.BACKLOG: timedelta(seconds=settings.backlog_limit_s),
+        }
+        self._database, self._doorbell, self._load, self._threads, self._end = database, doorbell, load, threads, end
+        self._standstill = Standstill(settings.standstill_s)
         self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="reconciler", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="sweeper", daemon=True)
         self._thread.start()
 
-    def close(self) -> None:
-        """Stop after the sweep under way."""
+    def stop(self) -> None:
+        """Sweep no more once the sweep under way is done; does not wait for it."""
         self._stop.set()
+
+    def close(self) -> None:
+        """Stop, and wait for the sweep under way."""
+        self.stop()
         self._thread.join()
 
     def _run(self) -> None:
+        before = self._load.taken
         while not self._stop.wait(self._every_s):
             try:
-                sent = reconcile(self._database, self._doorbell, self._grace)
-                if sent:
-                    log.info("reconciled", extra={"sent": sent})
+                taken = self._load.taken
+                self._sweep(taken - before)
+                before = taken
             except OsteonError as wrong:
                 log.warning("could not reconcile", extra={"why": str(wrong)})
             except Exception:
-                log.exception("the reconciler met something unknown")  # and must outlive it
+                log.exception("the sweeper met something unknown")  # and must outlive it
+
+    def _sweep(self, finished: int) -> None:
+        waiting = sum(self._doorbell.waiting().values())
+        free = self._load.in_hand < self._threads
+        if self._standstill.look(waiting, self._load.taken, free=free) and not self._stop.is_set():
+            self._end("the consumer of messages stands still")
+        sent = reconcile(self._database, self._doorbell, self._grace)
+        promoted = promote(self._database, self._doorbell, self._limits, finished)
+        if sent or promoted:
+            log.info("swept", extra={"sent": sent, "promoted": promoted})
 
 
 def nightly(settings: Settings, database: Database, doorbell: Doorbell, now: datetime) -> int | None:

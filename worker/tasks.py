@@ -6,21 +6,25 @@ import random
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from uuid import UUID
 
-import cv2
+import numpy as np
 
 from shared.errors import ObjectMissing, OsteonError, StoreUnavailable, Unavailable
 from shared.repository import Database, work
 from shared.settings import Settings, cpu_count
 from shared.storage import open_store
 from shared.study import Claim
+from shared.vision.engines import lanes
 from shared.vision.pixels import PixelLimits
 from shared.vision.reader import Reader
-from worker.analysis import analyse
+from worker.analysis import ModelBatcher, analyse
 from worker.batching import Batcher
+from worker.decoding import Decoders, DecodingFailed
+from worker.ledger import Ledger
 from worker.predictor import ActiveReader, predict
+from worker.watchdog import Watchdog
 
 log = logging.getLogger(__name__)
 SUSPECT = "suspect"
@@ -31,21 +35,52 @@ class Engine:
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
+        store_url = settings.store_url.get_secret_value()
+        self.load = Load()
         self.database = Database(settings.database_url.get_secret_value(), settings.database_pool_size)
-        self.store = open_store(settings.store_url.get_secret_value())
+        self.store = open_store(store_url)
         self.reader = ActiveReader(self.database, self.store)
-        self.batcher = Batcher(predict, settings.batch_size, settings.batch_wait_ms / 1000, settings.predict_limit_s)
-        self.limits = PixelLimits(
-            settings.max_frame_pixels, settings.max_frames, settings.max_decoded_bytes, settings.max_header_bytes
+        self.decoders = Decoders(
+            store_url,
+            PixelLimits(
+                settings.max_frame_pixels, settings.max_frames, settings.max_decoded_bytes, settings.max_header_bytes
+            ),
+            count=settings.decoders or cpu_count(),
+            limit_s=settings.decode_limit_s,
+            memory_bytes=settings.decode_memory_bytes,
+            log_level=settings.log_level,
         )
+        self.batcher: ModelBatcher = Batcher(
+            "model",
+            predict,
+            max_batch=max(1, settings.batch_size // lanes()),
+            max_wait_s=settings.batch_wait_ms / 1000,
+            lanes=lanes(),
+        )
+        self.watchdog = Watchdog(self.batcher.lanes, settings.predict_limit_s)
+        lease = timedelta(seconds=settings.lease_s)
+        self.ledger = Ledger(self.database, lease, settings.max_attempts)
         self.gate = Gate()
         self._at_gate: set[UUID] = set()
         self._gate_lock = threading.Lock()
-        self.leases = Leases(self.database, timedelta(seconds=settings.lease_s))
-        cv2.setNumThreads(1)  # tasks are threads already; a pool in each would only add switches
+        self.leases = Leases(self.database, lease)
+
+    def warm_up(self) -> None:
+        """Load the active bundle and run it once: the first study should not wait for a compiler."""
+        try:
+            reader = self.reader.current()
+            blank = np.zeros((reader.size, reader.size), np.uint8)
+            for answer in [self.batcher.submit((reader, blank)) for _ in self.batcher.lanes]:
+                answer.result()
+        except OsteonError as wrong:
+            log.warning("not warmed up", extra={"why": str(wrong)})
 
     def analyse_study(self, study_id: UUID) -> str:
         """Analyse one study to its end; returns one word for Flower. Messages may come twice, or for nothing."""
+        with self.load.one():
+            return self._analysed(study_id)
+
+    def _analysed(self, study_id: UUID) -> str:
         try:
             # claimed inside the gate: who waits at it holds no lease, and a crash behind it costs him no attempt
             with self.gate.among_others():
@@ -72,18 +107,8 @@ class Engine:
         return first
 
     def _attempt(self, study_id: UUID, *, alone: bool) -> str:
-        settings = self.settings
         reader = self.reader.current()
-        with self.database.transaction() as session:
-            claim = work.claim(
-                session,
-                study_id,
-                reader.manifest.name,
-                datetime.now(UTC),
-                timedelta(seconds=settings.lease_s),
-                max_attempts=settings.max_attempts,
-                alone=alone,
-            )
+        claim = (self.ledger.claim_alone if alone else self.ledger.claim)(study_id, reader.manifest.name)
         if claim is None:
             return "nothing to do"
         if claim is work.NOT_ALONE:
@@ -93,13 +118,13 @@ class Engine:
 
     def _analyse(self, claim: Claim, reader: Reader) -> str:
         study = {"study": str(claim.study_id), "attempt": claim.attempt}
+        last = claim.attempt >= self.settings.max_attempts
         try:
-            results = analyse(claim, self.store, reader, self.batcher, self.limits)
-            with self.database.transaction() as session:
-                written = work.finish(session, claim, results, reader.manifest.name, datetime.now(UTC))
+            results = analyse(claim, reader, self.decoders.submit, self.batcher, last_attempt=last)
+            written = self.ledger.finish(work.Analysed(claim, results, reader.manifest.name))
         except StoreUnavailable as wrong:
             return self._later(claim, str(wrong), study, blameless=not self._store_works())
-        except (Unavailable, ObjectMissing) as wrong:
+        except (Unavailable, ObjectMissing, DecodingFailed) as wrong:
             return self._later(claim, str(wrong), study)
         except Exception as wrong:
             log.exception("analysis failed", extra=study)
@@ -123,7 +148,7 @@ class Engine:
         wait = timedelta(seconds=min(600.0, base) * random.uniform(0.5, 1.5))  # noqa: S311 - jitter, not a secret
         try:
             with self.database.transaction() as session:
-                not_before, most = datetime.now(UTC) + wait, self.settings.max_attempts
+                not_before, most = work.clock(session) + wait, self.settings.max_attempts
                 outcome = work.retry(session, claim, reason, not_before, most, blameless=blameless)
         except Exception as wrong:  # noqa: BLE001 - whatever keeps us from writing, the lease brings the study back
             outcome = f"left to its lease ({type(wrong).__name__})"
@@ -131,10 +156,33 @@ class Engine:
         return outcome
 
     def close(self) -> None:
-        """Stop the model thread and the lease keeper, give connections back."""
+        """Stop the model and the decoders, write what is done, give connections back."""
+        self.decoders.close()
         self.batcher.close()
+        self.watchdog.close()
+        self.ledger.close()
         self.leases.close()
         self.database.close()
+
+
+class Load:
+    """How much this worker does: studies ever taken, and those in hand."""
+
+    def __init__(self) -> None:
+        self.taken = self.in_hand = 0
+        self._lock = threading.Lock()
+
+    @contextmanager
+    def one(self) -> Iterator[None]:
+        """One study is in hand during the block."""
+        with self._lock:
+            self.taken += 1
+            self.in_hand += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self.in_hand -= 1
 
 
 class Gate:
@@ -216,7 +264,7 @@ class Leases:
             if tokens:
                 try:
                     with self._database.transaction() as session:
-                        work.renew(session, tokens, datetime.now(UTC) + self._lease)
+                        work.renew(session, tokens, work.clock(session) + self._lease)
                 except OsteonError as wrong:
                     log.warning("leases not renewed", extra={"why": str(wrong)})
                 except Exception:
@@ -225,4 +273,4 @@ class Leases:
 
 def threads_for(settings: Settings) -> int:
     """Task threads: enough that a batch fills while another one is decoded."""
-    return max(settings.worker_threads, 2 * settings.batch_size, cpu_count())
+    return max(settings.worker_threads, 2 * settings.batch_size, 2 * cpu_count())

@@ -22,6 +22,7 @@ class Database:
             max_overflow=0,
             pool_timeout=30,
             pool_pre_ping=True,
+            executemany_mode="values_plus_batch",  # many UPDATEs in one round trip
             hide_parameters=True,  # parameters can be identities, and errors are logged
             connect_args={"connect_timeout": 5, "application_name": "osteon"},
         )

@@ -94,6 +94,7 @@ def _add_study(session: Session, site_id: UUID, priority: Priority, uid: str, no
         "queue": priority,
         "status": StudyStatus.QUEUED,
         "received_at": now,
+        "queued_at": now,
         "due_at": due_at(now, priority, None),
     }
     session.execute(insert(StudyRow).values(values).on_conflict_do_nothing())
@@ -147,7 +148,7 @@ def _instance(
     status = StudyStatus(study.status)
     if status not in (StudyStatus.QUEUED, StudyStatus.RUNNING) and may_become(status, StudyStatus.QUEUED):
         study.status, study.attempts, study.not_before, study.reason = StudyStatus.QUEUED, 0, None, ""
-        study.sent_at, study.queue = None, study.priority
+        study.sent_at, study.queued_at, study.queue = None, now, study.priority
         study.due_at = min(study.due_at, due_at(study.received_at, Priority(study.priority), None))
     if settle and study.status == StudyStatus.QUEUED and study.received_at < now and study.priority != Priority.URGENT:
         study.not_before, study.sent_at = now + settle, None

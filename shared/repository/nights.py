@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from datetime import date, datetime, timedelta
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, or_, select
+from sqlalchemy import ColumnElement, func, or_, select
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
@@ -57,7 +57,7 @@ def _requeue(session: Session, where: ColumnElement[bool], most: int, chosen: li
     for row in rows:
         if may_become(StudyStatus(row.status), StudyStatus.QUEUED):
             row.status = StudyStatus.QUEUED
-            row.queue = Priority.BACKLOG
+            row.queue, row.queued_at = Priority.BACKLOG, func.now()
         # a stranded study keeps its queue: it is late, not unimportant
         row.attempts, row.sent_at, row.not_before = 0, None, None
         chosen.append(row.id)

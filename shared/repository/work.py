@@ -1,13 +1,31 @@
 """A study's way through the workers: sent, claimed, finished, retried, found again when lost."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import Enum
-from typing import Literal
+from itertools import groupby
+from typing import Any, Literal
 from uuid import UUID, uuid4
 
-from sqlalchemy import ColumnElement, and_, case, func, or_, select, text, update
+from sqlalchemy import (
+    ARRAY,
+    ColumnElement,
+    Row,
+    Text,
+    Uuid,
+    and_,
+    any_,
+    case,
+    cast,
+    exists,
+    func,
+    literal,
+    or_,
+    select,
+    text,
+    update,
+)
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
@@ -18,6 +36,16 @@ from shared.worklist import due_at
 
 RECONCILER_LOCK = 0x05_7E_0A_01
 DIED = "attempts ended without a result: the worker died or hung each time"
+FASTER = {Priority.ROUTINE: Priority.URGENT, Priority.BACKLOG: Priority.ROUTINE}
+HELD = (  # what `finish` needs of a row
+    StudyRow.id,
+    StudyRow.status,
+    StudyRow.lease_token,
+    StudyRow.priority,
+    StudyRow.received_at,
+    StudyRow.images,
+    StudyRow.failed_images,
+)
 URGENT_FIRST = case({queue: place for place, queue in enumerate(Priority)}, value=StudyRow.queue)
 
 
@@ -26,6 +54,7 @@ class _NotAlone(Enum):
 
 
 NOT_ALONE = _NotAlone.NOT_ALONE
+Answer = Claim | Literal[_NotAlone.NOT_ALONE] | None
 
 
 @dataclass(frozen=True)
@@ -34,6 +63,7 @@ class ToSend:
 
     study_id: UUID
     queue: Priority
+    sent_at: datetime  # as its row says, by Postgres' clock
 
 
 def unsent(session: Session, study_ids: Sequence[UUID], now: datetime) -> list[ToSend]:
@@ -60,45 +90,97 @@ def sending_failed(session: Session, study_ids: Sequence[UUID]) -> None:
     )
 
 
+def clock(session: Session) -> datetime:
+    """Postgres' time: the one clock that all hosts agree on, so that a lease means the same on each."""
+    return session.scalar(select(func.clock_timestamp()))  # type: ignore[return-value]
+
+
 def claim(
-    session: Session, study_id: UUID, bundle: str, now: datetime, lease: timedelta, *, max_attempts: int, alone: bool
-) -> Claim | Literal[_NotAlone.NOT_ALONE] | None:
-    """Take a study for analysis, or None if it is done, held by another, not yet due for its retry, or given up.
+    session: Session,
+    study_ids: Sequence[UUID],
+    bundle: str,
+    now: datetime,
+    lease: timedelta,
+    *,
+    max_attempts: int,
+    alone: bool = False,
+) -> list[Answer]:
+    """Take studies for analysis, each None if it is done, held by another, not yet due for its retry, or given up.
 
     alone: nothing else is analysed in this process. A study whose last attempt ended without a word may have killed its
     worker, so it is given out only then; otherwise the answer is NOT_ALONE, and nothing has changed.
     """
-    # waits for a row that is locked: its message is spent here, and nobody else would ring soon
-    row = session.scalar(select(StudyRow).where(StudyRow.id == study_id).with_for_update())
-    if row is None:
-        return None
-    status = StudyStatus(row.status)
-    abandoned = status is StudyStatus.RUNNING and row.lease_until is not None and row.lease_until < now
-    waiting = status in (StudyStatus.QUEUED, StudyStatus.RETRYING) and (row.not_before is None or row.not_before <= now)
-    if not (waiting or abandoned):
-        return None
-    if abandoned and row.attempts >= max_attempts:
-        _quarantine(row, f"{row.attempts} {DIED}")
-        return None
-    if abandoned and not alone:
-        return NOT_ALONE
-    _move(row, StudyStatus.RUNNING)
-    row.attempts += 1
-    row.lease_token, row.lease_until, row.started_at = uuid4(), now + lease, now
-    done = select(FindingRow.instance_id).where(FindingRow.bundle == bundle)
-    instances = session.scalars(
-        select(InstanceRow)
-        .where(InstanceRow.study_id == study_id, InstanceRow.error_reason == "", InstanceRow.id.not_in(done))
+    # plain columns and one statement for all: this runs for every study there is
+    columns = (
+        StudyRow.id,
+        StudyRow.status,
+        StudyRow.attempts,
+        StudyRow.queue,
+        StudyRow.received_at,
+        StudyRow.lease_until,
+        StudyRow.not_before,
+    )
+    # waits for rows that are locked: their messages are spent here, and nobody else would ring soon
+    rows = session.execute(
+        select(*columns).where(StudyRow.id == any_(_uuids(study_ids))).order_by(StudyRow.id).with_for_update()
+    ).all()
+    answers: dict[UUID, Answer] = {}
+    given_up: list[UUID] = []
+    for row in rows:
+        status = StudyStatus(row.status)
+        abandoned = status is StudyStatus.RUNNING and row.lease_until is not None and row.lease_until < now
+        waiting = status in (StudyStatus.QUEUED, StudyStatus.RETRYING) and (
+            row.not_before is None or row.not_before <= now
+        )
+        if abandoned and row.attempts >= max_attempts:
+            given_up.append(row.id)
+        elif abandoned and not alone:
+            answers[row.id] = NOT_ALONE
+        elif waiting or abandoned:
+            answers[row.id] = Claim(row.id, uuid4(), row.attempts + 1, Priority(row.queue), row.received_at, [])
+    for study_id in given_up:
+        gone = session.get_one(StudyRow, study_id)
+        _quarantine(gone, f"{gone.attempts} {DIED}")
+    claims = [answer for answer in answers.values() if isinstance(answer, Claim)]
+    if claims:
+        _take(session, claims, now, lease)
+        for study_id, instance in _unanswered(session, [one.study_id for one in claims], bundle):
+            one = answers[study_id]
+            assert isinstance(one, Claim)
+            one.instances.append(instance)
+    return [answers.pop(study_id, None) for study_id in study_ids]
+
+
+def _take(session: Session, claims: Sequence[Claim], now: datetime, lease: timedelta) -> None:
+    """Write the leases of studies that are locked and may run."""
+    leases = {"status": StudyStatus.RUNNING, "lease_until": now + lease, "started_at": now}
+    session.execute(
+        update(StudyRow),
+        [leases | {"id": one.study_id, "attempts": one.attempt, "lease_token": one.token} for one in claims],
+    )
+
+
+def _uuids(values: Sequence[UUID]) -> ColumnElement[Sequence[UUID]]:
+    """One parameter for however many ids, so that the statement is always the same."""
+    return cast(literal([str(value) for value in values], ARRAY(Text)), ARRAY(Uuid))
+
+
+def _unanswered(session: Session, study_ids: Sequence[UUID], bundle: str) -> Iterator[tuple[UUID, InstanceToAnalyse]]:
+    """The instances that have neither a finding of this bundle nor an error, each after its study's id."""
+    answered = exists().where(FindingRow.instance_id == InstanceRow.id, FindingRow.bundle == bundle)
+    rows = session.execute(
+        select(
+            InstanceRow.study_id,
+            InstanceRow.id,
+            InstanceRow.sha256,
+            InstanceRow.modality,
+            InstanceRow.rows * InstanceRow.columns * InstanceRow.frames,
+        )
+        .where(InstanceRow.study_id == any_(_uuids(study_ids)), InstanceRow.error_reason == "", ~answered)
         .order_by(InstanceRow.received_at, InstanceRow.id)
     )
-    return Claim(
-        study_id,
-        row.lease_token,
-        row.attempts,
-        Priority(row.queue),
-        row.received_at,
-        [InstanceToAnalyse(i.id, i.sha256, i.modality, i.rows * i.columns * i.frames) for i in instances],
-    )
+    for study_id, instance_id, sha256, modality, pixels in rows:
+        yield study_id, InstanceToAnalyse(instance_id, sha256, modality, pixels)
 
 
 def renew(session: Session, tokens: Sequence[UUID], until: datetime) -> None:
@@ -116,11 +198,24 @@ def renew(session: Session, tokens: Sequence[UUID], until: datetime) -> None:
     )
 
 
-def finish(session: Session, claimed: Claim, results: Sequence[InstanceResult], bundle: str, now: datetime) -> bool:
-    """Write all results of a study at once. False, and nothing written, if the lease went to somebody else."""
-    row = _held(session, claimed)
-    if row is None:
-        return False
+@dataclass(frozen=True)
+class Analysed:
+    """What one attempt at a study came to."""
+
+    claim: Claim
+    results: Sequence[InstanceResult]
+    bundle: str
+
+
+def finish(session: Session, done: Sequence[Analysed], now: datetime) -> list[bool]:
+    """Write all results of these studies at once. False, and nothing written, where the lease went to somebody else."""
+    claimed = [one.claim.study_id for one in done]
+    rows = session.execute(
+        select(*HELD).where(StudyRow.id == any_(_uuids(claimed))).order_by(StudyRow.id).with_for_update()
+    ).all()
+    held = {row.lease_token: row for row in rows}
+    # one token, one writer: should the same attempt stand here twice, the last has it
+    mine = {one.claim.token: one for one in done if one.claim.token in held}
     findings = [
         {
             "instance_id": result.instance_id,
@@ -136,20 +231,25 @@ def finish(session: Session, claimed: Claim, results: Sequence[InstanceResult], 
             "heatmap_height": finding.heatmap.height,
             "heatmap_width": finding.heatmap.width,
         }
-        for result in results
+        for one in mine.values()
+        for result in one.results
         for finding in result.findings
     ]
     if findings:
         session.execute(insert(FindingRow).on_conflict_do_nothing(), findings)
-    for result in results:
-        if result.error_reason:
-            session.execute(
-                update(InstanceRow)
-                .where(InstanceRow.id == result.instance_id)
-                .values(error_reason=result.error_reason, error_text=result.error_text)
-            )
-    _conclude(session, row, bundle, now)
-    return True
+    for one in mine.values():
+        for result in one.results:
+            if result.error_reason:
+                session.execute(
+                    update(InstanceRow)
+                    .where(InstanceRow.id == result.instance_id)
+                    .values(error_reason=result.error_reason, error_text=result.error_text)
+                )
+    ends = [_end(session, held[token], one, now) for token, one in mine.items()]
+    # one UPDATE for those that end alike, which nearly all do
+    for _, alike in groupby(sorted(ends, key=len), key=len):
+        session.execute(update(StudyRow), list(alike))
+    return [mine.get(one.claim.token) is one for one in done]
 
 
 def retry(
@@ -209,6 +309,32 @@ def lost(session: Session, heads: dict[Priority, datetime | None], now: datetime
     return [_mark_sent(row, now) for row in rows]
 
 
+def promote(session: Session, limits: Mapping[Priority, timedelta], now: datetime, most: int) -> list[ToSend]:
+    """Move up to `most` studies that waited beyond their queue's limit one queue up, longest wait first.
+
+    The queues are served in strict order, so without this a slower one could starve. Because `most` is a small share of
+    what workers finish, those promoted delay an urgent study by little, however many wait.
+    """
+    promoted: list[ToSend] = []
+    for queue, limit in limits.items():
+        rows = session.scalars(
+            select(StudyRow)
+            .where(
+                StudyRow.status.in_((StudyStatus.QUEUED, StudyStatus.RETRYING)),
+                StudyRow.queue == queue,
+                StudyRow.queued_at < now - limit,
+                _due(now),
+            )
+            .order_by(StudyRow.queued_at, StudyRow.id)
+            .limit(most - len(promoted))
+            .with_for_update(skip_locked=True)
+        )
+        for row in rows:
+            row.queue = FASTER[queue]
+            promoted.append(_mark_sent(row, now))  # its message in the slower queue will find nothing to do
+    return promoted
+
+
 def _due(now: datetime) -> ColumnElement[bool]:
     """Neither waiting for its next attempt nor for images that still trickle in."""
     return or_(StudyRow.not_before.is_(None), StudyRow.not_before <= now)
@@ -216,7 +342,7 @@ def _due(now: datetime) -> ColumnElement[bool]:
 
 def _mark_sent(row: StudyRow, now: datetime) -> ToSend:
     row.sent_at = now
-    return ToSend(row.id, Priority(row.queue))
+    return ToSend(row.id, Priority(row.queue), now)
 
 
 def _held(session: Session, claimed: Claim) -> StudyRow | None:
@@ -226,8 +352,12 @@ def _held(session: Session, claimed: Claim) -> StudyRow | None:
 
 
 def _move(row: StudyRow, status: StudyStatus) -> None:
-    assert may_become(StudyStatus(row.status), status), f"{row.status} may not become {status}"
+    _check_move(row.status, status)
     row.status = status
+
+
+def _check_move(now: str, then: StudyStatus) -> None:
+    assert may_become(StudyStatus(now), then), f"{now} may not become {then}"
 
 
 def _quarantine(row: StudyRow, reason: str) -> None:
@@ -235,37 +365,46 @@ def _quarantine(row: StudyRow, reason: str) -> None:
     row.reason, row.lease_token, row.lease_until, row.not_before = reason, None, None, None
 
 
-def _conclude(session: Session, row: StudyRow, bundle: str, now: datetime) -> None:
-    """Sum the study up from all its instances, those of earlier attempts too."""
-    found = session.scalars(
-        select(FindingRow).join(InstanceRow).where(InstanceRow.study_id == row.id, FindingRow.bundle == bundle)
-    ).all()
-    answered = {finding.instance_id for finding in found}
-    total, failed = session.execute(
-        select(func.count(), func.count().filter(InstanceRow.error_reason != "")).where(InstanceRow.study_id == row.id)
-    ).one()
-    row.failed_images = failed
-    row.lease_token = row.lease_until = row.not_before = None
-    if len(answered) + failed < total:  # an image arrived while this ran
-        _move(row, StudyStatus.QUEUED)
-        row.sent_at, row.attempts = None, 0
-        return
-    if not answered:
-        error = session.scalar(
-            select(InstanceRow.error_text)
-            .where(InstanceRow.study_id == row.id)
-            .order_by(InstanceRow.received_at)
-            .limit(1)
-        )
-        _quarantine(row, error or "the study has no image")
-        return
-    summary = summarise([_finding(finding) for finding in found])
-    assert summary is not None
-    _move(row, StudyStatus.ANALYSED)
-    row.call, row.severity, row.region = summary.call, summary.severity, summary.region
-    row.fracture_probability, row.scope = summary.fracture_probability, summary.scope
-    row.bundle, row.analysed_at, row.reason = bundle, now, ""
-    row.due_at = due_at(row.received_at, Priority(row.priority), summary)
+def _end(session: Session, row: Row[*tuple[Any, ...]], done: Analysed, now: datetime) -> dict[str, Any]:
+    """The new values of a study's row, summed up from all its instances, those of earlier attempts too."""
+    found = [finding for result in done.results for finding in result.findings]
+    answered = sum(1 for result in done.results if result.findings)
+    failed = row.failed_images + sum(1 for result in done.results if result.error_reason)
+    if answered + failed < row.images:  # earlier attempts may have answered the others
+        earlier = session.scalars(
+            select(FindingRow).join(InstanceRow).where(InstanceRow.study_id == row.id, FindingRow.bundle == done.bundle)
+        ).all()
+        found, answered = [_finding(each) for each in earlier], len({each.instance_id for each in earlier})
+    values = {"id": row.id, "failed_images": failed, "lease_token": None, "lease_until": None, "not_before": None}
+    if answered + failed < row.images:  # an image arrived while this ran
+        values |= {"status": StudyStatus.QUEUED, "sent_at": None, "queued_at": now, "attempts": 0}
+    elif summary := summarise(found):
+        values |= {
+            "status": StudyStatus.ANALYSED,
+            "call": summary.call,
+            "severity": summary.severity,
+            "region": summary.region,
+            "fracture_probability": summary.fracture_probability,
+            "scope": summary.scope,
+            "bundle": done.bundle,
+            "analysed_at": now,
+            "reason": "",
+            "due_at": due_at(row.received_at, Priority(row.priority), summary),
+        }
+    else:
+        reason = _first_error(session, row.id) or "the study has no image"
+        values |= {"status": StudyStatus.QUARANTINED, "reason": reason}
+    _check_move(row.status, values["status"])
+    return values
+
+
+def _first_error(session: Session, study_id: UUID) -> str | None:
+    return session.scalar(
+        select(InstanceRow.error_text)
+        .where(InstanceRow.study_id == study_id)
+        .order_by(InstanceRow.received_at)
+        .limit(1)
+    )
 
 
 def _finding(row: FindingRow) -> Finding:

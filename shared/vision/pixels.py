@@ -225,9 +225,10 @@ class PixelSource:
 def display(source: PixelSource, i: int, frame: Float32Image | None = None) -> UInt8Image:
     """The preview of frame i for people, 0 for the first.
 
-    frame: what source.frame(i) gave, where the caller has it; saves decoding it again.
-    Returns (rows, columns) uint8, 0..255, bone is white: through the file's VOI LUT (the first, where it has several),
-    or a 0.5..99.5 percentile window where it has none or one that leaves nothing to see. A blank image is all 0.
+    frame: what source.frame(i) gave, or that made smaller; saves decoding it again.
+    Returns uint8 of the frame's shape, 0..255, bone is white: through the file's VOI LUT (the first, where it has
+    several), or a 0.5..99.5 percentile window where it has none or one that leaves nothing to see. A blank image is
+    all 0.
     Raises as PixelSource.frame. Source: PS3.3 C.11.2.
     """
     frame = source.frame(i) if frame is None else frame

@@ -41,6 +41,12 @@ def prepare(image: npt.NDArray[np.number], size: int) -> UInt8Image:
     return square
 
 
+def shrink(image: npt.NDArray[np.number], side: int) -> Float32Image:
+    """image: (H, W). Returns it as float32 with its longer side at most `side` pixels, by area."""
+    small = np.ascontiguousarray(image, dtype=np.float32)
+    return small if max(small.shape) <= side else _fit(small, side)
+
+
 def content_box(height: int, width: int, size: int) -> tuple[int, int, int, int]:
     """Where `prepare` puts a (height, width) image in its square: top, left, height, width in pixels."""
     scale = size / max(height, width)

@@ -32,15 +32,15 @@ SETTINGS = {
 }  # fmt: skip
 # The worker as it is, but that it starts at once rather than compile the network first, and that one image kills it.
 WORKER = """
-    import hashlib, os, sys
+    import os, sys
     sys.modules["openvino"] = None
-    import worker.analysis, worker.main
-    open_pixels = worker.analysis.open_pixels
-    def open_or_die(data, limits):
-        if hashlib.sha256(data).hexdigest() == os.environ.get("POISON"):
+    import worker.analysis, worker.main, worker.tasks
+    analyse = worker.tasks.analyse
+    def analyse_or_die(claim, *rest, **more):
+        if str(claim.study_id) == os.environ.get("POISON"):
             os.abort()
-        return open_pixels(data, limits)
-    worker.analysis.open_pixels = open_or_die
+        return analyse(claim, *rest, **more)
+    worker.tasks.analyse = analyse_or_die
     worker.main.main()
 """
 
@@ -240,16 +240,15 @@ def test_sigterm_under_load(plant, worker, tmp_path):
     plant.all_analysed_once(ids, since)
 
 
-def test_a_film_that_kills_its_worker(plant, tmp_path):
+def test_a_study_that_kills_its_worker(plant, tmp_path):
     """Such a study is set aside after N attempts with words; its neighbours are analysed and not blamed."""
     poison = plant.submit(tmp_path, "poison", 1)
-    digest = hashlib.sha256((tmp_path / "poison-0.dcm").read_bytes()).hexdigest()
     ids = plant.submit(tmp_path, "neighbours", 12)
     stop, deaths = threading.Event(), []
 
     def supervise() -> None:
         while not stop.is_set():
-            process = plant.worker(POISON=digest)
+            process = plant.worker(POISON=poison[0])
             while process.poll() is None and not stop.wait(0.1):
                 pass
             process.kill()

@@ -1,7 +1,7 @@
 """Hostile and odd input, from the bytes of an upload to findings.
 
 Covered, for every case: the spool and the multipart parser (api.ingest), archives (api.archives), the header check
-(shared.dicom), decoding and the preview (shared.vision.pixels, .codecs, worker.analysis.preview_png), the network's
+(shared.dicom), decoding and the preview (shared.vision.pixels, .codecs, worker.decoding.preview), the network's
 square (shared.vision.tensors), and a finding in words (shared.vision.reader) from a network that is arithmetic.
 What must hold: the process lives, answers within limits of time and memory, and the answer is findings or a named
 error (a Rejected with a reason and a DICOM failure code; a BadRequest for a multipart body) that quotes neither the

@@ -28,9 +28,9 @@ from shared.vision.bundle import Manifest
 from shared.vision.engines import Answer
 from shared.vision.pixels import PixelLimits, PixelSource, display, open_pixels
 from shared.vision.reader import Reader
-from shared.vision.tensors import prepare
+from shared.vision.tensors import prepare, shrink
 from tests.fuzz.sound import MARKERS
-from worker.analysis import PREVIEW_SIDE, preview_png
+from worker.decoding import PREVIEW_SIDE, preview
 
 # small enough that a case that reaches a limit is over soon; the ratios between them are those of the defaults
 HEADER_LIMITS = HeaderLimits(max_header_bytes=2**20, max_frame_pixels=1_000_000, max_frames=20, max_decoded_bytes=2**24)
@@ -173,10 +173,10 @@ class Way:
             if image.shape != (source.rows, source.columns) or not np.isfinite(image).all():
                 raise Wrong(f"frame {index + 1} is {image.shape} or not finite")
             squares.append(prepare(image, SIZE))
-            picture = preview_png(display(source, index, image))
-            rows, columns = (int.from_bytes(picture[at : at + 4], "big") for at in (20, 16))
-            if picture[:4] != b"\x89PNG" or max(rows, columns) > PREVIEW_SIDE:
-                raise Wrong(f"the preview of frame {index + 1} is no PNG of a size that was asked for")
+            picture = preview(display(source, index, shrink(image, PREVIEW_SIDE)))
+            shown = cv2.imdecode(np.frombuffer(picture, np.uint8), cv2.IMREAD_UNCHANGED)
+            if shown is None or shown.ndim != 2 or max(shown.shape) > PREVIEW_SIDE:
+                raise Wrong(f"the preview of frame {index + 1} is no gray image of a size that was asked for")
         readings = self.reader.read(squares)
         findings = [
             self.reader.finding(reading, frame, source.modality or "unknown", source.body_part)

@@ -140,12 +140,14 @@ class Ward:
     ) -> Any:
         """Claim a study as a worker does."""
         with self.database.transaction() as session:
-            return work.claim(session, study_id, bundle, now, LEASE, max_attempts=most, alone=alone)
+            (answer,) = work.claim(session, [study_id], bundle, now, LEASE, max_attempts=most, alone=alone)
+        return answer
 
     def finish(self, claim: Claim, results: Sequence[InstanceResult], bundle: str = "a", now: datetime = NOW) -> bool:
         """Finish a study as a worker does."""
         with self.database.transaction() as session:
-            return work.finish(session, claim, results, bundle, now)
+            (written,) = work.finish(session, [work.Analysed(claim, results, bundle)], now)
+        return written
 
     def answers(self, claim: Claim, bundle: str = "a") -> list[InstanceResult]:
         """A finding for every image of a claim."""

@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 
 import numpy as np
+import psutil
 import pytest
 from pydicom import dcmread
 
@@ -21,8 +22,10 @@ from shared.settings import ROOT
 from shared.storage import original_key, preview_key, sha256_of
 from shared.study import Priority, StudyStatus
 from shared.vision.bundle import load_bundle, save_bundle
+from shared.vision.pixels import open_pixels
 from shared.vision.reader import Reader
-from worker import analysis
+from shared.vision.tensors import prepare
+from tests import poisons
 from worker.tasks import Engine
 
 STUDIES = ROOT / "samples/studies"
@@ -61,7 +64,7 @@ def make_engine(ward, make_settings, bundle_path):
     engines = []
 
     def make(**changes):
-        settings = make_settings(retry_base_s=0.01, **changes)
+        settings = make_settings(**{"retry_base_s": 0.01, "decoders": 1} | changes)
         publish(settings, ward.database, bundle_path, activate=True)
         engines.append(Engine(settings))
         return engines[-1]
@@ -74,6 +77,12 @@ def make_engine(ward, make_settings, bundle_path):
 @pytest.fixture
 def engine(make_engine):
     return make_engine()
+
+
+def before_decoding(engine, hook):
+    """Let hook(job) run, in a thread of its own, before each instance is decoded."""
+    submit, pool = engine.decoders.submit, ThreadPoolExecutor(8)
+    engine.decoders.submit = lambda job, priority: pool.submit(lambda: (hook(job), submit(job, priority).result())[1])
 
 
 def retried(engine, ward, study, times):
@@ -113,7 +122,7 @@ def test_a_study_is_analysed_with_findings_heatmaps_and_previews(ward, make_engi
     assert {finding.bundle for finding in findings} == {row.bundle}
     assert all(len(f.heatmap) == f.heatmap_height * f.heatmap_width > 1 for f in findings)
     for content in contents:
-        assert engine.store.get(preview_key(sha256_of(content), 1)).startswith(b"\x89PNG")
+        assert engine.store.get(preview_key(sha256_of(content), 1)).startswith(b"\xff\xd8\xff")
     assert engine.analyse_study(study) == "nothing to do"
     assert len(ward.findings(study)) == 2
 
@@ -148,7 +157,7 @@ def test_studies_at_the_same_time_get_their_own_answers(ward, engine):
     for study, content in zip(together, contents, strict=True):
         (found,) = ward.findings(study)
         reader = engine.reader.current()
-        alone = reader.read([analysis.prepare(analysis.open_pixels(content).frame(0), reader.size)])[0]
+        alone = reader.read([prepare(open_pixels(content).frame(0), reader.size)])[0]
         assert found.fracture_probability == pytest.approx(alone.fracture, abs=0.02)
         assert found.region_probability == pytest.approx(float(alone.region.max()), abs=0.02)
 
@@ -233,11 +242,12 @@ def test_a_store_that_is_down_costs_no_attempts(ward, make_engine):
     engine = make_engine()
     study = ward.stored(engine.store, [HAND.read_bytes()])
     engine.reader.current()
-    sound, engine.store = engine.store, DeadStore()
+    sound, engine.store, submit = engine.store, DeadStore(), engine.decoders.submit
+    before_decoding(engine, lambda _: engine.store.check())
     assert retried(engine, ward, study, 8) == ["will retry"] * 8
     assert (ward.row(study).status, ward.row(study).attempts) == (StudyStatus.RETRYING, 0)
     assert "object store" in ward.row(study).reason
-    engine.store = sound
+    engine.store, engine.decoders.submit = sound, submit
     assert retried(engine, ward, study, 1) == ["analysed"]
 
 
@@ -245,9 +255,6 @@ class DeadStore:
     """A store that does not answer."""
 
     def check(self):
-        raise StoreUnavailable
-
-    def get(self, key):
         raise StoreUnavailable
 
 
@@ -267,14 +274,7 @@ def test_a_bundle_that_changes_midway_does_not_mix(ward, engine, other_bundle_pa
     """A study claimed under one bundle is read, named and summed up by that one, whatever is activated meanwhile."""
     monkeypatch.setattr("worker.predictor.LOOK_EVERY_S", 0.0)
     study, name = ward.stored(engine.store, [HAND.read_bytes()]), engine.reader.current().manifest.name
-    get = engine.store.get
-
-    def activate_then_get(key):
-        if key.startswith("originals"):
-            publish(engine.settings, ward.database, other_bundle_path, activate=True)
-        return get(key)
-
-    monkeypatch.setattr(engine.store, "get", activate_then_get)
+    before_decoding(engine, lambda _: publish(engine.settings, ward.database, other_bundle_path, activate=True))
     assert engine.analyse_study(study) == "analysed"
     assert [finding.bundle for finding in ward.findings(study)] == [name] == [ward.row(study).bundle]
 
@@ -306,16 +306,13 @@ def test_suspects_waiting_for_the_gate_are_not_blamed(ward, engine):
     for study in studies:
         ward.claim(study, datetime.now(UTC) - timedelta(minutes=5), bundle="x")
     entered, leave, inside = threading.Event(), threading.Event(), []
-    get = engine.store.get
 
-    def slow_get(key):
-        if key.startswith("originals"):
-            inside.append(key)
-            entered.set()
-            leave.wait(20)
-        return get(key)
+    def wait(job):
+        inside.append(job)
+        entered.set()
+        leave.wait(20)
 
-    engine.store.get = slow_get
+    before_decoding(engine, wait)
     with ThreadPoolExecutor(6) as pool:
         # each message comes twice
         outcomes = [pool.submit(engine.analyse_study, study) for study in studies * 2]
@@ -334,14 +331,13 @@ def test_leases_are_renewed_while_a_study_is_analysed(ward, make_engine):
     engine = make_engine(lease_s=0.6)
     study = ward.stored(engine.store, [HAND.read_bytes()])
     engine.reader.current()
-    get = engine.store.get
-    engine.store.get = lambda key: (time.sleep(2.0), get(key))[1]
+    before_decoding(engine, lambda _: time.sleep(2.0))
     with ThreadPoolExecutor(1) as pool:
         working = pool.submit(engine.analyse_study, study)
         time.sleep(1.5)
         with ward.database.transaction() as session:
             now = datetime.now(UTC)
-            assert work.claim(session, study, "x", now, timedelta(seconds=30), max_attempts=4, alone=True) is None
+            assert work.claim(session, [study], "x", now, timedelta(seconds=30), max_attempts=4, alone=True) == [None]
         assert working.result(30) == "analysed"
     assert ward.row(study).attempts == 1
 
@@ -383,3 +379,52 @@ def test_urgent_images_go_before_routine_ones_in_the_batcher(ward, engine):
     for priority in Priority:
         engine.analyse_study(ward.stored(engine.store, [square(priority, texture(5))], priority))
     assert seen == [0, 1, 2]
+
+
+POISONS = {
+    "abort": "Decoding ended its process (SIGABRT)",
+    "hang": "Decoding took more than 1 s and was stopped",
+    "eight gigabytes": "Decoding needs more than 0.5 GB of memory and was stopped",
+}
+
+
+@pytest.mark.parametrize("poison", POISONS)
+def test_a_poisonous_image_harms_itself_only(ward, make_engine, monkeypatch, poison):
+    """A codec that aborts, hangs or eats memory costs its own study N attempts; neighbours are analysed at their first."""
+    monkeypatch.setattr("worker.decoding.decode", poisons.decode)
+    engine = make_engine(max_attempts=2, decode_limit_s=1.0, decode_memory_bytes=2**29)
+    bad = square(poison, texture(1), ImageComments=f"poison: {poison}")
+    alone = ward.stored(engine.store, [bad])
+    sound = [ward.stored(engine.store, [square(f"beside {poison} {i}", texture(i))]) for i in range(6)]
+    with ThreadPoolExecutor(7) as pool:
+        words = list(pool.map(engine.analyse_study, [*sound[:3], alone, *sound[3:]]))
+    assert words == ["analysed"] * 3 + ["will retry"] + ["analysed"] * 3
+    assert ward.row(alone).reason == POISONS[poison]
+    assert retried(engine, ward, alone, 2) == ["analysed", "nothing to do"]  # which concludes: no image has a finding
+    row = ward.row(alone)
+    assert (row.status, row.attempts, row.reason) == (StudyStatus.QUARANTINED, 2, POISONS[poison])
+    assert {ward.row(study).attempts for study in sound} == {1}
+
+
+def test_a_poisonous_image_leaves_its_study_the_others(ward, make_engine, monkeypatch):
+    """After N attempts the image is set aside with its reason, and the study's other images are analysed."""
+    monkeypatch.setattr("worker.decoding.decode", poisons.decode)
+    engine = make_engine(max_attempts=2)
+    study = ward.stored(
+        engine.store, [square("first", texture(1)), square("second", texture(2), ImageComments="poison: abort")]
+    )
+    assert retried(engine, ward, study, 2) == ["will retry", "analysed"]
+    row = ward.row(study)
+    assert (row.status, row.images, row.failed_images) == (StudyStatus.ANALYSED, 2, 1)
+    (bad,) = [image for image in ward.instances(study) if image.error_reason]
+    assert (bad.error_reason, bad.error_text) == ("decoding-failed", POISONS["abort"])
+
+
+def test_decoders_end_with_their_worker(ward, make_engine):
+    """When a worker is killed, its decoders do not stay behind."""
+    engine = make_engine()
+    engine.analyse_study(ward.stored(engine.store, [square("any", texture(1))]))
+    children = psutil.Process().children()
+    engine.close()
+    psutil.wait_procs(children, timeout=10)
+    assert not [child for child in children if child.is_running() and "spawn" in " ".join(child.cmdline())]

@@ -80,7 +80,7 @@ def seen(tmp_path, count, limit_s=60):
 
 
 def studies(count, queue):
-    return [ToSend(uuid4(), queue) for _ in range(count)]
+    return [ToSend(uuid4(), queue, datetime.now(UTC)) for _ in range(count)]
 
 
 def test_queues_are_served_in_strict_order(doorbell, start_worker, tmp_path):
@@ -150,7 +150,7 @@ def test_a_broker_that_refuses_gets_its_messages_later(doorbell, client):
     assert doorbell.ring(taken) == []
     client.delete("urgent")
     client.set("urgent", "not a list")
-    mixed = [*refused[:2], ToSend(uuid4(), Priority.URGENT), *refused[2:]]
+    mixed = [*refused[:2], ToSend(uuid4(), Priority.URGENT, datetime.now(UTC)), *refused[2:]]
     assert doorbell.ring(mixed) == [study.study_id for study in mixed[2:]]
     assert client.llen("routine") == 5
 

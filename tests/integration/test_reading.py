@@ -15,9 +15,9 @@ from sqlalchemy import insert, select
 from samples.objects import pattern_image, to_bytes
 from shared.findings import IN_SCOPE, RESEARCH_USE, Call, Finding, Heatmap, InstanceResult, Severity
 from shared.repository.bundles import activate_bundle, add_bundle
-from shared.repository.work import NOT_ALONE, claim, finish
+from shared.repository.work import Analysed, claim, clock, finish
 from shared.storage import preview_key, sha256_of
-from shared.study import StudyStatus
+from shared.study import Claim, StudyStatus
 from shared.tables import IdentityReadRow, StudyRow
 
 NOW = datetime.now(UTC)
@@ -79,11 +79,10 @@ def analyse(api: Any, study: str, results: Callable[[list[Any]], list[InstanceRe
     with api.database.transaction() as session:
         add_bundle(session, bundle, sha256_of(bundle.encode()), MANIFEST)
         activate_bundle(session, bundle)
-        held = claim(session, UUID(study), bundle, datetime.now(UTC), timedelta(seconds=30), max_attempts=4, alone=True)
-        assert held is not None
-        assert held is not NOT_ALONE
+        (held,) = claim(session, [UUID(study)], bundle, clock(session), timedelta(seconds=30), max_attempts=4)
+        assert isinstance(held, Claim)
     with api.database.transaction() as session:
-        assert finish(session, held, results(held.instances), bundle, datetime.now(UTC))
+        assert finish(session, [Analysed(held, results(held.instances), bundle)], clock(session)) == [True]
 
 
 def upload(api: Any, **files: bytes) -> str:
@@ -220,7 +219,7 @@ def test_newest_finding_is_shown(in_process: Any) -> None:
 
 def test_no_such_study(in_process: Any) -> None:
     """An unknown id is 404, and something that is no id is 422, for the study and its pictures."""
-    for path in ("", "/heatmap.png", "/preview.png"):
+    for path in ("", "/heatmap.png", "/preview.jpg"):
         for study, status in ((uuid4(), 404), ("1", 422)):
             answer = in_process.http.get(f"/studies/{study}{path}", headers=in_process.headers())
             assert answer.status_code == status
@@ -252,8 +251,8 @@ def test_pictures_that_are_not_there(in_process: Any) -> None:
     """Before the finding, for other images and frames, or without the object, a picture is 404 with its reason."""
     study = upload(in_process, a=image())
     url, headers = f"/studies/{study}", in_process.headers("radiologist")
-    for kind in ("heatmap", "preview"):
-        assert "no finding yet" in in_process.http.get(f"{url}/{kind}.png", headers=headers).json()["detail"]
+    for picture in ("heatmap.png", "preview.jpg"):
+        assert "no finding yet" in in_process.http.get(f"{url}/{picture}", headers=headers).json()["detail"]
     analyse(in_process, study, lambda instances: [InstanceResult(instances[0].id, [finding()])])
     for query, status in (
         ("image=2", 404),
@@ -262,12 +261,12 @@ def test_pictures_that_are_not_there(in_process: Any) -> None:
         ("frame=x", 422),
         ("image=99999999", 422),
     ):
-        for kind in ("heatmap", "preview"):
-            assert in_process.http.get(f"{url}/{kind}.png?{query}", headers=headers).status_code == status, query
-    assert in_process.http.get(f"{url}/preview.png", headers=headers).status_code == 404
+        for picture in ("heatmap.png", "preview.jpg"):
+            assert in_process.http.get(f"{url}/{picture}?{query}", headers=headers).status_code == status, query
+    assert in_process.http.get(f"{url}/preview.jpg", headers=headers).status_code == 404
     key = preview_key(sha256_of(image()), 1)
     in_process.http.app.state.parts.store.put(key, io.BytesIO(b"a picture"), 9)
-    answer = in_process.http.get(f"{url}/preview.png", headers=headers)
+    answer = in_process.http.get(f"{url}/preview.jpg", headers=headers)
     assert (answer.status_code, answer.content) == (200, b"a picture")
 
 

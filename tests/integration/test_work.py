@@ -1,17 +1,20 @@
 """Claims, leases, retries and what is lost, on a real Postgres."""
 
 import threading
+from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from uuid import uuid4
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from sqlalchemy import insert
 
 from shared.findings import InstanceResult
 from shared.repository import work
 from shared.repository.intake import take_in
-from shared.study import Priority, StudyStatus, may_become
+from shared.study import Claim, Priority, StudyStatus, may_become
 from shared.tables import StudyRow
 
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
@@ -261,9 +264,9 @@ def test_no_move_of_the_repository_breaks_the_table(ward, status, move):
     try:
         with ward.database.transaction() as session:
             if move.startswith("claim"):
-                work.claim(session, study, "a", NOW, LEASE, max_attempts=4, alone=move.endswith("alone"))
+                work.claim(session, [study], "a", NOW, LEASE, max_attempts=4, alone=move.endswith("alone"))
             elif move == "finish":
-                work.finish(session, claim, ward.answers(claim), "a", NOW)
+                work.finish(session, [work.Analysed(claim, ward.answers(claim), "a")], NOW)
             else:
                 work.retry(session, claim, "why", NOW, 4)
     except AssertionError as refused:
@@ -443,7 +446,122 @@ def test_images_that_trickle_in_settle_before_they_are_analysed(ward):
         take_in(session, ward.vault, ward.site_id, Priority.ROUTINE, [first], NOW + S, settle=3 * S)
     with ward.database.transaction() as session:
         assert work.unsent(session, [study], NOW + 2 * S) == []
-        assert work.claim(session, study, "a", NOW + 2 * S, LEASE, max_attempts=4, alone=False) is None
+        assert work.claim(session, [study], "a", NOW + 2 * S, LEASE, max_attempts=4) == [None]
     assert ward.lost(EMPTY, NOW + 2 * S) == []
     assert ward.lost(EMPTY, NOW + 5 * S) == [study]
     assert len(ward.claim(study, NOW + 5 * S).instances) == 2
+
+
+# -- many at once ---------------------------------------------------------------------------------------------------
+
+
+@given(data=st.data())
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_a_group_gets_what_each_would_get_alone(ward, data):
+    """Claims of many studies in one transaction are those that the same studies, in the same states, get one by one."""
+    states = st.sampled_from(["new", "retrying", "not due", "held", "abandoned", "given up", "analysed"])
+    drawn = data.draw(st.lists(states, min_size=1, max_size=8))
+    one_by_one, together = ([in_state(ward, state) for state in drawn] for _ in range(2))
+    expected = [shape(ward.claim(study, LATER)) for study in one_by_one]
+    asked = [*together, uuid4()]
+    with ward.database.transaction() as session:
+        answers = work.claim(session, asked, "a", LATER, LEASE, max_attempts=4)
+    assert [shape(answer) for answer in answers] == [*expected, None]
+    for study, twin in zip(together, one_by_one, strict=True):
+        assert (ward.row(study).status, ward.row(study).attempts) == (ward.row(twin).status, ward.row(twin).attempts)
+    claims = [answer for answer in answers if isinstance(answer, Claim)]
+    assert len({claim.token for claim in claims}) == len(claims)
+
+
+def in_state(ward, state):
+    study = ward.study(images=2)
+    if state == "analysed":
+        claim = ward.claim(study)
+        ward.finish(claim, ward.answers(claim))
+    elif state in ("held", "abandoned", "given up"):
+        ward.claim(study, LATER if state == "held" else NOW)
+        ward.set(study, attempts=4 if state == "given up" else 1)
+    elif state in ("retrying", "not due"):
+        with ward.database.transaction() as session:
+            work.retry(session, ward.claim(study), "why", LATER + S * (1 if state == "not due" else -1), 4)
+    return study
+
+
+def shape(answer):
+    return (answer.attempt, len(answer.instances)) if isinstance(answer, Claim) else answer
+
+
+def test_results_of_many_studies_are_written_at_once(ward):
+    """In one transaction each study gets its own findings and summary, and one whose lease is lost gets nothing."""
+    studies = [ward.study(images=2) for _ in range(5)]
+    claims = [ward.claim(study) for study in studies]
+    taken_over = ward.claim(studies[2], LATER, alone=True)
+    done = [work.Analysed(claim, ward.answers(claim), "a") for claim in claims]
+    with ward.database.transaction() as session:
+        assert work.finish(session, done, LATER) == [True, True, False, True, True]
+    assert [len(ward.findings(study)) for study in studies] == [2, 2, 0, 2, 2]
+    assert [ward.row(study).status for study in studies].count(StudyStatus.ANALYSED) == 4
+    assert ward.finish(taken_over, ward.answers(taken_over))
+
+
+# -- nothing starves ------------------------------------------------------------------------------------------------
+
+LIMITS = {Priority.ROUTINE: timedelta(hours=4), Priority.BACKLOG: timedelta(days=7)}
+
+
+def promote(ward, now, most=100):
+    with ward.database.transaction() as session:
+        return [(one.study_id, one.queue) for one in work.promote(session, LIMITS, now, most)]
+
+
+def test_a_study_beyond_its_limit_is_moved_up(ward):
+    """What waited longer than its queue allows gets a message in the next faster one, once; others stay."""
+    routine, backlog = ward.study(), ward.study(priority=Priority.BACKLOG)
+    in_hand = ward.study()
+    ward.claim(in_hand)
+    assert promote(ward, NOW + timedelta(hours=4)) == []
+    assert promote(ward, NOW + timedelta(hours=4, seconds=1)) == [(routine, Priority.URGENT)]
+    assert promote(ward, NOW + timedelta(hours=5)) == []
+    late = ward.study(now=NOW + timedelta(days=7))
+    assert promote(ward, NOW + timedelta(days=7, seconds=1)) == [(backlog, Priority.ROUTINE)]
+    assert ward.row(late).queue == Priority.ROUTINE
+    assert promote(ward, NOW + timedelta(days=7, seconds=2)) == [(backlog, Priority.URGENT)]
+    assert ward.row(routine).priority == Priority.ROUTINE, "what the sender said stays"
+
+
+def test_the_longest_wait_is_moved_up_first_and_no_more_than_its_share(ward):
+    """However many are late, so few are moved that an urgent study hardly notices, in the order in which they came."""
+    studies = [ward.study(now=NOW + i * S) for i in (3, 1, 2, 0)]
+    late = NOW + timedelta(hours=5)
+    assert [study for study, _ in promote(ward, late, most=3)] == [studies[3], studies[1], studies[2]]
+    assert [study for study, _ in promote(ward, late, most=3)] == [studies[0]]
+
+
+@given(arrivals=st.lists(st.tuples(st.sampled_from(list(Priority)), st.integers(0, 30)), min_size=1, max_size=60))
+@settings(max_examples=150, deadline=None)
+def test_under_any_load_every_study_is_served(arrivals):
+    """A worker that is always busy with urgent studies still comes to each routine and backlog one.
+
+    A model of the queues: one study a tick, strict order, an urgent one arriving every tick, and every tenth tick the
+    one that waited longest beyond its limit is moved up, as `promote` does.
+    """
+    limits = {Priority.ROUTINE: 40, Priority.BACKLOG: 80}
+    queues = {queue: deque() for queue in Priority}
+    pending = sorted(((at, queue) for queue, at in arrivals), key=lambda arrival: arrival[0])
+    served, tick = 0, 0
+    while served < len(arrivals):
+        while pending and pending[0][0] <= tick:
+            at, queue = pending.pop(0)
+            queues[queue].append((at, True))
+        if tick % 10:  # nine urgent strangers in ten ticks: a tenth of the capacity is what promotion may take
+            queues[Priority.URGENT].append((tick, False))
+        else:
+            late = [q for q, limit in limits.items() if queues[q] and queues[q][0][0] < tick - limit]
+            if late:
+                queues[work.FASTER[late[0]]].append(queues[late[0]].popleft())
+        for queue in queues.values():
+            if queue:
+                served += queue.popleft()[1]
+                break
+        tick += 1
+        assert tick < 5000, "somebody starves"

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from worker.batching import MAX_FAILURES, Batcher
+from worker.batching import PATIENCE_S, Batcher
 
 
 class Poison(Exception):
@@ -35,8 +35,8 @@ class Model:
 
 
 @contextmanager
-def batcher_of(model: Model, max_batch: int = 4, max_wait_s: float = 0.0, limit_s: float = 60.0) -> Iterator[Batcher]:
-    batcher = Batcher(model, max_batch, max_wait_s, limit_s, on_hang=lambda: None)
+def batcher_of(model: Model, max_batch: int = 4, max_wait_s: float = 0.0, lanes: int = 1) -> Iterator[Batcher]:
+    batcher = Batcher("model", model, max_batch=max_batch, max_wait_s=max_wait_s, lanes=lanes)
     try:
         yield batcher
     finally:
@@ -47,15 +47,16 @@ def batcher_of(model: Model, max_batch: int = 4, max_wait_s: float = 0.0, limit_
 @given(
     count=st.integers(1, 40),
     max_batch=st.integers(1, 9),
+    lanes=st.integers(1, 3),
     poisoned=st.frozensets(st.integers(0, 39)),
     priorities=st.lists(st.integers(0, 2), min_size=40, max_size=40),
 )
 @settings(max_examples=60, deadline=None)
-def test_every_item_gets_its_own_answer_or_its_own_exception(count, max_batch, poisoned, priorities):
+def test_every_item_gets_its_own_answer_or_its_own_exception(count, max_batch, lanes, poisoned, priorities):
     """Whatever is poisoned and however batches fall, nothing is lost, doubled or swapped, and no neighbour suffers."""
     model = Model(poisoned)
     model.open.clear()  # so that all wait together and batches are as full as they get
-    with batcher_of(model, max_batch) as batcher:
+    with batcher_of(model, max_batch, lanes=lanes) as batcher:
         futures = [batcher.submit(item, priorities[item]) for item in range(count)]
         model.open.set()
         for item, future in enumerate(futures):
@@ -129,7 +130,7 @@ def test_close_answers_what_waits_and_takes_no_more():
     """Closing loses nothing that was submitted before, and refuses what comes after."""
     model = Model()
     model.open.clear()
-    batcher = Batcher(model, 4, 10.0, 60.0, on_hang=lambda: None)
+    batcher = Batcher("model", model, max_batch=4, max_wait_s=10.0)
     futures = [batcher.submit(item) for item in range(11)]
     closing = threading.Thread(target=batcher.close)
     closing.start()
@@ -156,65 +157,64 @@ def test_cancelled_items_are_skipped():
 
 def test_a_wrong_number_of_answers_is_an_error_not_a_swap():
     """A model that answers too few items fails them loudly rather than shifting answers to neighbours."""
-    batcher = Batcher(lambda items: [0] * (len(items) - 1), 4, 0.0, 60.0, on_hang=lambda: None)
+    batcher = Batcher("model", lambda items: [0] * (len(items) - 1), max_batch=4)
     with pytest.raises(RuntimeError, match="1 items got 0 answers"):
         batcher.submit(1).result(20)
     batcher.close()
 
 
-def hang_of(model: Model, limit_s: float, items: int = 1) -> threading.Event:
-    hung = threading.Event()
-    batcher = Batcher(model, 4, 0.0, limit_s, on_hang=hung.set)
-    for item in range(items):
-        batcher.submit(item)
-    hung.wait(10)
-    model.open.set()
-    batcher.close()
-    return hung
-
-
-def test_the_watchdog_fires_on_a_hang():
-    """A model call over its limit ends the process, for a thread cannot be killed."""
+@given(st.lists(st.tuples(st.integers(0, 2), st.floats(0, 60)), min_size=2, max_size=40))
+@settings(max_examples=60, deadline=None)
+def test_nothing_waits_for_ever(arrivals):
+    """However urgent what comes later is, an item is overtaken only by what came within its patience."""
     model = Model()
     model.open.clear()
-    assert hang_of(model, 0.2).is_set()
+    with batcher_of(model, 1) as batcher, pytest.MonkeyPatch.context() as patched:
+        batcher.submit(-1, -1)
+        deadline = time.monotonic() + 20
+        while batcher._heap and time.monotonic() < deadline:
+            time.sleep(0.0005)
+        start = time.monotonic()
+        ordered = sorted(arrivals, key=lambda arrival: arrival[1])
+        futures = []
+        for number, (priority, after) in enumerate(ordered):
+            patched.setattr("worker.batching.time.monotonic", lambda after=after: start + after)
+            futures.append(batcher.submit(number, priority))
+        patched.undo()
+        model.open.set()
+        for future in futures:
+            future.result(20)
+    served = [item for batch in model.batches for item in batch][1:]
+    for place, item in enumerate(served):
+        priority, after = ordered[item]
+        assert all(ordered[earlier][1] <= after + priority * PATIENCE_S + 1e-6 for earlier in served[:place])
 
 
-def test_the_watchdog_is_silent_while_the_model_works():
-    """Many quick calls that together take longer than the limit are no hang."""
-    model = Model()
-    hung = threading.Event()
-    batcher = Batcher(model, 1, 0.0, 0.3, on_hang=hung.set)
-    until = time.monotonic() + 0.8
-    while time.monotonic() < until:
-        batcher.submit(1).result(20)
+def test_what_no_item_caused_fails_the_batch_at_once():
+    """A database that is away fails all alike: the batch is not halved until each has asked it once more."""
+    calls = []
+
+    def away(items):
+        calls.append(len(items))
+        raise ConnectionError
+
+    batcher = Batcher("claims", away, max_batch=8, max_wait_s=0.2, common=(ConnectionError,))
+    futures = [batcher.submit(item) for item in range(8)]
+    for future in futures:
+        with pytest.raises(ConnectionError):
+            future.result(20)
     batcher.close()
-    assert not hung.is_set()
+    assert calls == [8]
 
 
-def test_a_model_that_only_fails_ends_the_process():
-    """When nothing succeeds any more the fault is the model's, and a fresh process is the cure; a few failures are not."""
-    assert hang_of(Model(frozenset(range(MAX_FAILURES))), 1.0, MAX_FAILURES).is_set()
-    hung = threading.Event()
-    model = Model(frozenset(range(MAX_FAILURES - 1)))
-    batcher = Batcher(model, 4, 0.0, 0.2, on_hang=hung.set)
-    futures = [batcher.submit(item) for item in range(2 * MAX_FAILURES)]
-    assert futures[-1].result(20) == 2 * (2 * MAX_FAILURES - 1)
-    time.sleep(0.2)
-    batcher.close()
-    assert not hung.is_set()
+def test_lanes_work_side_by_side():
+    """Two lanes answer two batches at the same time."""
+    both = threading.Barrier(2)
 
+    def answer(items):
+        both.wait(10)
+        return items
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
-def test_the_watchdog_notices_a_dead_model_thread():
-    """Should the model thread itself die, tasks do not wait for it forever: the process ends."""
-    hung = threading.Event()
-    batcher = Batcher(Model(), 4, 0.0, 0.4, on_hang=hung.set)
-
-    def die() -> list[object]:
-        raise SystemExit
-
-    batcher._next = die  # type: ignore[assignment]
-    batcher.submit(1).result(20)  # the call under way ends first, then the next look dies
-    assert hung.wait(10)
+    batcher = Batcher("model", answer, max_batch=1, lanes=2)
+    assert [future.result(20) for future in (batcher.submit(1), batcher.submit(2))] == [1, 2]
     batcher.close()

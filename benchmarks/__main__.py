@@ -1,0 +1,91 @@
+"""`python -m benchmarks NAME [NAME...] [--quick] [--json] [--write FILE]`."""
+
+import argparse
+import importlib
+import json
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from benchmarks.measure import Result, Say
+from benchmarks.report import render
+from shared.settings import ROOT
+
+# Each is a module beside this one with `run(quick: bool, say: Say) -> Result`, and this line is what --help says of it.
+BENCHMARKS = {
+    "heatmap": "the network that says where, against the same one that does not: share of forward time, at most 3 %",
+}
+ALL = "all"
+
+
+def measure(name: str, quick: bool, say: Say) -> Result:  # noqa: FBT001 - one signature for all
+    """Run one benchmark in this process."""
+    result: Result = importlib.import_module(f"benchmarks.{name}").run(quick, say)
+    return result
+
+
+def _apart(name: str, quick: bool) -> Result:  # noqa: FBT001 - as measure
+    """Run one benchmark in a process of its own: what one leaves in memory must not slow the next.
+
+    Raises RuntimeError when it failed; its words stand on stderr.
+    """
+    command = [sys.executable, "-m", "benchmarks", name, "--json", *(["--quick"] if quick else [])]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, cwd=ROOT, check=False)
+    if done.returncode:
+        raise RuntimeError(f"it ended with exit code {done.returncode}")
+    return Result.from_json(json.loads(done.stdout))
+
+
+def _parser() -> argparse.ArgumentParser:
+    lines = [f"  {name:<14}{about}" for name, about in {**BENCHMARKS, ALL: "every one of them"}.items()]
+    parser = argparse.ArgumentParser(
+        "python -m benchmarks",
+        description="Measure Osteon against what it could be at best; every ratio is taken within one run.",
+        epilog="benchmarks:\n" + "\n".join(lines),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("names", nargs="+", metavar="NAME", help="which to run, one after the other")
+    parser.add_argument("--quick", action="store_true", help="smaller and under a minute each; a wider spread")
+    parser.add_argument("--json", action="store_true", help="print one JSON object a line for each benchmark")
+    parser.add_argument("--write", type=Path, metavar="FILE", help="also write a report, as benchmarks/RESULTS.md is")
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run what is named; the exit code is 1 if one failed to run, whether or not the goals are met."""
+    parser = _parser()
+    given = parser.parse_args(arguments)
+    names = list(BENCHMARKS) if ALL in given.names else list(dict.fromkeys(given.names))
+    unknown = [name for name in names if name not in BENCHMARKS]
+    if unknown:
+        _refuse(parser, f"there is no benchmark {', '.join(unknown)}; there are {', '.join([*BENCHMARKS, ALL])}")
+    results: list[Result] = []
+    failed: dict[str, str] = {}
+    for name in names:
+        try:
+            result = measure(name, given.quick, _say) if len(names) == 1 else _apart(name, given.quick)
+        except Exception as wrong:
+            if len(names) == 1:
+                raise
+            failed[name] = str(wrong)
+            _say(f"{name} failed: {wrong}")
+            continue
+        results.append(result)
+        print(json.dumps(result.as_json()) if given.json else result.as_text(), flush=True)
+    if given.write:
+        given.write.write_text(render(results, failed))
+    return 1 if failed else 0
+
+
+def _refuse(parser: argparse.ArgumentParser, why: str) -> NoReturn:
+    parser.error(why)
+
+
+def _say(text: str) -> None:
+    print(f"  {text}", file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

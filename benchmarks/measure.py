@@ -1,0 +1,193 @@
+"""How a ratio is measured on a noisy machine, and what a benchmark hands back.
+
+All arms of a comparison are run in every repeat, in turns that rotate, so that a machine that slows down for a minute
+slows all of them. Each repeat gives one ratio of neighbours in time; their median is the answer. Its spread is the
+sign-test interval: the two order statistics between which the median of all such ratios lies with at least 95 %
+confidence (Conover 1999, Practical Nonparametric Statistics, 3.2). It assumes nothing of how noise is distributed, and
+draws no random numbers. Under six repeats no such interval exists; then it is lowest to highest, and says so.
+"""
+
+import gc
+import json
+import math
+import operator
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal, Self
+
+CONFIDENCE = 0.95
+Arm = Callable[[], float]  # runs once; returns what was measured, e.g. seconds or films/s
+Say = Callable[[str], None]  # tells whoever waits what happens now
+
+
+def timed(work: Callable[[], object]) -> Arm:
+    """An arm that returns how many seconds `work` takes."""
+
+    def run() -> float:
+        start = time.perf_counter()
+        work()
+        return time.perf_counter() - start
+
+    return run
+
+
+def interleaved(arms: Mapping[str, Arm], repeats: int, warmups: int = 1) -> dict[str, list[float]]:
+    """Run every arm `repeats` times; returns each arm's measurements, those of one repeat at one index.
+
+    The arm that starts is another one each time: going first or last favours none. Warm-ups are not counted.
+    """
+    names = list(arms)
+    samples: dict[str, list[float]] = {name: [] for name in names}
+    for repeat in range(-warmups, repeats):
+        turn = repeat % len(names)
+        for name in names[turn:] + names[:turn]:
+            gc.collect()  # garbage of one arm is not cleared at the cost of the next
+            measured = arms[name]()
+            if repeat >= 0:
+                samples[name].append(measured)
+    return samples
+
+
+def median_interval(values: Sequence[float]) -> tuple[float, float]:
+    """The sign-test interval of the median (95 %), or lowest and highest of fewer than six values.
+
+    Raises ValueError without values.
+    """
+    if not values:
+        raise ValueError("there is nothing to take the median of")
+    ordered, n = sorted(values), len(values)
+    rank, below = 0, 0.0  # how many values to leave out at each end
+    while rank < n // 2:
+        below += math.comb(n, rank) / 2**n
+        if 2 * below > 1 - CONFIDENCE:
+            break
+        rank += 1
+    rank = max(0, rank - 1)
+    return ordered[rank], ordered[n - 1 - rank]
+
+
+@dataclass(frozen=True)
+class Goal:
+    """What a ratio should be."""
+
+    direction: Literal[">=", "<="]
+    value: float
+
+    def met(self, ratio: float) -> bool:
+        """Whether this ratio reaches the goal; no number reaches none."""
+        return ratio >= self.value if self.direction == ">=" else ratio <= self.value
+
+    def worst(self, cases: Sequence["Case"]) -> "Case":
+        """The case that is farthest from the goal, or closest to missing it."""
+        return (min if self.direction == ">=" else max)(cases, key=lambda case: case.ratio)
+
+    def __str__(self) -> str:
+        return f"{self.direction} {self.value:g}"
+
+
+@dataclass(frozen=True)
+class Case:
+    """One comparison: the median of the repeats' ratios, its spread, and both sides' medians in `unit`."""
+
+    label: str
+    ratio: float
+    spread: tuple[float, float]
+    repeats: int
+    unit: str
+    subject: float
+    baseline: float
+
+    @classmethod
+    def of(
+        cls,
+        label: str,
+        unit: str,
+        subject: Sequence[float],
+        baseline: Sequence[float],
+        ratio: Callable[[float, float], float] = operator.truediv,
+    ) -> Self:
+        """From measurements of the same repeats, in `unit`; ratio: of (subject, baseline).
+
+        Raises ValueError when they do not pair up.
+        """
+        ratios = [ratio(one, other) for one, other in zip(subject, baseline, strict=True)]
+        spread = median_interval(ratios)
+        middles = statistics.median(subject), statistics.median(baseline)
+        return cls(label, statistics.median(ratios), spread, len(ratios), unit, *middles)
+
+    def as_text(self) -> str:
+        """For a terminal."""
+        measured = f"{self.ratio:.3g} ({self.spread[0]:.3g} - {self.spread[1]:.3g}, {self.repeats} repeats)"
+        return f"{self.label}: {measured}; {self.subject:.4g} to {self.baseline:.4g} {self.unit}"
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a benchmark found. Its ratio is that of its worst case: the goal holds for each."""
+
+    name: str
+    compares: str  # what with what, in words
+    goal: Goal
+    cases: tuple[Case, ...]
+    details: dict[str, Any] = field(default_factory=dict)  # what else was measured, as JSON can hold it; no goal
+    quick: bool = False
+
+    @property
+    def worst(self) -> Case:
+        """The case that decides."""
+        return self.goal.worst(self.cases)
+
+    @property
+    def met(self) -> bool:
+        """Whether every case reaches the goal."""
+        return self.goal.met(self.worst.ratio)
+
+    @property
+    def certain(self) -> bool:
+        """Whether the whole spread of the worst case is on one side of the goal."""
+        return len({self.goal.met(end) for end in self.worst.spread}) == 1
+
+    def as_json(self) -> dict[str, Any]:
+        """One object, with at least name, ratio, spread, goal, met."""
+        worst = self.worst
+        return {
+            "name": self.name,
+            "ratio": worst.ratio,
+            "spread": list(worst.spread),
+            "goal": str(self.goal),
+            "met": self.met,
+            "certain": self.certain,
+            "compares": self.compares,
+            "unit": worst.unit,
+            "baseline": worst.baseline,
+            "quick": self.quick,
+            "cases": [asdict(case) for case in self.cases],
+            "details": self.details,
+        }
+
+    @classmethod
+    def from_json(cls, said: Mapping[str, Any]) -> Self:
+        """What `as_json` was made of. Raises KeyError, TypeError or ValueError for anything else."""
+        direction, value = said["goal"].split()
+        cases = tuple(Case(**{**case, "spread": tuple(case["spread"])}) for case in said["cases"])
+        goal = Goal(direction, float(value))
+        return cls(said["name"], said["compares"], goal, cases, said["details"], said["quick"])
+
+    def as_text(self) -> str:
+        """For a terminal."""
+        lines = [f"{self.name}: {self.compares}"]
+        lines += [f"  {case.as_text()}" for case in self.cases]
+        lines += [f"  {name}: {_plain(value)}" for name, value in self.details.items()]
+        lines.append(f"  goal {self.goal}: {self.verdict()}")
+        return "\n".join(lines)
+
+    def verdict(self) -> str:
+        """Whether the goal is met, in words."""
+        sure = "" if self.certain else ", though the spread reaches over the goal"
+        return f"{'met' if self.met else 'not met'}{sure}"
+
+
+def _plain(value: object) -> str:
+    return value if isinstance(value, str) else json.dumps(value)

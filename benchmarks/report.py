@@ -1,0 +1,85 @@
+"""RESULTS.md: what was measured, on which kind of machine, and when. No host name, no path."""
+
+import importlib.metadata
+import os
+import platform
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+
+from benchmarks.measure import Case, Result
+from shared.settings import cpu_count
+
+PACKAGES = ("torch", "openvino", "celery", "fastapi", "sqlalchemy")
+
+
+def machine() -> dict[str, str]:
+    """The kind of machine and the versions that decide about speed."""
+    gigabytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    found = {
+        "processor": _processor(),
+        "cores": str(cpu_count()),
+        "memory": f"{gigabytes:.0f} GiB",
+        "system": f"{platform.system()} {platform.machine()}",
+        "python": platform.python_version(),
+    }
+    for package in PACKAGES:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            found[package] = "not installed"
+    return found | {"GPU": _gpu()}
+
+
+def _processor() -> str:
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or "unknown"
+
+
+def _gpu() -> str:
+    try:
+        import torch
+    except ModuleNotFoundError:
+        return "none"
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
+
+
+def render(results: Sequence[Result], failed: Mapping[str, str], now: datetime | None = None) -> str:
+    """The whole of RESULTS.md; failed: what went wrong, by the name of the benchmark."""
+    now = now or datetime.now(UTC)
+    lines = [
+        "# Benchmark results",
+        "",
+        f"Written by `make bench` on {now.astimezone(UTC):%Y-%m-%d}. A ratio is the median over interleaved repeats,",
+        "its spread the 95 % sign-test interval of that median, or lowest to highest under six repeats (`measure.py`).",
+        "",
+        *(f"- {name}: {value}" for name, value in machine().items()),
+        "",
+        "| benchmark | case | ratio | spread | repeats | subject to baseline | goal | met |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    lines += [_row(result, case) for result in results for case in result.cases]
+    lines += [f"| {name} | failed | | | | | | no |" for name in failed]
+    for result in results:
+        lines += ["", f"## {result.name}", "", f"{result.compares}. Goal {result.goal}: {result.verdict()}."]
+        lines += ["", *(f"- {name}: {value}" for name, value in result.details.items())] if result.details else []
+    for name, why in failed.items():
+        lines += ["", f"## {name}", "", f"Failed: {why}"]
+    return "\n".join(lines) + "\n"
+
+
+def _row(result: Result, case: Case) -> str:
+    name = f"{result.name} (quick)" if result.quick else result.name
+    cells = (
+        name,
+        case.label,
+        f"{case.ratio:.3g}",
+        f"{case.spread[0]:.3g} - {case.spread[1]:.3g}",
+        str(case.repeats),
+        f"{case.subject:.4g} to {case.baseline:.4g} {case.unit}",
+        str(result.goal),
+        "yes" if result.goal.met(case.ratio) else "no",
+    )
+    return f"| {' | '.join(cells)} |"

@@ -1,0 +1,118 @@
+"""When a worker process must make room for a fresh one, and when it must not."""
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+
+import pytest
+
+from worker.batching import Batcher
+from worker.watchdog import MAX_FAILURES, Standstill, Watchdog
+
+
+class Watched:
+    """A batcher with a watchdog, and what the watchdog said."""
+
+    def __init__(self, answer: Callable[[Sequence[int]], Sequence[int]], limit_s: float, lanes: int = 1) -> None:
+        self.said: list[str] = []
+        self.ended = threading.Event()
+        self.batcher = Batcher("model", answer, max_batch=4, lanes=lanes)
+        self.watchdog = Watchdog(self.batcher.lanes, limit_s, self.end)
+
+    def end(self, why: str) -> None:
+        self.said.append(why)
+        self.ended.set()
+
+    def close(self) -> None:
+        self.batcher.close()
+        self.watchdog.close()
+
+
+def test_a_hanging_model_ends_the_process():
+    """A call over its limit is noticed on whichever lane it hangs, for a thread cannot be killed."""
+    release = threading.Event()
+
+    def hang_on_seven(items):
+        if 7 in items:
+            release.wait(20)
+        return items
+
+    watched = Watched(hang_on_seven, 0.2, lanes=2)
+    hanging = watched.batcher.submit(7)
+    assert watched.ended.wait(10)
+    release.set()
+    assert hanging.result(10) == 7
+    watched.close()
+    assert watched.said == ["the model hangs"]
+
+
+def test_many_quick_calls_are_no_hang():
+    """Calls that together take longer than the limit are none."""
+    watched = Watched(list, 0.3)
+    until = time.monotonic() + 0.8
+    while time.monotonic() < until:
+        watched.batcher.submit(1).result(20)
+    watched.close()
+    assert watched.said == []
+
+
+def failing_below(count: int) -> Callable[[Sequence[int]], Sequence[int]]:
+    def answer(items):
+        if any(item < count for item in items):
+            raise ValueError
+        return items
+
+    return answer
+
+
+def test_a_model_that_only_fails_ends_the_process():
+    """When nothing succeeds any more the fault is the model's; a few failures are the images'."""
+    watched = Watched(failing_below(MAX_FAILURES), 1.0)
+    for item in range(MAX_FAILURES):
+        watched.batcher.submit(item)
+    assert watched.ended.wait(10)
+    watched.close()
+    assert watched.said == ["the model fails every time"]
+    healthy = Watched(failing_below(MAX_FAILURES - 1), 0.2)
+    futures = [healthy.batcher.submit(item) for item in range(2 * MAX_FAILURES)]
+    assert futures[-1].result(20) == 2 * MAX_FAILURES - 1
+    time.sleep(0.2)
+    healthy.close()
+    assert healthy.said == []
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_dead_model_thread_ends_the_process():
+    """Should the thread itself die, tasks do not wait for it forever."""
+    watched = Watched(list, 0.4)
+
+    def die():
+        raise SystemExit
+
+    watched.batcher._next = die
+    watched.batcher.submit(1).result(20)  # the call under way ends first, then the next look dies
+    assert watched.ended.wait(10)
+    watched.close()
+    assert watched.said == ["the model's thread has died"]
+
+
+@pytest.mark.parametrize(
+    ("looks", "stands"),
+    [
+        ([(5, 1, True)] * 4, True),
+        ([(0, 1, True)] * 4, False),
+        ([(5, 1, False)] * 4, False),
+        ([(5, 1, True), (5, 2, True), (5, 3, True), (5, 4, True)], False),
+        ([(5, 1, True), (5, 1, True), (0, 1, True), (5, 1, True)], False),
+    ],
+    ids=["deaf", "idle", "busy", "working", "emptied once"],
+)
+def test_a_deaf_consumer_is_told_from_an_idle_or_busy_one(monkeypatch, looks, stands):
+    """Only messages that wait, a free thread, and nothing taken, for the whole limit: that is a standstill."""
+    now = [100.0]
+    monkeypatch.setattr("worker.watchdog.time.monotonic", lambda: now[0])
+    standstill, seen = Standstill(6.0), False
+    for waiting, taken, free in looks:
+        seen = standstill.look(waiting, taken, free=free)
+        now[0] += 3
+    assert seen is stands

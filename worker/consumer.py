@@ -1,0 +1,37 @@
+"""Celery's consumer of messages, where it must be firmer than it is."""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+from celery.utils.log import get_logger
+from celery.worker.consumer import Consumer as CeleryConsumer
+
+log = get_logger(__name__)
+
+
+class Consumer(CeleryConsumer):  # type: ignore[misc]
+    """Comes back from a lost broker at once, and is not thrown by what is left over from the connection before."""
+
+    def call_soon_ack(self, p: Callable[..., object], *args: Any, **kwargs: Any) -> object:  # noqa: ANN401 - Celery's
+        """Acknowledge in the event loop.
+
+        After a lost connection kombu runs what is left in its loop while it takes the loop down, and stops halfway when
+        an acknowledgement raises something that is no connection error (seen: AttributeError): the consumer is then
+        connected and deaf. The message of an acknowledgement that failed comes again, and finds nothing to do.
+        """
+
+        def safely() -> None:
+            try:
+                p(*args, **kwargs)
+            except Exception as wrong:  # noqa: BLE001 - whatever it is, the loop must go on
+                log.warning("a message was not acknowledged (%s)", type(wrong).__name__)
+
+        return super().call_soon_ack(safely)
+
+    def ensure_connected(self, conn: Any) -> Any:  # noqa: ANN401 - kombu's Connection
+        """Look every second; Celery itself waits two seconds longer after each failure, up to half a minute."""
+        conn.ensure_connection = functools.partial(
+            conn.ensure_connection, interval_start=1, interval_step=0, interval_max=1
+        )
+        return super().ensure_connected(conn)

@@ -1,0 +1,165 @@
+"""From a stored object to squares and previews, in child processes.
+
+A codec is C code fed with strangers' bytes: it can abort, hang, or ask for all memory. In a child of its own it takes
+nothing with it, the culprit is known at once, and the interpreter lock of the worker stays free for the rest.
+"""
+
+import io
+import multiprocessing
+import os
+import resource
+import signal
+import sys
+import threading
+from collections.abc import Sequence
+from concurrent.futures import TimeoutError as TooSlow
+from dataclasses import dataclass
+
+import cv2
+from pebble import ProcessExpired, ProcessPool
+
+from shared.errors import ObjectMissing, OsteonError
+from shared.logs import configure_logs
+from shared.storage import Store, open_store, original_key, preview_key, sha256_of
+from shared.vision.pixels import PixelLimits, display, open_pixels
+from shared.vision.tensors import UInt8Image, prepare, shrink
+from worker.batching import Batcher
+from worker.watchdog import end_process
+
+PREVIEW_SIDE = 1024  # pixels
+PREVIEW_QUALITY = 95  # of JPEG: no difference to be seen, and ten times as fast as PNG
+
+
+class DecodingFailed(OsteonError):
+    """Decoding an image ended its process."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One instance to be decoded."""
+
+    sha256: str
+    size: int  # side of the squares, pixels
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """What is left of an instance once it is decoded; its previews are stored."""
+
+    squares: list[UInt8Image]  # (S, S) uint8, one a frame, as `prepare` makes them
+    body_part: str  # DICOM's Body Part Examined
+
+
+class Decoders:
+    """A few children that decode, the most urgent first; one that dies or hangs is replaced."""
+
+    def __init__(
+        self, store_url: str, limits: PixelLimits, *, count: int, limit_s: float, memory_bytes: int, log_level: str
+    ) -> None:
+        """limit_s: for one instance with all its frames; memory_bytes: what one child may take."""
+        self._limit_s, self._memory_bytes = limit_s, memory_bytes
+        self._pool = ProcessPool(
+            count,
+            # neither a copy of our threads' locks, nor a server that a signal to the group would end
+            context=multiprocessing.get_context("spawn"),
+            initializer=begin,
+            initargs=(store_url, limits, memory_bytes, log_level),
+        )
+        self._queue: Batcher[Job, Decoded] = Batcher("decoder", self._answer, max_batch=1, lanes=count)
+        self.submit = self._queue.submit  # raises as `decode`, and DecodingFailed
+
+    def close(self) -> None:
+        """Decode what waits, then end the children."""
+        self._queue.close()
+        self._pool.close()  # type: ignore[no-untyped-call]
+        self._pool.join()
+
+    def _answer(self, jobs: Sequence[Job]) -> list[Decoded]:
+        (job,) = jobs
+        if not self._pool.active:
+            end_process("the decoders cannot be started")
+        try:
+            return [self._pool.schedule(decode, args=(job,), timeout=self._limit_s).result()]
+        except TooSlow:
+            raise DecodingFailed(f"Decoding took more than {self._limit_s:.0f} s and was stopped") from None
+        except ProcessExpired as died:
+            raise DecodingFailed(f"Decoding ended its process ({_death(died.exitcode)})") from None
+        except MemoryError:
+            needed = f"{self._memory_bytes / 2**30:.1f} GB"
+            raise DecodingFailed(f"Decoding needs more than {needed} of memory and was stopped") from None
+
+
+def _death(exitcode: int | None) -> str:
+    """exitcode: as multiprocessing gives it, negative for a signal."""
+    try:
+        return signal.Signals(-(exitcode or 0)).name
+    except ValueError:
+        return f"exit code {exitcode}"
+
+
+# ---- in the child
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What a child works with."""
+
+    store: Store
+    limits: PixelLimits
+
+
+_bench: Bench | None = None
+
+
+def begin(store_url: str, limits: PixelLimits, memory_bytes: int, log_level: str) -> None:
+    """Make ready for `decode`: bounded memory, and an end when the worker ends, however it does."""
+    global _bench  # noqa: PLW0603 - one per process
+    configure_logs(log_level)
+    for number in (signal.SIGINT, signal.SIGTERM):  # sent to the whole group; the worker says when it is time
+        signal.signal(number, signal.SIG_IGN)
+    threading.Thread(target=_follow_parent, name="parent", daemon=True).start()
+    cv2.setNumThreads(1)  # the children are the threads
+    if sys.platform == "linux":
+        limit = _address_space() + memory_bytes
+        resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a core file would hold a patient's image
+    _bench = Bench(open_store(store_url), limits)
+
+
+def decode(job: Job) -> Decoded:
+    """Fetch, check and decode one instance, and store its previews.
+
+    Raises Rejected for an image that can never be analysed; StoreUnavailable, ObjectMissing and MemoryError.
+    """
+    assert _bench is not None
+    content = _bench.store.get(original_key(job.sha256))
+    if sha256_of(content) != job.sha256:
+        raise ObjectMissing("The stored bytes of an image are damaged; send the file again")
+    source = open_pixels(content, _bench.limits)
+    squares = []
+    for index in range(source.frames):
+        # one frame in memory at a time; of earlier ones only the small squares are left
+        frame = source.frame(index)
+        squares.append(prepare(frame, job.size))
+        picture = preview(display(source, index, shrink(frame, PREVIEW_SIDE)))
+        _bench.store.put(preview_key(job.sha256, index + 1), io.BytesIO(picture), len(picture))
+    return Decoded(squares, source.body_part)
+
+
+def preview(image: UInt8Image) -> bytes:
+    """image: (H, W) uint8 for display. Returns a JPEG."""
+    _, encoded = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, PREVIEW_QUALITY])
+    return encoded.tobytes()
+
+
+def _follow_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(0)
+
+
+def _address_space() -> int:
+    """Bytes of address space that this process has now. Source: proc(5), /proc/pid/statm."""
+    with open("/proc/self/statm") as file:  # noqa: PTH123
+        return int(file.read().split()[0]) * resource.getpagesize()

@@ -1,0 +1,80 @@
+"""Claims and results on their way to Postgres, of many studies in one transaction.
+
+A commit costs about the same for one study as for thirty: while one is under way, those of the other threads gather
+for the next. So nobody waits for company, and the more there is to do, the less each costs.
+"""
+
+import time
+from collections.abc import Sequence
+from datetime import timedelta
+from uuid import UUID
+
+from shared.errors import Unavailable
+from shared.repository import Database, work
+from worker.batching import Batcher
+
+MOST = 64  # studies a transaction
+PATIENCE_S = 30.0
+
+
+class Ledger:
+    """Group commits: `claim` and `finish` for threads, each with the answer to what it asked."""
+
+    def __init__(self, database: Database, lease: timedelta, max_attempts: int) -> None:
+        self._database, self._lease, self._max_attempts = database, lease, max_attempts
+        # a database that is down fails all alike; halving would only ask it more often
+        self._claims = Batcher("claims", self._claim, max_batch=MOST, common=(Unavailable,))
+        self._results = Batcher("results", self._finish, max_batch=MOST, common=(Unavailable,))
+
+    def claim(self, study_id: UUID, bundle: str) -> work.Answer:
+        """As work.claim, among others. Raises Unavailable."""
+        return self._claims.submit((study_id, bundle)).result()
+
+    def claim_alone(self, study_id: UUID, bundle: str) -> work.Answer:
+        """As work.claim, for a study that nothing else is analysed beside. Raises Unavailable."""
+        with self._database.transaction() as session:
+            (answer,) = work.claim(
+                session,
+                [study_id],
+                bundle,
+                work.clock(session),
+                self._lease,
+                max_attempts=self._max_attempts,
+                alone=True,
+            )
+        return answer
+
+    def finish(self, done: work.Analysed) -> bool:
+        """As work.finish: once it returns, the results are durable.
+
+        They cost a second of work, and the study stays ours for as long as nobody else can ask the database for it
+        either: so while that is away they wait for it. Raises Unavailable after PATIENCE_S.
+        """
+        deadline = time.monotonic() + PATIENCE_S
+        while True:
+            try:
+                return self._results.submit(done).result()
+            except Unavailable:
+                if time.monotonic() > deadline:
+                    raise
+            time.sleep(0.5)
+
+    def close(self) -> None:
+        """Write what waits."""
+        self._claims.close()
+        self._results.close()
+
+    def _claim(self, wanted: Sequence[tuple[UUID, str]]) -> list[work.Answer]:
+        answers: dict[tuple[UUID, str], work.Answer] = {}
+        with self._database.transaction() as session:
+            now = work.clock(session)
+            for bundle in {bundle for _, bundle in wanted}:  # two, for a moment after an activation
+                ids = list(dict.fromkeys(study_id for study_id, its in wanted if its == bundle))
+                given = work.claim(session, ids, bundle, now, self._lease, max_attempts=self._max_attempts)
+                answers |= {(study_id, bundle): answer for study_id, answer in zip(ids, given, strict=True)}
+        # two messages for one study: the first has the claim
+        return [answers.pop(one, None) for one in wanted]
+
+    def _finish(self, done: Sequence[work.Analysed]) -> list[bool]:
+        with self._database.transaction() as session:
+            return work.finish(session, done, work.clock(session))
