@@ -44,6 +44,7 @@ PIXEL_DATA = 0x7FE00010
 UNDEFINED_LENGTH = 0xFFFFFFFF
 SKIP_OVER_BYTES = 65536  # values longer than this are stepped over, not read
 MAX_READS = 100_000  # an element takes one to three; a header of a million empty items would fill the memory
+_CHARSET = (b"\x08\x00\x05\x00", b"\x00\x08\x00\x05")  # its tag, in either byte order
 LARGEST_NUMBER = 2**31 - 1  # PS3.5 6.2, IS
 _KEYWORDS = (
     "SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "Modality", "BodyPartExamined", "Rows", "Columns",
@@ -116,9 +117,9 @@ def _read(file: BinaryIO, size_bytes: int, limits: HeaderLimits) -> Header:
     if file.read(PREAMBLE + 4)[PREAMBLE:] != b"DICM":
         file.seek(0)
     meta = read_dataset(counted, is_implicit_VR=False, is_little_endian=True, stop_when=_after_meta)  # type: ignore[arg-type]
-    if "TransferSyntaxUID" not in meta:
+    syntax = UID(str(value_of(meta, "TransferSyntaxUID") or ""))
+    if not syntax:
         raise NoFileMeta
-    syntax = UID(str(meta.TransferSyntaxUID))
     if syntax not in DECODABLE:
         raise UnknownTransferSyntax
     readable = None  # of a deflated data set, its head only
@@ -339,12 +340,20 @@ class CountedFile:
     def __init__(self, file: BinaryIO, budget: Budget) -> None:
         self.file, self.budget = file, budget
         self.cut_short = False
+        self._last = b""
         self.seek, self.tell = file.seek, file.tell
 
     def read(self, size: int = -1) -> bytes:
-        """As a file's read. Raises TooLarge once the budget is used up."""
+        """As a file's read. Raises TooLarge once the budget is used up, and for a huge Specific Character Set.
+
+        The latter because pydicom splits and looks up every part of it before anybody has asked for it.
+        """
+        if size > SKIP_OVER_BYTES and self._last in _CHARSET:
+            raise TooLarge("Specific Character Set (0008,0005) is far longer than it may be")
         left = self.budget.bytes_left
         data = self.file.read(size if 0 <= size <= left else left + 1)
+        if size == 8:  # the beginning of an element
+            self._last = data[:4]
         self.budget.bytes_left -= len(data)
         self.budget.reads_left -= 1
         # the end of a file is met between elements; met within one, the file was cut

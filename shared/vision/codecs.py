@@ -33,24 +33,7 @@ _FEW_BLOCKS, _BLOCK_PIXELS = 10_000, 256  # beyond a few, blocks must hold so ma
 _MOST_PACKETS = 10_000_000  # layers times precincts
 _SOT, _SOD, _COD, _COC = 0x90, 0x93, 0x52, 0x53
 # with these a reader's place in the stream is certain; OpenJPEG looks for what follows any other by trial
-_J2K_SEGMENTS = {
-    0x50,
-    0x51,
-    0x52,
-    0x53,
-    0x55,
-    0x56,
-    0x57,
-    0x58,
-    0x59,
-    *range(0x5C, 0x62),
-    0x63,
-    0x64,
-    0x74,
-    0x75,
-    0x77,
-    0x78,
-}
+_J2K_SEGMENTS = set(bytes.fromhex("50 51 52 53 55 56 57 58 59 5C 5D 5E 5F 60 61 63 64 74 75 77 78"))
 
 
 @dataclass(frozen=True)

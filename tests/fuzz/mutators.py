@@ -196,6 +196,19 @@ def odd_charset(specimen: Specimen, dice: random.Random) -> None:
 
 
 @_into(PIECES)
+def overlong(specimen: Specimen, dice: random.Random) -> None:
+    """A value that is read has hundreds of thousands of parts, items or digits."""
+    filler = dice.choice((b"\\", b"1\\", b"\xfe\xff\x00\xe0\0\0\0\0", b"9", b"\0", b"ISO_IR 192\\", b"\x1b$B"))
+    value = filler * (dice.choice((70_000, 900_000)) // len(filler))
+    if dice.random() < 0.2:
+        at = dice.randrange(len(specimen.meta))
+        specimen.meta[at] = Element(specimen.meta[at].tag, dice.choice((b"SQ", b"UC", b"UN", b"UT")), value)
+        return
+    tag = tag_of(dice.choice((*READ[:-1], "SpecificCharacterSet")))
+    specimen.put(Element(tag, dice.choice((b"SQ", b"UC", b"UN", b"UT", b"OB")), value))
+
+
+@_into(PIECES)
 def odd_text(specimen: Specimen, dice: random.Random) -> None:
     """Attributes that are stored and shown hold controls, NULs, megabytes, several values, or markup."""
     keyword = dice.choice(

@@ -25,6 +25,7 @@ from shared import errors
 from shared.dicom import MAX_READS, HeaderLimits, read_header
 from shared.settings import ROOT
 from shared.study import Header
+from shared.vision.pixels import open_pixels
 
 MARKER = "ZEBRA^QUAGGA"
 EXPLICIT = SYNTAX["explicit"]
@@ -288,6 +289,25 @@ def test_a_sequence_in_a_number_s_place() -> None:
     data = SOUND[:ROWS] + b"\x28\x00\x10\x00SQ\0\0" + struct.pack("<L", len(items)) + items + SOUND[ROWS + 10 :]
     with pytest.raises(errors.BadAttributes, match="Rows is a sequence"):
         read(data)
+
+
+@pytest.mark.parametrize("read_it", [read, open_pixels])
+def test_values_that_are_read_before_anybody_asks(read_it: Callable[[bytes], object]) -> None:
+    """A character set of millions of parts, or a transfer syntax of a million items, is never taken apart."""
+    charset = SOUND.index(b"\x08\x00\x05\x00CS", META_END)
+    parts = b"\x08\x00\x05\x00UC\0\0" + struct.pack("<L", 2_000_000) + b"\\" * 2_000_000
+    syntax = SOUND.index(b"\x02\x00\x10\x00UI")
+    items = b"\x02\x00\x10\x00SQ\0\0" + struct.pack("<L", 8_000_000) + EMPTY_ITEM * 1_000_000
+    for data in (
+        SOUND[:charset] + parts + SOUND[charset + 18 :],
+        SOUND[:syntax] + items + SOUND[syntax + 8 + SOUND[syntax + 6] :],
+    ):
+        tracemalloc.start()
+        with pytest.raises(errors.Rejected):
+            read_it(data)
+        used = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert used < 40 * 2**20
 
 
 def test_text_that_no_database_takes() -> None:
