@@ -1,7 +1,6 @@
 """Runs cases in children, so that one that crashes, hangs or eats memory is seen and blamed, and nobody else is."""
 
 import multiprocessing
-import os
 import resource
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
@@ -117,7 +116,6 @@ def _start() -> None:
     from tests.fuzz.path import Way
 
     global _way  # noqa: PLW0603 - one for each child
-    os.nice(5)
     _way = Way()
     pages = int(Path("/proc/self/statm").read_text().split()[0])
     most = pages * resource.getpagesize() + ADDRESS_SPACE
