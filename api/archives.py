@@ -38,6 +38,8 @@ def unpack(
     try:
         with spool.open(archive) as file, zipfile.ZipFile(_Frugal(file)) as opened:
             members = [member for member in opened.infolist() if not member.is_dir()]
+            if not members:
+                raise BadArchive("The archive holds no file; pack it again")
             if len(members) > max_files:
                 raise TooLarge(f"The archive holds more than the {max_files} files that this request may still have")
             if sum(member.file_size for member in members) > left:

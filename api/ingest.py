@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from python_multipart import MultipartParser
-from python_multipart.exceptions import MultipartParseError
+from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import parse_options_header
 from starlette.concurrency import run_in_threadpool
 
@@ -142,9 +142,9 @@ async def receive(
     if kind != b"multipart/form-data" or not options.get(b"boundary"):
         raise WrongContentType
     parts = _Parts(spool, max_files)
-    parser = MultipartParser(options[b"boundary"], parts.callbacks())
     received = 0
     try:
+        parser = MultipartParser(options[b"boundary"], parts.callbacks())
         async for chunk in body:
             received += len(chunk)
             if received > max_bytes:
@@ -155,8 +155,9 @@ async def receive(
             else:
                 parser.write(chunk)
         parser.finalize()
-    except MultipartParseError as wrong:
-        raise BadRequest(f"The multipart body is malformed: {wrong}") from None
+    except FormParserError:
+        # its text may quote the body
+        raise BadRequest("The multipart body is malformed, or its boundary or a part's header is too long") from None
     if not parts.complete:
         raise BadRequest("The multipart body ends before its closing boundary")
     await run_in_threadpool(spool.flush)

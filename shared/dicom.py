@@ -3,18 +3,20 @@
 Source: PS3.10 7 (file format), PS3.3 C.7.6.3 (image pixel), PS3.5 A (transfer syntaxes).
 """
 
+import functools
 import io
 import logging
 import re
 import warnings
 import zlib
 from dataclasses import dataclass
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from pydicom import config
 from pydicom.datadict import tag_for_keyword
+from pydicom.dataelem import DataElement, RawDataElement
 from pydicom.dataset import Dataset
-from pydicom.filereader import read_dataset
+from pydicom.filereader import read_dataset, read_sequence
 from pydicom.tag import BaseTag, Tag
 from pydicom.uid import UID, DeflatedExplicitVRLittleEndian
 
@@ -42,6 +44,8 @@ PIXEL_DATA = 0x7FE00010
 UNDEFINED_LENGTH = 0xFFFFFFFF
 SKIP_OVER_BYTES = 65536  # values longer than this are stepped over, not read
 MAX_READS = 100_000  # an element takes one to three; a header of a million empty items would fill the memory
+_CHARSET = (b"\x08\x00\x05\x00", b"\x00\x08\x00\x05")  # its tag, in either byte order
+LARGEST_NUMBER = 2**31 - 1  # PS3.5 6.2, IS
 _KEYWORDS = (
     "SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "Modality", "BodyPartExamined", "Rows", "Columns",
     "NumberOfFrames", "BitsAllocated", "SamplesPerPixel", "PhotometricInterpretation", "PatientName", "PatientID",
@@ -81,8 +85,19 @@ def read_header(file: BinaryIO, size_bytes: int, limits: HeaderLimits) -> Header
     except Rejected:
         raise
     except Exception as broken:  # noqa: BLE001 - pydicom raises nearly anything on damaged headers
-        # the exception's own text may quote values, so only its kind is passed on
-        raise CannotUnderstand(f"{CannotUnderstand.__doc__} ({type(broken).__name__})") from None
+        raise in_our_words(broken) from None
+
+
+def in_our_words(broken: BaseException) -> Rejected | MemoryError:
+    """What to raise for something that came up while pydicom read a header."""
+    within: BaseException | None = broken
+    while within is not None:
+        # pydicom turns what a file raises into errors of its own; a lack of memory is no flaw of the file
+        if isinstance(within, Rejected | MemoryError):
+            return within
+        within = within.__context__
+    # the exception's own text may quote values, so only its kind is passed on
+    return CannotUnderstand(f"{CannotUnderstand.__doc__} ({type(broken).__name__})")
 
 
 def _check_start(file: BinaryIO, size_bytes: int) -> None:
@@ -98,18 +113,20 @@ def _check_start(file: BinaryIO, size_bytes: int) -> None:
 
 
 def _read(file: BinaryIO, size_bytes: int, limits: HeaderLimits) -> Header:
-    counted = _Counted(file, limits.max_header_bytes)
+    counted = CountedFile(file, Budget(limits.max_header_bytes))
     if file.read(PREAMBLE + 4)[PREAMBLE:] != b"DICM":
         file.seek(0)
     meta = read_dataset(counted, is_implicit_VR=False, is_little_endian=True, stop_when=_after_meta)  # type: ignore[arg-type]
-    if "TransferSyntaxUID" not in meta:
+    syntax = UID(str(value_of(meta, "TransferSyntaxUID") or ""))
+    if not syntax:
         raise NoFileMeta
-    syntax = UID(str(meta.TransferSyntaxUID))
     if syntax not in DECODABLE:
         raise UnknownTransferSyntax
+    readable = None  # of a deflated data set, its head only
     if syntax == DeflatedExplicitVRLittleEndian:
         file, size_bytes = _inflated_head(file, limits)
-        counted = _Counted(file, limits.max_header_bytes)
+        readable = limits.max_header_bytes
+        counted = CountedFile(file, Budget(limits.max_header_bytes))
     pixels: list[tuple[int, int]] = []  # (position of the value, its length), once found
 
     def at_pixels(tag: BaseTag, _vr: str | None, length: int) -> bool:
@@ -125,6 +142,8 @@ def _read(file: BinaryIO, size_bytes: int, limits: HeaderLimits) -> Header:
         defer_size=SKIP_OVER_BYTES,
         specific_tags=list(WANTED),
     )
+    if readable is not None and size_bytes > readable and (counted.cut_short or file.tell() > readable):
+        raise TooLarge("The DICOM header is larger than this installation reads")
     if counted.cut_short or file.tell() > size_bytes:  # values that nobody asked for are stepped over, past the end too
         raise CannotUnderstand("The DICOM header is cut short: the file ends within an element. Send it again")
     header = _header(dataset, syntax)
@@ -151,8 +170,8 @@ def _header(dataset: Dataset, syntax: UID) -> Header:
         sop_instance_uid=_uid(dataset, "SOPInstanceUID"),
         sop_class_uid=str(sop_class),
         transfer_syntax_uid=str(syntax),
-        modality=_text(dataset, "Modality", 16),
-        body_part=_text(dataset, "BodyPartExamined", 16),
+        modality=code_string(dataset, "Modality"),
+        body_part=code_string(dataset, "BodyPartExamined"),
         rows=count(dataset, "Rows"),
         columns=count(dataset, "Columns"),
         frames=max(1, count(dataset, "NumberOfFrames", default=1, least=0)),  # some writers say 0 and mean one
@@ -169,7 +188,7 @@ def _header(dataset: Dataset, syntax: UID) -> Header:
 
 
 def _uid(dataset: Dataset, keyword: str) -> str:
-    value = str(dataset.get(keyword, "") or "")
+    value = str(value_of(dataset, keyword) or "")
     if len(value) > 64 or not UID_PATTERN.fullmatch(value):
         raise BadAttributes(f"{keyword} {'is missing' if not value else 'is not a valid UID (PS3.5 9.1)'}")
     return value
@@ -178,25 +197,83 @@ def _uid(dataset: Dataset, keyword: str) -> str:
 def count(dataset: Dataset, keyword: str, default: int | None = None, least: int = 1) -> int:
     """A whole number of the header; default: for a missing or empty one, None where it must be there.
 
-    Raises BadAttributes when it is missing, no number, or under `least`. Source: PS3.3 C.7.6.3.
+    Raises BadAttributes when it is missing, no number, under `least` or over LARGEST_NUMBER. Source: PS3.3 C.7.6.3.
     """
-    value = dataset.get(keyword, default)
+    value = value_of(dataset, keyword)
     if value is None or value == "":
         if default is None:
             raise BadAttributes(f"{keyword} is missing; an image must have it (PS3.3 C.7.6.3)")
         return default
     try:
         number = int(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise BadAttributes(f"{keyword} is not a number") from None
+    if abs(number) > LARGEST_NUMBER:
+        raise BadAttributes(f"{keyword} is a number beyond what DICOM allows (PS3.5 6.2)")
     if number < least:
         raise BadAttributes(f"{keyword} is {number}; it must be at least {least}")
     return number
 
 
+@functools.cache
+def _tag(keyword: str) -> BaseTag:
+    return Tag(keyword)
+
+
+def value_of(dataset: Dataset, keyword: str, longest: int = SKIP_OVER_BYTES) -> Any:  # noqa: ANN401 - as pydicom's
+    """A value that is no sequence; None where it is missing.
+
+    Raises BadAttributes for one longer than `longest` bytes, or one that claims to be a sequence: pydicom would make
+    an object, up to a thousand times as large, of every item or value in it.
+    """
+    tag = _tag(keyword)
+    element = dataset.get_item(tag, keep_deferred=True)
+    if element is None:
+        return None
+    if isinstance(element, RawDataElement) and element.length > longest:
+        raise BadAttributes(f"{keyword} is far longer than it may be")
+    if element.VR == "SQ":
+        raise BadAttributes(f"{keyword} is a sequence where a value is expected")
+    return dataset[tag].value
+
+
+def items_of(dataset: Dataset, keyword: str, budget: "Budget") -> list[Dataset]:
+    """The items of a sequence, [] where it is missing; reading them takes from the budget.
+
+    Raises TooLarge when that is used up, BadAttributes for an element that is no sequence, and what pydicom raises.
+    """
+    element = dataset.get_item(_tag(keyword))
+    if element is None:
+        return []
+    if isinstance(element, RawDataElement):
+        if element.VR not in ("SQ", "UN", None):
+            raise BadAttributes(f"{keyword} is no sequence")
+        value = element.value or b""
+        counted = CountedFile(io.BytesIO(value), budget)
+        charset = dataset.original_character_set
+        # pydicom does this by itself, but without a bound
+        items = read_sequence(
+            counted,
+            element.is_implicit_VR,
+            element.is_little_endian,
+            len(value),
+            charset,
+        )
+        dataset[element.tag] = element = DataElement(element.tag, "SQ", items)
+    if element.VR != "SQ":
+        raise BadAttributes(f"{keyword} is no sequence")
+    return list(element.value or ())
+
+
+def code_string(dataset: Dataset, keyword: str) -> str:
+    """A CS value, of which only characters that can be seen are kept: it is shown and stored. Source: PS3.5 6.2."""
+    return "".join(letter for letter in _text(dataset, keyword, 16) if letter.isprintable())
+
+
 def _text(dataset: Dataset, keyword: str, longest: int) -> str:
-    # a NUL is legal padding in some writers and illegal in a Postgres text
-    return str(dataset.get(keyword, "") or "").replace("\0", "").strip()[:longest]
+    # a NUL is legal padding in some writers and illegal in a Postgres text, as is half of a surrogate pair
+    text = str(value_of(dataset, keyword) or "").encode("utf-8", "replace").decode()
+    return text.replace("\0", "").strip()[:longest]
 
 
 def _check_size(dataset: Dataset, header: Header, limits: HeaderLimits) -> None:
@@ -237,7 +314,7 @@ def _inflated_head(file: BinaryIO, limits: HeaderLimits) -> tuple[BinaryIO, int]
     head, total = bytearray(), 0
     most = limits.max_decoded_bytes + limits.max_header_bytes
     while chunk := file.read(65536):
-        while chunk:
+        while chunk and not inflate.eof:  # at the end of its stream zlib may name the same rest for ever
             part = inflate.decompress(chunk, 1 << 20)
             total += len(part)
             if total > most:
@@ -249,21 +326,38 @@ def _inflated_head(file: BinaryIO, limits: HeaderLimits) -> tuple[BinaryIO, int]
     return io.BytesIO(bytes(head)), total
 
 
-class _Counted:
+@dataclass
+class Budget:
+    """What may still be read of a header, in all its sequences together."""
+
+    bytes_left: int
+    reads_left: int = MAX_READS
+
+
+class CountedFile:
     """A file that refuses to be read beyond a budget; stepping over values is free."""
 
-    def __init__(self, file: BinaryIO, budget: int) -> None:
-        self.file, self.left, self.reads = file, budget, 0
+    def __init__(self, file: BinaryIO, budget: Budget) -> None:
+        self.file, self.budget = file, budget
         self.cut_short = False
+        self._last = b""
         self.seek, self.tell = file.seek, file.tell
 
     def read(self, size: int = -1) -> bytes:
-        """As a file's read. Raises TooLarge once the budget is used up."""
-        data = self.file.read(size if 0 <= size <= self.left else self.left + 1)
-        self.left -= len(data)
-        self.reads += 1
+        """As a file's read. Raises TooLarge once the budget is used up, and for a huge Specific Character Set.
+
+        The latter because pydicom splits and looks up every part of it before anybody has asked for it.
+        """
+        if size > SKIP_OVER_BYTES and self._last in _CHARSET:
+            raise TooLarge("Specific Character Set (0008,0005) is far longer than it may be")
+        left = self.budget.bytes_left
+        data = self.file.read(size if 0 <= size <= left else left + 1)
+        if size == 8:  # the beginning of an element
+            self._last = data[:4]
+        self.budget.bytes_left -= len(data)
+        self.budget.reads_left -= 1
         # the end of a file is met between elements; met within one, the file was cut
         self.cut_short |= 0 < len(data) < size
-        if self.left < 0 or self.reads > MAX_READS:
+        if self.budget.bytes_left < 0 or self.budget.reads_left < 0:
             raise TooLarge("The DICOM header is larger than this installation reads")
         return data

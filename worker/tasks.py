@@ -42,7 +42,9 @@ class Engine:
         self.reader = ActiveReader(self.database, self.store)
         self.decoders = Decoders(
             store_url,
-            PixelLimits(settings.max_frame_pixels, settings.max_frames, settings.max_decoded_bytes),
+            PixelLimits(
+                settings.max_frame_pixels, settings.max_frames, settings.max_decoded_bytes, settings.max_header_bytes
+            ),
             count=settings.decoders or cpu_count(),
             limit_s=settings.decode_limit_s,
             memory_bytes=settings.decode_memory_bytes,

@@ -20,16 +20,16 @@ import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from pydicom.dataset import Dataset
-from pydicom.encaps import get_frame
 from pydicom.filereader import read_dataset
+from pydicom.tag import Tag
 
-from shared.dicom import count
+from shared.dicom import Budget, CountedFile, code_string, count, in_our_words, items_of, value_of
 from shared.errors import (
     BadAttributes,
     CannotUnderstand,
@@ -44,7 +44,7 @@ from shared.errors import (
     UnknownTransferSyntax,
     UnsupportedPixels,
 )
-from shared.vision.codecs import ENCAPSULATED, check_fragments, decode_frame, inflate, significant
+from shared.vision.codecs import ENCAPSULATED, Pieces, decode_frame, find_frames, inflate, significant
 from shared.vision.tensors import Float32Image, UInt8Image
 
 IMPLICIT_LE = "1.2.840.10008.1.2"
@@ -53,11 +53,25 @@ DEFLATED = "1.2.840.10008.1.2.1.99"
 BIG_ENDIAN = "1.2.840.10008.1.2.2"
 NATIVE = frozenset({IMPLICIT_LE, EXPLICIT_LE, DEFLATED, BIG_ENDIAN})
 PREVIEW_PERCENTILES = (0.5, 99.5)
+LEAST, LARGEST = 1e-20, 1e20  # of a rescale: beyond them float32 has no room for the steps that follow
+LEAST_WIDTH = 1e-10  # of a window
+LONGEST_TABLE = 1 << 20  # bytes of LUT Data, 65536 numbers as text included
 
 _PREAMBLE = 128
 _UNDEFINED = 0xFFFFFFFF
 _FLOAT, _DOUBLE, _PIXELS = 0x7FE00008, 0x7FE00009, 0x7FE00010
 _quiet_lock = threading.Lock()
+# all that is read of a data set
+_WANTED = [
+    Tag(keyword)
+    for keyword in (
+        "Modality", "BodyPartExamined", "SamplesPerPixel", "PhotometricInterpretation", "NumberOfFrames", "Rows",
+        "Columns", "BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation", "WindowCenter", "WindowWidth",
+        "VOILUTFunction", "RescaleIntercept", "RescaleSlope", "ModalityLUTSequence", "VOILUTSequence",
+        "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence", "ExtendedOffsetTable",
+        "ExtendedOffsetTableLengths",
+    )
+]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -66,7 +80,8 @@ class PixelLimits:
 
     max_frame_pixels: int = 60_000_000
     max_frames: int = 200
-    max_decoded_bytes: int = 2 * 2**30  # all frames as stored; also a deflated data set once inflated
+    max_decoded_bytes: int = 2 * 2**30  # all frames as stored
+    max_header_bytes: int = 16 * 2**20
 
 
 @dataclass(frozen=True)
@@ -87,7 +102,8 @@ class Lut:
 
     def apply(self, values: npt.NDArray[Any]) -> Float32Image:
         """values: (H, W) integers or whole floats; returns (H, W) float32."""
-        index = np.clip(np.rint(values) - self.first, 0, len(self.table) - 1).astype(np.intp)
+        wide = np.result_type(values.dtype, np.float32)  # rint alone makes float16 of bytes, which rounds from 2048 on
+        index = np.clip(np.rint(values, dtype=wide) - self.first, 0, len(self.table) - 1).astype(np.intp)
         picked: Float32Image = self.table[index]
         return picked
 
@@ -155,7 +171,7 @@ class PixelSource:
     transforms: tuple[Transform, ...] = field(repr=False)  # one for all frames, or one for each
     data: bytes = field(repr=False)
     start: int = field(repr=False)  # where in data the value of Pixel Data begins
-    offsets: tuple[bytes, bytes] | None = field(repr=False)  # Extended Offset Table and its lengths
+    pieces: tuple[Pieces, ...] = field(repr=False)  # of each frame, where it is compressed
 
     def __iter__(self) -> Iterator[Frame]:
         """The frames in order; each is decoded when its turn comes."""
@@ -183,12 +199,7 @@ class PixelSource:
             raise IndexError(f"frame {i} of {self.frames}")
         if self.transfer_syntax in NATIVE:
             return significant(self._native(i), self.bits_stored, self.high_bit, signed=self.signed)
-        try:
-            buffer = io.BytesIO(self.data)  # shares the bytes
-            buffer.seek(self.start)
-            frame = get_frame(buffer, i, number_of_frames=self.frames, extended_offsets=self.offsets)
-        except Exception as broken:  # noqa: BLE001 - damaged offset tables raise nearly anything
-            raise UndecodablePixels(f"{UndecodablePixels.__doc__} ({type(broken).__name__})") from None
+        frame = b"".join(self.data[begin:end] for begin, end in self.pieces[i])
         values, bits = decode_frame(self.transfer_syntax, frame, self.rows, self.columns, self.bits_allocated)
         if bits is None:
             return significant(values, self.bits_stored, self.high_bit, signed=self.signed)
@@ -250,8 +261,7 @@ def open_pixels(data: bytes, limits: PixelLimits = PixelLimits()) -> PixelSource
     except Rejected:
         raise
     except Exception as broken:  # noqa: BLE001 - pydicom raises nearly anything on damaged headers
-        # the text may quote a patient's values, so only the kind is passed on
-        raise CannotUnderstand(f"{CannotUnderstand.__doc__} ({type(broken).__name__})") from None
+        raise in_our_words(broken) from None
 
 
 @contextmanager
@@ -268,20 +278,23 @@ def _quiet() -> Iterator[None]:
 
 
 def _open(data: bytes, limits: PixelLimits) -> PixelSource:
-    syntax, at = _file_meta(data)
+    syntax, at = _file_meta(data, limits)
     if syntax not in NATIVE and syntax not in ENCAPSULATED:
         # only a well-formed UID is repeated; in a damaged file anything could stand there
         named = f" ({syntax})" if re.fullmatch(r"[0-9.]{1,64}", syntax) else ""
         raise UnknownTransferSyntax(f"{UnknownTransferSyntax.__doc__}{named}")
+    packed, packed_at = data, at
     if syntax == DEFLATED:
-        data, at = inflate(data, at, limits.max_decoded_bytes), 0
-    file = io.BytesIO(data)
+        data, at = inflate(packed, packed_at, limits.max_header_bytes), 0
+    file, budget = io.BytesIO(data), Budget(limits.max_header_bytes)
     file.seek(at)
+    counted = CountedFile(file, budget)
     dataset = read_dataset(
-        file,
+        counted,  # type: ignore[arg-type]
         is_implicit_VR=syntax == IMPLICIT_LE,
         is_little_endian=syntax != BIG_ENDIAN,
         stop_when=lambda tag, _vr, _length: tag >= _FLOAT,
+        specific_tags=list(_WANTED),
     )
     # pydicom finds out when a file is implicit though its syntax says explicit, or the other way round
     implicit = bool(dataset.original_encoding[0])
@@ -289,24 +302,31 @@ def _open(data: bytes, limits: PixelLimits) -> PixelSource:
     if tag in (_FLOAT, _DOUBLE):
         raise UnsupportedPixels
     if tag != _PIXELS or length == 0:
-        if tag == 0 and _cut_short(dataset, data):
+        if syntax == DEFLATED and len(data) == limits.max_header_bytes:
+            raise TooLarge("The DICOM header is larger than this installation reads")
+        if counted.cut_short or file.tell() > len(data):  # values that nobody asked for are stepped over
             raise CannotUnderstand
         raise NoPixelData
-    source = _describe(dataset, limits, syntax, vr, data=data, start=start)
+    source = _describe(dataset, limits, syntax, vr, start=start, budget=budget)
     if syntax in NATIVE:
         needed = source.rows * source.columns * source.frames * source.bits_allocated // 8
         needed += needed % 2 if source.swapped_bytes else 0
+        if syntax == DEFLATED and start + needed > len(data):
+            # no more than the header owns up to, whatever follows the pixels
+            data = inflate(packed, packed_at, start + needed)
         there = min(length, len(data) - start)
         if there < needed:
             raise TruncatedPixels(f"Pixel Data has {there} bytes where {needed} are needed: the file was cut short")
     elif length != _UNDEFINED:
         raise UndecodablePixels("The transfer syntax is a compressed one, but Pixel Data is not encapsulated")
     else:
-        check_fragments(data, start, source.frames)
-    return source
+        tables = [value_of(dataset, keyword) for keyword in ("ExtendedOffsetTable", "ExtendedOffsetTableLengths")]
+        extended = (tables[0], tables[1]) if all(isinstance(table, bytes) for table in tables) else None
+        source = replace(source, pieces=find_frames(data, start, source.frames, extended))
+    return replace(source, data=data)
 
 
-def _file_meta(data: bytes) -> tuple[str, int]:
+def _file_meta(data: bytes, limits: PixelLimits) -> tuple[str, int]:
     """Transfer syntax UID, and where the data set begins."""
     if not data:
         raise EmptyFile
@@ -317,9 +337,12 @@ def _file_meta(data: bytes) -> tuple[str, int]:
     file = io.BytesIO(data)
     file.seek(at)
     meta = read_dataset(
-        file, is_implicit_VR=False, is_little_endian=True, stop_when=lambda tag, _vr, _length: tag.group != 2
+        CountedFile(file, Budget(limits.max_header_bytes)),  # type: ignore[arg-type]
+        is_implicit_VR=False,
+        is_little_endian=True,
+        stop_when=lambda tag, _vr, _length: tag.group != 2,
     )
-    syntax = str(meta.get("TransferSyntaxUID", "") or "")
+    syntax = str(value_of(meta, "TransferSyntaxUID") or "")
     if not syntax:
         raise NoFileMeta
     return syntax, file.tell()
@@ -336,17 +359,10 @@ def _element(data: bytes, at: int, order: str, *, implicit: bool) -> tuple[int, 
     return group << 16 | element, vr, at + header, length
 
 
-def _cut_short(dataset: Dataset, data: bytes) -> bool:
-    """Whether a data set without pixels ends within an element, which pydicom passes over in silence."""
-    if not dataset:
-        return True
-    last = dataset.get_item(max(dataset.keys()))
-    length = getattr(last, "length", _UNDEFINED)  # an element that is converted already has none
-    return bool(length != _UNDEFINED and getattr(last, "value_tell", 0) + length != len(data))
-
-
-def _describe(dataset: Dataset, limits: PixelLimits, syntax: str, vr: str, *, data: bytes, start: int) -> PixelSource:
-    photometric = str(dataset.get("PhotometricInterpretation", "") or "").strip()
+def _describe(
+    dataset: Dataset, limits: PixelLimits, syntax: str, vr: str, *, start: int, budget: Budget
+) -> PixelSource:
+    photometric = str(value_of(dataset, "PhotometricInterpretation") or "").strip()
     if not photometric:
         raise BadAttributes("Photometric Interpretation (0028,0004) is missing")
     if photometric not in ("MONOCHROME1", "MONOCHROME2") or count(dataset, "SamplesPerPixel", 1, least=0) != 1:
@@ -361,14 +377,14 @@ def _describe(dataset: Dataset, limits: PixelLimits, syntax: str, vr: str, *, da
         raise BadAttributes(f"Bits Stored {stored} and High Bit {high_bit} do not fit into Bits Allocated {allocated}")
     rows, columns, frames = _size(dataset, allocated, limits)
     signed = count(dataset, "PixelRepresentation", 0, least=0) == 1
-    several = frames if dataset.get("PerFrameFunctionalGroupsSequence") else 1
-    offsets = dataset.get("ExtendedOffsetTable"), dataset.get("ExtendedOffsetTableLengths")
+    several = frames if items_of(dataset, "PerFrameFunctionalGroupsSequence", budget) else 1
+    ends = _ends(stored, signed=signed)
     return PixelSource(
         rows=rows,
         columns=columns,
         frames=frames,
-        modality=str(dataset.get("Modality", "") or "").strip()[:16],
-        body_part=str(dataset.get("BodyPartExamined", "") or "").strip()[:16].upper(),
+        modality=code_string(dataset, "Modality"),
+        body_part=code_string(dataset, "BodyPartExamined").upper(),
         photometric=photometric,
         bits_allocated=allocated,
         bits_stored=stored,
@@ -376,10 +392,10 @@ def _describe(dataset: Dataset, limits: PixelLimits, syntax: str, vr: str, *, da
         signed=signed,
         transfer_syntax=syntax,
         swapped_bytes=syntax == BIG_ENDIAN and allocated == 8 and vr == "OW",
-        transforms=tuple(_transform(dataset, i, _ends(stored, signed=signed), syntax) for i in range(several)),
-        data=data,
+        transforms=tuple(_transform(dataset, i, ends, syntax, budget) for i in range(several)),
+        data=b"",
         start=start,
-        offsets=offsets if isinstance(offsets[0], bytes) and isinstance(offsets[1], bytes) else None,
+        pieces=(),
     )
 
 
@@ -402,58 +418,61 @@ def _size(dataset: Dataset, allocated: int, limits: PixelLimits) -> tuple[int, i
     return rows, columns, frames
 
 
-def _transform(dataset: Dataset, i: int, stored_ends: tuple[int, int], syntax: str) -> Transform:
+def _transform(dataset: Dataset, i: int, stored_ends: tuple[int, int], syntax: str, budget: Budget) -> Transform:
     """Raises BadAttributes for a rescale or modality LUT that has no meaning; such a VOI LUT is left out."""
-    holder = _macro(dataset, i, "PixelValueTransformationSequence")
+    holder = _macro(dataset, i, "PixelValueTransformationSequence", budget)
     slope, intercept = _decimal(holder, "RescaleSlope", 1.0), _decimal(holder, "RescaleIntercept", 0.0)
-    items = holder.get("ModalityLUTSequence")
+    items = items_of(holder, "ModalityLUTSequence", budget)
     lut = _lut(items[0], syntax, signed=stored_ends[0] < 0) if items else None
     reach = max(abs(end) for end in stored_ends) * abs(slope) + abs(intercept)
-    if slope == 0 or not reach < np.finfo(np.float32).max:
+    if not (LEAST <= abs(slope) <= LARGEST and reach <= LARGEST):  # not a number, too
         raise BadAttributes("Rescale Slope (0028,1053) or Intercept (0028,1052) has no meaning")
     plain = Transform(slope, intercept, lut, None, None)
     try:
-        window, voi_lut = _voi(
-            _macro(dataset, i, "FrameVOILUTSequence"), syntax, signed=min(plain.ends(*stored_ends)) < 0
-        )
+        macro = _macro(dataset, i, "FrameVOILUTSequence", budget)
+        window, voi_lut = _voi(macro, syntax, budget, signed=min(plain.ends(*stored_ends)) < 0)
     except Exception:  # noqa: BLE001 - a broken preview setting is no reason to refuse the film
         return plain
     return Transform(slope, intercept, lut, window, voi_lut)
 
 
-def _voi(holder: Dataset, syntax: str, *, signed: bool) -> tuple[tuple[float, float, str] | None, Lut | None]:
-    if items := holder.get("VOILUTSequence"):
+def _voi(
+    holder: Dataset, syntax: str, budget: Budget, *, signed: bool
+) -> tuple[tuple[float, float, str] | None, Lut | None]:
+    if items := items_of(holder, "VOILUTSequence", budget):
         return None, _lut(items[0], syntax, signed=signed)
     center, width = _decimal(holder, "WindowCenter", math.nan), _decimal(holder, "WindowWidth", math.nan)
-    function = str(holder.get("VOILUTFunction", "") or "LINEAR").strip()
-    usable = math.isfinite(center) and math.isfinite(width) and (width >= 1 if function == "LINEAR" else width > 0)
+    function = str(value_of(holder, "VOILUTFunction") or "LINEAR").strip()
+    least = 1 if function == "LINEAR" else LEAST_WIDTH
+    usable = abs(center) <= LARGEST and least <= width <= LARGEST
     return (center, width, function) if usable else None, None
 
 
-def _macro(dataset: Dataset, i: int, keyword: str) -> Dataset:
+def _macro(dataset: Dataset, i: int, keyword: str, budget: Budget) -> Dataset:
     """Where frame i has the attributes: its functional group, the shared one, or the data set. PS3.3 C.7.6.16.1."""
     for groups, at in (("PerFrameFunctionalGroupsSequence", i), ("SharedFunctionalGroupsSequence", 0)):
-        items = dataset.get(groups) or ()
-        if at < len(items) and items[at].get(keyword):
-            found: Dataset = items[at][keyword][0]
-            return found
+        items = items_of(dataset, groups, budget)
+        if at < len(items) and (found := items_of(items[at], keyword, budget)):
+            return found[0]
     return dataset
 
 
 def _lut(item: Dataset, syntax: str, *, signed: bool) -> Lut:
     """signed: whether its inputs can be negative. Raises BadAttributes. Source: PS3.3 C.11.1.1.1."""
-    count, first, bits = (int(value) for value in item.LUTDescriptor)
+    count, first, bits = (int(value) for value in value_of(item, "LUTDescriptor"))
     count = (count & 0xFFFF) or 65536  # 0 stands for 2**16; a signed VR can make it negative
     if signed and first >= 1 << 15:
         first -= 1 << 16  # written as US where SS was meant
-    data = item.LUTData
+    data = value_of(item, "LUTData", LONGEST_TABLE)
     if isinstance(data, bytes):
         wide = len(data) >= 2 * count
         data = np.frombuffer(data, "u1" if not wide else ">u2" if syntax == BIG_ENDIAN else "<u2")
-    table = np.atleast_1d(np.asarray(data)).astype(np.float32)[:count]
+    table = np.atleast_1d(np.asarray(data, np.float64))[:count]
     if len(table) < count or not 1 <= bits <= 16:
         raise BadAttributes("A LUT Sequence is shorter than its LUT Descriptor (0028,3002) says")
-    return Lut(first, table, float(max((1 << bits) - 1, table.max())))
+    if not np.abs(table).max() <= LARGEST:  # numbers as text can be anything, or none
+        raise BadAttributes("LUT Data (0028,3006) holds values that have no meaning")
+    return Lut(first, table.astype(np.float32), float(max((1 << bits) - 1, table.max())))
 
 
 def _ends(bits: int, *, signed: bool) -> tuple[int, int]:
@@ -463,7 +482,7 @@ def _ends(bits: int, *, signed: bool) -> tuple[int, int]:
 
 def _decimal(dataset: Dataset, keyword: str, default: float) -> float:
     """The first value; images with several windows name the preferred one first."""
-    value = dataset.get(keyword)
+    value = value_of(dataset, keyword)
     if isinstance(value, list | tuple) or hasattr(value, "append"):
         value = value[0] if len(value) else None
     return default if value is None or value == "" else float(value)

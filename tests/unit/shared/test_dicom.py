@@ -25,6 +25,7 @@ from shared import errors
 from shared.dicom import MAX_READS, HeaderLimits, read_header
 from shared.settings import ROOT
 from shared.study import Header
+from shared.vision.pixels import open_pixels
 
 MARKER = "ZEBRA^QUAGGA"
 EXPLICIT = SYNTAX["explicit"]
@@ -257,6 +258,64 @@ def test_deflate_bomb() -> None:
 def test_bytes_behind_a_deflated_data_set() -> None:
     """What follows the deflated data set is not collected in memory."""
     peak(deflated(SOUND[META_END:], bytes(64 * 2**20)), 40 * 2**20)
+
+
+@pytest.mark.timeout(20)
+def test_bytes_behind_a_data_set_that_inflates_to_megabytes() -> None:
+    """They are left alone, too: zlib once handed the same rest back for ever, and the reading never ended."""
+    data = deflated(SOUND[META_END:] + bytes(3 * 2**20), bytes(range(256)) * 16)
+    assert read(data).rows == 128
+
+
+def test_a_deflated_header_beyond_the_limit() -> None:
+    """It is refused for its size, not for what lies behind the part that was read."""
+    value = b"\x09\x00\x02\x10OB\0\0" + struct.pack("<L", 3 * 2**20) + bytes(3 * 2**20)
+    with pytest.raises(errors.TooLarge):
+        read(deflated(value + SOUND[META_END:]), HeaderLimits(max_header_bytes=2**20))
+
+
+def test_numbers_that_no_image_has() -> None:
+    """A number of hundreds of digits is refused, and not repeated."""
+    for text in (b"9" * 400, b"-" + b"9" * 400, b"4294967296"):
+        data = before_rows(SOUND, b"\x28\x00\x08\x00IS" + struct.pack("<H", len(text)) + text)
+        with pytest.raises(errors.BadAttributes) as caught:
+            read(data)
+        assert b"999" not in str(caught.value).encode()
+
+
+def test_a_sequence_in_a_number_s_place() -> None:
+    """Items in Rows are refused before any is made an object."""
+    items = EMPTY_ITEM * 5000
+    data = SOUND[:ROWS] + b"\x28\x00\x10\x00SQ\0\0" + struct.pack("<L", len(items)) + items + SOUND[ROWS + 10 :]
+    with pytest.raises(errors.BadAttributes, match="Rows is a sequence"):
+        read(data)
+
+
+@pytest.mark.parametrize("read_it", [read, open_pixels])
+def test_values_that_are_read_before_anybody_asks(read_it: Callable[[bytes], object]) -> None:
+    """A character set of millions of parts, or a transfer syntax of a million items, is never taken apart."""
+    charset = SOUND.index(b"\x08\x00\x05\x00CS", META_END)
+    parts = b"\x08\x00\x05\x00UC\0\0" + struct.pack("<L", 2_000_000) + b"\\" * 2_000_000
+    syntax = SOUND.index(b"\x02\x00\x10\x00UI")
+    items = b"\x02\x00\x10\x00SQ\0\0" + struct.pack("<L", 8_000_000) + EMPTY_ITEM * 1_000_000
+    for data in (
+        SOUND[:charset] + parts + SOUND[charset + 18 :],
+        SOUND[:syntax] + items + SOUND[syntax + 8 + SOUND[syntax + 6] :],
+    ):
+        tracemalloc.start()
+        with pytest.raises(errors.Rejected):
+            read_it(data)
+        used = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert used < 40 * 2**20
+
+
+def test_text_that_no_database_takes() -> None:
+    """Half a surrogate pair in a name, and controls in a code, are left out: both are stored as text."""
+    odd = image(lambda ds: [setattr(ds, "PatientName", "A\\ud800"), setattr(ds, "Modality", "C\x1b[31m")])
+    odd = odd.replace(b"\x08\x00\x05\x00CS\x0a\x00ISO_IR 100", b"\x08\x00\x05\x00CS\x0e\x00unicode_escape")
+    header = read(odd)
+    assert (header.identity.patient_name, header.modality) == ("A?", "C[31m")
 
 
 @settings(max_examples=400, deadline=None)

@@ -1,10 +1,12 @@
 """From DICOM bytes to images: every encoding, every damage. Small films are made here; real ones where they are found."""
 
+import contextlib
 import csv
 import io
 import os
 import re
 import struct
+import time
 import tracemalloc
 import warnings
 import zlib
@@ -28,6 +30,7 @@ from pydicom.pixels.encoders import RLELosslessEncoder
 from pydicom.uid import UID
 
 from shared import errors
+from shared.vision import codecs
 from shared.vision.pixels import PixelLimits, display, open_pixels
 
 IMPLICIT_LE, EXPLICIT_LE, BIG_ENDIAN = "1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.2"
@@ -333,6 +336,16 @@ def test_rescale_and_modality_lut_give_modality_units() -> None:
         np.testing.assert_array_equal(frame, table[np.clip(film.astype(int) - first, 0, count - 1)])
 
 
+def test_a_modality_lut_of_bytes_is_exact_wherever_it_begins() -> None:
+    """A table that begins far below the least value maps each byte to its own entry."""
+    film, item = np.arange(256, dtype="u1").reshape(16, 16), Dataset()
+    table = (np.arange(8192) % 4099).astype("u2")
+    item.LUTDescriptor, item.ModalityLUTType, item.LUTData = [8192, -5001, 16], "US", table.tobytes()
+    item["LUTDescriptor"].VR, item["LUTData"].VR = "SS", "OW"
+    frame = open_pixels(make([film], ModalityLUTSequence=[item])).frame(0)
+    np.testing.assert_array_equal(frame, table[film.astype(int) + 5001])
+
+
 def test_each_frame_follows_its_functional_group() -> None:
     """Enhanced objects rescale frame by frame."""
     film, groups = ramp("u2", 12), []
@@ -516,13 +529,13 @@ def _peak(work: Callable[[], object], kind: type[errors.Rejected]) -> int:
 
 
 def test_a_deflate_bomb_costs_no_memory() -> None:
-    """A data set that inflates beyond the limit is TooLarge while only a few MiB are held."""
+    """A header that inflates beyond the limit is TooLarge while only a few MiB are held."""
     machine = zlib.compressobj(9, wbits=-15)
     zeros = b"\0" * (1 << 20)
     bomb = b"".join(machine.compress(zeros) for _ in range(64)) + machine.flush()
     deflated = make([FILM], DEFLATED)
     meta = deflated[: 144 + struct.unpack_from("<L", deflated, 140)[0]]
-    limits = PixelLimits(max_decoded_bytes=48 << 20)
+    limits = PixelLimits(max_header_bytes=1 << 20)
     assert _peak(lambda: open_pixels(meta + bomb, limits), errors.TooLarge) < 8 << 20
 
 
@@ -538,6 +551,177 @@ def test_a_stream_larger_than_its_header_is_refused_before_decoding() -> None:
     stream[8:16] = struct.pack(">LL", 60000, 60000)
     source = open_pixels(make([FILM], JPEG + "90", 12, frames=[bytes(stream)]))
     assert _peak(lambda: source.frame(0), errors.UndecodablePixels) < 1 << 20
+
+
+def _coded(rows: int, columns: int, *, tile: int = 0, precinct: int = 15, block: int = 6, layers: int = 1) -> bytes:
+    """A JPEG 2000 film whose header and stream claim rows x columns; the rest as powers of two, but the tile."""
+    stream = bytearray(_jpeg2000(ramp("u2", 12, (64, 64)), 12))
+    stream[8:16], stream[24:32] = struct.pack(">LL", columns, rows), struct.pack(">LL", tile or columns, tile or rows)
+    at = stream.index(b"\xff\x52")
+    levels, length = stream[at + 9], int.from_bytes(stream[at + 2 : at + 4], "big")
+    segment = stream[at : at + 2 + length] + bytes([17 * precinct]) * (levels + 1)
+    segment[2:4], segment[6:8] = struct.pack(">H", len(segment) - 2), struct.pack(">H", layers)
+    segment[4], segment[10:12] = segment[4] | 1, bytes([block - 2] * 2)
+    stream[at : at + 2 + length] = segment
+    return make([FILM], JPEG + "90", 12, frames=[bytes(stream)], Rows=rows, Columns=columns)
+
+
+def test_a_film_in_parts_as_real_ones_are_is_decoded() -> None:
+    """Precincts of 128, blocks of 32 and a few layers are no reason to refuse."""
+    assert open_pixels(_coded(64, 64, precinct=7, block=5)).frame(0).shape == (64, 64)
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [{"tile": 1}, {"tile": 9}, {"precinct": 1}, {"precinct": 3}, {"block": 2}, {"precinct": 7, "layers": 65535}],
+)
+def test_a_film_in_millions_of_parts_is_refused_before_decoding(parts: dict[str, int]) -> None:
+    """Tiles, precincts, blocks and layers cost memory each, 31 GB for a film of 60 million pixels in 3 KB."""
+    source = open_pixels(_coded(7000, 7000, **parts))
+    with pytest.raises(errors.UndecodablePixels, match="than any film is"):
+        source.frame(0)
+
+
+def test_tiles_are_counted_in_the_codestream_that_is_decoded() -> None:
+    """Boxes around it cannot show the check another codestream than the decoder's."""
+    film = ramp("u2", 12, (64, 64))
+    boxed = bytes(imagecodecs.jpeg2k_encode(film, codecformat="JP2", reversible=True, bitspersample=12))
+    np.testing.assert_array_equal(open_pixels(make([film], JPEG + "90", 12, frames=[boxed])).frame(0), film)
+    plain, at = _jpeg2000(film[::-1].copy(), 12), boxed.index(b"jp2h") - 4
+    decoy = struct.pack(">L4s", 8 + len(plain), b"free") + plain
+    twice = boxed[:at] + decoy + boxed[at:]
+    np.testing.assert_array_equal(open_pixels(make([film], JPEG + "90", 12, frames=[twice])).frame(0), film[::-1])
+
+
+def test_tiles_beside_the_image_are_refused() -> None:
+    """A first tile that does not hold the first pixel is not decoded: OpenJPH looks for it for ever."""
+    stream = bytearray(_htj2k(ramp("u2", 12, (64, 64)), 12))
+    stream[36:40] = struct.pack(">L", 9)
+    source = open_pixels(make([ramp("u2", 12, (64, 64))], JPEG + "201", 12, frames=[bytes(stream)]))
+    with pytest.raises(errors.UndecodablePixels):
+        source.frame(0)
+
+
+def test_frames_are_found_whatever_the_offset_tables_say() -> None:
+    """One fragment for each frame needs no table; where one is needed, it must fit."""
+    stack = [ramp("u2", 12), ramp("u2", 12)[::-1].copy()]
+    streams = [_jpeg_ls(film, 12) for film in stack]
+    streams = [stream + b"\0" * (len(stream) % 2) for stream in streams]
+
+    def encapsulated(table: bytes, *fragments: bytes) -> bytes:
+        items = b"".join(struct.pack("<HHL", 0xFFFE, 0xE000, len(item)) + item for item in (table, *fragments))
+        return make(stack, JPEG + "80", 12, frames=streams, value=items + b"\xfe\xff\xdd\xe0\0\0\0\0")
+
+    wrong = struct.pack("<LL", 0, 7)
+    for number, frame in enumerate(open_pixels(encapsulated(wrong, *streams))):
+        np.testing.assert_array_equal(frame.image, stack[number])
+    halves = [streams[0][:40], streams[0][40:], streams[1]]
+    right = struct.pack("<LL", 0, 16 + len(streams[0]))
+    for table in (b"", right):
+        for number, frame in enumerate(open_pixels(encapsulated(table, *halves))):
+            np.testing.assert_array_equal(frame.image, stack[number])
+    for table in (wrong, right[:4], right + right, struct.pack("<LL", 16 + len(streams[0]), 0), b"\0" * 8):
+        with pytest.raises(errors.UndecodablePixels):
+            open_pixels(encapsulated(table, *halves))
+    with pytest.raises(errors.UndecodablePixels):
+        open_pixels(encapsulated(b"", b"\0\0", b"\0\0", b"\0\0"))
+    for offsets, lengths in ((2**63, 5), (0, 2**40)):
+        tables = struct.pack("<QQ", 0, offsets), struct.pack("<QQ", lengths, lengths)
+        content = encapsulated(b"", *halves)
+        item = b"\xe0\x7f\x01\x00OV\0\0\x10\0\0\0" + tables[0] + b"\xe0\x7f\x02\x00OV\0\0\x10\0\0\0" + tables[1]
+        at = content.index(b"\xe0\x7f\x10\x00")
+        with pytest.raises(errors.UndecodablePixels):
+            open_pixels(content[:at] + item + content[at:])
+
+
+@pytest.mark.timeout(60)
+def test_many_frames_in_many_fragments_are_found_in_one_walk() -> None:
+    """200 frames in 99,000 fragments take a moment to find, not minutes."""
+    stream = _jpeg_ls(FILM, 12)
+    items = [b"", *[stream + b"\0" * (len(stream) % 2)] * 200, *[b"\0\0"] * 98_000, b"\xff\xd9"]
+    value = b"".join(struct.pack("<HHL", 0xFFFE, 0xE000, len(item)) + item for item in items)
+    content = make([FILM], JPEG + "80", 12, value=value + b"\xfe\xff\xdd\xe0\0\0\0\0", NumberOfFrames=200)
+    before = time.process_time()
+    assert sum(1 for _ in open_pixels(content)) == 200
+    assert time.process_time() - before < 3
+
+
+@pytest.mark.parametrize("keyword", ["VOILUTSequence", "PerFrameFunctionalGroupsSequence", "Rows", "WindowCenter"])
+def test_a_million_items_cost_no_memory(keyword: str) -> None:
+    """Items are counted as they are read, in sequences that are wanted and in the place of numbers."""
+    items = b"\xfe\xff\x00\xe0\0\0\0\0" * 1_000_000
+    tag = struct.pack("<HH", *divmod(int(pydicom.tag.Tag(keyword)), 1 << 16))
+    cut = SOUND.find(tag, 200) if keyword == "Rows" else SOUND.index(b"\xe0\x7f\x10\x00")
+    content = SOUND[:cut] + tag + b"SQ\0\0" + struct.pack("<L", len(items)) + items
+    content += SOUND[cut + (10 if keyword == "Rows" else 0) :]
+    tracemalloc.start()
+    with contextlib.suppress(errors.TooLarge, errors.BadAttributes):
+        open_pixels(content)
+    used = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert used < 120 << 20
+
+
+def test_what_follows_deflated_pixels_is_not_inflated() -> None:
+    """A tail that would fill the memory costs none."""
+    deflated = make([FILM], DEFLATED)
+    at = 144 + struct.unpack_from("<L", deflated, 140)[0]
+    machine = zlib.compressobj(9, wbits=-15)
+    swollen = machine.compress(zlib.decompress(deflated[at:], -15) + b"\0" * (200 << 20)) + machine.flush()
+    tracemalloc.start()
+    frame = open_pixels(deflated[:at] + swollen, PixelLimits(max_header_bytes=1 << 20)).frame(0)
+    used = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    np.testing.assert_array_equal(frame, FILM)
+    assert used < 8 << 20
+
+
+def test_a_deflated_film_beyond_the_header_s_limit_is_inflated_as_far_as_its_pixels_reach() -> None:
+    """The limit is the header's, not the film's."""
+    film = np.random.default_rng(1).integers(0, 4096, (300, 300)).astype("u2")
+    np.testing.assert_array_equal(
+        open_pixels(make([film], DEFLATED, 12), PixelLimits(max_header_bytes=4096)).frame(0), film
+    )
+
+
+@pytest.mark.parametrize("film", [FILM, ramp("u4", 32)], ids=["u2", "u4"])
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"RescaleSlope": 5e34, "RescaleIntercept": 0},
+        {"RescaleSlope": 1e-45, "RescaleIntercept": 0},
+        {"RescaleSlope": 1, "RescaleIntercept": 3.4e38},
+        {"WindowCenter": 1e300, "WindowWidth": 1},
+        {"WindowCenter": 0, "WindowWidth": 1e300},
+        {"WindowCenter": 0, "WindowWidth": 1e-300, "VOILUTFunction": "LINEAR_EXACT"},
+        {"WindowCenter": 0, "WindowWidth": 1e-300, "VOILUTFunction": "SIGMOID"},
+        {"WindowCenter": "NaN", "WindowWidth": 5},
+    ],
+)
+def test_numbers_beyond_float32_never_reach_arithmetic(film: Array, values: dict[str, Any]) -> None:
+    """Such a rescale is refused and such a window left out; warnings are errors here."""
+    content = make([film], **values)
+    if "RescaleSlope" in values:
+        with pytest.raises(errors.BadAttributes):
+            open_pixels(content)
+    else:
+        shown = display(open_pixels(content), 0)
+        assert (shown.min(), shown.max()) == (0, 255)
+
+
+def test_a_lack_of_memory_is_no_flaw_of_the_film(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is not answered with "damaged", which would be final, but raised, so that the study is tried again."""
+
+    def fail(*_: object, **__: object) -> None:
+        raise MemoryError
+
+    source = open_pixels(make([FILM], JPEG + "80", 12))
+    monkeypatch.setattr("shared.vision.codecs._CODECS", {JPEG + "80": replace(codecs._JPEG_LS, decode=fail)})
+    with pytest.raises(MemoryError):
+        source.frame(0)
+    monkeypatch.setattr("shared.vision.pixels.read_dataset", fail)
+    with pytest.raises(MemoryError):
+        open_pixels(SOUND)
 
 
 def test_pydicom_says_nothing_and_keeps_its_voice(
