@@ -16,7 +16,7 @@ from shared.settings import ROOT
 def test_each_runs_quickly(name: str) -> None:
     """Each benchmark runs with --quick --json and prints one result that can be read back; how fast it is, is no test."""
     command = [sys.executable, "-m", "benchmarks", name, "--quick", "--json"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=280)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=280, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     result = Result.from_json(json.loads(done.stdout))
     assert (result.name, result.quick) == (name, True)
