@@ -305,7 +305,7 @@ async def receive(
             waiting += len(chunk)
             # Hashing and disk would hold up every other request if they ran in the event loop; so a thread does that,
             # while the next bytes come in. What waits is bounded: two batches.
-            if waiting >= BATCH_BYTES or (parsing is not None and parsing.done()):
+            if waiting >= BATCH_BYTES:
                 if parsing is not None:
                     await parsing
                 parsing = asyncio.create_task(run_in_threadpool(parse, chunks))

@@ -12,7 +12,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any
 from uuid import UUID
 
-from fastapi import APIRouter, HTTPException, Request, Response, params
+from fastapi import APIRouter, BackgroundTasks, HTTPException, Request, Response, params
 from sqlalchemy import select
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
@@ -73,6 +73,7 @@ async def upload(
     response: Response,
     parts: PartsDep,
     key: Submitter,
+    later: BackgroundTasks,
     idempotency_key: Annotated[str | None, params.Header(max_length=128)] = None,
 ) -> Receipt:
     """Take many DICOM files and zip archives in at once; answer for each what became of it.
@@ -102,6 +103,9 @@ async def upload(
         response.status_code = NONE
     if replayed:
         response.headers["Idempotent-Replayed"] = "true"
+    else:
+        # once the receipt is on its way: what is stored is stored, whatever the broker does
+        later.add_task(ring, parts, [study.id for study in receipt.studies])
     return receipt
 
 
@@ -251,24 +255,10 @@ class Taking:
             receipt = _receipt(session, lines, new)
             if idempotency_key:
                 self._remember(session, idempotency_key, content, receipt)
-        self._ring(list(new))
         log.info(
             "upload", extra={"stored": receipt.stored, "duplicate": receipt.duplicate, "rejected": receipt.rejected}
         )
         return receipt, False
-
-    def _ring(self, study_ids: list[UUID]) -> None:
-        """A broker that is down does not fail an upload: what is not sent now, the reconciler sends."""
-        try:
-            with self.parts.database.transaction() as session:
-                to_send = unsent(session, study_ids, datetime.now(UTC))
-            failed = self.parts.doorbell.ring(to_send)
-            if failed:
-                log.warning("broker did not take messages", extra={"studies": len(failed)})
-                with self.parts.database.transaction() as session:
-                    sending_failed(session, failed)
-        except Unavailable:
-            log.warning("messages left to the reconciler", extra={"studies": len(study_ids)})
 
     def _earlier(self, session: Session, idempotency_key: str, content: str) -> Receipt | None:
         row = session.get(UploadRow, (self.key.site_id, idempotency_key))
@@ -286,6 +276,20 @@ class Taking:
             "receipt": self.parts.vault.seal(receipt.model_dump(mode="json")),
         }
         session.execute(insert(UploadRow).values(values).on_conflict_do_nothing())
+
+
+def ring(parts: Parts, study_ids: list[UUID]) -> None:
+    """A broker that is down does not fail an upload: what is not sent now, the reconciler sends."""
+    try:
+        with parts.database.transaction() as session:
+            to_send = unsent(session, study_ids, datetime.now(UTC))
+        failed = parts.doorbell.ring(to_send)
+        if failed:
+            log.warning("broker did not take messages", extra={"studies": len(failed)})
+            with parts.database.transaction() as session:
+                sending_failed(session, failed)
+    except Unavailable:
+        log.warning("messages left to the reconciler", extra={"studies": len(study_ids)})
 
 
 def _line(name: str, taken: Taken, sop_instance_uid: str | None) -> FileReceipt:

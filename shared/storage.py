@@ -116,10 +116,14 @@ class DirectoryStore:
         goal = self._path(key)
         try:
             new = self._make_room(goal)
+            folder = os.open(goal.parent, os.O_RDONLY)
             try:
-                os.link(f"/proc/self/fd/{descriptor}", goal, follow_symlinks=True)
+                # with a folder's descriptor Python calls linkat(2), which alone can name an unnamed file
+                os.link(f"/proc/self/fd/{descriptor}", goal.name, dst_dir_fd=folder, follow_symlinks=True)
             except OSError:  # another disk, an object that is there, a file that has a name: put knows what to do
                 return False
+            finally:
+                os.close(folder)
             self._sync_name(goal, new=new)
         except OSError as wrong:
             raise StoreUnavailable(f"The object store cannot be written: {wrong.strerror}") from wrong
@@ -156,12 +160,13 @@ class DirectoryStore:
     def _sync_name(self, goal: Path, *, new: bool) -> None:
         """The name itself must survive a power cut, and its folder's, which somebody else may have made just now."""
         _sync(goal.parent)
-        if new or goal.parent not in self._durable:
-            for folder in goal.parent.parents:
-                _sync(folder)
-                if folder == self.folder:
-                    break
-            self._durable.add(goal.parent)
+        if new:
+            self._durable.discard(goal.parent)
+        for folder in goal.parents:
+            if folder == self.folder or folder in self._durable:
+                break
+            _sync(folder.parent)
+            self._durable.add(folder)
 
     def _path(self, key: str) -> Path:
         if not _KEY.fullmatch(key) or ".." in key:
