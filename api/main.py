@@ -1,7 +1,7 @@
 """The application: everything real enters here, once."""
 
 import http
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 from celery import Celery
@@ -9,9 +9,11 @@ from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse
 from fastapi_offline import FastAPIOffline
 from sqlalchemy import text
+from starlette.datastructures import MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.middleware.sessions import SessionMiddleware
 from starlette.requests import ClientDisconnect
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api import backlog, pages, studies, uploads, worklist
 from api.dependencies import Parts, PartsDep
@@ -84,7 +86,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         same_site="strict",
         https_only=settings.secure_cookies,
     )
-    app.middleware("http")(_headers)
+    app.add_middleware(Headers)
     for router in (uploads.router, studies.router, worklist.router, backlog.router, pages.router):
         app.include_router(router)
     app.mount("/static", pages.STATIC)
@@ -134,15 +136,27 @@ def _ask(question: Callable[[], object]) -> str:
     return "ok"
 
 
-async def _headers(request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:
-    response = await call_next(request)
-    for name, value in HEADERS.items():
-        response.headers.setdefault(name, value)
-    if request.url.path == "/docs":
-        response.headers["Content-Security-Policy"] = DOCS_POLICY
-    if "Cache-Control" not in response.headers and not request.url.path.startswith("/static"):
-        response.headers["Cache-Control"] = "no-store"  # findings and identities do not belong in shared caches
-    return response
+class Headers:
+    """Adds the headers that every answer has. Plain ASGI: Starlette's base starts tasks for each piece of a body."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """As ASGI has it."""
+
+        async def send_more(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                headers, path = MutableHeaders(scope=message), scope["path"]
+                for name, value in HEADERS.items():
+                    headers.setdefault(name, value)
+                if path == "/docs":
+                    headers["Content-Security-Policy"] = DOCS_POLICY
+                if "Cache-Control" not in headers and not path.startswith("/static"):
+                    headers["Cache-Control"] = "no-store"  # findings and identities do not belong in shared caches
+            await send(message)
+
+        await self.app(scope, receive, send_more if scope["type"] == "http" else send)
 
 
 def _answer(request: Request, status: int, detail: str, headers: dict[str, str] | None = None) -> Response:

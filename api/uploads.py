@@ -6,25 +6,27 @@ Order is everything: object, then row, then commit, then message. Each step find
 import hashlib
 import logging
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from concurrent.futures import as_completed, wait
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any
 from uuid import UUID
 
-from fastapi import APIRouter, HTTPException, Request, Response, params
+from fastapi import APIRouter, BackgroundTasks, HTTPException, Request, Response, params
+from sqlalchemy import select
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 from starlette.concurrency import run_in_threadpool
 
 from api.archives import is_archive, unpack
 from api.dependencies import Parts, PartsDep, Submitter
-from api.ingest import Spool, SpooledFile, open_spool, receive
+from api.ingest import DISK, Spool, SpooledFile, SpoolFull, open_spool, receive
 from api.responses import FileReceipt, Outcome, Receipt, StudyReceipt
 from shared.dicom import HeaderLimits, read_header
 from shared.errors import BadRequest, Conflict, Rejected, TooLarge, Unavailable
 from shared.repository.access import Key
-from shared.repository.intake import Known, Taken, look_up, take_in
-from shared.repository.work import sending_failed, unsent
+from shared.repository.intake import Known, Taken, lock_upload, look_up, take_in
+from shared.repository.work import clock, sending_failed, unsent
 from shared.settings import Settings
 from shared.storage import original_key
 from shared.study import Header, Priority, StoredFile, StudyStatus
@@ -52,6 +54,7 @@ BODY = {
         },
     }
 }
+_STATUS = select(StudyRow.id, StudyRow.status)
 # as STOW-RS answers: all stored, some stored, none stored (PS3.18 10.5.3)
 ALL, SOME, NONE = 200, 202, 409
 
@@ -70,18 +73,19 @@ async def upload(
     response: Response,
     parts: PartsDep,
     key: Submitter,
+    later: BackgroundTasks,
     idempotency_key: Annotated[str | None, params.Header(max_length=128)] = None,
 ) -> Receipt:
     """Take many DICOM files and zip archives in at once; answer for each what became of it.
 
     Send it again after any error: what is stored already is a duplicate and costs nothing. With the same
-    Idempotency-Key and the same content the first receipt comes back as it was.
+    Idempotency-Key and the same content the first receipt comes back as it was, also to a request sent meanwhile.
     """
     settings = parts.settings
     declared = request.headers.get("content-length", "0")
     if declared.isdigit() and int(declared) > settings.max_request_bytes:
         raise HTTPException(413, f"At most {settings.max_request_bytes} bytes a request; split it into several")
-    with open_spool(settings.spool_dir) as spool:
+    with open_spool(settings.spool_dir, own_files=parts.store.takes_files) as spool:
         files, fields = await receive(
             request.stream(),
             request.headers.get("content-type", ""),
@@ -99,6 +103,9 @@ async def upload(
         response.status_code = NONE
     if replayed:
         response.headers["Idempotent-Replayed"] = "true"
+    else:
+        # once the receipt is on its way: what is stored is stored, whatever the broker does
+        later.add_task(ring, parts, [study.id for study in receipt.studies])
     return receipt
 
 
@@ -123,36 +130,30 @@ class Taking:
     key: Key
     spool: Spool
     priority: Priority
-    put: set[str] = field(default_factory=set)  # SHA-256 of what this request put into the store
 
     def run(self, files: list[SpooledFile], idempotency_key: str | None) -> tuple[Receipt, bool]:
         """Returns the receipt, and whether it is that of an earlier request. Raises Unavailable, BadRequest."""
         content = hashlib.sha256("".join(file.sha256 for file in files).encode()).hexdigest() + self.priority[0]
         content = hashlib.sha256(content.encode()).hexdigest()
         if idempotency_key:
-            earlier = self._earlier(idempotency_key, content)
+            with self.parts.database.transaction() as session:
+                earlier = self._earlier(session, idempotency_key, content)
             if earlier:
                 return earlier, True
         lines: list[FileReceipt] = []
-        stored: dict[int, StoredFile] = {}  # by index in lines
-        here: dict[str, str] = {}  # SHA-256 of this request's instances by their UIDs
+        sound: dict[int, tuple[SpooledFile, Header]] = {}  # by index in lines
         for file, why in self._members(files):
-            if why is not None:
-                lines.append(_rejected(file if isinstance(file, str) else file.name, why))
-                continue
-            assert isinstance(file, SpooledFile)
+            name = file if isinstance(file, str) else file.name
+            lines.append(FileReceipt(file=name, outcome=Outcome.STORED))  # filled in when its row is written
             try:
-                header = self._header(file)
-                known = self._keep(file, header, here)
+                if why is not None:
+                    raise why
+                assert isinstance(file, SpooledFile)
+                sound[len(lines) - 1] = file, self._header(file)
             except Rejected as reason:
-                lines.append(_rejected(file.name, reason))
-                continue
-            if known is None:
-                stored[len(lines)] = StoredFile(file.sha256, file.size_bytes, header)
-                lines.append(FileReceipt(file=file.name, outcome=Outcome.STORED))  # filled in when its row is written
-            else:
-                lines.append(_line(file.name, known, header.sop_instance_uid))
-        return self._commit(lines, stored, idempotency_key, content), False
+                lines[-1] = _rejected(name, reason)
+        stored = self._keep(lines, sound)
+        return self._commit(lines, stored, idempotency_key, content)
 
     def _members(self, files: list[SpooledFile]) -> Iterator[tuple[SpooledFile | str, Rejected | None]]:
         """All files, those within archives too; the limits hold for all archives together."""
@@ -180,33 +181,63 @@ class Taking:
         with self.spool.open(file) as reader:
             return read_header(reader, file.size_bytes, header_limits(settings))
 
-    def _keep(self, file: SpooledFile, header: Header, here: dict[str, str]) -> Taken | None:
-        """Make one file's bytes durable; None if that was done, what we have of it otherwise. Raises Conflict."""
+    def _keep(self, lines: list[FileReceipt], sound: dict[int, tuple[SpooledFile, Header]]) -> dict[int, StoredFile]:
+        """Make the bytes of all new files durable, and return those; the lines of the others are filled in."""
         with self.parts.database.transaction() as session:
-            known = look_up(session, self.key.site_id, header, file.sha256)
-        if known is not None:
-            # a row whose object was lost is mended by sending the file again
-            if known.known is Known.DUPLICATE and not self.parts.store.exists(original_key(file.sha256)):
-                self._put(file)
-            return known
-        if here.setdefault(header.sop_instance_uid, file.sha256) != file.sha256:
-            raise Conflict("This request holds another file with the same SOP Instance UID; the first one is taken")
-        if file.sha256 not in self.put:
-            self._put(file)
-        return None
+            known = look_up(session, self.key.site_id, [header.sop_instance_uid for _, header in sound.values()])
+        stored: dict[int, StoredFile] = {}
+        here: dict[str, str] = {}  # SHA-256 of this request's instances by their UIDs
+        to_put: dict[str, SpooledFile] = {}  # by SHA-256
+        for index, (file, header) in sound.items():
+            uid = header.sop_instance_uid
+            if uid in known:
+                taken = known[uid].compared(file.sha256)
+                lines[index] = _line(file.name, taken, uid)
+                # a row whose object was lost is mended by sending the file again
+                if taken.known is Known.DUPLICATE and not self.parts.store.exists(original_key(file.sha256)):
+                    to_put[file.sha256] = file
+            elif here.setdefault(uid, file.sha256) != file.sha256:
+                why = Conflict("This request holds another file with the same SOP Instance UID; the first one is taken")
+                lines[index] = _rejected(file.name, why)
+            else:
+                stored[index] = StoredFile(file.sha256, file.size_bytes, header)
+                to_put[file.sha256] = file
+        putting = [DISK.submit(self._put, file) for file in to_put.values()]
+        try:
+            for each in as_completed(putting):
+                each.result()
+        finally:  # none may read the spool once it is closed
+            for each in putting:
+                each.cancel()
+            wait(putting)
+        return stored
 
     def _put(self, file: SpooledFile) -> None:
+        """Make one file durable under its name. Raises StoreUnavailable."""
+        store, key = self.parts.store, original_key(file.sha256)
+        if file.own is not None:
+            try:
+                descriptor = file.own.wait()
+            except OSError as wrong:
+                raise SpoolFull from wrong
+            if store.adopt(key, descriptor):
+                return
         with self.spool.open(file) as reader:
-            self.parts.store.put(original_key(file.sha256), reader, file.size_bytes)
-        self.put.add(file.sha256)
+            store.put(key, reader, file.size_bytes)
 
     def _commit(
         self, lines: list[FileReceipt], stored: dict[int, StoredFile], idempotency_key: str | None, content: str
-    ) -> Receipt:
-        """Rows and receipt in one transaction; messages after it."""
+    ) -> tuple[Receipt, bool]:
+        """Rows and receipt in one transaction; messages after it. As `run`."""
         now = datetime.now(UTC)
         new = {line.study_id: 0 for line in lines if line.study_id}
         with self.parts.database.transaction() as session:
+            if idempotency_key:
+                # two at once: the second waits for the first one's commit, and answers what that one answered
+                lock_upload(session, self.key.site_id, idempotency_key)
+                earlier = self._earlier(session, idempotency_key, content)
+                if earlier:
+                    return earlier, True
             taken = take_in(
                 session,
                 self.parts.vault,
@@ -224,28 +255,13 @@ class Taking:
             receipt = _receipt(session, lines, new)
             if idempotency_key:
                 self._remember(session, idempotency_key, content, receipt)
-        self._ring(list(new))
         log.info(
             "upload", extra={"stored": receipt.stored, "duplicate": receipt.duplicate, "rejected": receipt.rejected}
         )
-        return receipt
+        return receipt, False
 
-    def _ring(self, study_ids: list[UUID]) -> None:
-        """A broker that is down does not fail an upload: what is not sent now, the reconciler sends."""
-        try:
-            with self.parts.database.transaction() as session:
-                to_send = unsent(session, study_ids, datetime.now(UTC))
-            failed = self.parts.doorbell.ring(to_send)
-            if failed:
-                log.warning("broker did not take messages", extra={"studies": len(failed)})
-                with self.parts.database.transaction() as session:
-                    sending_failed(session, failed)
-        except Unavailable:
-            log.warning("messages left to the reconciler", extra={"studies": len(study_ids)})
-
-    def _earlier(self, idempotency_key: str, content: str) -> Receipt | None:
-        with self.parts.database.transaction() as session:
-            row = session.get(UploadRow, (self.key.site_id, idempotency_key))
+    def _earlier(self, session: Session, idempotency_key: str, content: str) -> Receipt | None:
+        row = session.get(UploadRow, (self.key.site_id, idempotency_key))
         if row is None:
             return None
         if row.content_sha256 != content:
@@ -260,6 +276,20 @@ class Taking:
             "receipt": self.parts.vault.seal(receipt.model_dump(mode="json")),
         }
         session.execute(insert(UploadRow).values(values).on_conflict_do_nothing())
+
+
+def ring(parts: Parts, study_ids: list[UUID]) -> None:
+    """A broker that is down does not fail an upload: what is not sent now, the reconciler sends."""
+    try:
+        with parts.database.transaction() as session:
+            to_send = unsent(session, study_ids, clock(session))
+        failed = parts.doorbell.ring(to_send)
+        if failed:
+            log.warning("broker did not take messages", extra={"studies": len(failed)})
+            with parts.database.transaction() as session:
+                sending_failed(session, failed)
+    except Unavailable:
+        log.warning("messages left to the reconciler", extra={"studies": len(study_ids)})
 
 
 def _line(name: str, taken: Taken, sop_instance_uid: str | None) -> FileReceipt:
@@ -277,13 +307,9 @@ def _rejected(name: str, why: Rejected) -> FileReceipt:
 
 def _receipt(session: Session, lines: list[FileReceipt], new: dict[UUID, int]) -> Receipt:
     count = {outcome: sum(line.outcome is outcome for line in lines) for outcome in Outcome}
+    statuses = {row.id: row.status for row in session.execute(_STATUS.where(StudyRow.id.in_(new)))}
     studies = [
-        StudyReceipt(
-            id=study_id,
-            url=f"/studies/{study_id}",
-            status=StudyStatus(session.get_one(StudyRow, study_id).status),
-            new_images=images,
-        )
+        StudyReceipt(id=study_id, url=f"/studies/{study_id}", status=StudyStatus(statuses[study_id]), new_images=images)
         for study_id, images in new.items()
     ]
     return Receipt(

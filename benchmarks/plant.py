@@ -94,10 +94,11 @@ class Plant:
         return child
 
     def api(self, **more: str) -> str:
-        """Start an API and wait until it answers; returns its URL. more: further variables. Raises StackError."""
+        """Start an API and wait until it answers; returns its URL. more: settings. Raises StackError."""
         port = free_port()
         command = ["-m", "uvicorn", "api.main:create_app", "--factory", "--port", str(port), "--no-access-log"]
-        child = self.run(f"api-{port}", *command, **more)
+        own = {f"OSTEON_{name}": value for name, value in more.items()}
+        child = self.run(f"api-{port}", *command, **own)
         url = f"http://127.0.0.1:{port}"
         self._until(child, lambda: _answers(f"{url}/readyz"))
         return url

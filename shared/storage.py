@@ -40,8 +40,16 @@ def bundle_key(sha256: str) -> str:
 class Store(Protocol):
     """What both stores can do. Every call may raise StoreUnavailable."""
 
+    takes_files: bool  # whether `adopt` may work at all
+
     def put(self, key: str, content: BinaryIO, size_bytes: int) -> None:
         """Store `size_bytes` of content from where it stands; when this returns, it is durable and whole."""
+
+    def adopt(self, key: str, descriptor: int) -> bool:
+        """Take a whole unnamed file (O_TMPFILE), flushed to disk already, without copying it; durable if it does.
+
+        False, and nothing done, where that cannot be: then put it.
+        """
 
     def get(self, key: str) -> bytes:
         """The whole object. Raises ObjectMissing."""
@@ -76,8 +84,11 @@ def open_store(url: str) -> Store:
 class DirectoryStore:
     """Objects as files; written aside, flushed to disk, then renamed into place."""
 
+    takes_files = True
+
     def __init__(self, folder: Path) -> None:
         self.folder = folder.absolute()
+        self._durable: set[Path] = set()  # folders whose names are on the disk
 
     def put(self, key: str, content: BinaryIO, size_bytes: int) -> None:
         """See Store. A crash leaves at most a file in incoming/, never half an object."""
@@ -85,8 +96,7 @@ class DirectoryStore:
         try:
             incoming = self.folder / "incoming"
             incoming.mkdir(parents=True, exist_ok=True)
-            new = not goal.parent.exists()
-            goal.parent.mkdir(parents=True, exist_ok=True)
+            new = self._make_room(goal)
             handle, name = tempfile.mkstemp(dir=incoming)
             try:
                 with os.fdopen(handle, "wb") as file:
@@ -97,11 +107,27 @@ class DirectoryStore:
             except BaseException:
                 Path(name).unlink(missing_ok=True)
                 raise
-            _sync(goal.parent)  # the name itself must survive a power cut
-            if new:
-                _sync(goal.parent.parent)
+            self._sync_name(goal, new=new)
         except OSError as wrong:
             raise StoreUnavailable(f"The object store cannot be written: {wrong.strerror}") from wrong
+
+    def adopt(self, key: str, descriptor: int) -> bool:
+        """See Store; the file must lie on this store's disk."""
+        goal = self._path(key)
+        try:
+            new = self._make_room(goal)
+            folder = os.open(goal.parent, os.O_RDONLY)
+            try:
+                # with a folder's descriptor Python calls linkat(2), which alone can name an unnamed file
+                os.link(f"/proc/self/fd/{descriptor}", goal.name, dst_dir_fd=folder, follow_symlinks=True)
+            except OSError:  # another disk, an object that is there, a file that has a name: put knows what to do
+                return False
+            finally:
+                os.close(folder)
+            self._sync_name(goal, new=new)
+        except OSError as wrong:
+            raise StoreUnavailable(f"The object store cannot be written: {wrong.strerror}") from wrong
+        return True
 
     def get(self, key: str) -> bytes:
         """See Store."""
@@ -125,6 +151,23 @@ class DirectoryStore:
         except OSError as wrong:
             raise StoreUnavailable(f"The object store cannot be written: {wrong.strerror}") from wrong
 
+    def _make_room(self, goal: Path) -> bool:
+        """Make the object's folder; whether it is new."""
+        new = not goal.parent.exists()
+        goal.parent.mkdir(parents=True, exist_ok=True)
+        return new
+
+    def _sync_name(self, goal: Path, *, new: bool) -> None:
+        """The name itself must survive a power cut, and its folder's, which somebody else may have made just now."""
+        _sync(goal.parent)
+        if new:
+            self._durable.discard(goal.parent)
+        for folder in goal.parents:
+            if folder == self.folder or folder in self._durable:
+                break
+            _sync(folder.parent)
+            self._durable.add(folder)
+
     def _path(self, key: str) -> Path:
         if not _KEY.fullmatch(key) or ".." in key:
             raise ValueError(f"{key!r} is no object key")
@@ -133,6 +176,8 @@ class DirectoryStore:
 
 class S3Store:
     """Objects in a bucket of MinIO or any S3 server."""
+
+    takes_files = False
 
     def __init__(self, host: str, access_key: str, secret_key: str, bucket: str, secure: bool) -> None:  # noqa: FBT001 - of the URL
         pool = urllib3.PoolManager(
@@ -153,6 +198,10 @@ class S3Store:
                 self._make_bucket()
                 content.seek(start)
                 self.client.put_object(self.bucket, key, content, size_bytes)
+
+    def adopt(self, key: str, descriptor: int) -> bool:  # noqa: ARG002 - as Store has it
+        """See Store."""
+        return False
 
     def get(self, key: str) -> bytes:
         """See Store."""

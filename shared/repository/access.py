@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 from uuid import UUID
@@ -110,10 +111,11 @@ class Vault:
         except InvalidToken:
             raise OsteonError("OSTEON_IDENTITY_KEY is not the key that this database was written with") from None
 
-    def keep_identity(self, session: Session, study_id: UUID, identity: Identity) -> None:
-        """Store a study's identity, unless one is stored."""
-        sealed = self.seal(asdict(identity))
-        session.execute(insert(IdentityRow).values(study_id=study_id, ciphertext=sealed).on_conflict_do_nothing())
+    def keep_identities(self, session: Session, identities: Mapping[UUID, Identity]) -> None:
+        """Store the identities of these studies, but of those that have one."""
+        rows = [{"study_id": id_, "ciphertext": self.seal(asdict(identity))} for id_, identity in identities.items()]
+        if rows:
+            session.execute(insert(IdentityRow).on_conflict_do_nothing(), rows)
 
     def identities(self, session: Session, reader: Key, study_ids: list[UUID]) -> dict[UUID, Identity]:
         """Who these studies are of; every reading leaves an audit row."""

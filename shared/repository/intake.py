@@ -1,18 +1,19 @@
 """Taking stored files in: studies, instances, identities."""
 
+import hashlib
 from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import StrEnum
 from uuid import UUID, uuid4
 
-from sqlalchemy import or_, select
+from sqlalchemy import or_, select, text
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
 from shared.findings import Call, Severity, StudySummary
 from shared.repository.access import Vault
-from shared.study import Header, Priority, StoredFile, StudyStatus, may_become
+from shared.study import Header, Identity, Priority, StoredFile, StudyStatus, may_become
 from shared.tables import InstanceRow, StudyRow
 from shared.worklist import due_at
 
@@ -33,16 +34,35 @@ class Taken:
     study_id: UUID
 
 
-def look_up(session: Session, site_id: UUID, header: Header, sha256: str) -> Taken | None:
-    """Whether this instance stands here already; None if it is new."""
-    row = session.execute(
-        select(InstanceRow.sha256, InstanceRow.study_id).where(
-            InstanceRow.site_id == site_id, InstanceRow.sop_instance_uid == header.sop_instance_uid
+@dataclass(frozen=True)
+class Standing:
+    """An instance that has a row."""
+
+    sha256: str
+    study_id: UUID
+
+    def compared(self, sha256: str) -> Taken:
+        """What a file with its UID and these bytes is."""
+        return Taken(Known.DUPLICATE if self.sha256 == sha256 else Known.CONFLICT, self.study_id)
+
+
+def look_up(session: Session, site_id: UUID, sop_instance_uids: Collection[str]) -> dict[str, Standing]:
+    """Those of these instances that stand here already, by their SOP Instance UID."""
+    if not sop_instance_uids:
+        return {}
+    rows = session.execute(
+        select(InstanceRow.sop_instance_uid, InstanceRow.sha256, InstanceRow.study_id).where(
+            InstanceRow.site_id == site_id, InstanceRow.sop_instance_uid.in_(set(sop_instance_uids))
         )
-    ).one_or_none()
-    if row is None:
-        return None
-    return Taken(Known.DUPLICATE if row.sha256 == sha256 else Known.CONFLICT, row.study_id)
+    )
+    return {uid: Standing(sha256, study_id) for uid, sha256, study_id in rows}
+
+
+def lock_upload(session: Session, site_id: UUID, idempotency_key: str) -> None:
+    """Wait until no other transaction works on an upload with this key; held until this one ends."""
+    digest = hashlib.sha256(f"{site_id}/{idempotency_key}".encode()).digest()
+    number = int.from_bytes(digest[:8], "big", signed=True)
+    session.execute(text("SELECT pg_advisory_xact_lock(:number)"), {"number": number})
 
 
 def take_in(
@@ -62,8 +82,7 @@ def take_in(
     images from a further one waits until none came for `settle`, unless it is urgent: one analysis instead of many.
     """
     uids = sorted({file.header.study_instance_uid for file in files})
-    for uid in uids:
-        _add_study(session, site_id, priority, uid, now)
+    _add_studies(session, site_id, priority, uids, now)
     # rows are locked in one order everywhere, so that two transactions cannot wait for each other in a ring
     again = sent_again if priority is Priority.URGENT else ()
     rows = session.scalars(
@@ -76,28 +95,38 @@ def take_in(
     if priority is Priority.URGENT:
         for row in studies.values():
             _escalate(row)
-    taken: dict[int, Taken] = {}
-    for index, file in sorted(enumerate(files), key=lambda pair: pair[1].header.sop_instance_uid):
-        taken[index] = _instance(session, vault, studies[file.header.study_instance_uid], file, now, settle)
+    taken = _add_instances(session, site_id, studies, files, now)
+    first: dict[UUID, Identity] = {}
+    for file, outcome in zip(files, taken, strict=True):
+        if outcome.known is Known.NEW:
+            study = studies[file.header.study_instance_uid]
+            if not study.images:
+                first[study.id] = file.header.identity
+            _grow(study, file.header, now, settle)
+    vault.keep_identities(session, first)
     for row in studies.values():
         if not row.images:  # made for a file that another request was faster to conflict with
             session.delete(row)
-    return [taken[index] for index in range(len(files))]
+    return taken
 
 
-def _add_study(session: Session, site_id: UUID, priority: Priority, uid: str, now: datetime) -> None:
-    values = {
-        "id": uuid4(),
-        "site_id": site_id,
-        "study_instance_uid": uid,
-        "priority": priority,
-        "queue": priority,
-        "status": StudyStatus.QUEUED,
-        "received_at": now,
-        "queued_at": now,
-        "due_at": due_at(now, priority, None),
-    }
-    session.execute(insert(StudyRow).values(values).on_conflict_do_nothing())
+def _add_studies(session: Session, site_id: UUID, priority: Priority, uids: list[str], now: datetime) -> None:
+    rows = [
+        {
+            "id": uuid4(),
+            "site_id": site_id,
+            "study_instance_uid": uid,
+            "priority": priority,
+            "queue": priority,
+            "status": StudyStatus.QUEUED,
+            "received_at": now,
+            "queued_at": now,
+            "due_at": due_at(now, priority, None),
+        }
+        for uid in uids
+    ]
+    if rows:
+        session.execute(insert(StudyRow).on_conflict_do_nothing(), rows)
 
 
 def _escalate(row: StudyRow) -> None:
@@ -114,35 +143,53 @@ def _summary(row: StudyRow) -> StudySummary | None:
     return StudySummary(Call(row.call), Severity(row.severity), row.region, row.fracture_probability or 0.0, row.scope)
 
 
-def _instance(
-    session: Session, vault: Vault, study: StudyRow, file: StoredFile, now: datetime, settle: timedelta
-) -> Taken:
-    header = file.header
-    values = {
-        "id": uuid4(),
-        "site_id": study.site_id,
-        "study_id": study.id,
-        "sop_instance_uid": header.sop_instance_uid,
-        "sop_class_uid": header.sop_class_uid,
-        "transfer_syntax_uid": header.transfer_syntax_uid,
-        "sha256": file.sha256,
-        "size_bytes": file.size_bytes,
-        "modality": header.modality,
-        "body_part": header.body_part,
-        "rows": header.rows,
-        "columns": header.columns,
-        "frames": header.frames,
-        "received_at": now,
-    }
-    new = session.scalar(insert(InstanceRow).values(values).on_conflict_do_nothing().returning(InstanceRow.id))
-    if new is None:
-        there = look_up(session, study.site_id, header, file.sha256)
-        assert there is not None  # the conflicting row is committed, or our insert would still wait for it
-        return there
+def _add_instances(
+    session: Session, site_id: UUID, studies: dict[str, StudyRow], files: list[StoredFile], now: datetime
+) -> list[Taken]:
+    """Write the rows of new instances; what became of each file, in the order given."""
+    firsts: dict[str, StoredFile] = {}  # of several with one UID the first counts
+    for file in files:
+        firsts.setdefault(file.header.sop_instance_uid, file)
+    rows = [
+        {
+            "id": uuid4(),
+            "site_id": site_id,
+            "study_id": studies[header.study_instance_uid].id,
+            "sop_instance_uid": header.sop_instance_uid,
+            "sop_class_uid": header.sop_class_uid,
+            "transfer_syntax_uid": header.transfer_syntax_uid,
+            "sha256": firsts[uid].sha256,
+            "size_bytes": firsts[uid].size_bytes,
+            "modality": header.modality,
+            "body_part": header.body_part,
+            "rows": header.rows,
+            "columns": header.columns,
+            "frames": header.frames,
+            "received_at": now,
+        }
+        for uid in sorted(firsts)  # in one order everywhere, as the studies
+        for header in [firsts[uid].header]
+    ]
+    statement = insert(InstanceRow).on_conflict_do_nothing().returning(InstanceRow.sop_instance_uid)
+    new = set(session.scalars(statement, rows)) if rows else set()
+    # a row in conflict is committed, or our insert would still wait for it
+    there = look_up(session, site_id, firsts.keys() - new)
+    taken = []
+    for file in files:
+        uid = file.header.sop_instance_uid
+        if uid in new:
+            first = firsts[uid]
+            standing = Standing(first.sha256, studies[first.header.study_instance_uid].id)
+            taken.append(Taken(Known.NEW, standing.study_id) if file is first else standing.compared(file.sha256))
+        else:
+            taken.append(there[uid].compared(file.sha256))
+    return taken
+
+
+def _grow(study: StudyRow, header: Header, now: datetime, settle: timedelta) -> None:
+    """A study has got a new instance."""
     study.images += 1
     study.modality = study.modality or header.modality
-    if study.images == 1:
-        vault.keep_identity(session, study.id, header.identity)
     if study.queue != study.priority:  # the nightly run had it; a new image is no backlog
         study.queue, study.sent_at = study.priority, None
     status = StudyStatus(study.status)
@@ -152,4 +199,3 @@ def _instance(
         study.due_at = min(study.due_at, due_at(study.received_at, Priority(study.priority), None))
     if settle and study.status == StudyStatus.QUEUED and study.received_at < now and study.priority != Priority.URGENT:
         study.not_before, study.sent_at = now + settle, None
-    return Taken(Known.NEW, study.id)

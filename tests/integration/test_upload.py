@@ -1,5 +1,6 @@
 """POST /studies on real Postgres, Valkey and object stores: what is called stored is durable, all else is refused."""
 
+import contextlib
 import io
 import json
 import logging
@@ -27,6 +28,7 @@ from hypothesis import strategies as st
 from minio import Minio
 from sqlalchemy import func, select, update
 
+from api import ingest
 from api.archives import unpack
 from api.ingest import open_spool
 from samples.objects import pattern_image, to_bytes
@@ -166,6 +168,80 @@ def test_twice_in_one_request(in_process: Any, monkeypatch: pytest.MonkeyPatch) 
     assert [line["outcome"] for line in receipt["files"]] == ["stored", "duplicate"]
     assert receipt["studies"][0]["new_images"] == 1
     assert put == [original_key(sha256_of(image()))]
+
+
+def large(number: int) -> bytes:
+    """A sound file of 3 MB."""
+    return image(3, number, Rows=1500, Columns=2000, PixelData=os.urandom(3_000_000))
+
+
+def test_large_files_are_taken_over(in_process: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A directory store on the spool's disk gets large files without a copy, whole, flushed first; small ones are put."""
+    store = in_process.http.app.state.parts.store
+    put, flushed, real_put, real_sync = [], [], store.put, os.fsync
+    monkeypatch.setattr(store, "put", lambda key, *rest: (put.append(key), real_put(key, *rest)))
+    monkeypatch.setattr("api.ingest.os.fsync", lambda fd: (flushed.append(os.fstat(fd).st_size), real_sync(fd)))
+    contents = [large(1), image(3, 2), large(3)]
+    assert in_process.post({str(n): content for n, content in enumerate(contents)}).json()["stored"] == 3
+    assert put == [original_key(sha256_of(contents[1]))]
+    assert {len(contents[0]), len(contents[2])} <= set(flushed)
+    folder = Path(in_process.settings.store_url.get_secret_value().removeprefix("file:"))
+    assert all((folder / original_key(sha256_of(content))).read_bytes() == content for content in contents)
+    assert spool_is_empty(in_process)
+
+
+@pytest.mark.parametrize("why", ["no descriptor left", "another disk", "the object is there"])
+def test_large_files_that_cannot_be_taken_over(
+    make_api: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, why: str
+) -> None:
+    """Where a large file cannot be taken over it is copied, and is stored all the same."""
+    content = large(4)
+    if why == "no descriptor left":
+        monkeypatch.setattr("api.ingest.OWN_FILES", threading.BoundedSemaphore(1))
+        assert ingest.OWN_FILES.acquire(blocking=False)
+    if why == "another disk":
+        monkeypatch.setattr(
+            "shared.storage.os.link", lambda *_, **__: (_ for _ in ()).throw(OSError(18, "another disk"))
+        )
+    goal = tmp_path / "objects" / original_key(sha256_of(content))
+    if why == "the object is there":
+        goal.parent.mkdir(parents=True)
+        goal.write_bytes(b"damaged")
+    assert make_api().post({"a": content}).json()["stored"] == 1
+    assert goal.read_bytes() == content
+
+
+def test_a_large_file_that_cannot_be_flushed_is_not_stored(in_process: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """When the disk cannot keep a large file's bytes the answer is 503, and there is neither row nor object."""
+    real = os.fsync
+
+    def sync(descriptor: int) -> None:
+        if os.fstat(descriptor).st_size > 2_000_000:
+            raise OSError(5, "Input/output error")
+        real(descriptor)
+
+    content = large(5)
+    monkeypatch.setattr("api.ingest.os.fsync", sync)
+    assert in_process.post({"a": image(1, 1), "b": content}).status_code == 503
+    assert counts(in_process) == (0, 0)
+    assert original_key(sha256_of(content)) not in objects(in_process)
+    monkeypatch.undo()
+    assert in_process.post({"a": image(1, 1), "b": content}).json()["stored"] == 2
+
+
+def test_many_large_files_leave_no_descriptor(in_process: Any) -> None:
+    """Every descriptor of a large file is given back, whether the request succeeded or not."""
+    for number in range(3):
+        in_process.post({f"{n}": large(100 * number + n) for n in range(5)})
+        in_process.post({"a": bytes(3 * 2**20), "b": bytes(2**21)})
+    targets = []
+    for link in Path("/proc/self/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):  # the listing's own
+            targets.append(str(link.readlink()))
+    assert not [target for target in targets if str(in_process.settings.spool_dir) in target]
+    for _ in range(256):  # all of them can be taken
+        assert ingest.OWN_FILES.acquire(blocking=False)
+    ingest.OWN_FILES.release(256)
 
 
 def test_conflict_is_kept_out(make_api: Callable[..., Any], store_url: str) -> None:
@@ -413,6 +489,18 @@ def test_idempotency(in_process: Any) -> None:
     with in_process.database.transaction() as session:
         sealed = session.scalars(select(UploadRow.receipt)).one()
     assert b"stored" not in sealed  # file names can name patients
+
+
+def test_one_idempotency_key_many_times_at_once(in_process: Any) -> None:
+    """Of requests that come with one key at the same time, one is taken in and all others answer what it answered."""
+    files = {f"{n}": image(1, n) for n in range(8)}
+    with ThreadPoolExecutor(6) as pool:
+        answers = list(pool.map(lambda _: in_process.post(files, idempotency_key="k1"), range(6)))
+    assert [answer.status_code for answer in answers] == [200] * 6
+    assert [answer.json() for answer in answers[1:]] == [answers[0].json()] * 5
+    assert answers[0].json()["stored"] == 8
+    assert sum(answer.headers.get("Idempotent-Replayed") == "true" for answer in answers) == 5
+    assert (counts(in_process), len(messages(in_process)["routine"])) == ((1, 8), 1)
 
 
 @pytest.mark.parametrize("status", [StudyStatus.ANALYSED, StudyStatus.QUARANTINED, StudyStatus.RETRYING])
