@@ -1,6 +1,6 @@
 """What endpoints need: the parts of the system, and who is asking."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated
 from uuid import UUID
 
@@ -10,6 +10,7 @@ from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from shared.jobs import Doorbell
 from shared.repository import Database
 from shared.repository.access import Key, Role, Vault, find_key, find_key_by_id
+from shared.repository.reading import StatusCounts
 from shared.settings import Settings
 from shared.storage import Store
 
@@ -23,6 +24,7 @@ class Parts:
     store: Store
     vault: Vault
     doorbell: Doorbell
+    counts: StatusCounts = field(default_factory=StatusCounts)
 
 
 def parts(request: Request) -> Parts:

@@ -170,7 +170,7 @@ def study(request: Request, study_id: str, parts: PartsDep, key: Radiologist) ->
         return Response(status_code=304, headers={"ETag": version})
     with parts.database.transaction() as session:
         identity = parts.vault.identities(session, key, [report.id]).get(report.id, Identity())
-        counts = reading.status_counts(session, key.site_id)
+        counts = parts.counts.of(session, key.site_id)
     context = {
         "key": key,
         "counts": counts,

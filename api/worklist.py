@@ -48,7 +48,7 @@ def worklist_page(
     """What GET /worklist answers; the page shows the same. Raises BadRequest for a foreign `after`."""
     with parts.database.transaction() as session:
         entries = reading.worklist(session, key.site_id, chosen, _decode(after), limit + 1)
-        counts = reading.status_counts(session, key.site_id)
+        counts = parts.counts.of(session, key.site_id)
     more, entries = len(entries) > limit, entries[:limit]
     now = datetime.now(UTC)
     return WorklistPage(

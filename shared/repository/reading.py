@@ -1,10 +1,14 @@
 """What people and programs read: the worklist, one study, its pictures."""
 
+import threading
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Select, func, select, tuple_
+from sqlalchemy import Select, func, literal, select, tuple_
 from sqlalchemy.dialects.postgresql import distinct_on
 from sqlalchemy.orm import Session
 
@@ -26,6 +30,25 @@ class WorklistFilter:
     modality: str | None = None
 
 
+# the columns of WorklistEntry, in its order: whole rows would cost as much again
+_SHOWN = select(
+    StudyRow.id,
+    StudyRow.priority,
+    StudyRow.status,
+    StudyRow.received_at,
+    StudyRow.due_at,
+    StudyRow.call,
+    StudyRow.severity,
+    StudyRow.region,
+    StudyRow.fracture_probability,
+    StudyRow.scope,
+    StudyRow.modality,
+    StudyRow.images,
+    StudyRow.failed_images,
+    StudyRow.reason,
+)
+
+
 @dataclass(frozen=True)
 class InstanceView:
     """One instance with its newest findings, one per frame."""
@@ -38,22 +61,63 @@ def worklist(
     session: Session, site_id: UUID, chosen: WorklistFilter, after: tuple[datetime, UUID] | None, limit: int
 ) -> list[WorklistEntry]:
     """A page of the worklist, most urgent first, starting behind the (due_at, id) of the page before."""
-    query = _chosen(select(StudyRow), site_id, chosen)
+    query = _chosen(_SHOWN, site_id, chosen)
     if after is not None:
         query = query.where(tuple_(StudyRow.due_at, StudyRow.id) > after)
-    rows = session.scalars(query.order_by(StudyRow.due_at, StudyRow.id).limit(limit))
-    return [entry(row) for row in rows]
+    rows = session.execute(query.order_by(StudyRow.due_at, StudyRow.id).limit(limit))
+    return [_entry(*row) for row in rows]
 
 
-def status_counts(session: Session, site_id: UUID) -> dict[StudyStatus, int]:
-    """How many studies of a site stand in each status."""
-    rows = session.execute(
-        select(StudyRow.status, func.count()).where(StudyRow.site_id == site_id).group_by(StudyRow.status)
-    )
-    return dict.fromkeys(StudyStatus, 0) | {StudyStatus(status): count for status, count in rows}
+def status_counts(session: Session, site_id: UUID, most: int | None = None) -> dict[StudyStatus, int]:
+    """How many studies of a site stand in each status; with `most`, none is counted further than that."""
+    counts = []
+    for status in StudyStatus:
+        found = select(literal(1)).where(StudyRow.site_id == site_id, StudyRow.status == status).limit(most)
+        counts.append(select(func.count()).select_from(found.subquery()).scalar_subquery())
+    return dict(zip(StudyStatus, session.execute(select(*counts)).one(), strict=True))
 
 
-def _chosen(query: Select[StudyRow], site_id: UUID, chosen: WorklistFilter) -> Select[StudyRow]:
+class StatusCounts:
+    """How many studies of a site stand in each status, at once however many there are.
+
+    To FEW it is counted anew each time. Above, where counting takes long and one study more tells nobody anything, it
+    is counted every RECOUNT_S seconds, and never for more than a hundredth of the time.
+    """
+
+    FEW = 1000
+    RECOUNT_S = 30.0
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._known: dict[UUID, tuple[float, dict[StudyStatus, int]]] = {}  # by site: when to count again, and counts
+        self._counting = threading.Lock()
+
+    def of(self, session: Session, site_id: UUID) -> dict[StudyStatus, int]:
+        """The counts of a site."""
+        counts = status_counts(session, site_id, self.FEW + 1)
+        many = [status for status, count in counts.items() if count > self.FEW]
+        if not many:
+            return counts
+        known = self._all(session, site_id)
+        return counts | {status: max(self.FEW + 1, known[status]) for status in many}
+
+    def _all(self, session: Session, site_id: UUID) -> dict[StudyStatus, int]:
+        again_at, counts = self._known.get(site_id, (0.0, {}))
+        # one counts; the others meanwhile show what was counted last, or wait if nothing was
+        if (not counts or self._clock() >= again_at) and self._counting.acquire(blocking=not counts):
+            try:
+                again_at, counts = self._known.get(site_id, (0.0, {}))
+                start = self._clock()
+                if not counts or start >= again_at:
+                    counts = status_counts(session, site_id)
+                    now = self._clock()
+                    self._known[site_id] = now + max(self.RECOUNT_S, 100 * (now - start)), counts
+            finally:
+                self._counting.release()
+        return counts
+
+
+def _chosen(query: Select[*tuple[Any, ...]], site_id: UUID, chosen: WorklistFilter) -> Select[*tuple[Any, ...]]:
     query = query.where(StudyRow.site_id == site_id)
     for column, value in (
         (StudyRow.status, chosen.status),
@@ -67,24 +131,19 @@ def _chosen(query: Select[StudyRow], site_id: UUID, chosen: WorklistFilter) -> S
     return query
 
 
-def entry(row: StudyRow) -> WorklistEntry:
-    """A study as a row of the worklist."""
-    return WorklistEntry(
-        study_id=row.id,
-        priority=Priority(row.priority),
-        status=StudyStatus(row.status),
-        received_at=row.received_at,
-        due_at=row.due_at,
-        call=Call(row.call) if row.call else None,
-        severity=Severity(row.severity) if row.severity else None,
-        region=row.region,
-        fracture_probability=row.fracture_probability,
-        scope=row.scope,
-        modality=row.modality,
-        images=row.images,
-        failed_images=row.failed_images,
-        reason=row.reason,
-    )
+def _entry(
+    study_id: UUID,
+    priority: str,
+    status: str,
+    received_at: datetime,
+    due_at: datetime,
+    call: str | None,
+    severity: str | None,
+    *rest: Any,  # noqa: ANN401 - as WorklistEntry has them
+) -> WorklistEntry:
+    """A study's columns of `_SHOWN` as a row of the worklist."""
+    words = Call(call) if call else None, Severity(severity) if severity else None
+    return WorklistEntry(study_id, Priority(priority), StudyStatus(status), received_at, due_at, *words, *rest)
 
 
 def study(session: Session, site_id: UUID, study_id: UUID) -> StudyRow:

@@ -14,7 +14,9 @@ from sqlalchemy import insert, select
 
 from samples.objects import pattern_image, to_bytes
 from shared.findings import IN_SCOPE, RESEARCH_USE, Call, Finding, Heatmap, InstanceResult, Severity
+from shared.repository.access import Role, add_key, find_key
 from shared.repository.bundles import activate_bundle, add_bundle
+from shared.repository.reading import StatusCounts
 from shared.repository.work import DECODING_FAILED, Analysed, claim, clock, finish
 from shared.storage import preview_key, sha256_of
 from shared.study import Claim, StudyStatus
@@ -91,6 +93,44 @@ def upload(api: Any, **files: bytes) -> str:
 
 
 # -- the worklist ---------------------------------------------------------------------------------------------------
+
+
+def test_counts_of_many_studies_are_at_most_so_old(in_process: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Few studies are counted exactly each time; of many, the count is as old as it may be, and then taken anew."""
+    now = [0.0]
+    counts = StatusCounts(lambda: now[0])
+    monkeypatch.setattr(counts, "FEW", 3)
+
+    def of() -> tuple[int, int]:
+        with in_process.database.transaction() as session:
+            found = counts.of(session, in_process.key().site_id)
+        assert set(found) == set(StudyStatus)
+        return found[StudyStatus.ANALYSED], found[StudyStatus.QUEUED]
+
+    assert of() == (0, 0)
+    add_studies(in_process, [{}] * 3)
+    assert of() == (3, 0)
+    add_studies(in_process, [{}] * 2 + [{"status": "queued"}])
+    assert of() == (5, 1)
+    add_studies(in_process, [{}] + [{"status": "queued"}] * 2)
+    assert of() == (5, 3)  # the few are exact, the many are what they were
+    now[0] += counts.RECOUNT_S - 1
+    assert of() == (5, 3)
+    now[0] += 1
+    assert of() == (6, 3)
+
+
+def test_counts_are_the_sites_own(in_process: Any) -> None:
+    """Studies of another site count nowhere here, however many they are."""
+    with in_process.database.transaction() as session:
+        add_key(session, "elsewhere", "other", Role.ADMIN, "osk_elsewhere")
+        other = find_key(session, "osk_elsewhere")
+    assert other is not None
+    add_studies(in_process, [{"site_id": other.site_id}] * 4 + [{}])
+    counts = StatusCounts()
+    with in_process.database.transaction() as session:
+        assert counts.of(session, in_process.key().site_id)[StudyStatus.ANALYSED] == 1
+        assert counts.of(session, other.site_id)[StudyStatus.ANALYSED] == 4
 
 
 def test_order_and_paging(in_process: Any) -> None:

@@ -1,0 +1,222 @@
+"""The worklist among a million studies, first page, deep pages and every filter, against a look-up by primary key."""
+
+import itertools
+import random
+import statistics
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import asdict
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+import httpx
+import psycopg2
+from sqlalchemy import select
+
+from benchmarks.measure import Arm, Case, Goal, Result, Say, interleaved
+from benchmarks.plant import KEYS, Plant
+from shared.repository import Database
+from shared.repository.access import Vault, find_key
+from shared.repository.reading import StatusCounts, WorklistFilter, worklist
+from shared.study import Identity
+from shared.tables import StudyRow
+
+GOAL = Goal("<=", 5)
+STUDIES, QUICK_STUDIES = 1_000_000, 100_000
+PAGE = 50
+SAMPLE = 2000  # studies that are looked up, each with an image
+
+# As after two years of a hospital: nearly all analysed, a few of each other state, two sites.
+STUDIES_SQL = """
+INSERT INTO studies (
+    id, site_id, study_instance_uid, priority, status, received_at, queue, attempts, reason, due_at, modality, call,
+    severity, region, fracture_probability, scope, bundle, images, failed_images, analysed_at)
+SELECT gen_random_uuid(), CASE WHEN dice[1] < .9 THEN %(ours)s::uuid ELSE %(other)s::uuid END, '1.2.3.' || number,
+    CASE WHEN dice[2] < .03 THEN 'urgent' WHEN dice[2] < .2 THEN 'backlog' ELSE 'routine' END,
+    status, received, 'routine', 1, '',
+    received + (ARRAY[10, 30, 240, 480, 720, 1440])[1 + floor(dice[3] * 6)::int] * interval '1 minute',
+    CASE WHEN dice[4] < .5 THEN 'DX' WHEN dice[4] < .99 THEN 'CR' ELSE 'OT' END,
+    CASE WHEN status <> 'analysed' THEN NULL WHEN dice[5] < .7 THEN 'none' WHEN dice[5] < .85 THEN 'possible'
+         WHEN dice[5] < .93 THEN 'likely' ELSE 'abstained' END,
+    CASE WHEN status <> 'analysed' THEN NULL WHEN dice[5] < .7 THEN 'none' ELSE 'mild' END,
+    (ARRAY['hand', 'elbow', 'shoulder', 'hip', 'leg'])[1 + floor(dice[6] * dice[6] * 5)::int],
+    dice[5], 'in scope', 'second-look', 1, 0, received
+FROM (
+    SELECT number, dice, %(now)s::timestamptz - (%(count)s - number) * interval '60 seconds' AS received,
+        CASE WHEN dice[7] < .985 THEN 'analysed' WHEN dice[7] < .995 THEN 'queued' WHEN dice[7] < .996 THEN 'running'
+             WHEN dice[7] < .998 THEN 'retrying' ELSE 'quarantined' END AS status
+    FROM (
+        SELECT number, ARRAY[random(), random(), random(), random(), random(), random(), random()] AS dice
+        FROM generate_series(1, %(count)s) AS number
+    ) AS thrown
+) AS made"""
+INSTANCES_SQL = """
+INSERT INTO instances (
+    id, site_id, study_id, sop_instance_uid, sop_class_uid, transfer_syntax_uid, sha256, size_bytes, modality,
+    body_part, rows, columns, frames, received_at, error_reason, error_text)
+SELECT gen_random_uuid(), site_id, id, study_instance_uid || '.1', '1.2', '1.2', repeat('0', 64), 1, modality, 'HAND',
+    1, 1, 1, received_at, '', ''
+FROM studies WHERE site_id = %(ours)s ORDER BY random() LIMIT %(sample)s RETURNING study_id"""
+IDENTITIES_SQL = """
+INSERT INTO identities (study_id, ciphertext)
+SELECT id, %(sealed)s FROM studies WHERE site_id = %(ours)s ORDER BY due_at, id LIMIT 1000"""
+FILTERS: dict[str, list[dict[str, str]]] = {
+    "status": [{"status": word} for word in ("queued", "running", "retrying", "analysed", "quarantined")],
+    "call": [{"call": word} for word in ("none", "possible", "likely", "abstained")],
+    "region": [{"region": word} for word in ("hand", "elbow", "shoulder", "hip", "leg", "foot")],  # the last is nowhere
+    "priority": [{"priority": word} for word in ("urgent", "routine", "backlog")],
+    "modality": [{"modality": word} for word in ("DX", "CR", "OT", "MR")],
+    "two filters": [{"status": "quarantined", "region": "hip"}, {"call": "likely", "priority": "urgent"}],
+}
+
+
+def run(quick: bool, say: Say) -> Result:  # noqa: FBT001 - one signature for all
+    """The queries through the repository, and the same over HTTP, each against a look-up of the same kind."""
+    count = QUICK_STUDIES if quick else STUDIES
+    calls, repeats = (40, 5) if quick else (100, 9)
+    with Plant() as plant:
+        say(f"loading {count:,} studies")
+        start = time.perf_counter()
+        studies = _load(plant, count)
+        say(f"loaded in {time.perf_counter() - start:.0f} s")
+        database = Database(plant.postgres.url, 2)
+        url = plant.api()
+        dice = random.Random(5)  # noqa: S311 - no secret
+        try:
+            queries = _queries(database, studies, dice)
+            requests = _requests(url, studies, dice)
+            samples = {}
+            middles: dict[str, list[float]] = defaultdict(list)  # of every arm's turns
+            for kind, calls_of in {"queries": queries, "HTTP": requests}.items():
+                say(f"{kind}: {len(calls_of)} kinds, {calls} of each, {repeats} times")
+                samples[kind] = interleaved(
+                    {name: _p95(call, calls, middles[f"{kind}, {name}"]) for name, call in calls_of.items()}, repeats
+                )
+        finally:
+            database.close()
+    cases = [
+        Case.of(f"queries, {name}", "ms", values, samples["queries"]["look-up"])
+        for name, values in samples["queries"].items()
+        if name != "look-up"
+    ]
+    for name, values in samples["HTTP"].items():
+        if not name.startswith("look-up"):
+            against = "look-up page" if name.startswith("page") else "look-up"
+            cases.append(Case.of(f"HTTP, {name}", "ms", values, samples["HTTP"][against]))
+    medians = {name: round(statistics.median(found), 2) for name, found in middles.items()}
+    compares = (
+        f"p95 of a page of {PAGE} among {count:,} studies, counts included, against that of one study by its primary "
+        "key: SELECT against SELECT, GET /worklist against GET /studies/ID, the page against the page of one study"
+    )
+    return Result("worklist", compares, GOAL, tuple(cases), {"studies": count, "medians, ms": medians}, quick)
+
+
+def _load(plant: Plant, count: int) -> list[UUID]:
+    """Fill the tables; returns the studies to look up."""
+    connection = psycopg2.connect(plant.postgres.url.replace("+psycopg2", ""))
+    connection.autocommit = True
+    try:
+        with connection.cursor() as cursor:
+            cursor.execute("INSERT INTO sites (id, name) VALUES (gen_random_uuid(), 'elsewhere') RETURNING id")
+            (other,) = cursor.fetchone() or ("",)
+            cursor.execute("SELECT id FROM sites WHERE name = 'default'")
+            (ours,) = cursor.fetchone() or ("",)
+            cursor.execute("SET synchronous_commit = off")
+            cursor.execute("SET maintenance_work_mem = '256MB'")
+            given = {"ours": ours, "other": other, "now": datetime.fromisoformat("2026-03-01T00:00:00+00:00")}
+            # indexes are built faster behind the rows than row by row, as they stand in the migrations
+            cursor.execute("SELECT indexname, indexdef FROM pg_indexes WHERE tablename = 'studies'")
+            indexes = [(name, made) for name, made in cursor.fetchall() if name.startswith("ix_")]
+            for name, _ in indexes:
+                cursor.execute(f"DROP INDEX {name}")
+            cursor.execute("SELECT setseed(0.5)")
+            cursor.execute(STUDIES_SQL, given | {"count": count})
+            for _, made in indexes:
+                cursor.execute(made)
+            cursor.execute(INSTANCES_SQL, given | {"sample": SAMPLE})
+            sealed = Vault(plant.environment["OSTEON_IDENTITY_KEY"]).seal(asdict(Identity("DOE^JANE", "4711")))
+            sample = [UUID(study_id) for (study_id,) in cursor.fetchall()]
+            cursor.execute(IDENTITIES_SQL, given | {"sealed": sealed})
+            for table in ("studies", "instances", "identities"):
+                cursor.execute(f"VACUUM ANALYZE {table}")
+    finally:
+        connection.close()
+    return sample
+
+
+def _queries(database: Database, studies: list[UUID], dice: random.Random) -> dict[str, Callable[[], object]]:
+    """What the API asks the database, each as a call."""
+    with database.transaction() as session:
+        key = find_key(session, KEYS["radiologist"])
+        assert key is not None
+        site_id = key.site_id
+        places = [(row.due_at, row.id) for row in session.execute(_PLACE.where(StudyRow.id.in_(studies)))]
+    counts = StatusCounts()
+
+    def look_up() -> None:
+        with database.transaction() as session:
+            session.execute(select(StudyRow).where(StudyRow.id == dice.choice(studies))).one()
+
+    def page(chosen: WorklistFilter, after: tuple[datetime, UUID] | None) -> None:
+        with database.transaction() as session:
+            worklist(session, site_id, chosen, after, PAGE + 1)
+            counts.of(session, site_id)
+
+    def filtered(words: list[dict[str, str]]) -> Callable[[], None]:
+        """Each value in turn, the first page and then a deep one."""
+        turns = itertools.cycle([(WorklistFilter(**word), deep) for deep in (False, True) for word in words])  # type: ignore[arg-type]
+
+        def ask() -> None:
+            chosen, deep = next(turns)
+            page(chosen, dice.choice(places) if deep else None)
+
+        return ask
+
+    return {
+        "look-up": look_up,
+        "first page": lambda: page(WorklistFilter(), None),
+        "deep page": lambda: page(WorklistFilter(), dice.choice(places)),
+        **{f"filter {name}": filtered(words) for name, words in FILTERS.items()},
+    }
+
+
+_PLACE = select(StudyRow.due_at, StudyRow.id)
+
+
+def _requests(url: str, studies: list[UUID], dice: random.Random) -> dict[str, Callable[[], object]]:
+    """The same over HTTP, as programs and as browsers ask."""
+    client = httpx.Client(base_url=url, headers={"Authorization": f"Bearer {KEYS['radiologist']}"}, trust_env=False)
+    words = itertools.cycle([word for words in FILTERS.values() for word in words])
+
+    def get(path: str, **params: str | int) -> Any:  # noqa: ANN401 - JSON or HTML
+        answer = client.get(path, params=params)
+        answer.raise_for_status()
+        return answer
+
+    first = get("/worklist", limit=500).json()
+    shown = [entry["study_id"] for entry in first["entries"]]
+    return {
+        "look-up": lambda: get(f"/studies/{dice.choice(studies)}"),
+        "first page": lambda: get("/worklist", limit=PAGE),
+        "second page": lambda: get("/worklist", limit=PAGE, after=first["next"]),
+        "filtered": lambda: get("/worklist", limit=PAGE, **next(words)),
+        "look-up page": lambda: get(f"/view/{dice.choice(shown)}"),
+        "page for people": lambda: get("/"),
+    }
+
+
+def _p95(call: Callable[[], object], calls: int, middles: list[float]) -> Arm:
+    """The 95th percentile of so many calls, in ms; their median goes to `middles`."""
+
+    def once() -> float:
+        took = []
+        for _ in range(calls):
+            start = time.perf_counter()
+            call()
+            took.append(time.perf_counter() - start)
+        middles.append(1000 * statistics.median(took))
+        return 1000 * sorted(took)[round(0.95 * (calls - 1))]
+
+    return once
