@@ -7,7 +7,7 @@ import hashlib
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from typing import Annotated, Any
 from uuid import UUID
 
@@ -24,7 +24,7 @@ from shared.dicom import HeaderLimits, read_header
 from shared.errors import BadRequest, Conflict, Rejected, TooLarge, Unavailable
 from shared.repository.access import Key
 from shared.repository.intake import Known, Taken, look_up, take_in
-from shared.repository.work import sending_failed, unsent
+from shared.repository.work import clock, sending_failed, unsent
 from shared.settings import Settings
 from shared.storage import original_key
 from shared.study import Header, Priority, StoredFile, StudyStatus
@@ -204,9 +204,9 @@ class Taking:
         self, lines: list[FileReceipt], stored: dict[int, StoredFile], idempotency_key: str | None, content: str
     ) -> Receipt:
         """Rows and receipt in one transaction; messages after it."""
-        now = datetime.now(UTC)
         new = {line.study_id: 0 for line in lines if line.study_id}
         with self.parts.database.transaction() as session:
+            now = clock(session)  # as a lease is: a host whose clock is wrong must not strand its studies
             taken = take_in(
                 session,
                 self.parts.vault,
@@ -234,7 +234,7 @@ class Taking:
         """A broker that is down does not fail an upload: what is not sent now, the reconciler sends."""
         try:
             with self.parts.database.transaction() as session:
-                to_send = unsent(session, study_ids, datetime.now(UTC))
+                to_send = unsent(session, study_ids, clock(session))
             failed = self.parts.doorbell.ring(to_send)
             if failed:
                 log.warning("broker did not take messages", extra={"studies": len(failed)})

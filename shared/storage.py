@@ -19,6 +19,7 @@ from urllib3.exceptions import HTTPError
 from shared.errors import ObjectMissing, OsteonError, StoreUnavailable
 
 CHUNK = 1 << 20
+CURE = "Check OSTEON_STORE_URL, and that the store runs and has room."
 _KEY = re.compile(r"[a-z]+(/[A-Za-z0-9._-]+)+")
 
 
@@ -101,7 +102,7 @@ class DirectoryStore:
             if new:
                 _sync(goal.parent.parent)
         except OSError as wrong:
-            raise StoreUnavailable(f"The object store cannot be written: {wrong.strerror}") from wrong
+            raise StoreUnavailable(f"The object store cannot be written: {wrong.strerror}. {CURE}") from wrong
 
     def get(self, key: str) -> bytes:
         """See Store."""
@@ -110,7 +111,7 @@ class DirectoryStore:
         except FileNotFoundError:
             raise ObjectMissing(f"{key} is not in the store") from None
         except OSError as wrong:
-            raise StoreUnavailable(f"The object store cannot be read: {wrong.strerror}") from wrong
+            raise StoreUnavailable(f"The object store cannot be read: {wrong.strerror}. {CURE}") from wrong
 
     def exists(self, key: str) -> bool:
         """See Store."""
@@ -123,7 +124,7 @@ class DirectoryStore:
             with tempfile.NamedTemporaryFile(dir=self.folder):
                 pass
         except OSError as wrong:
-            raise StoreUnavailable(f"The object store cannot be written: {wrong.strerror}") from wrong
+            raise StoreUnavailable(f"The object store cannot be written: {wrong.strerror}. {CURE}") from wrong
 
     def _path(self, key: str) -> Path:
         if not _KEY.fullmatch(key) or ".." in key:
@@ -194,9 +195,9 @@ def _s3_errors(key: str) -> Iterator[None]:
     except S3Error as wrong:
         if wrong.code in ("NoSuchKey", "NoSuchBucket", "NoSuchObject"):
             raise ObjectMissing(f"{key} is not in the store") from wrong
-        raise StoreUnavailable(f"The object store answered {wrong.code}") from wrong
+        raise StoreUnavailable(f"The object store answered {wrong.code}. {CURE}") from wrong
     except (MinioException, HTTPError, OSError) as wrong:
-        raise StoreUnavailable(f"The object store does not answer ({type(wrong).__name__})") from wrong
+        raise StoreUnavailable(f"The object store does not answer ({type(wrong).__name__}). {CURE}") from wrong
 
 
 def _sync(folder: Path) -> None:
