@@ -39,7 +39,9 @@ class Database:
         except (OperationalError, InterfaceError) as wrong:
             raise Unavailable(f"Postgres does not answer ({type(wrong.orig).__name__}). {CURE}") from wrong
         except PoolTimeout as wrong:
-            raise Unavailable("All connections to Postgres are busy. Raise OSTEON_DATABASE_POOL_SIZE if this lasts.") from wrong
+            raise Unavailable(
+                "All connections to Postgres are busy; OSTEON_DATABASE_POOL_SIZE raises their number"
+            ) from wrong
         except DBAPIError as wrong:
             if wrong.connection_invalidated:
                 raise Unavailable(f"Postgres closed the connection. {CURE}") from wrong

@@ -12,17 +12,20 @@ from shared.settings import Settings
 from tests.plant import frozen, kill
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
-COPIES = (  # of a study and its image, under other names
-    "INSERT INTO studies (id, site_id, study_instance_uid, priority, status, received_at, queue, attempts, reason,"
-    " due_at, modality, region, scope, bundle, images, failed_images)"
-    " SELECT gen_random_uuid(), site_id, 'flood.' || n, priority, 'queued', received_at, queue, 0, '',"
-    " due_at, modality, '', '', '', 1, 0 FROM studies, generate_series(1, 10000) n WHERE id = :first",
-    "INSERT INTO instances (id, site_id, study_id, sop_instance_uid, sop_class_uid, transfer_syntax_uid, sha256,"
-    " size_bytes, modality, body_part, rows, columns, frames, received_at, error_reason, error_text)"
-    " SELECT gen_random_uuid(), s.site_id, s.id, s.study_instance_uid || '.1', i.sop_class_uid, i.transfer_syntax_uid,"
-    " i.sha256, i.size_bytes, i.modality, i.body_part, i.rows, i.columns, i.frames, i.received_at, '', ''"
-    " FROM studies s, instances i WHERE s.study_instance_uid LIKE 'flood.%' AND i.study_id = :first",
-)
+# copies of a study and its image, under other names
+STUDY_COPIES = """
+    INSERT INTO studies (id, site_id, study_instance_uid, priority, status, received_at, queue, attempts, reason, due_at,
+    modality, region, scope, bundle, images, failed_images)
+    SELECT gen_random_uuid(), site_id, 'flood.' || n, priority, 'queued', received_at, queue, 0, '', due_at,
+    modality, '', '', '', 1, 0 FROM studies, generate_series(1, 10000) n WHERE id = :first
+"""
+IMAGE_COPIES = """
+    INSERT INTO instances (id, site_id, study_id, sop_instance_uid, sop_class_uid, transfer_syntax_uid, sha256,
+    size_bytes, modality, body_part, rows, columns, frames, received_at, error_reason, error_text)
+    SELECT gen_random_uuid(), s.site_id, s.id, s.study_instance_uid || '.1', i.sop_class_uid, i.transfer_syntax_uid,
+    i.sha256, i.size_bytes, i.modality, i.body_part, i.rows, i.columns, i.frames, i.received_at, '', ''
+    FROM studies s, instances i WHERE s.study_instance_uid LIKE 'flood.%' AND i.study_id = :first
+"""
 
 
 def test_a_broker_that_forgets_everything(plant):
@@ -110,7 +113,7 @@ def test_a_long_queue_is_not_flooded(plant):
     database = Database(plant.postgres.url, 2)
     app = celery_app(Settings(broker_url=plant.valkey.url))
     with database.transaction() as session:
-        for statement in COPIES:
+        for statement in (STUDY_COPIES, IMAGE_COPIES):
             session.execute(text(statement), {"first": first})
         ids = list(session.scalars(text("SELECT id FROM studies WHERE study_instance_uid LIKE 'flood.%'")))
         to_send = work.unsent(session, ids, work.clock(session))
