@@ -8,7 +8,7 @@ import logging
 from collections.abc import Iterator
 from concurrent.futures import as_completed, wait
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from typing import Annotated, Any
 from uuid import UUID
 
@@ -229,7 +229,6 @@ class Taking:
         self, lines: list[FileReceipt], stored: dict[int, StoredFile], idempotency_key: str | None, content: str
     ) -> tuple[Receipt, bool]:
         """Rows and receipt in one transaction; messages after it. As `run`."""
-        now = datetime.now(UTC)
         new = {line.study_id: 0 for line in lines if line.study_id}
         with self.parts.database.transaction() as session:
             if idempotency_key:
@@ -244,7 +243,7 @@ class Taking:
                 self.key.site_id,
                 self.priority,
                 list(stored.values()),
-                now,
+                clock(session),  # as a lease is: a host whose clock is wrong must not strand its studies
                 list(new),
                 timedelta(seconds=self.parts.settings.settle_s),
             )

@@ -22,6 +22,7 @@ ANALYSE = "osteon.analyse_study"
 NIGHTLY = "osteon.nightly"
 QUEUES = (Priority.URGENT, Priority.ROUTINE, Priority.BACKLOG)  # served strictly in this order
 SENT_AT = "osteon_sent_at"
+CURE = "Check OSTEON_BROKER_URL, and that the broker runs."
 BROKER_DOWN = (OperationalError, RedisError, OSError)
 UNKNOWN_AGE = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -92,7 +93,7 @@ class Doorbell:
                     )
                     taken += 1
         except BROKER_DOWN as wrong:
-            log.warning("the broker does not take messages", extra={"why": type(wrong).__name__})
+            log.warning("the broker does not take messages", extra={"why": f"{type(wrong).__name__}. {CURE}"})
         except Exception:
             log.exception("messages could not be sent")
         return [study.study_id for study in studies[taken:]]
@@ -107,7 +108,7 @@ class Doorbell:
                 client = connection.default_channel.client
                 return {queue: _sent_at(client.lindex(queue.value, -1)) for queue in QUEUES}
         except BROKER_DOWN as wrong:
-            raise Unavailable(f"The broker does not answer ({type(wrong).__name__})") from wrong
+            raise Unavailable(f"The broker does not answer ({type(wrong).__name__}). {CURE}") from wrong
 
     def waiting(self) -> dict[Priority, int]:
         """How many messages wait in each queue. Raises Unavailable."""
@@ -116,7 +117,7 @@ class Doorbell:
                 client = connection.default_channel.client
                 return {queue: int(client.llen(queue.value)) for queue in QUEUES}
         except BROKER_DOWN as wrong:
-            raise Unavailable(f"The broker does not answer ({type(wrong).__name__})") from wrong
+            raise Unavailable(f"The broker does not answer ({type(wrong).__name__}). {CURE}") from wrong
 
 
 def _sent_at(message: bytes | None) -> datetime | None:

@@ -19,6 +19,7 @@ from urllib3.exceptions import HTTPError
 from shared.errors import ObjectMissing, OsteonError, StoreUnavailable
 
 CHUNK = 1 << 20
+CURE = "Check OSTEON_STORE_URL, and that the store runs and has room."
 _KEY = re.compile(r"[a-z]+(/[A-Za-z0-9._-]+)+")
 
 
@@ -109,7 +110,7 @@ class DirectoryStore:
                 raise
             self._sync_name(goal, new=new)
         except OSError as wrong:
-            raise StoreUnavailable(f"The object store cannot be written: {wrong.strerror}") from wrong
+            raise StoreUnavailable(f"The object store cannot be written: {wrong.strerror}. {CURE}") from wrong
 
     def adopt(self, key: str, descriptor: int) -> bool:
         """See Store; the file must lie on this store's disk."""
@@ -136,7 +137,7 @@ class DirectoryStore:
         except FileNotFoundError:
             raise ObjectMissing(f"{key} is not in the store") from None
         except OSError as wrong:
-            raise StoreUnavailable(f"The object store cannot be read: {wrong.strerror}") from wrong
+            raise StoreUnavailable(f"The object store cannot be read: {wrong.strerror}. {CURE}") from wrong
 
     def exists(self, key: str) -> bool:
         """See Store."""
@@ -149,7 +150,7 @@ class DirectoryStore:
             with tempfile.NamedTemporaryFile(dir=self.folder):
                 pass
         except OSError as wrong:
-            raise StoreUnavailable(f"The object store cannot be written: {wrong.strerror}") from wrong
+            raise StoreUnavailable(f"The object store cannot be written: {wrong.strerror}. {CURE}") from wrong
 
     def _make_room(self, goal: Path) -> bool:
         """Make the object's folder; whether it is new."""
@@ -243,9 +244,9 @@ def _s3_errors(key: str) -> Iterator[None]:
     except S3Error as wrong:
         if wrong.code in ("NoSuchKey", "NoSuchBucket", "NoSuchObject"):
             raise ObjectMissing(f"{key} is not in the store") from wrong
-        raise StoreUnavailable(f"The object store answered {wrong.code}") from wrong
+        raise StoreUnavailable(f"The object store answered {wrong.code}. {CURE}") from wrong
     except (MinioException, HTTPError, OSError) as wrong:
-        raise StoreUnavailable(f"The object store does not answer ({type(wrong).__name__})") from wrong
+        raise StoreUnavailable(f"The object store does not answer ({type(wrong).__name__}). {CURE}") from wrong
 
 
 def _sync(folder: Path) -> None:

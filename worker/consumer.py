@@ -29,6 +29,17 @@ class Consumer(CeleryConsumer):  # type: ignore[misc]
 
         return super().call_soon_ack(safely)
 
+    def on_connection_error_after_connected(self, exc: Exception) -> None:
+        """Let go of a lost connection, even of one that cannot be closed.
+
+        When something other than the wait for messages meets the loss first, that wait is still open, and kombu leaves
+        its channel half closed. Celery closes it once more, which raises AttributeError and would end the worker.
+        """
+        try:
+            super().on_connection_error_after_connected(exc)
+        except Exception as wrong:  # noqa: BLE001 - a new connection is made in any case
+            log.warning("the lost connection was not closed (%s)", type(wrong).__name__)
+
     def ensure_connected(self, conn: Any) -> Any:  # noqa: ANN401 - kombu's Connection
         """Look every second; Celery itself waits two seconds longer after each failure, up to half a minute."""
         conn.ensure_connection = functools.partial(

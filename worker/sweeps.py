@@ -2,11 +2,12 @@
 
 import logging
 import threading
+import time
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 
 from shared.backlog import night_of
-from shared.errors import OsteonError
+from shared.errors import OsteonError, Unavailable
 from shared.jobs import Doorbell
 from shared.repository import Database, nights, work
 from shared.repository.bundles import active_bundle
@@ -17,6 +18,7 @@ from worker.watchdog import Standstill, end_process
 
 log = logging.getLogger(__name__)
 PROMOTED = 0.1  # share of the worker's studies that may come from those that waited too long
+SILENCE_S = 1.0  # a broker that takes so long to answer hangs, or did
 
 
 def reconcile(database: Database, doorbell: Doorbell, grace: timedelta) -> int:
@@ -91,7 +93,7 @@ class Sweeper:
                 log.exception("the sweeper met something unknown")  # and must outlive it
 
     def _sweep(self, finished: int) -> None:
-        waiting = sum(self._doorbell.waiting().values())
+        waiting = self._waiting()
         free = self._load.in_hand < self._threads
         if self._standstill.look(waiting, self._load.taken, free=free) and not self._stop.is_set():
             self._end("the consumer of messages stands still")
@@ -99,6 +101,18 @@ class Sweeper:
         promoted = promote(self._database, self._doorbell, self._limits, finished)
         if sent or promoted:
             log.info("swept", extra={"sent": sent, "promoted": promoted})
+
+    def _waiting(self) -> int:
+        """Messages in all queues. For the time in which the broker gives none the consumer is not to blame."""
+        asked = time.monotonic()
+        try:
+            waiting = sum(self._doorbell.waiting().values())
+        except Unavailable:
+            self._standstill.start_over()
+            raise
+        if time.monotonic() - asked > SILENCE_S:
+            self._standstill.start_over()
+        return waiting
 
 
 def nightly(settings: Settings, database: Database, doorbell: Doorbell, now: datetime) -> int | None:

@@ -66,6 +66,10 @@ class Standstill:
 
     def __init__(self, limit_s: float) -> None:
         self._limit_s = limit_s
+        self.start_over()
+
+    def start_over(self) -> None:
+        """Forget what was seen: the broker itself was away."""
         self._taken = -1
         self._since = time.monotonic()
 

@@ -10,6 +10,8 @@ from sqlalchemy.orm import Session, sessionmaker
 
 from shared.errors import Unavailable
 
+CURE = "Check OSTEON_DATABASE_URL, and that the server runs and takes connections."
+
 
 class Database:
     """One pool of connections per process; one per thread would exhaust Postgres."""
@@ -35,12 +37,14 @@ class Database:
             with self._sessions.begin() as session:
                 yield session
         except (OperationalError, InterfaceError) as wrong:
-            raise Unavailable(f"Postgres does not answer ({type(wrong.orig).__name__})") from wrong
+            raise Unavailable(f"Postgres does not answer ({type(wrong.orig).__name__}). {CURE}") from wrong
         except PoolTimeout as wrong:
-            raise Unavailable("All connections to Postgres are busy") from wrong
+            raise Unavailable(
+                "All connections to Postgres are busy; OSTEON_DATABASE_POOL_SIZE raises their number"
+            ) from wrong
         except DBAPIError as wrong:
             if wrong.connection_invalidated:
-                raise Unavailable("Postgres closed the connection") from wrong
+                raise Unavailable(f"Postgres closed the connection. {CURE}") from wrong
             raise
 
     def close(self) -> None:

@@ -14,11 +14,13 @@ from uuid import UUID, uuid4
 import pytest
 import redis
 
+from infra.valkey import EmbeddedValkey
 from shared.errors import Unavailable
 from shared.jobs import ANALYSE, NIGHTLY, QUEUES, UNKNOWN_AGE, Doorbell, celery_app
 from shared.repository.work import ToSend
 from shared.settings import ROOT
 from shared.study import Priority
+from worker.consumer import Consumer
 
 # the worker's own settings and pool, with a task that only notes what came
 WORKER = """
@@ -185,3 +187,22 @@ def test_messages_outlive_a_killed_worker(doorbell, start_worker, tmp_path):
     assert len(missing) <= 4
     # and for those the rule holds by which they are found: the queue is empty, so its head is None
     assert doorbell.heads()[Priority.ROUTINE] is None
+
+
+def test_a_connection_that_cannot_be_closed_does_not_end_the_worker(make_settings, tmp_path):
+    """The broker dies while one channel waits for messages and another one holds one: the worker lets go and goes on."""
+    server = EmbeddedValkey(tmp_path / "own")
+    server.start()
+    app = celery_app(make_settings(broker_url=server.url))
+    assert Doorbell(app).ring(studies(2, Priority.ROUTINE)) == []
+    consumer = Consumer.__new__(Consumer)
+    consumer.app, consumer.connection = app, app.connection_for_read()
+    first = consumer.connection.default_channel
+    first.basic_consume("routine", False, lambda _: None, "tag")
+    consumer.connection.drain_events(timeout=10)
+    assert consumer.connection.channel().basic_get("routine") is not None
+    first._brpop_start()
+    server.stop()
+    consumer.on_connection_error_after_connected(ConnectionError())
+    assert consumer.connection is None
+    app.close()

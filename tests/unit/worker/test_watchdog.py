@@ -6,7 +6,12 @@ from collections.abc import Callable, Sequence
 
 import pytest
 
+from shared.errors import Unavailable
+from shared.settings import Settings
+from shared.study import Priority
 from worker.batching import Batcher
+from worker.sweeps import Sweeper
+from worker.tasks import Load
 from worker.watchdog import MAX_FAILURES, Standstill, Watchdog
 
 
@@ -116,3 +121,43 @@ def test_a_deaf_consumer_is_told_from_an_idle_or_busy_one(monkeypatch, looks, st
         seen = standstill.look(waiting, taken, free=free)
         now[0] += 3
     assert seen is stands
+
+
+class Bell:
+    """A broker with five messages, which may be away or slow to answer."""
+
+    def __init__(self) -> None:
+        self.away, self.takes_s = False, 0.0
+        self.now = 100.0
+
+    def waiting(self) -> dict[Priority, int]:
+        self.now += self.takes_s
+        if self.away:
+            raise Unavailable
+        return {Priority.ROUTINE: 5}
+
+
+@pytest.mark.parametrize("trouble", ["none", "away", "slow"])
+def test_the_consumer_is_not_to_blame_while_the_broker_is_away(monkeypatch, trouble):
+    """The time in which the broker gave no messages, or hung, does not count as a standstill of the consumer."""
+    bell, said = Bell(), []
+    monkeypatch.setattr("worker.watchdog.time.monotonic", lambda: bell.now)
+    monkeypatch.setattr("worker.sweeps.reconcile", lambda *_: 0)
+    monkeypatch.setattr("worker.sweeps.promote", lambda *_: 0)
+    settings = Settings(reconcile_every_s=3600, standstill_s=6)
+    sweeper = Sweeper(settings, None, bell, Load(), threads=1, end=said.append)
+    sweeper._sweep(0)
+    bell.now += 2
+    bell.away, bell.takes_s = trouble == "away", 5.0 if trouble == "slow" else 0.0
+    if trouble == "away":
+        with pytest.raises(Unavailable):
+            sweeper._sweep(0)
+    bell.now += 5
+    bell.away = False
+    sweeper._sweep(0)
+    assert bool(said) is (trouble == "none")
+    bell.takes_s = 0
+    bell.now += 6.5
+    sweeper._sweep(0)
+    assert set(said) == {"the consumer of messages stands still"}
+    sweeper.close()

@@ -1,0 +1,118 @@
+"""Postgres ends, hangs, refuses; clocks jump; two schedulers ring: nothing is lost, nothing is done twice."""
+
+import textwrap
+import time
+from pathlib import Path
+
+import psycopg2
+import pytest
+
+from tests.plant import frozen, kill
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+FAKETIME = next(Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1"), None)
+# beat as it is, but that a night comes every second
+BEAT = """
+    import sys
+    from worker.main import app
+    app.conf.beat_schedule["nightly"]["schedule"] = 1.0
+    app.start(["beat", "-s", sys.argv[1]])
+"""
+
+
+@pytest.mark.parametrize("how", ["stopped", "killed"])
+def test_a_database_that_goes_and_comes_back(plant, how):
+    """Postgres ends and starts again: nothing that was accepted is lost or analysed twice, and the log tells the cure."""
+    worker = plant.worker()
+    ids = plant.submit(f"database {how}")
+    plant.midway(ids)
+    if how == "stopped":
+        plant.postgres.stop()
+    else:
+        kill(plant.postgres)
+    since = time.monotonic()
+    time.sleep(3)
+    plant.postgres.start()
+    plant.all_analysed_once(ids, since)
+    assert worker.poll() is None
+    said = plant.complaints()
+    assert any("worker: could not reconcile Postgres" in line and "OSTEON_DATABASE_URL" in line for line in said), said
+
+
+def test_a_database_that_refuses(plant):
+    """No connection is to be had for 6 s: uploads are told 503 and the cure, and what was accepted is analysed after."""
+    worker = plant.worker()
+    ids = plant.submit("refuse")
+    plant.midway(ids)
+    admin = psycopg2.connect(plant.postgres.admin_url.replace("+psycopg2", ""))
+    admin.autocommit = True
+    with admin.cursor() as cursor:
+        cursor.execute("ALTER ROLE osteon CONNECTION LIMIT 0")
+        cursor.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = 'osteon'")
+    since = time.monotonic()
+    try:
+        answer = plant.post("refused", 0)
+        time.sleep(6)
+    finally:
+        with admin.cursor() as cursor:
+            cursor.execute("ALTER ROLE osteon CONNECTION LIMIT -1")
+        admin.close()
+    assert (answer.status_code, answer.headers["Retry-After"]) == (503, "5")
+    assert "OSTEON_DATABASE_URL" in answer.json()["detail"]
+    plant.all_analysed_once(ids, since)
+    assert worker.poll() is None
+    assert any("OSTEON_DATABASE_URL" in line for line in plant.complaints())
+    assert plant.post("refused", 0).json()["stored"] == 1
+
+
+def test_a_database_that_hangs(plant):
+    """Postgres stands still for 10 s, longer than a lease: an upload waits for it, nothing is lost or done twice."""
+    workers = [plant.worker(), plant.worker()]
+    ids = plant.submit("stands still")
+    plant.midway(ids)
+    since = time.monotonic()
+    with frozen(plant.postgres.child.pid):
+        time.sleep(10)
+    plant.all_analysed_once(ids, since)
+    assert [worker.poll() for worker in workers] == [None, None]
+
+
+@pytest.mark.skipif(FAKETIME is None, reason="Debian's package faketime is not installed")
+@pytest.mark.parametrize("jump", ["+2h", "-2h"])
+def test_a_clock_that_jumps(plant, tmp_path, jump):
+    """The clock of one worker and of the API jumps by two hours under load, and messages are lost: all leases and
+    messages go by Postgres' clock, so nobody's study is stolen, and nothing waits two hours to be found."""
+    clock = tmp_path / "clock"
+    clock.write_text("+0")
+    fake = {
+        "LD_PRELOAD": str(FAKETIME), "FAKETIME_TIMESTAMP_FILE": str(clock), "FAKETIME_CACHE_DURATION": "1",
+        "FAKETIME_DONT_FAKE_MONOTONIC": "1", "FAKETIME_DONT_RESET": "1",
+    }  # fmt: skip
+    url = plant.api(**fake)
+    workers = [plant.worker(), plant.worker(**fake)]
+    ids = plant.submit(f"before {jump}", url=url)
+    plant.midway(ids)
+    clock.write_text(jump)
+    since = time.monotonic()
+    time.sleep(2)
+    ids += plant.submit(f"after {jump}", url=url)
+    with plant.broker() as client:
+        client.flushall()
+    plant.all_analysed_once(ids, since)
+    assert {state[1] for state in plant.studies.states(ids)} == {1}, "a study was stolen"
+    assert [worker.poll() for worker in workers] == [None, None]
+    ((ahead,),) = plant.studies.ask("SELECT max(abs(extract(epoch FROM now() - sent_at))) FROM studies")
+    assert ahead < 600
+
+
+def test_two_beats_run_one_night(plant, tmp_path):
+    """Two schedulers ring for the night on and on, one is killed with -9 and started again: one night is run."""
+    plant.worker()
+    beats = [plant.run("beat", "-c", textwrap.dedent(BEAT), str(tmp_path / f"schedule-{n}")) for n in range(2)]
+    plant.until(lambda: plant.studies.ask("SELECT id FROM backlog_runs WHERE finished_at IS NOT NULL"), 60)
+    beats[0].kill()
+    beats[0].wait(20)
+    before = plant.sent()
+    plant.run("beat", "-c", textwrap.dedent(BEAT), str(tmp_path / "schedule-0"))
+    plant.until(lambda: plant.sent() >= before + 6, 60)
+    assert plant.studies.ask("SELECT count(*) FROM backlog_runs") == [(1,)]

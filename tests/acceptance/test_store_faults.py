@@ -1,0 +1,127 @@
+"""The object store is slow, answers 503, dies, or its disk is full: nothing is called stored that is not."""
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import func, select
+
+from infra.process import free_port
+from shared.settings import ROOT
+from shared.tables import InstanceRow
+from tests.plant import Plant, film
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+
+
+class Proxy:
+    """An S3 server behind a proxy of changing moods."""
+
+    def __init__(self, upstream: str, folder: Path) -> None:
+        self.port, self._upstream, self._mood = free_port(), upstream, folder / "mood"
+        self.url = f"s3://osteon:osteon-secret@127.0.0.1:{self.port}/faults-{self.port}"
+        self.mood("")
+        self.start()
+
+    def start(self) -> None:
+        command = [sys.executable, str(ROOT / "tests/store_proxy.py"), str(self.port), self._upstream, str(self._mood)]
+        self.process = subprocess.Popen(command)
+
+    def mood(self, word: str) -> None:
+        """As tests/store_proxy.py knows them."""
+        fresh = self._mood.with_name("new")
+        fresh.write_text(word)
+        fresh.replace(self._mood)
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.wait(20)
+
+
+@pytest.fixture
+def proxy(s3_host: str, tmp_path: Path) -> Iterator[Proxy]:
+    made = Proxy(s3_host, tmp_path)
+    yield made
+    made.kill()
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 256 KiB."""
+    place = tmp_path / "small"
+    place.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(place)]
+    if os.geteuid() != 0 or subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("a small file system can be mounted by root only")
+    yield place
+    subprocess.run(["umount", str(place)], check=True)
+
+
+def test_a_slow_store(plant, proxy):
+    """A store that takes 1.5 s for each call delays, and nothing else: no error, no attempt lost."""
+    url, worker = served(plant, proxy)
+    ids = plant.submit("slow", 20, url=url)
+    plant.midway(ids)
+    proxy.mood("slow 1.5")
+    since = time.monotonic()
+    assert plant.post("slowly", 0, url).json()["stored"] == 1
+    plant.all_analysed_once(ids, since)
+    assert {state[1] for state in plant.studies.states(ids)} == {1}
+    assert worker.poll() is None
+
+
+@pytest.mark.parametrize("how", ["refuses", "dies"])
+def test_a_store_that_is_away(plant, proxy, how):
+    """A store that answers 503 for 8 s, or is killed: uploads are told 503 and the cure, no attempt counts, the studies'
+    reasons say what happened, and all is analysed once it is back."""
+    url, worker = served(plant, proxy)
+    ids = plant.submit(how, 30, url=url)
+    plant.midway(ids)
+    if how == "refuses":
+        proxy.mood("refuse")
+    else:
+        proxy.kill()
+    since = time.monotonic()
+    answer = plant.post(f"{how} meanwhile", 0, url)
+    assert (answer.status_code, answer.headers["Retry-After"]) == (503, "5")
+    assert "OSTEON_STORE_URL" in answer.json()["detail"]
+    plant.until(lambda: any("OSTEON_STORE_URL" in state[2] for state in plant.studies.states(ids)), 30)
+    time.sleep(max(0.0, 8 - (time.monotonic() - since)))
+    if how == "refuses":
+        proxy.mood("")
+    else:
+        proxy.start()
+    plant.all_analysed_once(ids, time.monotonic())
+    assert worker.poll() is None
+    assert any("worker: will retry" in line and "OSTEON_STORE_URL" in line for line in plant.complaints())
+    # it was not called stored, and sent again it is new
+    assert plant.post(f"{how} meanwhile", 0, url).json()["stored"] == 1
+
+
+def served(plant: Plant, proxy: Proxy) -> "tuple[str, subprocess.Popen[bytes]]":
+    """The URL of an API, and a worker, with this store."""
+    store = {"OSTEON_STORE_URL": proxy.url}
+    plant.prepare(**store)
+    return plant.api(**store), plant.worker(**store)
+
+
+def test_a_full_disk(make_api, small_disk):
+    """A store without room takes nothing: 503 with the cure, no row, no half an object; with room again all is taken."""
+    api = make_api(store_url=f"file:{small_disk / 'objects'}")
+    filler = small_disk / "filler"
+    filler.write_bytes(bytes(250 * 1024))
+    answer = api.post({f"{number}.dcm": film("full", number) for number in range(5)})
+    assert (answer.status_code, answer.headers["Retry-After"]) == (503, "5")
+    assert "No space left on device" in answer.json()["detail"]
+    assert "OSTEON_STORE_URL" in answer.json()["detail"]
+    with api.database.transaction() as session:
+        assert session.scalar(select(func.count()).select_from(InstanceRow)) == 0
+    assert list((small_disk / "objects" / "incoming").iterdir()) == []
+    filler.unlink()
+    again: Any = api.post({f"{number}.dcm": film("full", number) for number in range(5)}).json()
+    assert (again["stored"] + again["duplicate"], again["rejected"]) == (5, 0)

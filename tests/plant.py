@@ -1,0 +1,312 @@
+"""The parts of Osteon as processes that tests may kill, and what stands in Postgres afterwards."""
+
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import psutil
+import psycopg2
+import redis
+from cryptography.fernet import Fernet
+
+from infra.client import Client
+from infra.postgres import EmbeddedPostgres
+from infra.process import free_port
+from infra.valkey import EmbeddedValkey
+from samples.objects import pattern_image, set_pixels, to_bytes, uid
+from shared.settings import ROOT
+
+KEYS = {role: f"osk_faults_{role}_key_of_the_tests" for role in ("submitter", "radiologist", "admin")}
+SETTINGS = {
+    "LEASE_S": "4", "RECONCILE_EVERY_S": "1", "RESEND_GRACE_S": "2", "RETRY_BASE_S": "0.5", "MAX_ATTEMPTS": "3",
+    "BATCH_SIZE": "4", "WORKER_THREADS": "8", "DECODERS": "2", "STANDSTILL_S": "4",
+}  # fmt: skip
+# The worker as it is, but that its model is a pause of MODEL_S seconds an image, that it need not compile it, and that
+# one image kills it.
+WORKER = """
+    import os, sys, time
+    sys.modules["openvino"] = None
+    import worker.main, worker.tasks
+    analyse, real = worker.tasks.analyse, worker.tasks.predict
+    answer = []
+    def analyse_or_die(claim, *rest, **more):
+        if str(claim.study_id) == os.environ.get("POISON"):
+            os.abort()
+        return analyse(claim, *rest, **more)
+    def predict(items):
+        if not answer:
+            answer.extend(real(items[:1]))
+        time.sleep(float(os.environ["MODEL_S"]) * len(items))
+        return answer * len(items)
+    worker.tasks.analyse, worker.tasks.predict = analyse_or_die, predict
+    worker.main.main()
+"""
+
+
+class Studies:
+    """Studies as they stand in Postgres."""
+
+    def __init__(self, url: str) -> None:
+        """url: SQLAlchemy's."""
+        self._url = url.replace("+psycopg2", "")
+
+    def ask(self, query: str, *values: object) -> list[tuple[Any, ...]]:
+        """The rows of one query, on a connection of its own, for the one before may be dead."""
+        connection = psycopg2.connect(self._url, connect_timeout=3)
+        try:
+            with connection.cursor() as cursor:
+                cursor.execute(query, values)
+                return cursor.fetchall()
+        finally:
+            connection.close()
+
+    def states(self, ids: Sequence[str]) -> list[tuple[Any, ...]]:
+        """(status, attempts, reason, id) of each study."""
+        query = "SELECT status, attempts, reason, id::text FROM studies WHERE id = ANY(%s::uuid[])"
+        return self.ask(query, list(ids))
+
+    def done(self, ids: Sequence[str]) -> int:
+        """How many are analysed or quarantined."""
+        return sum(state[0] in ("analysed", "quarantined") for state in self.states(ids))
+
+    def findings(self, ids: Sequence[str]) -> list[int]:
+        """How many findings each study has."""
+        query = (
+            "SELECT i.study_id, count(f.id) FROM instances i LEFT JOIN findings f ON f.instance_id = i.id "
+            "WHERE i.study_id = ANY(%s::uuid[]) GROUP BY 1"
+        )
+        return [count for _, count in self.ask(query, list(ids))]
+
+
+class Plant:
+    """Postgres, Valkey and an API, and workers that come and go."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.postgres, self.valkey = EmbeddedPostgres(folder / "postgres"), EmbeddedValkey(folder / "valkey")
+        self.processes: list[subprocess.Popen[bytes]] = []
+        self.since = datetime.now(UTC)
+
+    def start(self) -> None:
+        """Start what outlives one test."""
+        self.postgres.start()
+        self.valkey.start()
+        own = {
+            "DATABASE_URL": self.postgres.url, "BROKER_URL": self.valkey.url, "HOME": str(self.folder),
+            "STORE_URL": f"file:{self.folder / 'objects'}", "SPOOL_DIR": str(self.folder / "spool"),
+            "IDENTITY_KEY": Fernet.generate_key().decode(), "SESSION_SECRET": "a secret for the tests of faults",
+            **{f"KEY_{role.upper()}": secret for role, secret in KEYS.items()},
+            **SETTINGS,
+        }  # fmt: skip
+        self.environment = {name: value for name, value in os.environ.items() if not name.startswith("OSTEON_")}
+        self.environment |= {f"OSTEON_{name}": value for name, value in own.items()}
+        self.environment |= {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "2", "MODEL_S": "0.1"}
+        self.studies = Studies(self.postgres.url)
+        self.step("-m", "alembic", "-c", str(ROOT / "migrations/alembic.ini"), "upgrade", "head")
+        self.prepare()
+        self.url = self.api()
+
+    def begin(self) -> None:
+        """Make ready for a test: what the one before left dead runs again."""
+        self.since = datetime.now(UTC)
+        self.postgres.start()
+        self.valkey.start()
+        with self.broker() as client:
+            client.flushall()
+
+    def step(self, *arguments: str, **more: str) -> None:
+        """Run a Python program to its end."""
+        subprocess.run(
+            [sys.executable, *arguments], env=self.environment | more, check=True, capture_output=True, cwd=ROOT
+        )
+
+    def prepare(self, **more: str) -> None:
+        """Site, keys and bundle."""
+        self.step("-m", "infra.prepare", **more)
+
+    def api(self, **more: str) -> str:
+        """Start an API; returns its URL."""
+        port = free_port()
+        url = f"http://127.0.0.1:{port}"
+        arguments = ("uvicorn", "api.main:create_app", "--factory", "--port", str(port), "--no-access-log")
+        self.run("api", "-m", *arguments, **more)
+
+        def answers() -> bool:
+            try:
+                with Client(url, KEYS["admin"]) as client:
+                    client.worklist()
+            except Exception:
+                return False
+            return True
+
+        self.until(answers, 60)
+        return url
+
+    def run(self, name: str, *arguments: str, **more: str) -> "subprocess.Popen[bytes]":
+        """Start a Python program; it writes to NAME.log."""
+        with (self.folder / f"{name}.log").open("ab") as log:
+            process = subprocess.Popen(
+                [sys.executable, *arguments], env=self.environment | more, stdout=log, stderr=log, cwd=ROOT
+            )
+        self.processes.append(process)
+        return process
+
+    def worker(self, **more: str) -> "subprocess.Popen[bytes]":
+        """Start a worker."""
+        return self.run("worker", "-c", textwrap.dedent(WORKER), **more)
+
+    @contextmanager
+    def supervised(self, **more: str) -> Iterator[list[int]]:
+        """A worker that is started again when it ends, as by its supervisor; yields what each ended with."""
+        ends: list[int] = []
+        process = self.worker(**more)
+
+        def tend() -> None:
+            nonlocal process
+            if (code := process.poll()) is not None:
+                ends.append(code)
+                process = self.worker(**more)
+
+        self._tend = tend
+        try:
+            yield ends
+        finally:
+            self._tend = lambda: None
+            process.kill()
+            process.wait(20)
+
+    _tend: Callable[[], None] = staticmethod(lambda: None)
+
+    def stop(self) -> None:
+        """End everything."""
+        self.end_processes(0)
+        self.valkey.stop()
+        self.postgres.stop()
+
+    def end_processes(self, keep: int) -> None:
+        """Kill what was run, but for the first ones."""
+        for process in self.processes[keep:]:
+            process.kill()
+            process.wait(20)
+        del self.processes[keep:]
+
+    @contextmanager
+    def broker(self) -> Iterator[redis.Redis]:
+        """A client of the broker."""
+        client = redis.Redis.from_url(self.valkey.url)
+        try:
+            yield client
+        finally:
+            client.close()
+
+    def sent(self) -> int:
+        """Messages that entered the broker's lists since it started or its statistics were reset."""
+        with self.broker() as client:
+            return int(client.info("commandstats").get("cmdstat_lpush", {}).get("calls", 0))
+
+    def submit(self, label: str, count: int = 40, priority: str = "routine", url: str = "") -> list[str]:
+        """Upload so many studies of one small film each; returns their ids."""
+        (self.folder / "films").mkdir(exist_ok=True)
+        paths = []
+        for number in range(count):
+            paths.append(self.folder / "films" / f"{label}-{number}.dcm")
+            paths[-1].write_bytes(film(label, number))
+        with Client(url or self.url, KEYS["submitter"]) as client:
+            receipt = client.submit([(path, path.name) for path in paths], priority)
+        assert receipt.count("stored") == count
+        return list(receipt.studies)
+
+    def post(self, label: str, number: int, url: str = "") -> httpx.Response:
+        """Upload one film, whatever the answer."""
+        files = {"files": ("film.dcm", film(label, number))}
+        headers = {"Authorization": f"Bearer {KEYS['submitter']}"}
+        with httpx.Client(timeout=60, trust_env=False) as client:
+            return client.post(f"{url or self.url}/studies", files=files, headers=headers)
+
+    def until(self, condition: Callable[[], object], limit_s: float) -> None:
+        """Wait for it; a supervised worker that ends meanwhile is started again."""
+        deadline = time.monotonic() + limit_s
+        while not condition():
+            logs = "\n".join(log.read_text()[-3000:] for log in self.folder.glob("*.log"))
+            assert time.monotonic() < deadline, f"not within {limit_s} s\n{logs}"
+            self._tend()
+            time.sleep(0.1)
+
+    def midway(self, ids: Sequence[str]) -> None:
+        """Wait until some studies are analysed and most are not."""
+        self.until(lambda: self.studies.done(ids) >= 5, 90)
+        assert self.studies.done(ids) < len(ids), "the fault would come too late to show anything"
+
+    def all_analysed_once(self, ids: Sequence[str], since: float) -> float:
+        """Every study is analysed within 60 s, with exactly one finding each; returns the seconds since then."""
+        self.until(lambda: self.studies.done(ids) == len(ids), 60)
+        seconds = time.monotonic() - since
+        print(f"back and done {seconds:.1f} s after the fault")
+        assert {state[0] for state in self.studies.states(ids)} == {"analysed"}
+        assert self.studies.findings(ids) == [1] * len(ids)
+        return seconds
+
+    def complaints(self, level: str = "warning") -> list[str]:
+        """What the parts logged at this level or above since the test began, as the admin sees it."""
+        levels = ("warning", "error", "critical")
+        found = []
+        for log in self.folder.glob("*.log"):
+            for line in log.read_text().splitlines():
+                try:
+                    entry = json.loads(line)
+                except ValueError:
+                    continue
+                since = datetime.fromisoformat(entry["time"])
+                if entry["level"] in levels[levels.index(level) :] and since >= self.since:
+                    found.append(f"{log.stem}: {entry['message']} {entry.get('why', '')} {entry.get('error', '')}")
+        return found
+
+
+def film(label: str, number: int) -> bytes:
+    """A study of one small film, another one for each label and number."""
+    ds = pattern_image(1, f"{label}/{number}")
+    ds.StudyInstanceUID = uid(f"faults/{label}/{number}")
+    seed = int.from_bytes(hashlib.sha256(f"{label}/{number}".encode()).digest()[:4], "big")
+    set_pixels(ds, [np.random.default_rng(seed).integers(0, 256, (64, 64), np.uint8)], 8, "explicit")
+    return to_bytes(ds, "1.2.840.10008.1.2.1")
+
+
+def kill(server: EmbeddedPostgres | EmbeddedValkey) -> None:
+    """kill -9, and wait for its end."""
+    assert server.child is not None
+    assert server.child.pid is not None
+    os.kill(server.child.pid, signal.SIGKILL)
+    while server.running:
+        time.sleep(0.01)
+
+
+def decoders_of(worker: int) -> list[psutil.Process]:
+    """The children of a worker that decode."""
+    children = psutil.Process(worker).children()
+    return [child for child in children if any("spawn_main" in word for word in child.cmdline())]
+
+
+@contextmanager
+def frozen(pid: int) -> Iterator[None]:
+    """A process and all its children stand still during the block, alive but deaf."""
+    parent = psutil.Process(pid)
+    family = [parent, *parent.children(recursive=True)]
+    for member in family:
+        member.send_signal(signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        for member in family:
+            member.send_signal(signal.SIGCONT)
