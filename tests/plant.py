@@ -1,5 +1,6 @@
 """The parts of Osteon as processes that tests may kill, and what stands in Postgres afterwards."""
 
+import contextlib
 import hashlib
 import json
 import os
@@ -294,8 +295,12 @@ def kill(server: EmbeddedPostgres | EmbeddedValkey) -> None:
 
 def decoders_of(worker: int) -> list[psutil.Process]:
     """The children of a worker that decode."""
-    children = psutil.Process(worker).children()
-    return [child for child in children if any("spawn_main" in word for word in child.cmdline())]
+    found = []
+    for child in psutil.Process(worker).children():
+        with contextlib.suppress(psutil.NoSuchProcess, psutil.ZombieProcess):  # it has just died
+            if any("spawn_main" in word for word in child.cmdline()):
+                found.append(child)
+    return found
 
 
 @contextmanager

@@ -5,6 +5,7 @@ nothing with it, the culprit is known at once, and the interpreter lock of the w
 """
 
 import io
+import logging
 import multiprocessing
 import os
 import resource
@@ -13,6 +14,7 @@ import sys
 import threading
 from collections.abc import Sequence
 from concurrent.futures import TimeoutError as TooSlow
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 
 import cv2
@@ -26,6 +28,7 @@ from shared.vision.tensors import UInt8Image, prepare, shrink
 from worker.batching import Batcher
 from worker.watchdog import end_process
 
+log = logging.getLogger(__name__)
 PREVIEW_SIDE = 1024  # pixels
 PREVIEW_QUALITY = 95  # of JPEG: no difference to be seen, and ten times as fast as PNG
 
@@ -58,35 +61,50 @@ class Decoders:
     ) -> None:
         """limit_s: for one instance with all its frames; memory_bytes: what one child may take."""
         self._limit_s, self._memory_bytes = limit_s, memory_bytes
-        self._pool = ProcessPool(
-            count,
-            # neither a copy of our threads' locks, nor a server that a signal to the group would end
-            context=multiprocessing.get_context("spawn"),
-            initializer=begin,
-            initargs=(store_url, limits, memory_bytes, log_level),
-        )
+        self._setup = (store_url, limits, memory_bytes, log_level)
+        # a pool of one for each lane: a child that dies while it holds its pool's lock stops no other
+        self._pools: dict[int, ProcessPool] = {}
         self._queue: Batcher[Job, Decoded] = Batcher("decoder", self._answer, max_batch=1, lanes=count)
         self.submit = self._queue.submit  # raises as `decode`, and DecodingFailed
 
     def close(self) -> None:
         """Decode what waits, then end the children."""
         self._queue.close()
-        self._pool.close()  # type: ignore[no-untyped-call]
-        self._pool.join()
+        for pool in self._pools.values():
+            pool.close()  # type: ignore[no-untyped-call]
+        for pool in self._pools.values():
+            pool.join()
 
     def _answer(self, jobs: Sequence[Job]) -> list[Decoded]:
         (job,) = jobs
-        if not self._pool.active:
-            end_process("the decoders cannot be started")
-        try:
-            return [self._pool.schedule(decode, args=(job,), timeout=self._limit_s).result()]
-        except TooSlow:
-            raise DecodingFailed(f"Decoding took more than {self._limit_s:.0f} s and was stopped") from None
-        except ProcessExpired as died:
-            raise DecodingFailed(f"Decoding ended its process ({_death(died.exitcode)})") from None
-        except MemoryError:
-            needed = f"{self._memory_bytes / 2**30:.1f} GB"
-            raise DecodingFailed(f"Decoding needs more than {needed} of memory and was stopped") from None
+        for _ in range(2):  # a child that died between two images is no image's fault
+            try:
+                return [self._pool().schedule(decode, args=(job,), timeout=self._limit_s).result()]
+            except TooSlow:
+                raise DecodingFailed(f"Decoding took more than {self._limit_s:.0f} s and was stopped") from None
+            except ProcessExpired as died:
+                raise DecodingFailed(f"Decoding ended its process ({_death(died.exitcode)})") from None
+            except MemoryError:
+                needed = f"{self._memory_bytes / 2**30:.1f} GB"
+                raise DecodingFailed(f"Decoding needs more than {needed} of memory and was stopped") from None
+            except BrokenProcessPool:
+                log.warning("a decoder ended without an image in hand; another one is started")
+        end_process("the decoders cannot be started")
+        raise DecodingFailed
+
+    def _pool(self) -> ProcessPool:
+        """This lane's; a new one when it has none that works."""
+        lane = threading.get_ident()
+        pool = self._pools.get(lane)
+        if pool is None or not pool.active:
+            pool = self._pools[lane] = ProcessPool(
+                1,
+                # neither a copy of our threads' locks, nor a server that a signal to the group would end
+                context=multiprocessing.get_context("spawn"),
+                initializer=begin,
+                initargs=self._setup,
+            )
+        return pool
 
 
 def _death(exitcode: int | None) -> str:
