@@ -18,10 +18,8 @@ from typing import Any
 import psutil
 from sqlalchemy import text
 
+from benchmarks.line import Line
 from benchmarks.plant import Plant
-from shared.jobs import Doorbell, celery_app
-from shared.repository import Database, work
-from shared.settings import Settings
 
 GPU_BATCH_S, GPU_IMAGE_S, GPU_BATCH = 0.002, 0.0004, 32
 WORKER = f"""
@@ -43,22 +41,6 @@ WORKER = f"""
     worker.tasks.Engine.warm_up = lambda self: None
     worker.main.main()
 """
-STUDIES = """
-    INSERT INTO studies (id, site_id, study_instance_uid, priority, status, received_at, queue, attempts, reason,
-                         due_at, modality, region, scope, bundle, images, failed_images)
-    SELECT gen_random_uuid(), (SELECT id FROM sites LIMIT 1), '2.25.' || n || '.' || :run, 'routine', 'queued', now(),
-           'routine', 0, '', now(), 'DX', '', '', '', 2, 0
-    FROM generate_series(1, :count) n
-    RETURNING id
-"""
-INSTANCES = """
-    INSERT INTO instances (id, site_id, study_id, sop_instance_uid, sop_class_uid, transfer_syntax_uid, sha256,
-                           size_bytes, modality, body_part, rows, columns, frames, received_at, error_reason,
-                           error_text)
-    SELECT gen_random_uuid(), site_id, id, study_instance_uid || '.' || image, '1.2', '1.2', md5(id::text), 1, 'DX',
-           'HAND', 9, 9, 1, now(), '', ''
-    FROM studies CROSS JOIN generate_series(1, 2) image WHERE status = 'queued'
-"""
 
 
 @dataclass(frozen=True)
@@ -77,24 +59,28 @@ class Load:
 def measure(workers: int, studies: int) -> Load:
     """Queue studies, start so many workers, and look what everything costs while all of them work."""
     with Plant(settings={"BATCH_SIZE": str(GPU_BATCH), "WORKER_THREADS": "64", "NIGHTLY_HOUR": "0"}) as plant:
-        database = Database(plant.postgres.url, 2)
+        line = Line(plant)
         try:
-            _fill(plant, database, studies)
+            with line.database.transaction() as session:
+                session.execute(
+                    text("INSERT INTO bundles (name, sha256, manifest, active) VALUES ('asleep', '', '{}', false)")
+                )
+            line.queue(["0" * 64], studies, images=2)
             children = [plant.worker(WORKER) for _ in range(workers)]
-            _wait(database, studies * 0.05)
+            line.wait(studies // 20, 300)
             groups: dict[str, list[Any]] = {
                 "postgres": [plant.postgres.child],
                 "valkey": [plant.valkey.child],
                 "workers": children,
             }
-            before, start = _look(database, groups), time.monotonic()
-            _wait(database, studies * 0.95)
-            after, seconds = _look(database, groups), time.monotonic() - start
+            before, start = _look(line, groups), time.monotonic()
+            line.wait(studies * 19 // 20, 300)
+            after, seconds = _look(line, groups), time.monotonic() - start
         finally:
-            database.close()
+            line.close()
     done = after["done"] - before["done"]
     spent = {name: 1000 * (after[name] - before[name]) / done for name in groups}
-    transactions = (after["commits"] - before["commits"]) / done
+    commits = (after["commits"] - before["commits"]) / done
     return Load(
         workers,
         done / seconds,
@@ -102,28 +88,17 @@ def measure(workers: int, studies: int) -> Load:
         spent["valkey"],
         spent["workers"],
         (after["wal"] - before["wal"]) / done,
-        2 / transactions if transactions else 0.0,
+        2 / commits if commits else 0.0,
     )
 
 
-def _fill(plant: Plant, database: Database, studies: int) -> None:
-    with database.transaction() as session:
-        session.execute(text("INSERT INTO bundles (name, sha256, manifest, active) VALUES ('asleep', '', '{}', false)"))
-        ids = list(session.scalars(text(STUDIES), {"count": studies, "run": time.monotonic_ns()}))
-        session.execute(text(INSTANCES))
-    with database.transaction() as session:
-        to_send = work.unsent(session, ids, work.clock(session))
-    failed = Doorbell(celery_app(Settings(broker_url=plant.valkey.url))).ring(to_send)
-    assert not failed
-
-
-def _look(database: Database, groups: dict[str, list[Any]]) -> dict[str, float]:
-    with database.transaction() as session:
-        done = session.scalar(text("SELECT count(*) FROM studies WHERE status = 'analysed'"))
+def _look(line: Line, groups: dict[str, list[Any]]) -> dict[str, float]:
+    done = line.done()
+    with line.database.transaction() as session:
         wal = session.scalar(text("SELECT pg_current_wal_lsn() - '0/0'::pg_lsn"))
         commits = session.scalar(text("SELECT xact_commit FROM pg_stat_database WHERE datname = current_database()"))
     spent = {name: sum(_cpu_s(child.pid) for child in group) for name, group in groups.items()}
-    return {"done": float(done or 0), "wal": float(wal or 0), "commits": float(commits or 0), **spent}
+    return {"done": float(done), "wal": float(wal or 0), "commits": float(commits or 0), **spent}
 
 
 def _cpu_s(pid: int) -> float:
@@ -134,17 +109,6 @@ def _cpu_s(pid: int) -> float:
             times = process.cpu_times()
             spent += times.user + times.system
     return spent
-
-
-def _wait(database: Database, count: float, limit_s: float = 300) -> None:
-    deadline = time.monotonic() + limit_s
-    while True:
-        with database.transaction() as session:
-            if (session.scalar(text("SELECT count(*) FROM studies WHERE status = 'analysed'")) or 0) >= count:
-                return
-        if time.monotonic() > deadline:
-            raise TimeoutError(f"not {count:.0f} studies within {limit_s:.0f} s")
-        time.sleep(0.2)
 
 
 def table(loads: Iterable[Load]) -> str:

@@ -54,7 +54,7 @@ class Settings(BaseSettings):
     # the worker
     batch_size: int = Field(8, ge=1, description="images in the model at a time, over all its lanes")
     batch_wait_ms: int = 15
-    worker_threads: int = 16
+    worker_threads: int = 32
     predict_limit_s: float = 120.0
     decoders: int = Field(0, ge=0, description="processes that decode; 0: one a core")
     decode_limit_s: float = Field(60.0, gt=0, description="for one instance with all its frames")

@@ -131,7 +131,6 @@ _bench: Bench | None = None
 
 def begin(store_url: str, limits: PixelLimits, memory_bytes: int, log_level: str) -> None:
     """Make ready for `decode`: bounded memory, and an end when the worker ends, however it does."""
-    global _bench  # noqa: PLW0603 - one per process
     configure_logs(log_level)
     for number in (signal.SIGINT, signal.SIGTERM):  # sent to the whole group; the worker says when it is time
         signal.signal(number, signal.SIG_IGN)
@@ -141,7 +140,13 @@ def begin(store_url: str, limits: PixelLimits, memory_bytes: int, log_level: str
         limit = _address_space() + memory_bytes
         resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a core file would hold a patient's image
-    _bench = Bench(open_store(store_url), limits)
+    begin_here(open_store(store_url), limits)
+
+
+def begin_here(store: Store, limits: PixelLimits) -> None:
+    """Make ready for `decode` in this process, without bounds: to measure it."""
+    global _bench  # noqa: PLW0603 - one per process
+    _bench = Bench(store, limits)
 
 
 def decode(job: Job) -> Decoded:

@@ -15,7 +15,7 @@ from worker.batching import Batcher
 
 MOST = 64  # studies a transaction
 PATIENCE_S = 30.0
-PACE_S = 0.03  # see docs/adr/0013-decoding-in-child-processes.md
+PACE_S = 0.05  # see docs/adr/0013-decoding-in-child-processes.md
 
 
 class Ledger:

@@ -1,0 +1,96 @@
+"""Studies in Postgres and their messages in the broker, by the thousand, without an upload; and how fast they go."""
+
+import time
+from collections.abc import Sequence
+from uuid import UUID
+
+from sqlalchemy import text
+
+from benchmarks.plant import Plant
+from shared.errors import StackError
+from shared.jobs import Doorbell, celery_app
+from shared.repository import Database, work
+from shared.settings import Settings
+
+STUDIES = """
+    INSERT INTO studies (id, site_id, study_instance_uid, priority, status, received_at, queue, attempts, reason,
+                         due_at, modality, region, scope, bundle, images, failed_images)
+    SELECT gen_random_uuid(), (SELECT id FROM sites LIMIT 1), '2.25.' || n || '.' || :run, :queue, 'queued', now(),
+           :queue, 0, '', now(), 'DX', '', '', '', :images, 0
+    FROM generate_series(1, :count) n
+    RETURNING id
+"""
+# the films are given to the studies in turn
+INSTANCES = """
+    INSERT INTO instances (id, site_id, study_id, sop_instance_uid, sop_class_uid, transfer_syntax_uid, sha256,
+                           size_bytes, modality, body_part, rows, columns, frames, received_at, error_reason,
+                           error_text)
+    SELECT gen_random_uuid(), site_id, id, study_instance_uid || '.' || image, '1.2', '1.2',
+           (CAST(:films AS text[]))[1 + (row_number() OVER () - 1) % cardinality(CAST(:films AS text[]))],
+           1, 'DX', 'HAND', 9, 9, 1, now(), '', ''
+    FROM studies CROSS JOIN generate_series(1, images) image WHERE id = ANY(CAST(:ids AS uuid[]))
+"""
+TIMES = "SELECT extract(epoch FROM analysed_at) FROM studies WHERE id = ANY(CAST(:ids AS uuid[])) ORDER BY 1"
+
+
+class Line:
+    """The studies of a plant."""
+
+    def __init__(self, plant: Plant) -> None:
+        self.plant = plant
+        self.database = Database(plant.postgres.url, 2)
+        self.doorbell = Doorbell(celery_app(Settings(broker_url=plant.valkey.url)))
+        self.queued = 0  # studies, ever
+
+    def queue(self, films: Sequence[str], count: int, queue: str = "routine", images: int = 1) -> list[UUID]:
+        """Rows and messages of so many studies; films: sha256 of stored objects, used in turn. Returns their ids."""
+        with self.database.transaction() as session:
+            values = {"count": count, "run": time.monotonic_ns(), "queue": queue, "images": images}
+            ids = list(session.scalars(text(STUDIES), values))
+            session.execute(text(INSTANCES), {"films": list(films), "ids": [str(one) for one in ids]})
+        for start in range(0, count, 5000):
+            with self.database.transaction() as session:
+                to_send = work.unsent(session, ids[start : start + 5000], work.clock(session))
+            if self.doorbell.ring(to_send):
+                raise StackError("the broker did not take the benchmark's messages")
+        self.queued += count
+        return ids
+
+    def done(self) -> int:
+        """How many studies are analysed."""
+        with self.database.transaction() as session:
+            return session.scalar(text("SELECT count(*) FROM studies WHERE status = 'analysed'")) or 0
+
+    def wait(self, count: int | None = None, limit_s: float = 600.0) -> None:
+        """Until so many studies are analysed, or all that were queued. Raises StackError with the end of a log."""
+        wanted, deadline = self.queued if count is None else count, time.monotonic() + limit_s
+        while (done := self.done()) < wanted:
+            worker = next(child for child in self.plant.children if child.name.startswith("worker"))
+            if not worker.running or time.monotonic() > deadline:
+                raise worker.failure(f"has analysed {done} of {wanted} studies in {limit_s:.0f} s")
+            time.sleep(0.1)
+
+    def pace_of_first(self, count: int) -> float:
+        """As pace, of the so many studies that were analysed first."""
+        with self.database.transaction() as session:
+            ids = session.scalars(
+                text("SELECT id FROM studies WHERE status = 'analysed' ORDER BY analysed_at LIMIT :count"),
+                {"count": count},
+            )
+            return self.pace(list(ids))
+
+    def times(self, ids: Sequence[UUID]) -> list[float]:
+        """When each was analysed, seconds, in order; by Postgres' clock."""
+        with self.database.transaction() as session:
+            rows = session.scalars(text(TIMES), {"ids": [str(one) for one in ids]})
+            return [float(at) for at in rows]
+
+    def pace(self, ids: Sequence[UUID]) -> float:
+        """Studies/s, without the first and last eighth: while the line fills and empties it tells nothing."""
+        times = self.times(ids)
+        first, last = len(times) // 8, len(times) - 1 - len(times) // 8
+        return (last - first) / (times[last] - times[first])
+
+    def close(self) -> None:
+        """Give connections back."""
+        self.database.close()
