@@ -16,6 +16,9 @@ from shared.settings import ROOT
 # Each is a module beside this one with `run(quick: bool, say: Say) -> Result`, and this line is what --help says of it.
 BENCHMARKS = {
     "worker": "stored films to rows, against what the cores could do if they never waited: at least 0.9",
+    "usual_way": "the same films through a worker as it is usually written: at least 5 times",
+    "urgent": "an urgent study's wait while 10,000 routine ones are queued: at most 2 batch times",
+    "memory": "resident memory of a worker over 20,000 films: flat within 5 %",
     "control_plane": "messages, claims and rows with an instant model: at least 300 studies/s, however long the queue",
     "upload": "films to the API until the receipt says stored, against the bare store's put of them: at least 0.7",
     "worklist": "a page among 1,000,000 studies, first, deep, filtered, against one study by its key: p95, at most 5",

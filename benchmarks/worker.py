@@ -43,7 +43,7 @@ def run(quick: bool, say: Say) -> Result:  # noqa: FBT001 - one signature for al
             plant.worker()
             line.queue(films["raw"], 8)
             line.wait()
-            arms: dict[str, Arm] = {"model": lambda: _images_per_s(engine, size, 2 if quick else 6)}
+            arms: dict[str, Arm] = {"model": lambda: images_per_s(engine, size, 2 if quick else 6)}
             for kind, digests in films.items():
                 arms[f"{kind} prepared"] = functools.partial(_core_seconds, digests, size)
                 arms[f"{kind} worker"] = functools.partial(_studies_per_s, line, digests, studies)
@@ -69,7 +69,7 @@ def run(quick: bool, say: Say) -> Result:  # noqa: FBT001 - one signature for al
     )
 
 
-def _images_per_s(engine: Engine, size: int, rounds: int) -> float:
+def images_per_s(engine: Engine, size: int, rounds: int) -> float:
     """The model alone, all lanes busy."""
     squares = np.random.default_rng(0).integers(0, 256, (4, size, size), np.uint8)
     start = time.perf_counter()

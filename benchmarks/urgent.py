@@ -1,0 +1,78 @@
+"""How long an urgent study takes while a long routine queue is worked off, in units of one batch of the model."""
+
+import io
+import statistics
+import time
+from typing import Any
+
+from sqlalchemy import text
+
+from benchmarks.films import film
+from benchmarks.line import Line
+from benchmarks.measure import Case, Goal, Result, Say, median_interval
+from benchmarks.plant import Plant
+from benchmarks.worker import images_per_s
+from shared.settings import Settings
+from shared.storage import open_store, original_key, sha256_of
+from shared.vision.bundle import load_bundle
+from shared.vision.engines import pick_engine
+
+GOAL = Goal("<=", 2.0)
+WAITED = """
+    SELECT extract(epoch FROM analysed_at - queued_at) FROM studies
+    WHERE queue = 'urgent' AND priority = 'urgent' AND status = 'analysed' ORDER BY queued_at
+"""
+
+
+def run(quick: bool, say: Say) -> Result:  # noqa: FBT001 - one signature for all
+    """Small films and the shipped model: with decoding out of the way, what is measured is the order of work."""
+    queued, arrivals = (2000, 6) if quick else (10_000, 40)
+    network, manifest = load_bundle(Settings().bundle_path.read_bytes())
+    engine = pick_engine(network, manifest.input_size)
+    batch_s = Settings().batch_size / images_per_s(engine, manifest.input_size, 4)
+    del engine, network
+    with Plant() as plant:
+        store, digests = open_store(plant.store_url), []
+        for number in range(16):
+            content = film(number, 256, 256)
+            digests.append(sha256_of(content))
+            store.put(original_key(digests[-1]), io.BytesIO(content), len(content))
+        line = Line(plant)
+        try:
+            plant.worker()
+            say(f"{queued} routine studies are queued")
+            line.queue(digests, queued)
+            line.wait(40)
+            say(f"{arrivals} urgent ones arrive, one after the other")
+            for number in range(arrivals):
+                line.queue(digests[number % 16 :], 1, "urgent")
+                time.sleep(2.5 * batch_s)
+            waits = _waits(line, arrivals)
+            with line.database.transaction() as session:
+                left = session.scalar(text("SELECT count(*) FROM studies WHERE status = 'queued'"))
+        finally:
+            line.close()
+    units = [wait / batch_s for wait in waits]
+    details: dict[str, Any] = {
+        "a batch": f"{Settings().batch_size} images, {batch_s:.2f} s",
+        "routine studies still queued at the end": left,
+        "p95 in batches": round(sorted(units)[min(len(units) - 1, round(0.95 * len(units)))], 2),
+        "longest in batches": round(max(units), 2),
+    }
+    middle = statistics.median(waits)
+    case = Case(
+        f"{queued} routine studies queued", middle / batch_s, median_interval(units), len(units), "s", middle, batch_s
+    )
+    return Result(
+        "urgent", "row of an urgent study to its result, in batch times of the model", GOAL, (case,), details, quick
+    )
+
+
+def _waits(line: Line, count: int) -> list[float]:
+    deadline = time.monotonic() + 120
+    while True:
+        with line.database.transaction() as session:
+            waits = [float(wait) for wait in session.scalars(text(WAITED))]
+        if len(waits) >= count or time.monotonic() > deadline:
+            return waits
+        time.sleep(0.2)
