@@ -29,6 +29,7 @@ check: install ## ruff, mypy strict, import-linter
 	@$(BIN)/lint-imports --no-cache
 
 bench: install ## measure everything against its goal; writes benchmarks/RESULTS.md (an hour; ARGS=--quick: minutes)
+	@$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[bench]'
 	@$(BIN)/python -m benchmarks all --write benchmarks/RESULTS.md $(ARGS)
 
 clean: ## remove .venv and caches; `osteon down --delete` removes data

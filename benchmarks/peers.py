@@ -1,0 +1,123 @@
+"""Ready squares through the worker's batcher and engine, against LitServe with the same model, and the bare model."""
+
+import base64
+import contextlib
+import importlib.util
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import httpx
+import numpy as np
+
+from benchmarks.measure import Case, Goal, Result, Say, interleaved
+from benchmarks.worker import images_per_s
+from infra.process import Child, free_port, wait_until
+from shared.errors import StackError
+from shared.settings import ROOT, Settings, cpu_count
+from shared.vision.bundle import load_bundle
+from shared.vision.engines import lanes, pick_engine
+from shared.vision.reader import Reader
+from worker.batching import Batcher
+from worker.predictor import predict
+
+GOAL = Goal(">=", 1.0)
+CLIENTS = 16
+SETUPS = ((8, 1), (4, 2), (1, 2))  # LitServe's batch size and worker processes; the best of them counts
+
+
+def run(quick: bool, say: Say) -> Result:  # noqa: FBT001 - one signature for all
+    """Each arm stands ready, and one has work at a time; clients of both wait for each answer."""
+    if not importlib.util.find_spec("litserve"):
+        raise StackError("LitServe is not installed: .venv/bin/pip install -c constraints.txt -e '.[bench]'")
+    count, repeats = (48, 2) if quick else (160, 6)
+    network, manifest = load_bundle(Settings().bundle_path.read_bytes())
+    engine, size = pick_engine(network, manifest.input_size), manifest.input_size
+    reader = Reader(network, manifest, engine)
+    squares = np.random.default_rng(0).integers(0, 256, (CLIENTS, size, size), np.uint8)
+    settings = Settings()
+    batcher = Batcher(
+        "model",
+        predict,
+        max_batch=max(1, settings.batch_size // lanes()),
+        max_wait_s=settings.batch_wait_ms / 1000,
+        lanes=lanes(),
+    )
+    with contextlib.ExitStack() as held:
+        held.callback(batcher.close)
+        pool = held.enter_context(ThreadPoolExecutor(CLIENTS))
+        http = held.enter_context(httpx.Client(timeout=120, trust_env=False))
+        bodies = [{"square": base64.b64encode(square.tobytes()).decode()} for square in squares]
+
+        def ours() -> float:
+            return _rate(pool, count, lambda i: batcher.submit((reader, squares[i % CLIENTS])).result())
+
+        def theirs(url: str, count: int) -> float:
+            return _rate(pool, count, lambda i: http.post(url, json=bodies[i % CLIENTS]).raise_for_status())
+
+        say("choosing LitServe's settings")
+        rates = {}
+        for setup in SETUPS:
+            with _peer(*setup) as url:
+                theirs(url, CLIENTS)
+                rates[setup] = theirs(url, 32)
+        best = max(rates, key=lambda setup: rates[setup])
+        url = held.enter_context(_peer(*best))
+        say(f"{repeats} rounds of {count} squares; LitServe with batches of {best[0]} in {best[1]} process(es)")
+        samples = interleaved(
+            {
+                "ours": ours,
+                "LitServe": lambda: theirs(url, count),
+                "bare": lambda: images_per_s(engine, size, max(1, count // (4 * lanes()))),
+            },
+            repeats,
+        )
+    bare = Case.of("bare model", "images/s", samples["ours"], samples["bare"])
+    return Result(
+        "peers",
+        f"ready squares through our batcher, {CLIENTS} threads waiting, against LitServe with the same engine",
+        GOAL,
+        (Case.of("LitServe", "images/s", samples["ours"], samples["LitServe"]),),
+        {
+            "ours to the bare model (goal >= 0.95)": round(bare.ratio, 3),
+            "its spread": [round(end, 3) for end in bare.spread],
+            "LitServe, images/s by (batch, processes)": {str(setup): round(rate, 2) for setup, rate in rates.items()},
+            "cores": cpu_count(),
+        },
+        quick,
+    )
+
+
+def _rate(pool: ThreadPoolExecutor, count: int, ask: Callable[[int], object]) -> float:
+    start = time.perf_counter()
+    for _ in pool.map(ask, range(count)):
+        pass
+    return count / (time.perf_counter() - start)
+
+
+@contextlib.contextmanager
+def _peer(batch: int, workers: int) -> Iterator[str]:
+    """LitServe's address while it runs. Raises StackError."""
+    port = free_port()
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, "-m", "benchmarks.litserve_peer", str(port), str(batch), str(workers)]
+        child = Child("LitServe", command, Path(folder) / "litserve.log", {**os.environ, "PYTHONPATH": str(ROOT)})
+        child.start()
+        try:
+            url = f"http://127.0.0.1:{port}"
+            if not wait_until(lambda: _healthy(url), 180):
+                raise child.failure("was not ready within 180 s")
+            yield f"{url}/predict"
+        finally:
+            child.stop()
+
+
+def _healthy(url: str) -> bool:
+    try:
+        return httpx.get(f"{url}/health", trust_env=False, timeout=5).is_success
+    except httpx.HTTPError:
+        return False
