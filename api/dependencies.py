@@ -44,8 +44,10 @@ def reader(
         if shown is not None:
             key = find_key(session, shown.credentials)
         else:
-            # the cookie reads only: a page elsewhere on this host cannot make a browser send studies
-            logged_in = request.session.get("key") if request.method in ("GET", "HEAD") else None
+            # with the cookie, only our own pages write: another site, or another port of this host, cannot make a
+            # browser do so (Fetch Metadata, https://www.w3.org/TR/fetch-metadata/)
+            ours = request.method in ("GET", "HEAD") or request.headers.get("sec-fetch-site") == "same-origin"
+            logged_in = request.session.get("key") if ours else None
             key = find_key_by_id(session, UUID(logged_in)) if logged_in else None
     if key is None:
         raise HTTPException(

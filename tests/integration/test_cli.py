@@ -21,7 +21,7 @@ from typer.testing import CliRunner
 
 from infra import cli, state
 from infra.predict import COLUMNS
-from shared.settings import ROOT
+from shared.settings import ROOT, Settings
 from tests.conftest import System
 
 STUDIES, BROKEN = ROOT / "samples/studies", ROOT / "samples/broken"
@@ -315,7 +315,7 @@ def test_status_of_a_running_stack(home: Path, system: System) -> None:
 
 def test_activating_the_active_bundle_changes_nothing(home: Path) -> None:
     """A bundle can be activated again; a file that is none is refused by name of the cause."""
-    bundle = cli.Settings().bundle_path
+    bundle = Settings().bundle_path
     done = process("activate", bundle, "--json")
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["active"]

@@ -1,0 +1,102 @@
+"""Templates, and the words and numbers that people read in them."""
+
+import hashlib
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+
+from fastapi import Response
+from fastapi.responses import HTMLResponse
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from pydantic import BaseModel
+
+from api.responses import FindingView
+from shared.findings import RESEARCH_USE, Call, Severity
+from shared.repository.access import Key, Role
+
+HERE = Path(__file__).parent
+ROOMS = [("/", "Worklist", Role.RADIOLOGIST)]
+GRAVEST_FIRST = [Call.LIKELY, Call.POSSIBLE, Call.ABSTAINED, Call.NONE]
+
+
+def person(name: str) -> str:
+    """A DICOM person name as people write it: "DOE^JANE" is "DOE, JANE". Source: PS3.5 6.2.1."""
+    groups = []
+    for group in name.split("="):
+        family, *rest = (part.strip() for part in group.split("^"))
+        given = " ".join(part for part in rest if part)
+        groups.append(f"{family}, {given}" if family and given else family or given)
+    return " / ".join(group for group in groups if group)
+
+
+def dicom_date(text: str) -> str:
+    """A DICOM date as ISO 8601, anything else as it is."""
+    return f"{text[:4]}-{text[4:6]}-{text[6:]}" if len(text) == 8 and text.isdigit() else text
+
+
+def percent(probability: float) -> str:
+    """A probability in 0..1, never rounded to a certainty."""
+    if 0.99 < probability < 1:
+        return ">\N{NO-BREAK SPACE}99\N{NO-BREAK SPACE}%"
+    if 0 < probability < 0.01:
+        return "<\N{NO-BREAK SPACE}1\N{NO-BREAK SPACE}%"
+    return f"{probability * 100:.0f}\N{NO-BREAK SPACE}%"
+
+
+def span(start: datetime, end: datetime | None = None) -> str:
+    """The time from start to end, or to now, in two units at most."""
+    seconds = max(0, int(((end or datetime.now(UTC)) - start).total_seconds()))
+    minutes, hours, days = seconds // 60, seconds // 3600, seconds // 86400
+    if seconds < 60:
+        return f"{seconds} s" if end else "< 1 min"
+    if minutes < 60:
+        return f"{minutes} min"
+    return f"{hours} h {minutes % 60:02d} min" if hours < 24 else f"{days} d {hours % 24} h"
+
+
+def reason_alone(why: str) -> str:
+    """`why` without its leading due time, which the page shows in the reader's own zone."""
+    return why.partition(": ")[2] or why
+
+
+def gravest(findings: Sequence[FindingView]) -> FindingView:
+    """The frame to open first: of many frames the first may show nothing."""
+    return min(findings, key=lambda finding: (GRAVEST_FIRST.index(finding.call), -finding.fracture_probability))
+
+
+def digest(*parts: bytes) -> str:
+    """16 hexadecimal digits that change when any of the parts does."""
+    return hashlib.sha256(b"\0".join(parts)).hexdigest()[:16]
+
+
+ASSETS = digest(*(file.read_bytes() for file in sorted(HERE.glob("static/*")) + sorted(HERE.glob("templates/*"))))
+
+
+def rooms(key: Key) -> list[tuple[str, str]]:
+    """The pages that a key opens, as (path, name)."""
+    return [(path, name) for path, name, role in ROOMS if key.may(role)]
+
+
+def _environment() -> Environment:
+    environment = Environment(
+        loader=FileSystemLoader(HERE / "templates"), autoescape=True, undefined=StrictUndefined,
+        trim_blocks=True, lstrip_blocks=True,
+    )  # fmt: skip
+    filters = (person, dicom_date, percent, span, reason_alone, gravest)
+    environment.filters.update({function.__name__: function for function in filters})
+    environment.globals.update(RESEARCH_USE=RESEARCH_USE, ASSETS=ASSETS, Call=Call, Severity=Severity)
+    environment.globals.update(key=None, rooms=rooms)
+    return environment
+
+
+_PAGES = _environment()
+
+
+def render(template: str, status: int, headers: dict[str, str] | None = None, /, **context: object) -> Response:
+    """A template as an HTML answer. Raises jinja2.UndefinedError for a name that the context lacks."""
+    return HTMLResponse(_PAGES.get_template(template).render(context), status, headers)
+
+
+def version_of(shown: BaseModel, key: Key) -> str:
+    """Changes when anything on the screen does, the passing of time apart."""
+    return f'"{digest(shown.model_dump_json().encode(), key.id.bytes, ASSETS.encode())}"'

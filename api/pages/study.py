@@ -1,0 +1,55 @@
+"""One study as a page: its films, and the model's words about each."""
+
+from datetime import UTC, datetime
+from uuid import UUID
+
+from fastapi import APIRouter, Request, Response
+
+from api.dependencies import PartsDep, Radiologist
+from api.pages.render import render, version_of
+from api.responses import StudyReport
+from api.studies import study_report
+from shared.errors import NotFound
+from shared.study import Identity, StudyStatus
+from shared.worklist import WorklistEntry
+
+router = APIRouter(include_in_schema=False)
+UNFINISHED = (StudyStatus.QUEUED, StudyStatus.RUNNING, StudyStatus.RETRYING)
+
+
+@router.get("/view/{study_id}")
+def study(request: Request, study_id: str, parts: PartsDep, key: Radiologist) -> Response:
+    """One study: its films, and the model's words about each."""
+    try:
+        report = study_report(parts, key, UUID(study_id))
+    except ValueError:
+        raise NotFound(f"there is no study {study_id} here") from None
+    version = version_of(report, key)
+    if request.headers.get("if-none-match") == version:
+        return Response(status_code=304, headers={"ETag": version})
+    with parts.database.transaction() as session:
+        identity = parts.vault.identities(session, key, [report.id]).get(report.id, Identity())
+        counts = parts.counts.of(session, key.site_id)
+    context = {
+        "key": key,
+        "counts": counts,
+        "report": report,
+        "identity": identity,
+        "why": _why(report),
+        "overdue": report.due_at < datetime.now(UTC),
+        "unfinished": report.status in UNFINISHED,
+        "pictures": any(image.findings for image in report.instances),
+        "version": version,
+    }
+    return render("study.html", 200, {"ETag": version}, **context)
+
+
+def _why(report: StudyReport) -> str:
+    """The study's place in the worklist, in the worklist's words."""
+    entry = WorklistEntry(
+        study_id=report.id, priority=report.priority, status=report.status, received_at=report.received_at,
+        due_at=report.due_at, call=report.call, severity=report.severity, region=report.region,
+        fracture_probability=report.fracture_probability, scope=report.scope, modality="",
+        images=len(report.instances), failed_images=0, reason=report.reason,
+    )  # fmt: skip
+    return entry.why()

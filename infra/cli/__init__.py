@@ -1,0 +1,20 @@
+"""The `osteon` command: everything a person does with Osteon, one verb each."""
+
+import typer
+
+from infra.cli import models, operating, reading, sending, stack
+from shared.findings import RESEARCH_USE
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help=f"Osteon reads bone radiographs in batches. {RESEARCH_USE}",
+)
+for room in (stack, sending, reading, operating, models):
+    app.add_typer(room.app)
+
+
+def main() -> None:
+    """The entry point of the `osteon` command."""
+    app()

@@ -1,0 +1,105 @@
+"""What a reader does without the page: worklist, predict."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich import box
+from rich.table import Table
+from rich.text import Text
+
+from infra.cli.terminal import WIDE, Json, KeyOption, Url, calling, errors, honest, line, out, print_json, progress
+from shared.errors import OsteonError
+from shared.findings import RESEARCH_USE, Call
+from shared.settings import Settings
+from shared.study import StudyStatus
+
+# ruff: noqa: FBT002 - whoever calls a command names its options
+
+app = typer.Typer()
+
+
+@app.command()
+@honest
+def worklist(
+    limit: Annotated[int, typer.Option(min=1, max=500, help="rows to print")] = 50,
+    after: Annotated[str | None, typer.Option(help="the `next` of the page before")] = None,
+    call: Annotated[Call | None, typer.Option(help="only studies with this finding")] = None,
+    region: Annotated[str | None, typer.Option(help="only studies of this body region")] = None,
+    study_status: Annotated[StudyStatus | None, typer.Option("--status", help="only studies in this state")] = None,
+    url: Url = None,
+    key: KeyOption = None,
+    as_json: Json = False,
+) -> None:
+    """Print the worklist, most urgent first, each row with its reason. No patient identity is printed."""
+    with calling(url, key, "radiologist") as client:
+        page = client.worklist(limit=limit, after=after, call=call, region=region, status=study_status)
+    if as_json:
+        print_json(page)
+        return
+    print_worklist(page)
+
+
+def print_worklist(page: dict[str, Any]) -> None:
+    """The worklist as a table; a narrow terminal gets the columns that "why" does not repeat."""
+    wide = out.width >= WIDE
+    names = (
+        ["#", "finding", "P(fracture)", "region", "extent", "state", "why", "study"] if wide else ["#", "why", "study"]
+    )
+    table = Table(*names, title="Worklist", box=box.SIMPLE_HEAD)
+    for row in page["entries"]:
+        chance = "" if row["fracture_probability"] is None else f"{row['fracture_probability']:.2f}"
+        cells = {
+            "#": str(row["rank"]), "finding": row["call"] or "-", "P(fracture)": chance, "region": row["region"],
+            "extent": row["severity"] or "", "state": row["status"], "why": row["why"], "study": row["study_id"][:8],
+        }  # fmt: skip
+        style = {"likely": "bold red", "possible": "yellow"}.get(row["call"] or "", "")
+        table.add_row(*(Text(cells[name]) for name in names), style=style)
+    out.print(table)
+    if page["next"]:
+        line(f"more: osteon worklist --after {page['next']}")
+    line(page["notice"], style="yellow")
+
+
+@app.command()
+@honest
+def predict(
+    places: Annotated[list[Path], typer.Argument(help="DICOM, PNG or JPEG files, or folders of them")],
+    as_json: Json = False,
+    csv: Annotated[Path | None, typer.Option("--csv", help="write a table to this file")] = None,
+    heatmaps: Annotated[Path | None, typer.Option(help="write each film with its heatmap into this folder")] = None,
+    bundle: Annotated[Path | None, typer.Option(help="a model bundle; default: the shipped one")] = None,
+) -> None:
+    """Read films straight through the model, without any server. Exit code 1 if a file could not be read."""
+    from infra import predict as straight
+    from infra.client import files_in
+    from shared.vision.reader import Reader
+
+    reader = Reader.of_bundle((bundle or Settings().bundle_path).read_bytes())
+    files = files_in(places)
+    if not files:
+        raise OsteonError("There is no file to read")
+    with progress(quiet=as_json) as bar:
+        task = bar.add_task("reading", total=len(files))
+        rows = list(straight.predict(reader, files, heatmaps, lambda: bar.advance(task)))
+    if csv is not None:
+        with csv.open("w", newline="") as file:
+            straight.write_csv(rows, file)
+    if as_json:
+        print(straight.as_json(rows))
+    elif csv is None:
+        table = Table("file", "frame", "region", "P(fracture)", "call", "extent", "scope or error", box=box.SIMPLE_HEAD)
+        for row in rows:
+            chance = "" if row.fracture_probability is None else f"{row.fracture_probability:.3f}"
+            cells = (
+                row.file, str(row.frame or ""), row.region or "", chance, row.call or "", row.severity or "",
+                row.error or row.scope or "",
+            )  # fmt: skip
+            table.add_row(*map(Text, cells), style="red" if row.error else "")
+        out.print(table)
+        line(RESEARCH_USE, style="yellow")
+    for row in rows:
+        if row.error:
+            errors.print(f"{row.file}: {row.error}", markup=False, highlight=False, soft_wrap=True)
+    if any(row.error for row in rows):
+        raise typer.Exit(1)

@@ -1,0 +1,43 @@
+"""Model bundles and what they found."""
+
+from datetime import datetime
+from typing import Any
+from uuid import UUID, uuid4
+
+from sqlalchemy import ForeignKey, Index, LargeBinary, String, UniqueConstraint, func, text
+from sqlalchemy.orm import Mapped, mapped_column
+
+from shared.tables.base import Base
+
+
+class BundleRow(Base):
+    """A model bundle in the object store; exactly one may be active."""
+
+    __tablename__ = "bundles"
+    name: Mapped[str] = mapped_column(primary_key=True)
+    sha256: Mapped[str] = mapped_column(String(64))
+    manifest: Mapped[dict[str, Any]]
+    active: Mapped[bool] = mapped_column(default=False)
+    added_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    __table_args__ = (Index("uq_bundles_active", "active", unique=True, postgresql_where=text("active")),)
+
+
+class FindingRow(Base):
+    """One frame's finding by one bundle."""
+
+    __tablename__ = "findings"
+    id: Mapped[UUID] = mapped_column(primary_key=True, default=uuid4)
+    instance_id: Mapped[UUID] = mapped_column(ForeignKey("instances.id", ondelete="CASCADE"))
+    frame: Mapped[int]
+    bundle: Mapped[str] = mapped_column(ForeignKey("bundles.name"))
+    region: Mapped[str] = mapped_column(String(32))
+    region_probability: Mapped[float]
+    fracture_probability: Mapped[float]
+    call: Mapped[str] = mapped_column(String(16))
+    severity: Mapped[str] = mapped_column(String(16))
+    scope: Mapped[str]
+    heatmap: Mapped[bytes] = mapped_column(LargeBinary)
+    heatmap_height: Mapped[int]
+    heatmap_width: Mapped[int]
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    __table_args__ = (UniqueConstraint("instance_id", "frame", "bundle"),)

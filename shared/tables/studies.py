@@ -1,0 +1,93 @@
+"""Studies, their instances, and receipts."""
+
+from datetime import datetime
+from uuid import UUID, uuid4
+
+from sqlalchemy import BigInteger, ForeignKey, Index, LargeBinary, String, UniqueConstraint, func, text
+from sqlalchemy.orm import Mapped, mapped_column
+
+from shared.tables.base import Base
+
+
+class StudyRow(Base):
+    """A study: its state, its lease, and the summary that ranks it."""
+
+    __tablename__ = "studies"
+    id: Mapped[UUID] = mapped_column(primary_key=True, default=uuid4)
+    site_id: Mapped[UUID] = mapped_column(ForeignKey("sites.id"))
+    study_instance_uid: Mapped[str] = mapped_column(String(64))
+    priority: Mapped[str] = mapped_column(String(16))
+    status: Mapped[str] = mapped_column(String(16))
+    received_at: Mapped[datetime]
+    # the queue
+    queue: Mapped[str] = mapped_column(String(16))  # where its message goes; "backlog" in a nightly run
+    queued_at: Mapped[datetime] = mapped_column(server_default=func.now())  # since when it waits
+    sent_at: Mapped[datetime | None]  # when a message last left for the broker; null: none is out
+    attempts: Mapped[int] = mapped_column(default=0)
+    not_before: Mapped[datetime | None]  # earliest next attempt
+    lease_token: Mapped[UUID | None]
+    lease_until: Mapped[datetime | None]
+    started_at: Mapped[datetime | None]
+    analysed_at: Mapped[datetime | None]
+    reason: Mapped[str] = mapped_column(default="")  # why quarantined or retrying; never patient data
+    # the summary
+    due_at: Mapped[datetime]
+    modality: Mapped[str] = mapped_column(String(16), default="")
+    call: Mapped[str | None] = mapped_column(String(16))
+    severity: Mapped[str | None] = mapped_column(String(16))
+    region: Mapped[str] = mapped_column(String(32), default="")
+    fracture_probability: Mapped[float | None]
+    scope: Mapped[str] = mapped_column(default="")
+    bundle: Mapped[str] = mapped_column(default="")
+    images: Mapped[int] = mapped_column(default=0)
+    failed_images: Mapped[int] = mapped_column(default=0)
+    # the reader
+    read_at: Mapped[datetime | None]  # when a radiologist was done with it; a late image opens it again
+    age_years: Mapped[int | None]  # the patient's at the study, at most 90: the oldest are too few
+    scanner: Mapped[str] = mapped_column(String(128), server_default="")  # manufacturer and model
+    __table_args__ = (
+        UniqueConstraint("site_id", "study_instance_uid"),
+        Index("ix_studies_worklist", "site_id", "due_at", "id"),
+        # the worklist with a filter, in the same order; that of the status also counts
+        *(
+            Index(f"ix_studies_{column}", "site_id", column, "due_at", "id")
+            for column in ("status", "call", "region", "priority", "modality")
+        ),
+        # the reconciler and the nightly run look at open studies only, which stay few
+        Index("ix_studies_open", "status", "sent_at", postgresql_where=text("status <> 'analysed'")),
+        Index("ix_studies_bundle", "bundle"),
+    )
+
+
+class InstanceRow(Base):
+    """One stored DICOM instance."""
+
+    __tablename__ = "instances"
+    id: Mapped[UUID] = mapped_column(primary_key=True, default=uuid4)
+    site_id: Mapped[UUID] = mapped_column(ForeignKey("sites.id"))
+    study_id: Mapped[UUID] = mapped_column(ForeignKey("studies.id", ondelete="CASCADE"), index=True)
+    sop_instance_uid: Mapped[str] = mapped_column(String(64))
+    sop_class_uid: Mapped[str] = mapped_column(String(64))
+    transfer_syntax_uid: Mapped[str] = mapped_column(String(64))
+    sha256: Mapped[str] = mapped_column(String(64))
+    size_bytes: Mapped[int] = mapped_column(BigInteger)
+    modality: Mapped[str] = mapped_column(String(16))
+    body_part: Mapped[str] = mapped_column(String(16))
+    rows: Mapped[int]
+    columns: Mapped[int]
+    frames: Mapped[int]
+    received_at: Mapped[datetime]
+    error_reason: Mapped[str] = mapped_column(default="")  # set when this image can never be analysed
+    error_text: Mapped[str] = mapped_column(default="")
+    __table_args__ = (UniqueConstraint("site_id", "sop_instance_uid"),)
+
+
+class UploadRow(Base):
+    """The receipt of a request that came with an idempotency key, encrypted: file names may name patients."""
+
+    __tablename__ = "uploads"
+    site_id: Mapped[UUID] = mapped_column(ForeignKey("sites.id"), primary_key=True)
+    idempotency_key: Mapped[str] = mapped_column(String(128), primary_key=True)
+    content_sha256: Mapped[str] = mapped_column(String(64))
+    receipt: Mapped[bytes] = mapped_column(LargeBinary)
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
