@@ -21,8 +21,8 @@ Answer = TypeVar("Answer")
 class Batcher(Generic[Item, Answer]):
     """Threads ("lanes") that answer batches from one priority heap.
 
-    A batch starts when `max_batch` items wait or the oldest has waited `max_wait_s`. When a batch raises it is halved
-    until the culprit is alone: that one gets the exception, its neighbours their answers.
+    A batch starts when `max_batch` items wait or the oldest has waited `max_wait_s`; all in it are of one priority.
+    When it raises it is halved until the culprit is alone: that one gets the exception, its neighbours their answers.
     """
 
     def __init__(
@@ -44,7 +44,7 @@ class Batcher(Generic[Item, Answer]):
         self.lanes = [Lane() for _ in range(lanes)]
         self._answer, self._max_batch, self._max_wait_s, self._common = answer, max_batch, max_wait_s, common
         self._pace_s = pace_s
-        self._heap: list[tuple[float, int, float, Item, Future[Answer]]] = []
+        self._heap: list[tuple[float, int, float, int, Item, Future[Answer]]] = []
         self._order = itertools.count()
         self._changed = threading.Condition()
         self._closed = False
@@ -63,7 +63,7 @@ class Batcher(Generic[Item, Answer]):
         with self._changed:
             if self._closed:
                 raise RuntimeError("the batcher is closed")
-            heapq.heappush(self._heap, (now + priority * PATIENCE_S, next(self._order), now, item, future))
+            heapq.heappush(self._heap, (now + priority * PATIENCE_S, next(self._order), now, priority, item, future))
             self._changed.notify()
         return future
 
@@ -94,11 +94,13 @@ class Batcher(Generic[Item, Answer]):
                 if len(self._heap) >= self._max_batch or self._closed or left <= 0:
                     break
                 self._changed.wait(left)  # another lane may take all of it meanwhile
-            count = min(self._max_batch, len(self._heap))
-            batch = [heapq.heappop(self._heap) for _ in range(count)]
+            batch = [heapq.heappop(self._heap)]
+            # of one priority: those in a hurry do not wait for others to be answered with them
+            while self._heap and len(batch) < self._max_batch and self._heap[0][3] == batch[0][3]:
+                batch.append(heapq.heappop(self._heap))
             if self._heap:
                 self._changed.notify()
-            return [(item, future) for _, _, _, item, future in batch]
+            return [(item, future) for *_, item, future in batch]
 
     def _settle(self, lane: "Lane", batch: list[tuple[Item, "Future[Answer]"]]) -> None:
         try:

@@ -74,7 +74,7 @@ def test_every_item_gets_its_own_answer_or_its_own_exception(count, max_batch, l
 @given(st.lists(st.integers(0, 2), min_size=1, max_size=30), st.integers(1, 7))
 @settings(max_examples=40, deadline=None)
 def test_what_waits_is_served_by_priority_then_in_order(priorities, max_batch):
-    """Of everything that waits, the most urgent goes first, and equals go in the order in which they came."""
+    """Of all that waits the most urgent goes first, equals in the order in which they came, none in a slower one's batch."""
     model = Model()
     model.open.clear()
     with batcher_of(model, max_batch) as batcher:
@@ -88,6 +88,7 @@ def test_what_waits_is_served_by_priority_then_in_order(priorities, max_batch):
             future.result(20)
     served = [item for batch in model.batches for item in batch]
     assert served == [-1, *sorted(range(len(priorities)), key=lambda item: (priorities[item], item))]
+    assert all(len({priorities[item] for item in batch}) == 1 for batch in model.batches[1:])
 
 
 def test_many_threads_get_their_own_answers():
