@@ -2,13 +2,13 @@
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Select, func, literal, select, tuple_
+from sqlalchemy import Row, Select, func, literal, select, tuple_
 from sqlalchemy.dialects.postgresql import distinct_on
 from sqlalchemy.orm import Session
 
@@ -152,6 +152,12 @@ def study(session: Session, site_id: UUID, study_id: UUID) -> StudyRow:
     if row is None:
         raise NotFound(f"there is no study {study_id} here")
     return row
+
+
+def states(session: Session, site_id: UUID, study_ids: Sequence[UUID]) -> Sequence[Row[UUID, str, str]]:
+    """(id, status, reason) of those of these studies that are this site's."""
+    query = select(StudyRow.id, StudyRow.status, StudyRow.reason)
+    return session.execute(query.where(StudyRow.site_id == site_id, StudyRow.id.in_(study_ids))).all()
 
 
 def instances(session: Session, study_id: UUID) -> list[InstanceView]:
