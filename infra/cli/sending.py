@@ -30,6 +30,7 @@ app = typer.Typer()
 MOST_NAMED = 20  # files that the terminal names; the receipt names all
 STALLED_S = 3600.0  # so long none of the waited-for studies may end
 REJECTED, MISSING, INTERRUPTED = 1, 3, 130  # exit codes
+STOPPING = "Finishing what is on its way; Ctrl-C again waits for nothing"
 
 
 class Wanted(StrEnum):
@@ -164,7 +165,9 @@ def _interruptible(sending: "Submission") -> Iterator[list[int]]:
             raise KeyboardInterrupt
         caught.append(number)
         sending.uploader.stop()
-        sys.stderr.write("\nFinishing what is on its way; once more to wait for nothing.\n")
+        sending.tally.notice = STOPPING
+        if not errors.is_terminal:
+            sys.stderr.write(f"{STOPPING}\n")
 
     before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

@@ -33,7 +33,7 @@ class Tally:
     skipped_bytes: int = 0
     rejected: int = 0
     studies: set[str] = field(default_factory=set)
-    trouble: str = ""  # why nothing moves, while it does not
+    notice: str = ""  # e.g. why nothing moves, while it does not
 
 
 class Submission:
@@ -167,7 +167,7 @@ class Submission:
             self.tally.bytes += size
 
     def _trouble(self, text: str) -> None:
-        self.tally.trouble = text
+        self.tally.notice = text
 
     # -- in all of them
 
@@ -177,8 +177,8 @@ class Submission:
             if self._abandoned:
                 return
             self._told.append((place, line, header))
-            self.tally.files += 1
-            self.tally.rejected += line.outcome not in KEPT
+            self.tally.files += line.outcome is not Fate.UNSENT
+            self.tally.rejected += line.outcome not in (*KEPT, Fate.UNSENT)
             if line.study_id and line.outcome in KEPT:
                 self.tally.studies.add(line.study_id)
 

@@ -5,7 +5,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from rich.console import Console, RenderableType
+from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
@@ -46,8 +46,8 @@ class Pace:
         return max(by_bytes, max(0, tally.total_files - tally.files) / files_rate)
 
 
-def sentence(tally: Tally, pace: Pace) -> str:
-    """How far it is, in words."""
+def sentences(tally: Tally, pace: Pace) -> list[str]:
+    """How far it is, in lines for 80 columns: what is sent, what became of it, and what is wrong if anything is."""
     bytes_rate, files_rate = pace.rates()
     files = f"{tally.files:,}"
     if tally.total_files is not None:
@@ -55,14 +55,13 @@ def sentence(tally: Tally, pace: Pace) -> str:
     size = f"{tally.bytes / 1e6:,.1f}"
     if tally.total_bytes is not None:
         size += f" of {max(tally.bytes, tally.total_bytes - tally.skipped_bytes) / 1e6:,.1f}"
-    words = [
-        f"{files} files", f"{size} MB", f"{bytes_rate / 1e6:.1f} MB/s, {files_rate:.0f} files/s",
-        f"{len(tally.studies):,} studies", f"{tally.rejected:,} rejected",
-    ]  # fmt: skip
     left_s = pace.left_s()
-    if left_s is not None:
-        words.append(f"{_clock(left_s)} left")
-    return " · ".join(words) + (f"\n{tally.trouble}" if tally.trouble else "")
+    ends = "" if left_s is None else f" · {_clock(left_s)} left"
+    return [
+        f"{files} files · {size} MB · {files_rate:.0f} files/s · {bytes_rate / 1e6:.1f} MB/s",
+        f"{len(tally.studies):,} studies · {tally.rejected:,} rejected{ends}",
+        *([tally.notice] if tally.notice else []),
+    ]
 
 
 def _clock(seconds: float) -> str:
@@ -75,10 +74,7 @@ def _picture(tally: Tally, pace: Pace) -> RenderableType:
     bar = ProgressBar(total=total, completed=tally.files, pulse=total is None)
     grid = Table.grid(padding=(0, 1), expand=True)
     grid.add_row(Text("sending"), bar)
-    whole = Table.grid()
-    whole.add_row(grid)
-    whole.add_row(Text(sentence(tally, pace)))
-    return whole
+    return Group(grid, *(Text(each) for each in sentences(tally, pace)))
 
 
 @contextmanager
@@ -96,7 +92,7 @@ def watching(sending: Submission, console: Console, *, quiet: bool) -> Iterator[
             if live:
                 live.update(_picture(sending.tally, pace))
             else:
-                text = sentence(sending.tally, pace)
+                text = " · ".join(sentences(sending.tally, pace))
                 console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     live = Live(_picture(sending.tally, pace), console=console, auto_refresh=True) if console.is_terminal else None

@@ -33,6 +33,7 @@ def _fresh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in [name for name in os.environ if name.startswith("OSTEON_")]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("OSTEON_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
 
 
 def osteon(*arguments: str | Path) -> Result:
