@@ -177,6 +177,7 @@ HELP = {
     "worklist": "most urgent first", "demo": "sample studies", "predict": "without any server", "activate": "active one",
     "train": "Train a network", "compare": "side by side", "card": "model card",
     "evaluate": "held-out films", "export": "write it as a bundle", "release": "quarantined studies", "revoke": "invalid at once",
+    "backtest": "Replay arrivals", "arrivals": "no identities",
 }  # fmt: skip
 
 
