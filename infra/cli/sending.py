@@ -22,6 +22,7 @@ from shared.study import Priority
 
 if TYPE_CHECKING:
     from infra.sending.journal import Journal
+    from infra.sending.manifest import Reconciled
     from infra.sending.submission import Submission
 
 # ruff: noqa: FBT002 - whoever calls a command names its options
@@ -80,7 +81,7 @@ def submit(
 
     promises = None if manifest is None else manifests.read(manifest)
     with calling(url, key, "submitter") as client, contextlib.ExitStack() as closing:
-        remembered = _open(journal or usual_path(client.url, places), client, fresh=fresh)
+        remembered = _open(journal or usual_path(client.url, places), client, give_up_after, fresh=fresh)
         if remembered is not None:
             closing.enter_context(remembered)
         sending = Submission(client, places, priority, jobs, give_up_after, remembered, identify=promises is not None)
@@ -97,10 +98,7 @@ def submit(
         }  # fmt: skip
         if rows is not None:
             summary["manifest"] = {"counts": manifests.counts(rows), "rows": [asdict(row) for row in rows]}
-        receipts.write(where, lines, summary)
-        if rows is not None and where.suffix.lower() != ".json":
-            summary["reconciled"] = where.with_name(f"{where.stem}-manifest.csv")
-            manifests.write(summary["reconciled"], rows)
+        _write(where, sending, summary, rows, wanted=receipt is not None)
         if not as_json:
             _print(sending, summary)
         summary["reports"] = []
@@ -120,7 +118,13 @@ def submit(
         raise typer.Exit(REJECTED)
 
 
-def _open(path: Path, client: Any, *, fresh: bool) -> "Journal | None":  # noqa: ANN401 - infra.client, imported late
+def _open(
+    path: Path,
+    client: Any,  # noqa: ANN401 - infra.client, imported late
+    give_up_after_s: float,
+    *,
+    fresh: bool,
+) -> "Journal | None":
     """The journal, less what the API no longer has; None, said aloud, where none can be kept."""
     from infra.sending.journal import Journal
     from infra.sending.submission import forget_what_is_gone
@@ -136,13 +140,37 @@ def _open(path: Path, client: Any, *, fresh: bool) -> "Journal | None":  # noqa:
         return None
     if len(journal):
         try:
-            gone = forget_what_is_gone(journal, client)
+            gone = forget_what_is_gone(journal, client, give_up_after_s)
         except BaseException:
             journal.__exit__()
             raise
         if gone:
             errors.print(f"The API no longer has {gone} files that were sent earlier; they are sent again.")
     return journal
+
+
+def _write(
+    where: Path,
+    sending: "Submission",
+    summary: dict[str, Any],
+    rows: "list[Reconciled] | None",
+    *,
+    wanted: bool,
+) -> None:
+    """The receipt, and the manifest's result beside a CSV. Raises OSError, but only for a file that somebody named."""
+    from infra.sending import manifest as manifests
+    from infra.sending import receipt as receipts
+
+    try:
+        receipts.write(where, sending.lines, summary)
+        if rows is not None and where.suffix.lower() != ".json":
+            summary["reconciled"] = where.with_name(f"{where.stem}-manifest.csv")
+            manifests.write(summary["reconciled"], rows)
+    except OSError as wrong:
+        if wanted:
+            raise
+        summary["receipt"] = None
+        errors.print(f"No receipt can be written at {where} ({wrong.strerror}); name another place with --receipt.")
 
 
 def _usual_receipt(places: list[Path]) -> Path:
@@ -219,7 +247,8 @@ def _print(sending: "Submission", summary: dict[str, Any]) -> None:
         line(f"{sending.tally.skipped_files} of the duplicates were stored by an earlier run, and not sent again")
     if "manifest" in summary:
         _print_manifest(summary["manifest"])
-    line(f"receipt: {summary['receipt']}" + (f", {summary['reconciled']}" if "reconciled" in summary else ""))
+    if summary["receipt"]:
+        line(f"receipt: {summary['receipt']}" + (f", {summary['reconciled']}" if "reconciled" in summary else ""))
     if unsent:
         line("Run the same command again: it goes on from here.", style="yellow")
 

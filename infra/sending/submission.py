@@ -14,9 +14,9 @@ from infra.sending import manifest
 from infra.sending.body import Unsendable, sha256_of
 from infra.sending.journal import Journal, Known
 from infra.sending.receipt import EARLIER, KEPT, Fate, Line
-from infra.sending.upload import Answered, Ears, Uploader
+from infra.sending.upload import FIRST_PAUSE_S, LONGEST_PAUSE_S, Answered, Ears, Uploader
 from infra.sending.walk import DAMAGED, Archive, Item, Unreadable, groups, walk
-from shared.errors import OsteonError
+from shared.errors import OsteonError, Unavailable
 
 Place = tuple[int, int]  # in the walk, and within an archive
 
@@ -213,10 +213,21 @@ def _line(item: Item, sha256: str, told: dict[str, Any], seconds: float) -> Line
     )  # fmt: skip
 
 
-def forget_what_is_gone(journal: Journal, client: Client) -> int:
-    """Drop from the journal what the API no longer has; returns how many files. Raises Refused, Unavailable."""
+def forget_what_is_gone(journal: Journal, client: Client, give_up_after_s: float) -> int:
+    """Drop from the journal what the API no longer has; returns how many files.
+
+    An API that is away is asked again, as an upload would be. Raises Refused, Unavailable.
+    """
 
     def unknown(study_ids: Collection[str]) -> set[str]:
-        return client.states(study_ids)[1]
+        deadline, pause_s = time.monotonic() + give_up_after_s, FIRST_PAUSE_S
+        while True:
+            try:
+                return client.states(study_ids)[1]
+            except Unavailable:
+                if time.monotonic() + pause_s > deadline:
+                    raise
+            time.sleep(pause_s)
+            pause_s = min(pause_s * 2, LONGEST_PAUSE_S)
 
     return journal.verify(unknown)

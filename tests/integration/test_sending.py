@@ -306,6 +306,17 @@ def test_manifest_that_is_none(sender: Sender) -> None:
     assert sender.stored() == 0
 
 
+def test_nowhere_to_remember(sender: Sender) -> None:
+    """Where neither journal nor receipt can be written, that is said, and the files are sent all the same."""
+    sender.write("a.dcm", 1)
+    (sender.home / "state").write_text("a file where the state folder should be")
+    code, out, err = sender.run(sender.folder)
+    assert code == 0, err
+    assert "No journal can be kept" in err
+    assert "No receipt can be written" in err
+    assert "1 stored" in out
+
+
 def test_wrong_key(sender: Sender) -> None:
     """A key that is refused ends the run at once; every file stands in the receipt as not sent."""
     sender.write("a.dcm", 1)
