@@ -233,9 +233,10 @@ def _print(sending: "Submission", summary: dict[str, Any]) -> None:
         line(f"{each.outcome} {shown(each.file)}: {each.text} [{what}]")
     if len(bad) - unsent > len(named):
         line(f"… and {len(bad) - unsent - len(named)} more, in the receipt")
-    if len(summary["reasons"]) > 1 or len(bad) > MOST_NAMED:
+    reasons = {reason: count for reason, count in summary["reasons"].items() if reason != "unsent"}
+    if len(reasons) > 1 or len(bad) - unsent > MOST_NAMED:
         table = Table("reason", "files", box=box.SIMPLE_HEAD)
-        for reason, count in summary["reasons"].items():
+        for reason, count in reasons.items():
             table.add_row(Text(reason), f"{count:,}")
         out.print(table)
     more = "".join(f", {counts[name]} {name}" for name in ("unreadable", "unsent") if counts[name])
