@@ -122,6 +122,10 @@ NIGHT: JsonDict = {
     "outdated": 310,
     "bundle": "second-look",
 }
+STATES: JsonDict = {
+    "studies": [{"id": STUDY_ID, "status": "analysed", "reason": ""}],
+    "unknown": ["9b1d3c52-8a3f-4a0e-8f0a-6f5d1c2b3a40"],
+}
 
 
 class Outcome(StrEnum):
@@ -218,6 +222,29 @@ class StudyReport(BaseModel):
     scope: str
     instances: list[InstanceReport]
     notice: str = RESEARCH_USE
+
+
+class StatesWanted(BaseModel):
+    """The studies whose states a sender asks for."""
+
+    ids: list[UUID] = Field(max_length=1000)
+
+
+class StudyState(BaseModel):
+    """Where one study stands."""
+
+    id: UUID
+    status: StudyStatus
+    reason: str = Field(description="why the study is retrying or quarantined")
+
+
+class StudyStates(BaseModel):
+    """Where many studies stand; unknown are those that are not here, or another site's."""
+
+    model_config = ConfigDict(json_schema_extra={"example": STATES})
+
+    studies: list[StudyState]
+    unknown: list[UUID]
 
 
 class WorklistRow(BaseModel):

@@ -7,8 +7,8 @@ from uuid import UUID
 from fastapi import APIRouter, HTTPException, Path, Query, Response
 from PIL import Image
 
-from api.dependencies import Admin, AnyReader, Parts, PartsDep, Radiologist
-from api.responses import FindingView, InstanceReport, StudyReport
+from api.dependencies import Admin, AnyReader, Parts, PartsDep, Radiologist, Submitter
+from api.responses import FindingView, InstanceReport, StatesWanted, StudyReport, StudyState, StudyStates
 from shared.findings import Call, Heatmap, Severity
 from shared.repository import reading, work
 from shared.repository.access import Key
@@ -151,3 +151,13 @@ def heatmap_png(heatmap: Heatmap, rows: int, columns: int) -> bytes:
     out = io.BytesIO()
     coloured.convert("RGBA").save(out, "PNG", compress_level=1)
     return out.getvalue()
+
+
+@router.post("/studies/states", tags=["upload"])
+def states(wanted: StatesWanted, parts: PartsDep, key: Submitter) -> StudyStates:
+    """Where many studies stand, in one call: what a bulk sender polls. At most 1000 ids; unknown ones are said."""
+    with parts.database.transaction() as session:
+        found = reading.states(session, key.site_id, wanted.ids)
+    known = [StudyState(id=row.id, status=StudyStatus(row.status), reason=row.reason) for row in found]
+    there = {state.id for state in known}
+    return StudyStates(studies=known, unknown=[each for each in dict.fromkeys(wanted.ids) if each not in there])

@@ -1,19 +1,37 @@
-"""Talks to the API as a hospital's bulk sender does."""
+"""Talks to the API with one key. How a bulk sender sends many files stands in `infra.sending`."""
 
-import contextlib
+import email.utils
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Self
 
 import httpx
 
+from infra.sending.body import Body
+from infra.sending.walk import Item, Stamp, groups
 from shared.errors import OsteonError, Unavailable
 
-FILES_PER_REQUEST = 100
-BYTES_PER_REQUEST = 128 * 2**20
 DONE = ("analysed", "quarantined")
+STATES_AT_ONCE = 1000  # as the API takes them
+
+
+class Refused(OsteonError):
+    """The API answered with an error."""
+
+    def __init__(self, status: int, detail: str) -> None:
+        super().__init__(f"{status}: {detail}")
+        self.status, self.detail = status, detail
+
+
+class Busy(Unavailable):
+    """The API asks for patience; retry_after_s: for how long, if it said so."""
+
+    def __init__(self, status: int, detail: str, retry_after_s: float | None) -> None:
+        super().__init__(f"{status}: {detail}")
+        self.status, self.retry_after_s = status, retry_after_s
 
 
 @dataclass
@@ -33,25 +51,8 @@ class Receipt:
         return sum(file["outcome"] == outcome for file in self.files)
 
 
-def files_in(places: Sequence[Path]) -> list[tuple[Path, str]]:
-    """All files in these files and folders, each with the name it is sent under.
-
-    Raises OsteonError if one is missing.
-    """
-    found = []
-    for place in places:
-        if place.is_dir():
-            inside = sorted(path for path in place.rglob("*") if path.is_file() and not path.name.startswith("."))
-            found += [(path, str(path.relative_to(place))) for path in inside]
-        elif place.exists():
-            found.append((place, place.name))
-        else:
-            raise OsteonError(f"{place} does not exist")
-    return found
-
-
 class Client:
-    """The API, called with one key."""
+    """The API, called with one key; several threads may share one."""
 
     def __init__(self, url: str, key: str) -> None:
         self.url = url
@@ -76,19 +77,40 @@ class Client:
         progress: Callable[[int], None] = lambda _: None,
         tick: Callable[[], None] = lambda: None,
     ) -> Receipt:
-        """Upload files in requests of bounded size; progress is told how many files are done, tick called before each.
+        """Upload a few files, one request after the other; progress is told how many are done, tick called before each.
 
         Sending again after an error is safe: what was stored is answered as duplicate. Raises OsteonError, Unavailable.
         """
         receipt = Receipt()
-        for group in _groups(files):
+        sizes = [(path, name, path.stat().st_size) for path, name in files]
+        for group in groups(Item(name, path, Stamp(size, 0), size) for path, name, size in sizes):
             tick()
-            with contextlib.ExitStack() as opened:
-                parts = [("files", (name, opened.enter_context(path.open("rb")))) for path, name in group]
-                answer = self._call("POST", "/studies", data={"priority": priority}, files=parts)
+            answer = self.upload(Body(group, {"priority": priority}, lambda _: None))
+            for line in answer["files"]:
+                number, *member = line["file"].split("!", 1)
+                line["file"] = "!".join([group[int(number)].name, *member])
             receipt.add(answer)
             progress(len(receipt.files))
         return receipt
+
+    def upload(self, body: Body) -> dict[str, Any]:
+        """One request; its receipt calls files by their numbers. Raises Refused, Unavailable, Unsendable."""
+        return self._call("POST", "/studies", content=body, headers=body.headers)
+
+    def states(self, study_ids: Collection[str]) -> tuple[dict[str, dict[str, Any]], set[str]]:
+        """Where these studies stand, by id; and which of them the API does not know. Raises Refused, Unavailable."""
+        ids = list(study_ids)
+        known: dict[str, dict[str, Any]] = {}
+        unknown: set[str] = set()
+        for start in range(0, len(ids), STATES_AT_ONCE):
+            answer = self._call("POST", "/studies/states", json={"ids": ids[start : start + STATES_AT_ONCE]})
+            known |= {study["id"]: study for study in answer["studies"]}
+            unknown.update(answer["unknown"])
+        return known, unknown
+
+    def report(self, study_id: str) -> dict[str, Any]:
+        """One study with its findings. Raises Refused, Unavailable."""
+        return self._call("GET", f"/studies/{study_id}")
 
     def wait(
         self,
@@ -99,36 +121,49 @@ class Client:
     ) -> dict[str, dict[str, Any]]:
         """Wait until these studies are analysed or quarantined; returns their reports by id. tick is called on and on.
 
-        Raises OsteonError after limit_s, Unavailable.
+        Raises OsteonError when none of them ends for limit_s, Refused, Unavailable.
         """
-        reports: dict[str, dict[str, Any]] = {}
-        study_ids = list(dict.fromkeys(study_ids))  # an id given twice is one study
-        deadline = time.monotonic() + limit_s
-        while len(reports) < len(study_ids):
-            for study_id in study_ids:
-                tick()
-                if study_id not in reports:
-                    report = self._call("GET", f"/studies/{study_id}")
-                    if report["status"] not in DONE:
-                        continue
-                    reports[study_id] = report
-                    progress(len(reports))
-            if len(reports) < len(study_ids):
-                if time.monotonic() > deadline:
-                    late = len(study_ids) - len(reports)
-                    raise OsteonError(
-                        f"{late} of {len(study_ids)} studies are not analysed after {limit_s:.0f} s. "
-                        "Look at the worker's log (logs/worker.log in the stack's folder)."
-                    )
-                time.sleep(0.3)
-        return reports
+        ended = self.wait_for_states(study_ids, limit_s, progress, tick)
+        return {study_id: self.report(study_id) for study_id in ended}
+
+    def wait_for_states(
+        self,
+        study_ids: Sequence[str],
+        limit_s: float,
+        progress: Callable[[int], None] = lambda _: None,
+        tick: Callable[[], None] = lambda: None,
+    ) -> dict[str, dict[str, Any]]:
+        """As `wait`, but returns each study's id, status and reason only: one call asks for a thousand studies."""
+        ended: dict[str, dict[str, Any]] = {}
+        wanted = dict.fromkeys(study_ids)  # an id given twice is one study
+        deadline, pause_s = time.monotonic() + limit_s, 0.1
+        while True:
+            tick()
+            known, unknown = self.states([each for each in wanted if each not in ended])
+            if unknown:
+                raise OsteonError(f"The API no longer knows {len(unknown)} of these studies; was its data removed?")
+            news = {study_id: state for study_id, state in known.items() if state["status"] in DONE}
+            ended |= news
+            if news:
+                progress(len(ended))
+                deadline = time.monotonic() + limit_s
+            if len(ended) == len(wanted):
+                return {study_id: ended[study_id] for study_id in wanted}
+            if time.monotonic() > deadline:
+                late = len(wanted) - len(ended)
+                raise OsteonError(
+                    f"{late} of {len(wanted)} studies are not analysed, and none was for {limit_s:.0f} s. "
+                    "Look at the worker's log (logs/worker.log in the stack's folder)."
+                )
+            pause_s = 0.1 if news else min(2.0, pause_s * 1.5)
+            time.sleep(pause_s)
 
     def release(self, study_id: str) -> dict[str, Any]:
-        """Try a quarantined study again. Raises OsteonError, Unavailable."""
+        """Try a quarantined study again. Raises Refused, Unavailable."""
         return self._call("POST", f"/studies/{study_id}/release")
 
     def worklist(self, **wanted: str | int | None) -> dict[str, Any]:
-        """One page of the worklist. Raises OsteonError, Unavailable."""
+        """One page of the worklist. Raises Refused, Unavailable."""
         return self._call("GET", "/worklist", params={k: v for k, v in wanted.items() if v is not None})
 
     def _call(self, method: str, path: str, **request: Any) -> dict[str, Any]:  # noqa: ANN401 - httpx's own arguments
@@ -142,22 +177,23 @@ class Client:
             answer: dict[str, Any] = response.json()
             return answer
         try:
-            detail = response.json()["detail"]
+            detail = str(response.json()["detail"])
         except (ValueError, KeyError, TypeError):
             detail = response.reason_phrase
-        kind = Unavailable if response.status_code == httpx.codes.SERVICE_UNAVAILABLE else OsteonError
-        raise kind(f"{response.status_code}: {detail}")
+        if response.status_code in (429, 502, 503, 504):  # the last but one are of a proxy whose API is away
+            raise Busy(response.status_code, detail, _seconds(response.headers.get("Retry-After")))
+        raise Refused(response.status_code, detail)
 
 
-def _groups(files: Sequence[tuple[Path, str]]) -> Iterator[list[tuple[Path, str]]]:
-    group: list[tuple[Path, str]] = []
-    size = 0
-    for path, name in files:
-        own = path.stat().st_size
-        if group and (len(group) >= FILES_PER_REQUEST or size + own > BYTES_PER_REQUEST):
-            yield group
-            group, size = [], 0
-        group.append((path, name))
-        size += own
-    if group:
-        yield group
+def _seconds(retry_after: str | None) -> float | None:
+    """A Retry-After header, in seconds or as a date (RFC 9110, 10.2.3)."""
+    if retry_after is None:
+        return None
+    try:
+        return max(0.0, float(retry_after))
+    except ValueError:
+        pass
+    try:
+        return max(0.0, (email.utils.parsedate_to_datetime(retry_after) - datetime.now(UTC)).total_seconds())
+    except (ValueError, TypeError):
+        return None

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from infra.client import Client, Receipt, files_in
+from infra.client import Client, Receipt
+from infra.sending.walk import files_in
 from shared.settings import ROOT
 
 SAMPLES = ROOT / "samples"

@@ -72,7 +72,7 @@ def predict(
 ) -> None:
     """Read films straight through the model, without any server. Exit code 1 if a file could not be read."""
     from infra import predict as straight
-    from infra.client import files_in
+    from infra.sending.walk import files_in
     from shared.vision.reader import Reader
 
     reader = Reader.of_bundle((bundle or Settings().bundle_path).read_bytes())

@@ -1,18 +1,37 @@
 """What a hospital's bulk sender does: submit."""
 
+import contextlib
+import signal
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict
+from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from types import FrameType
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich import box
+from rich.table import Table
+from rich.text import Text
 
-from infra.cli.terminal import Json, KeyOption, Url, calling, honest, line, out, print_json, progress
+from infra.cli.terminal import Json, KeyOption, Url, calling, errors, honest, line, out, print_json, progress
 from shared.errors import OsteonError
 from shared.study import Priority
+
+if TYPE_CHECKING:
+    from infra.sending.journal import Journal
+    from infra.sending.manifest import Reconciled
+    from infra.sending.submission import Submission
 
 # ruff: noqa: FBT002 - whoever calls a command names its options
 
 app = typer.Typer()
+MOST_NAMED = 20  # files that the terminal names; the receipt names all
+STALLED_S = 3600.0  # so long none of the waited-for studies may end
+REJECTED, MISSING, INTERRUPTED = 1, 3, 130  # exit codes
+STOPPING = "Finishing what is on its way; Ctrl-C again waits for nothing"
 
 
 class Wanted(StrEnum):
@@ -28,38 +47,222 @@ def submit(
     places: Annotated[list[Path], typer.Argument(help="DICOM files, zip archives, or folders of them")],
     priority: Annotated[Wanted, typer.Option(help="how soon they are wanted")] = Wanted.ROUTINE,
     wait: Annotated[bool, typer.Option("--wait", help="wait until all are analysed")] = False,
+    jobs: Annotated[int, typer.Option(min=1, max=32, help="requests at a time")] = 4,
+    receipt: Annotated[
+        Path | None, typer.Option(help="FILE.csv or FILE.json, a line a file; default: beside the journal")
+    ] = None,
+    manifest: Annotated[
+        Path | None, typer.Option(help="CSV of what was promised: by instance, study (with images) or accession number")
+    ] = None,
+    give_up_after: Annotated[float, typer.Option(min=0, help="seconds without an answer of the API")] = 900,
+    fresh: Annotated[bool, typer.Option("--fresh", help="forget what earlier runs sent, and send all again")] = False,
+    journal: Annotated[
+        Path | None, typer.Option(help="where to remember what is stored; default: in your state folder")
+    ] = None,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="no progress")] = False,
     url: Url = None,
     key: KeyOption = None,
     as_json: Json = False,
 ) -> None:
-    """Upload studies. Safe to repeat: what is stored already costs nothing. Exit code 1 if any file was rejected."""
-    from infra.client import files_in
+    """Upload studies. Safe to repeat: what is stored already is not sent again.
 
-    files = files_in(places)
-    if not files:
-        raise OsteonError("There is no file to send")
-    with calling(url, key, "submitter") as client, progress(quiet=as_json) as bar:
-        task = bar.add_task("uploading", total=len(files))
-        receipt = client.submit(files, priority, lambda count: bar.update(task, completed=min(count, len(files))))
-        reports = {}
-        if wait and receipt.studies:
-            waiting = bar.add_task("analysing", total=len(receipt.studies))
-            reports = client.wait(list(receipt.studies), 3600, lambda count: bar.update(waiting, completed=count))
-    rejected = [file for file in receipt.files if file["outcome"] == "rejected"]
+    After a break (Ctrl-C, a crash, a lost network) the same command goes on where it was; a file that has changed since
+    is sent again. A manifest's first line names its columns: sop_instance_uid, study_instance_uid, accession_number,
+    images (other common spellings are understood); each row is a promise, and what never came is said.
+
+    Exit code 0: all is stored. 1: some file was rejected, could not be read, or was not sent. 3: something that the
+    manifest promised did not come. 130: interrupted.
+    """
+    from infra.sending import manifest as manifests
+    from infra.sending import receipt as receipts
+    from infra.sending.journal import usual_path
+    from infra.sending.submission import Submission
+    from infra.sending.watching import watching
+
+    promises = None if manifest is None else manifests.read(manifest)
+    with calling(url, key, "submitter") as client, contextlib.ExitStack() as closing:
+        remembered = _open(journal or usual_path(client.url, places), client, give_up_after, fresh=fresh)
+        if remembered is not None:
+            closing.enter_context(remembered)
+        sending = Submission(client, places, priority, jobs, give_up_after, remembered, identify=promises is not None)
+        with watching(sending, errors, quiet=quiet or as_json), _interruptible(sending) as interrupted:
+            sending.run()
+        lines = sending.lines
+        if not lines:
+            raise OsteonError("There is no file to send")
+        rows = None if promises is None else manifests.reconcile(promises, sending.identified)
+        where = receipt or _usual_receipt(places)
+        summary: dict[str, Any] = {
+            **sending.summary(), "counts": receipts.counts(lines), "reasons": receipts.reasons(lines),
+            "interrupted": bool(interrupted), "studies": list(sending.studies.values()), "receipt": where,
+        }  # fmt: skip
+        if rows is not None:
+            summary["manifest"] = {"counts": manifests.counts(rows), "rows": [asdict(row) for row in rows]}
+        _write(where, sending, summary, rows, wanted=receipt is not None)
+        if not as_json:
+            _print(sending, summary)
+        summary["reports"] = []
+        ended_early = interrupted or sending.uploader.failure is not None
+        if wait and sending.tally.studies and not ended_early:
+            summary["reports"] = _wait(client, sorted(sending.tally.studies), as_json=as_json)
+        if as_json:
+            print_json(summary | {"files": [asdict(each) for each in lines]})
+    if sending.uploader.failure is not None:
+        raise sending.uploader.failure
+    kept = summary["counts"]["stored"] + summary["counts"]["duplicate"]
+    if interrupted:
+        raise typer.Exit(INTERRUPTED)
+    if rows is not None and any(row.kept in ("missing", "incomplete", "rejected") for row in rows):
+        raise typer.Exit(MISSING)
+    if kept < len(lines):
+        raise typer.Exit(REJECTED)
+
+
+def _open(
+    path: Path,
+    client: Any,  # noqa: ANN401 - infra.client, imported late
+    give_up_after_s: float,
+    *,
+    fresh: bool,
+) -> "Journal | None":
+    """The journal, less what the API no longer has; None, said aloud, where none can be kept."""
+    from infra.sending.journal import Journal
+    from infra.sending.submission import forget_what_is_gone
+
+    try:
+        journal = Journal(path, fresh=fresh)
+    except OSError as wrong:
+        errors.print(
+            f"No journal can be kept at {path} ({wrong.strerror}): after a break all files are sent again. "
+            "Name another place with --journal.",
+            markup=False, highlight=False, soft_wrap=True,
+        )  # fmt: skip
+        return None
+    if len(journal):
+        try:
+            gone = forget_what_is_gone(journal, client, give_up_after_s)
+        except BaseException:
+            journal.__exit__()
+            raise
+        if gone:
+            errors.print(f"The API no longer has {gone} files that were sent earlier; they are sent again.")
+    return journal
+
+
+def _write(
+    where: Path,
+    sending: "Submission",
+    summary: dict[str, Any],
+    rows: "list[Reconciled] | None",
+    *,
+    wanted: bool,
+) -> None:
+    """The receipt, and the manifest's result beside a CSV. Raises OSError, but only for a file that somebody named."""
+    from infra.sending import manifest as manifests
+    from infra.sending import receipt as receipts
+
+    try:
+        receipts.write(where, sending.lines, summary)
+        if rows is not None and where.suffix.lower() != ".json":
+            summary["reconciled"] = where.with_name(f"{where.stem}-manifest.csv")
+            manifests.write(summary["reconciled"], rows)
+    except OSError as wrong:
+        if wanted:
+            raise
+        summary["receipt"] = None
+        errors.print(f"No receipt can be written at {where} ({wrong.strerror}); name another place with --receipt.")
+
+
+def _usual_receipt(places: list[Path]) -> Path:
+    from infra.sending.journal import state_folder
+
+    moment = datetime.now(UTC).strftime("%Y-%m-%dT%H-%M-%S.%fZ")
+    return state_folder() / "receipts" / f"{moment}-{places[0].resolve().name or 'root'}.csv"
+
+
+@contextlib.contextmanager
+def _interruptible(sending: "Submission") -> Iterator[list[int]]:
+    """Ctrl-C or SIGTERM finishes what is on its way and sends no more; a second one waits for nothing.
+
+    Yields a list that is not empty once that happened.
+    """
+    caught: list[int] = []
+
+    def handle(number: int, _frame: FrameType | None) -> None:
+        if caught:
+            raise KeyboardInterrupt
+        caught.append(number)
+        sending.uploader.stop()
+        sending.tally.notice = STOPPING
+        if not errors.is_terminal:
+            sys.stderr.write(f"{STOPPING}\n")
+
+    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield caught
+    except KeyboardInterrupt:
+        sending.abandon()  # the journal and the receipt have what was answered
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _wait(client: Any, study_ids: list[str], *, as_json: bool) -> list[dict[str, Any]]:  # noqa: ANN401 - as above
+    """Wait until these are analysed; returns their reports for scripts, and tells people how many failed."""
+    with progress(quiet=as_json) as bar:
+        task = bar.add_task("analysing", total=len(study_ids))
+        ended = client.wait_for_states(study_ids, STALLED_S, lambda count: bar.update(task, completed=count))
     if as_json:
-        print_json(
-            {"files": receipt.files, "studies": list(receipt.studies.values()), "reports": list(reports.values())}
-        )
-    else:
-        _print_receipt(receipt, rejected)
-    if rejected:
-        raise typer.Exit(1)
+        return [client.report(study_id) for study_id in study_ids]
+    failed = [state for state in ended.values() if state["status"] == "quarantined"]
+    line(f"{len(ended) - len(failed)} studies analysed, {len(failed)} quarantined")
+    for state in failed[:MOST_NAMED]:
+        line(f"quarantined {state['id']}: {state['reason']}")
+    return []
 
 
-def _print_receipt(receipt: Any, rejected: list[dict[str, Any]]) -> None:  # noqa: ANN401 - infra.client, imported late
-    for file in rejected:
-        line(f"rejected {file['file']}: {file['text']} [{file['reason']}, {file['failure']}]")
-    out.print(
-        f"{receipt.count('stored')} stored, {receipt.count('duplicate')} duplicate, {len(rejected)} rejected; "
-        f"{len(receipt.studies)} studies"
+def _print(sending: "Submission", summary: dict[str, Any]) -> None:
+    from infra.sending.receipt import KEPT, shown
+
+    counts = summary["counts"]
+    bad = [each for each in sending.lines if each.outcome not in KEPT]
+    unsent = counts["unsent"]
+    named = [each for each in bad if each.outcome != "unsent"][:MOST_NAMED]
+    for each in named:
+        what = ", ".join(word for word in (each.reason, each.failure) if word)
+        line(f"{each.outcome} {shown(each.file)}: {each.text} [{what}]")
+    if len(bad) - unsent > len(named):
+        line(f"… and {len(bad) - unsent - len(named)} more, in the receipt")
+    reasons = {reason: count for reason, count in summary["reasons"].items() if reason != "unsent"}
+    if len(reasons) > 1 or len(bad) - unsent > MOST_NAMED:
+        table = Table("reason", "files", box=box.SIMPLE_HEAD)
+        for reason, count in reasons.items():
+            table.add_row(Text(reason), f"{count:,}")
+        out.print(table)
+    more = "".join(f", {counts[name]} {name}" for name in ("unreadable", "unsent") if counts[name])
+    line(
+        f"{counts['stored']} stored, {counts['duplicate']} duplicate, {counts['rejected']} rejected{more}; "
+        f"{len(sending.tally.studies)} studies"
     )
+    if sending.tally.skipped_files:
+        line(f"{sending.tally.skipped_files} of the duplicates were stored by an earlier run, and not sent again")
+    if "manifest" in summary:
+        _print_manifest(summary["manifest"])
+    if summary["receipt"]:
+        line(f"receipt: {summary['receipt']}" + (f", {summary['reconciled']}" if "reconciled" in summary else ""))
+    if unsent:
+        line("Run the same command again: it goes on from here.", style="yellow")
+
+
+def _print_manifest(told: dict[str, Any]) -> None:
+    from infra.sending.receipt import shown
+
+    counts = told["counts"]
+    line("manifest: " + ", ".join(f"{count} {kind}" for kind, count in counts.items()))
+    bad = [row for row in told["rows"] if row["kept"] != "came"]
+    for row in bad[:MOST_NAMED]:
+        what = row["sop_instance_uid"] or row["study_instance_uid"] or f"accession {row['accession_number']}"
+        where = f" (line {row['row']})" if row["row"] else ""
+        line(f"{row['kept']} {what}{where}: {shown(': '.join(word for word in (row['file'], row['text']) if word))}")
+    if len(bad) > MOST_NAMED:
+        line(f"… and {len(bad) - MOST_NAMED} more, in the receipt")

@@ -2,20 +2,20 @@
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Select, func, literal, select, tuple_
+from sqlalchemy import Row, Select, func, literal, select, tuple_
 from sqlalchemy.dialects.postgresql import distinct_on
 from sqlalchemy.orm import Session
 
 from shared.errors import NotFound
 from shared.findings import Call, Heatmap, Severity
 from shared.study import Priority, StudyStatus
-from shared.tables import FindingRow, InstanceRow, StudyRow
+from shared.tables import FindingRow, InstanceRow, SiteRow, StudyRow
 from shared.worklist import WorklistEntry
 
 
@@ -152,6 +152,23 @@ def study(session: Session, site_id: UUID, study_id: UUID) -> StudyRow:
     if row is None:
         raise NotFound(f"there is no study {study_id} here")
     return row
+
+
+def states(session: Session, site_id: UUID, study_ids: Sequence[UUID]) -> Sequence[Row[UUID, str, str]]:
+    """(id, status, reason) of those of these studies that are this site's."""
+    query = select(StudyRow.id, StudyRow.status, StudyRow.reason)
+    return session.execute(query.where(StudyRow.site_id == site_id, StudyRow.id.in_(study_ids))).all()
+
+
+def arrived(
+    session: Session, site: str, since: datetime, until: datetime
+) -> Sequence[Row[datetime, str, str | None, str | None, float | None]]:
+    """(received_at, priority, call, severity, fracture_probability) of a site's studies of that time, in order."""
+    query = select(
+        StudyRow.received_at, StudyRow.priority, StudyRow.call, StudyRow.severity, StudyRow.fracture_probability
+    ).join(SiteRow, SiteRow.id == StudyRow.site_id)
+    chosen = query.where(SiteRow.name == site, StudyRow.received_at >= since, StudyRow.received_at < until)
+    return session.execute(chosen.order_by(StudyRow.received_at, StudyRow.id)).all()
 
 
 def instances(session: Session, study_id: UUID) -> list[InstanceView]:

@@ -33,6 +33,7 @@ def _fresh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in [name for name in os.environ if name.startswith("OSTEON_")]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("OSTEON_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
 
 
 def osteon(*arguments: str | Path) -> Result:
@@ -176,6 +177,7 @@ HELP = {
     "worklist": "most urgent first", "demo": "sample studies", "predict": "without any server", "activate": "active one",
     "train": "Train a network", "compare": "side by side", "card": "model card",
     "evaluate": "held-out films", "export": "write it as a bundle", "release": "quarantined studies", "revoke": "invalid at once",
+    "backtest": "Replay arrivals", "arrivals": "no identities",
 }  # fmt: skip
 
 

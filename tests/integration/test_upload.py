@@ -677,6 +677,7 @@ ROUTES = {
     ("GET", "/studies/{study_id}/preview.jpg"): READS,
     ("GET", "/studies/{study_id}/heatmap.png"): READS,
     ("POST", "/studies/{study_id}/release"): ADMINISTERS,
+    ("POST", "/studies/states"): {"submitter", "admin"},
     ("GET", "/worklist"): READS,
     ("GET", "/backlog"): ADMINISTERS,
     ("GET", "/healthz"): None,

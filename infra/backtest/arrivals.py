@@ -1,0 +1,176 @@
+"""The studies that a backtest replays: a CSV of what arrived, or a synthetic department."""
+
+import csv
+import json
+import math
+import random
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+from shared.errors import OsteonError
+from shared.findings import Call, Severity
+from shared.study import Priority
+from shared.worklist import ALLOWANCES, PENDING
+
+COLUMNS = ("arrived_at", "priority", "class", "probability", "fracture", "reading_minutes")
+DAY = 1440.0
+PREVALENCE = 717 / 4083  # fractured films of FracAtlas (doi:10.1038/s41597-023-02432-4)
+URGENT = 0.2
+READING_MINUTES, READING_SPREAD = 4.0, 0.5  # of the synthetic department: mean, and standard deviation over mean
+# share of a day's studies by hour of their arrival: a morning, an afternoon, and the emergency department at night
+BY_HOUR = (1, 1, 1, 1, 1, 1, 2, 4, 8, 10, 10, 9, 7, 8, 9, 8, 6, 5, 4, 3, 3, 2, 2, 1)
+START = datetime(2026, 1, 5)  # noqa: DTZ001 - a Monday of no particular zone
+
+
+@dataclass(frozen=True)
+class Arrival:
+    """One study as the list sees it."""
+
+    at: float  # minutes since the midnight before the first arrival, by the clock on the wall
+    priority: Priority
+    kind: str  # its row of ALLOWANCES once it is analysed
+    probability: float | None  # of a fracture, 0..1
+    fracture: bool | None  # what it really was, if that is known
+    reading_minutes: float | None  # None: as the backtest says for its class
+
+
+def read(path: Path) -> list[Arrival]:
+    """Arrivals in order of time. Raises OsteonError naming the line that cannot be understood."""
+    with path.open(newline="", encoding="utf-8-sig") as file:
+        rows = list(csv.DictReader(file))
+    if not rows or "arrived_at" not in rows[0]:
+        raise OsteonError(f"{path} holds no arrivals: its first line must name the columns {', '.join(COLUMNS)}")
+    if "class" not in rows[0] and "call" not in rows[0]:
+        raise OsteonError(f"{path} needs a column class, or the columns call and severity")
+    found: list[tuple[datetime, dict[str, Any]]] = []
+    for number, row in enumerate(rows, start=2):
+        try:
+            told = {
+                "priority": Priority(row.get("priority") or Priority.ROUTINE),
+                "kind": _kind(row),
+                "probability": _number(row.get("probability"), 1.0),
+                "fracture": _truth(row.get("fracture")),
+                "reading_minutes": _number(row.get("reading_minutes"), DAY),
+            }
+            found.append((datetime.fromisoformat(row["arrived_at"]), told))
+        except (ValueError, TypeError) as wrong:
+            raise OsteonError(f"{path}, line {number}: {wrong}") from None
+    try:
+        found.sort(key=lambda each: each[0])
+    except TypeError:
+        raise OsteonError(f"{path}: either all times carry a time zone, or none does") from None
+    midnight = found[0][0].replace(hour=0, minute=0, second=0, microsecond=0)
+    return [Arrival((moment - midnight).total_seconds() / 60, **told) for moment, told in found]
+
+
+def _kind(row: dict[str, str]) -> str:
+    kind = (row.get("class") or "").strip()
+    if not kind:
+        call = (row.get("call") or "").strip()
+        severe = call == Call.LIKELY and row.get("severity") == Severity.SEVERE
+        kind = "likely severe" if severe else call or PENDING
+    if kind not in ALLOWANCES:
+        raise ValueError(f"{kind!r} is no class; there are: {', '.join(ALLOWANCES)}")
+    return kind
+
+
+def _number(text: str | None, most: float) -> float | None:
+    if not text:
+        return None
+    value = float(text)
+    if not 0 <= value <= most:
+        raise ValueError(f"{text} is not within 0 and {most:g}")
+    return value
+
+
+def _truth(text: str | None) -> bool | None:
+    known = {"": None, "1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}
+    if (text or "").lower() not in known:
+        raise ValueError(f"fracture is {text!r}; it must be yes, no, or empty")
+    return known[(text or "").lower()]
+
+
+def write(path: Path, arrivals: Sequence[Arrival], midnight: datetime = START) -> None:
+    """Arrivals as `read` takes them."""
+    with path.open("w", newline="", encoding="utf-8") as file:
+        table = csv.writer(file)
+        table.writerow(COLUMNS)
+        for each in arrivals:
+            moment = midnight + timedelta(minutes=each.at)
+            truth = "" if each.fracture is None else "yes" if each.fracture else "no"
+            cells = moment.isoformat(timespec="seconds"), each.priority, each.kind, each.probability, truth
+            table.writerow(["" if cell is None else cell for cell in (*cells, each.reading_minutes)])
+
+
+def manifest_of(bundle: Path) -> dict[str, Any]:
+    """The manifest in a bundle's safetensors header. Raises OsteonError."""
+    try:
+        with bundle.open("rb") as file:
+            (length,) = struct.unpack("<Q", file.read(8))
+            manifest: dict[str, Any] = json.loads(json.loads(file.read(length))["__metadata__"]["manifest"])
+        return manifest
+    except (ValueError, KeyError, struct.error) as wrong:
+        raise OsteonError(f"{bundle} is no intact Osteon model bundle") from wrong
+
+
+def synthetic(manifest: dict[str, Any], seed: int, days: int, per_day: float) -> list[Arrival]:
+    """A department whose studies are fractured as often as FracAtlas' and are called as the bundle calls them.
+
+    Calls follow the sensitivities and specificities in its manifest, abstentions its share on held-out films. Within a
+    call's band of probabilities a fracture leans upwards and a sound bone downwards, evenly on the logit scale.
+    """
+    chance = random.Random(seed)  # noqa: S311 - a simulation
+    metrics = manifest["metrics"]
+    points = metrics["operating_points"]
+    scope = metrics["scope"]["held-out films without metal"]
+    abstains = scope["abstained"] / scope["images"]
+    # how often a fractured film is called severe; none of the held-out ones was, which is not "never"
+    predicted = [sum(row[column] for row in metrics["severity_confusion"][1:]) + 0.5 for column in range(4)]
+    severe = predicted[3] / sum(predicted)
+    bands = (1e-4, manifest["sensitive"], manifest["specific"], 0.999)
+    found = []
+    for day in range(days):
+        for hour, weight in enumerate(BY_HOUR):
+            moments = _poisson(chance, per_day * weight / sum(BY_HOUR))
+            for at in sorted(chance.uniform(0, 60) for _ in range(moments)):
+                fracture = chance.random() < PREVALENCE
+                high, low = points["specific"], points["sensitive"]
+                likely = high["sensitivity"][0] if fracture else 1 - high["specificity"][0]
+                possible = (low["sensitivity"][0] if fracture else 1 - low["specificity"][0]) - likely
+                draw = chance.random()
+                band = 2 if draw < likely else 1 if draw < likely + possible else 0
+                kind = ("none", "possible", "likely")[band]
+                if kind == "likely" and chance.random() < severe:
+                    kind = "likely severe"
+                if chance.random() < abstains:
+                    kind = "abstained"
+                lean = max if fracture else min
+                probability = _between(bands[band], bands[band + 1], lean(chance.random(), chance.random()))
+                urgent = chance.random() < URGENT
+                spread = math.sqrt(math.log(1 + READING_SPREAD**2))
+                minutes = chance.lognormvariate(math.log(READING_MINUTES) - spread**2 / 2, spread)
+                at_minute = round(day * DAY + hour * 60 + at, 2)
+                priority = Priority.URGENT if urgent else Priority.ROUTINE
+                found.append(
+                    Arrival(at_minute, priority, kind, round(probability, 4), fracture, max(0.1, round(minutes, 2)))
+                )
+    return found
+
+
+def _between(low: float, high: float, share: float) -> float:
+    """The probability so far on the way from one to the other, on the logit scale."""
+    start, end = (math.log(value / (1 - value)) for value in (low, high))
+    return 1 / (1 + math.exp(-(start + share * (end - start))))
+
+
+def _poisson(chance: random.Random, mean: float) -> int:
+    """How many events of a Poisson process with this mean (Knuth's way; fine for means to some hundreds)."""
+    count, product, least = 0, chance.random(), math.exp(-mean)
+    while product > least:
+        count += 1
+        product *= chance.random()
+    return count

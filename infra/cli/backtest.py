@@ -1,0 +1,190 @@
+"""What a department does before it switches the order of its worklist: backtest, arrivals."""
+
+import json
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
+
+import typer
+from rich import box
+from rich.table import Table
+
+from infra.cli.terminal import Json, connected, honest, line, out, print_json
+from shared.errors import OsteonError
+from shared.findings import RESEARCH_USE
+from shared.settings import Settings
+from shared.study import Priority
+from shared.worklist import ALLOWANCES
+
+if TYPE_CHECKING:
+    from infra.backtest.simulation import Department
+
+# ruff: noqa: FBT002 - whoever calls a command names its options
+
+app = typer.Typer()
+
+
+@app.command()
+@honest
+def backtest(
+    arrivals: Annotated[Path | None, typer.Argument(help="CSV of what arrived; see below")] = None,
+    synthetic: Annotated[bool, typer.Option("--synthetic", help="make arrivals up instead, as --seed says")] = False,
+    seed: Annotated[int, typer.Option(help="of the synthetic arrivals")] = 7,
+    days: Annotated[int, typer.Option(min=1, max=3650, help="of the synthetic arrivals")] = 28,
+    per_day: Annotated[float, typer.Option(min=1, max=5000, help="synthetic studies a day")] = 240,
+    save: Annotated[Path | None, typer.Option(help="write the synthetic arrivals to this CSV")] = None,
+    readers: Annotated[int, typer.Option(min=1, max=1000, help="who read at the same time")] = 2,
+    hours: Annotated[str, typer.Option(help="when they read, e.g. 8-18; or one for each, 8-18,18-8")] = "0-24",
+    reading_minutes: Annotated[
+        str, typer.Option(help="for a study that has none of its own: 4, or by class: likely=6,none=3,4")
+    ] = "4",
+    analysis_minutes: Annotated[float, typer.Option(min=0, help="from arrival to the model's findings")] = 1,
+    allowances: Annotated[
+        Path | None, typer.Option(help="JSON, as {'none': {'routine': 1440}}; what it leaves out is as shipped")
+    ] = None,
+    plot: Annotated[Path | None, typer.Option(help="draw the waits to this PNG")] = None,
+    as_json: Json = False,
+) -> None:
+    """Replay arrivals under other orders of the worklist: mean, p95 and maximum wait by finding class.
+
+    The orders are: first come, first served; highest fracture probability first; ours, earliest due time first. Readers
+    take the first study of the list and finish it; a wait ends when reading starts.
+
+    ARRIVALS.csv has a first line with the columns' names: arrived_at (2026-01-05T08:30:00), class (likely severe,
+    likely, possible, abstained, none, pending; or call and severity), and, where they are known, priority (urgent,
+    routine, backlog), probability (0 to 1), fracture (yes, no), reading_minutes. Shifts go by arrived_at's clock.
+    `--synthetic --save ARRIVALS.csv` shows one; `osteon arrivals` makes one of your own studies.
+    """
+    from infra.backtest import arrivals as made
+    from infra.backtest.figures import figures
+    from infra.backtest.figures import plot as draw
+    from infra.backtest.simulation import Department, Policy, simulate
+
+    if (arrivals is None) != synthetic:
+        raise OsteonError("Give a CSV of arrivals, or --synthetic")
+    if arrivals is not None:
+        replayed, what = made.read(arrivals), arrivals.name
+    else:
+        manifest = made.manifest_of(Settings().bundle_path)
+        replayed = made.synthetic(manifest, seed, days, per_day)
+        what = f"synthetic, seed {seed}, {days} days"
+    if save is not None:
+        made.write(save, replayed)
+    department = Department(
+        _shifts(hours, readers), _by_class(reading_minutes), analysis_minutes, _allowances(allowances)
+    )  # fmt: skip
+    rows = []
+    for policy in Policy:
+        rows += figures(policy, simulate(replayed, policy, department), department)
+    title = (
+        f"{what}: {len(replayed):,} studies, {readers} readers, hours {hours}, load {_load(replayed, department):.0%}"
+    )
+    if plot is not None:
+        draw(plot, rows, title)
+    if as_json:
+        print_json({"title": title, "figures": [asdict(row) for row in rows]})
+        return
+    table = Table("finding", "studies", "policy", "mean", "p95", "maximum", "over allowance", box=box.SIMPLE_HEAD)
+    for kind in dict.fromkeys(row.kind for row in rows):
+        for index, row in enumerate(each for each in rows if each.kind == kind):
+            first = (kind, f"{row.studies:,}") if index == 0 else ("", "")
+            cells = (_minutes(row.mean), _minutes(row.p95), _minutes(row.maximum), f"{row.over:.1%}")
+            table.add_row(*first, row.policy, *cells, end_section=row.policy == list(Policy)[-1])
+    line(title)
+    out.print(table)
+    line(f"Waits in minutes, until reading starts. {RESEARCH_USE}", style="yellow")
+
+
+@app.command()
+@honest
+def arrivals(
+    since: Annotated[datetime, typer.Option(help="first day")],
+    until: Annotated[datetime | None, typer.Option(help="day after the last; default: now")] = None,
+    out_file: Annotated[Path, typer.Option("--out", help="the CSV to write")] = Path("arrivals.csv"),
+    zone: Annotated[str, typer.Option(help="whose clock the times are written by, e.g. Europe/Berlin")] = "UTC",
+    site: Annotated[str | None, typer.Option(help="whose studies; default: OSTEON_SITE's")] = None,
+) -> None:
+    """Write what arrived in a time as a CSV for `osteon backtest`: times, priorities and findings, no identities."""
+    import csv
+
+    from infra.backtest.arrivals import COLUMNS
+    from shared.repository import Database
+    from shared.repository.reading import arrived
+    from shared.worklist import PENDING
+
+    try:
+        clock = ZoneInfo(zone)
+    except (ZoneInfoNotFoundError, ValueError):
+        raise OsteonError(f"There is no time zone {zone!r}; name one as Europe/Berlin") from None
+    settings = connected()
+    end = datetime.now(UTC) if until is None else until.replace(tzinfo=clock)
+    database = Database(settings.database_url.get_secret_value(), 1)
+    try:
+        with database.transaction() as session:
+            rows = arrived(session, site or settings.site, since.replace(tzinfo=clock), end)
+    finally:
+        database.close()
+    with out_file.open("w", newline="", encoding="utf-8") as file:
+        table = csv.writer(file)
+        table.writerow(COLUMNS)
+        for row in rows:
+            severe = row.call == "likely" and row.severity == "severe"
+            kind = "likely severe" if severe else row.call or PENDING
+            moment = row.received_at.astimezone(clock).replace(tzinfo=None)
+            table.writerow([moment.isoformat(timespec="seconds"), row.priority, kind, row.fracture_probability, "", ""])
+    line(f"{len(rows)} arrivals: {out_file}")
+
+
+def _minutes(value: float) -> str:
+    return f"{value:,.1f}" if value < 100 else f"{value:,.0f}"
+
+
+def _shifts(text: str, readers: int) -> Any:  # noqa: ANN401 - infra.backtest, imported late
+    from infra.backtest.simulation import Shift
+
+    try:
+        spans = [tuple(float(hour) for hour in span.split("-")) for span in text.split(",")]
+        shifts = [Shift(start, end) for start, end in spans]
+    except ValueError:
+        shifts = []
+    if not shifts or not all(0 <= hour <= 24 for shift in shifts for hour in (shift.start, shift.end)):
+        raise OsteonError(f"--hours {text} must be as 8-18, hours from 0 to 24")
+    if len(shifts) not in (1, readers):
+        raise OsteonError(f"--hours gives {len(shifts)} shifts for {readers} readers; give one, or one for each")
+    return shifts * readers if len(shifts) == 1 else shifts
+
+
+def _by_class(text: str) -> dict[str, float]:
+    told: dict[str, float] = {}
+    try:
+        for part in text.split(","):
+            kind, _, minutes = part.rpartition("=")
+            told[kind.strip()] = float(minutes)
+    except ValueError:
+        told = {"?": 0}
+    if not told.keys() <= {*ALLOWANCES, ""} or not all(0 < minutes <= 1440 for minutes in told.values()):
+        raise OsteonError(
+            f"--reading-minutes {text} must be as 4, or as likely=6,none=3,4 (classes: {', '.join(ALLOWANCES)})"
+        )
+    return {kind: told.get(kind, told.get("", 4.0)) for kind in ALLOWANCES}
+
+
+def _allowances(path: Path | None) -> dict[str, dict[Priority, float]]:
+    table: dict[str, dict[Priority, float]] = {kind: dict(row) for kind, row in ALLOWANCES.items()}
+    if path is None:
+        return table
+    try:
+        for kind, row in json.loads(path.read_text()).items():
+            table[kind] |= {Priority(priority): float(minutes) for priority, minutes in row.items()}
+    except (ValueError, KeyError, AttributeError, TypeError) as wrong:
+        raise OsteonError(f"{path} is no table of allowances ({wrong}); for its shape see --help") from None
+    return table
+
+
+def _load(replayed: Any, department: "Department") -> float:  # noqa: ANN401 - as above
+    """Reading time that arrives over reading time that there is."""
+    days = max(1.0, (replayed[-1].at - replayed[0].at) / 1440)
+    staffed = sum((shift.end - shift.start) % 24 or 24 for shift in department.shifts) * 60 * days
+    return float(sum(department.minutes(each) for each in replayed) / staffed)

@@ -1,0 +1,126 @@
+"""What was stored already, remembered on the sender's disk, so that a break costs only what was on its way."""
+
+import fcntl
+import hashlib
+import io
+import json
+import os
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+from infra.sending.body import Unsendable, sha256_of
+from infra.sending.walk import Item, Stamp
+from shared.errors import OsteonError
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """A file that the API has: how it looked on this disk then, and what the API calls it."""
+
+    stamp: Stamp
+    sha256: str
+    study_id: str
+    sop_instance_uid: str
+
+
+Key = tuple[str, str | None]  # absolute path, and the member's name of what lies in an archive
+
+
+def state_folder() -> Path:
+    """Where this user's journals and receipts lie (XDG Base Directory Specification)."""
+    return Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local/state") / "osteon"
+
+
+def usual_path(url: str, places: Sequence[Path]) -> Path:
+    """The journal of sending these places to this API."""
+    what = "\n".join([url, *sorted(str(place.resolve()) for place in places)])
+    return state_folder() / "journals" / f"{hashlib.sha256(os.fsencode(what)).hexdigest()[:24]}.jsonl"
+
+
+class Journal:
+    """JSON lines, one a stored file, added and flushed to the disk as each request is answered.
+
+    A line that was cut off, because this computer died, is passed over. Only its owner may read it: file names may name
+    patients. Raises OsteonError while another process sends by it, OSError where it cannot be written.
+    """
+
+    def __init__(self, path: Path, *, fresh: bool = False) -> None:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self.path = path
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        self._file = io.FileIO(descriptor, "r+")
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            self._file.close()
+            raise OsteonError(f"Another osteon submit is sending by {path}; wait for its end, or end it") from None
+        if fresh:
+            self._file.truncate(0)
+        self._known = dict(_entries(self._file.readall()))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+    def __len__(self) -> int:
+        return len(self._known)
+
+    def verify(self, unknown: Callable[[Collection[str]], Collection[str]]) -> int:
+        """Forget what the API no longer has; `unknown` says which of these study ids are. Returns how many files.
+
+        Without it a journal would outlive the data: after a restored backup, say, files would never be sent again.
+        """
+        gone = set(unknown({known.study_id for known in self._known.values()}))
+        lost = [key for key, known in self._known.items() if known.study_id in gone]
+        for key in lost:
+            del self._known[key]
+        return len(lost)
+
+    def stored(self, item: Item) -> Known | None:
+        """What the API has of this file, if it is unchanged: by size and time, or else by content."""
+        known = self._known.get(_key(item))
+        if known is None or known.stamp == item.stamp:
+            return known
+        if known.stamp.size_bytes != item.stamp.size_bytes or not known.sha256:
+            return None
+        try:
+            return known if sha256_of(item) == known.sha256 else None
+        except Unsendable:
+            return None  # sending will say what is wrong with it
+
+    def add(self, stored: Iterable[tuple[Item, Known]]) -> None:
+        """Remember these; they are on the disk when this returns. Raises OSError."""
+        lines = []
+        for item, known in stored:
+            key = _key(item)
+            self._known[key] = known
+            fields = {
+                "path": key[0], "member": key[1], "size": known.stamp.size_bytes, "mtime_ns": known.stamp.mtime_ns,
+                "sha256": known.sha256, "study_id": known.study_id, "sop_instance_uid": known.sop_instance_uid,
+            }  # fmt: skip
+            lines.append(json.dumps(fields))
+        if lines:
+            # the line break comes first: what a crash cut off must not swallow the next line
+            text = memoryview(("\n" + "\n".join(lines) + "\n").encode())
+            while text:
+                text = text[self._file.write(text) or 0 :]
+            os.fsync(self._file.fileno())
+
+
+def _key(item: Item) -> Key:
+    return os.path.abspath(item.path), item.member  # noqa: PTH100 - resolve() would follow links, a call each
+
+
+def _entries(content: bytes) -> Iterable[tuple[Key, Known]]:
+    for line in content.split(b"\n"):
+        try:
+            told: dict[str, Any] = json.loads(line)
+            stamp = Stamp(int(told["size"]), int(told["mtime_ns"]))
+            key = str(told["path"]), told["member"]
+            yield key, Known(stamp, told["sha256"], told["study_id"], told["sop_instance_uid"])
+        except (ValueError, KeyError, TypeError):
+            continue

@@ -1,0 +1,76 @@
+"""What became of each file, as a table for people and programs."""
+
+import csv
+import json
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, fields
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+
+class Fate(StrEnum):
+    """What became of a file: the API's three answers, and two that are known here only."""
+
+    STORED = "stored"
+    DUPLICATE = "duplicate"
+    REJECTED = "rejected"
+    UNREADABLE = "unreadable"  # this computer could not read it
+    UNSENT = "unsent"  # interrupted, or given up
+
+
+KEPT = (Fate.STORED, Fate.DUPLICATE)
+EARLIER = "stored by an earlier run of this command, and unchanged since: not sent again"
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One file of the receipt; None where there is nothing to say."""
+
+    file: str
+    outcome: Fate
+    reason: str | None = None  # stable word for scripts
+    failure: str | None = None  # DICOM Failure Reason (0008,1197), hexadecimal
+    text: str | None = None
+    study_id: str | None = None
+    sop_instance_uid: str | None = None
+    sha256: str | None = None
+    bytes: int | None = None  # on the disk; of an archive's member, unpacked
+    seconds: float | None = None  # the request that brought it took so long, attempts and waits together
+
+
+COLUMNS = tuple(field.name for field in fields(Line))
+
+
+def counts(lines: Iterable[Line]) -> dict[str, int]:
+    """How many files met each fate; all five are there."""
+    found = Counter(line.outcome for line in lines)
+    return {fate.value: found[fate] for fate in Fate}
+
+
+def reasons(lines: Iterable[Line]) -> dict[str, int]:
+    """How many files were not kept for each reason, the most frequent first."""
+    found = Counter(line.reason or "" for line in lines if line.outcome not in KEPT)
+    return dict(found.most_common())
+
+
+def shown(text: str) -> str:
+    """A file name for a terminal: on one line, and without what no terminal can print."""
+    text = text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
+
+
+def write(path: Path, lines: Sequence[Line], summary: dict[str, Any]) -> None:
+    """A receipt file: JSON if its name ends so, else CSV with COLUMNS as header. The summary goes into JSON only.
+
+    A file name that is no UTF-8 is written as its bytes in CSV, and as lone surrogates (as Python has it) in JSON.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.suffix.lower() == ".json":
+        path.write_text(json.dumps(summary | {"files": [asdict(line) for line in lines]}, indent=1, default=str))
+        return
+    with path.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
+        table = csv.DictWriter(file, COLUMNS)
+        table.writeheader()
+        table.writerows(asdict(line) for line in lines)

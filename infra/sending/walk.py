@@ -1,0 +1,181 @@
+"""From places on a disk to what will be sent, one after the other: nothing is listed before the first byte leaves."""
+
+import os
+import struct
+import zipfile
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from shared.errors import OsteonError
+
+FILES_PER_REQUEST = 50
+BYTES_PER_REQUEST = 64 * 2**20
+# an archive is sent as it is within these bounds, which lie far under the API's own; else member by member
+MOST_MEMBERS = 1000
+MOST_EXPANDED_BYTES = 2**30
+HEAD_BYTES = 132
+MAGIC = (b"PK\x03\x04", b"PK\x05\x06")
+# what zipfile raises on damaged or encrypted archives
+DAMAGED = (
+    zipfile.BadZipFile, zlib.error, struct.error, EOFError, NotImplementedError, RuntimeError, ValueError, LookupError,
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Stamp:
+    """What tells whether a file on the disk is still the same one."""
+
+    size_bytes: int
+    mtime_ns: int
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """What the API will get as one file: a file, an archive as it is, or one member of an archive."""
+
+    name: str  # as the receipt shows it: the path within the place given, or archive!member
+    path: Path
+    stamp: Stamp  # of the file on the disk
+    size_bytes: int  # that are sent
+    member: str | None = None  # its name within the archive at `path`
+    files: int = 1  # how many the receipt will name: more than one for an archive
+
+
+@dataclass(frozen=True, slots=True)
+class Archive:
+    """A zip archive: its members, and whether it may be sent as it is."""
+
+    whole: Item
+    members: tuple[Item, ...]
+    sendable: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Unreadable:
+    """A file or folder that this process cannot read."""
+
+    name: str
+    path: Path
+    why: str
+
+
+Found = Item | Archive | Unreadable
+
+
+def walk(places: Sequence[Path], *, look_inside: bool = True) -> Iterator[Found]:
+    """All files in these files and folders, in order of their names; hidden ones are left out.
+
+    A folder is entered once, however many links lead to it. look_inside: tell archives by their first bytes, whatever
+    they are called; else only what is called .zip is opened. Raises OsteonError at once if a place does not exist.
+    """
+    for place in places:
+        if not place.exists():
+            raise OsteonError(f"{place} does not exist")
+    return _all(places, look_inside)
+
+
+def _all(places: Sequence[Path], look_inside: bool) -> Iterator[Found]:  # noqa: FBT001 - as above
+    entered: set[tuple[int, int]] = set()
+    for place in places:
+        if place.is_dir():
+            yield from _folder(place, "", entered, look_inside)
+        else:
+            yield from _file(place, place.name, look_inside)
+
+
+def _folder(folder: Path, prefix: str, entered: set[tuple[int, int]], look_inside: bool) -> Iterator[Found]:  # noqa: FBT001
+    try:
+        status = folder.stat()
+        if (status.st_dev, status.st_ino) in entered:
+            return
+        entered.add((status.st_dev, status.st_ino))
+        with os.scandir(folder) as listing:
+            entries = sorted(listing, key=lambda entry: entry.name)
+    except OSError as wrong:
+        yield Unreadable(prefix.rstrip("/") or str(folder), folder, _why(wrong))
+        return
+    for entry in entries:
+        if entry.name.startswith("."):
+            continue
+        path, name = folder / entry.name, prefix + entry.name
+        if entry.is_dir():
+            yield from _folder(path, f"{name}/", entered, look_inside)
+        elif entry.is_file() or entry.is_symlink():  # a link to nothing is said; pipes and devices are no files
+            yield from _file(path, name, look_inside)
+
+
+def _file(path: Path, name: str, look_inside: bool) -> Iterator[Found]:  # noqa: FBT001
+    try:
+        status = path.stat()
+        item = Item(name, path, Stamp(status.st_size, status.st_mtime_ns), status.st_size)
+        archive = _is_archive(path) if look_inside else name.lower().endswith(".zip")
+    except OSError as wrong:
+        yield Unreadable(name, path, _why(wrong))
+        return
+    yield (_archive(item) if archive else None) or item
+
+
+def _is_archive(path: Path) -> bool:
+    """As the API tells them: a zip archive's mark, and no DICOM file whose preamble looks like one."""
+    with path.open("rb") as file:
+        head = file.read(HEAD_BYTES)
+    return head[:4] in MAGIC and head[128:] != b"DICM"
+
+
+def _archive(whole: Item) -> Archive | None:
+    """Its members; None if it cannot be listed: then it is sent as it is, and the API says what is wrong with it."""
+    try:
+        with zipfile.ZipFile(whole.path) as opened:
+            listed = [member for member in opened.infolist() if not member.is_dir()]
+    except (*DAMAGED, OSError):
+        return None
+    members = tuple(
+        Item(f"{whole.name}!{each.filename}", whole.path, whole.stamp, each.file_size, each.filename)
+        for each in listed
+        if not _hidden(each.filename)
+    )
+    small = (
+        whole.size_bytes <= BYTES_PER_REQUEST
+        and len(listed) <= MOST_MEMBERS
+        and sum(each.file_size for each in listed) <= MOST_EXPANDED_BYTES
+    )
+    whole = Item(whole.name, whole.path, whole.stamp, whole.size_bytes, None, max(1, len(members)))
+    # an archive that holds hidden files (macOS adds some) is sent without them
+    return Archive(whole, members, small and len(members) == len(listed)) if members else None
+
+
+def _hidden(member: str) -> bool:
+    parts = PurePosixPath(member).parts
+    return any((part.startswith(".") and part != "..") or part == "__MACOSX" for part in parts)
+
+
+def _why(wrong: OSError) -> str:
+    return wrong.strerror or type(wrong).__name__
+
+
+def groups(items: Iterable[Item]) -> Iterator[list[Item]]:
+    """Items in groups for one request each: at most 50 files and 64 MiB, but that one item may be larger alone."""
+    group: list[Item] = []
+    files = size = 0
+    for item in items:
+        if group and (files + item.files > FILES_PER_REQUEST or size + item.size_bytes > BYTES_PER_REQUEST):
+            yield group
+            group, files, size = [], 0, 0
+        group.append(item)
+        files += item.files
+        size += item.size_bytes
+    if group:
+        yield group
+
+
+def files_in(places: Sequence[Path]) -> list[tuple[Path, str]]:
+    """All files in these files and folders, each with its name; archives are files. Raises OsteonError."""
+    found = []
+    for each in walk(places, look_inside=False):
+        if isinstance(each, Unreadable):
+            raise OsteonError(f"{each.name} cannot be read: {each.why}")
+        item = each.whole if isinstance(each, Archive) else each
+        found.append((item.path, item.name))
+    return found

@@ -1,0 +1,346 @@
+"""`osteon submit` as a hospital's night job runs it, against a real API in a process of its own."""
+
+import csv
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+import zipfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psycopg2
+import pytest
+
+from shared.settings import ROOT
+from tests.plant import KEYS, Plant, film
+
+
+@pytest.fixture(scope="module")
+def plant(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Plant]:
+    """Postgres, Valkey and an API."""
+    made = Plant(tmp_path_factory.mktemp("sending"))
+    try:
+        made.start()
+        yield made
+    finally:
+        made.stop()
+
+
+@dataclass
+class Sender:
+    """A hospital's computer: a state folder of its own, and a folder to send."""
+
+    plant: Plant
+    home: Path
+    label: str
+
+    @property
+    def folder(self) -> Path:
+        """What is sent."""
+        made = self.home / "day"
+        made.mkdir(exist_ok=True)
+        return made
+
+    def write(self, name: str, number: int) -> Path:
+        """A film of a study of its own."""
+        path = self.folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(film(self.label, number))
+        return path
+
+    def start(self, *arguments: str | Path) -> "subprocess.Popen[str]":
+        """`osteon submit` as a process."""
+        command = [sys.executable, "-m", "infra.cli", "submit", *map(str, arguments)]
+        env = {name: value for name, value in os.environ.items() if not name.startswith("OSTEON_")}
+        env |= {
+            "OSTEON_API_URL": self.plant.url, "OSTEON_KEY": KEYS["submitter"], "XDG_STATE_HOME": str(self.home / "state"),
+        }  # fmt: skip
+        pipe = subprocess.PIPE
+        return subprocess.Popen(command, env=env, cwd=ROOT, stdout=pipe, stderr=pipe, text=True)
+
+    def run(self, *arguments: str | Path) -> tuple[int, str, str]:
+        """Exit code and both outputs."""
+        process = self.start(*arguments)
+        out, err = process.communicate(timeout=200)
+        return process.returncode, out, err
+
+    def told(self, *arguments: str | Path, code: int = 0) -> dict[str, Any]:
+        """What --json says."""
+        ended, out, err = self.run(*arguments, "--json")
+        assert ended == code, err
+        answer: dict[str, Any] = json.loads(out)
+        return answer
+
+    def stored(self) -> int:
+        """How many of this sender's studies the API has."""
+        uids = [film_uid(self.label, number) for number in range(2000)]
+        query = "SELECT count(*) FROM studies WHERE study_instance_uid = ANY(%s)"
+        return int(self.plant.studies.ask(query, uids)[0][0])
+
+    def journal(self) -> list[dict[str, Any]]:
+        """The journal's entries."""
+        (path,) = (self.home / "state/osteon/journals").iterdir()
+        return [json.loads(line) for line in path.read_text().splitlines() if line]
+
+
+def film_uid(label: str, number: int) -> str:
+    from samples.objects import uid
+
+    return uid(f"faults/{label}/{number}")
+
+
+def image_uid(label: str, number: int) -> str:
+    import io
+
+    import pydicom
+
+    return str(pydicom.dcmread(io.BytesIO(film(label, number)), stop_before_pixels=True).SOPInstanceUID)
+
+
+@pytest.fixture
+def sender(plant: Plant, tmp_path: Path) -> Sender:
+    return Sender(plant, tmp_path, tmp_path.name)
+
+
+def uploads(plant: Plant) -> int:
+    """Files that the API took since it started, whatever became of them."""
+    lines = [json.loads(line) for line in (plant.folder / "api.log").read_text().splitlines() if '"upload"' in line]
+    return sum(line["stored"] + line["duplicate"] + line["rejected"] for line in lines if line["message"] == "upload")
+
+
+def test_second_run_sends_nothing_again(sender: Sender) -> None:
+    """What is stored and unchanged is not sent again; what is new, or has changed, is; --fresh sends all."""
+    for number in range(5):
+        sender.write(f"{number}.dcm", number)
+    assert sender.told(sender.folder)["counts"]["stored"] == 5
+    before = uploads(sender.plant)
+    again = sender.told(sender.folder)
+    assert (again["counts"]["duplicate"], again["sent_earlier"]) == (5, 5)
+    assert {line["sop_instance_uid"] for line in again["files"]} == {image_uid(sender.label, n) for n in range(5)}
+    assert uploads(sender.plant) == before
+    sender.write("1.dcm", 11)  # another film under the same name
+    sender.write("new.dcm", 12)
+    os.utime(sender.folder / "2.dcm")  # touched, but the same bytes: known by its content
+    more = sender.told(sender.folder)
+    assert (more["counts"]["stored"], more["sent_earlier"]) == (2, 4)
+    assert uploads(sender.plant) == before + 2
+    assert sender.told(sender.folder, "--fresh")["sent_earlier"] == 0
+    assert uploads(sender.plant) == before + 8
+
+
+def test_killed_in_the_middle(sender: Sender) -> None:
+    """After kill -9 the same command sends the rest: all is stored once, and at most what was on its way comes twice."""
+    count, jobs = 600, 3
+    for number in range(count):
+        sender.write(f"{number // 40}/{number}.dcm", number)
+    before = uploads(sender.plant)
+    process = sender.start(sender.folder, "--jobs", str(jobs))
+    deadline = time.monotonic() + 100
+    while not (sender.home / "state/osteon/journals").exists() or len(sender.journal()) < 100:
+        assert process.poll() is None, "it ended before it could be killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    process.kill()
+    process.communicate()
+    known = len(sender.journal())
+    assert known < count, "killed too late to show anything"
+    while sender.plant.studies.ask("SELECT 1 FROM pg_stat_activity WHERE state = 'active' AND query ILIKE 'INSERT%%'"):
+        time.sleep(0.05)
+    told = sender.told(sender.folder)
+    assert told["sent_earlier"] == known
+    assert told["counts"]["stored"] + told["counts"]["duplicate"] == count
+    assert sender.stored() == count
+    twice = told["counts"]["duplicate"] - told["sent_earlier"]
+    assert twice <= jobs * 50, "more was sent again than was on its way"
+    assert uploads(sender.plant) - before == count + twice
+
+
+def test_interrupted(sender: Sender) -> None:
+    """Ctrl-C finishes what is on its way, says what was not sent, exits 130; the next run sends just that."""
+    for number in range(600):
+        sender.write(f"{number}.dcm", number)
+    process = sender.start(sender.folder, "--jobs", "1", "--json")
+    while not (sender.home / "state/osteon/journals").exists() or len(sender.journal()) < 50:
+        time.sleep(0.005)
+    process.send_signal(signal.SIGINT)
+    out, _ = process.communicate(timeout=100)
+    assert process.returncode == 130
+    told = json.loads(out)
+    assert told["interrupted"]
+    assert 0 < told["counts"]["unsent"] < 600
+    assert told["counts"]["stored"] == 600 - told["counts"]["unsent"] == sender.stored() == len(sender.journal())
+    assert len(told["files"]) == 600
+    rest = sender.told(sender.folder)
+    assert (rest["counts"]["stored"], rest["sent_earlier"]) == (told["counts"]["unsent"], told["counts"]["stored"])
+
+
+def test_data_that_the_api_lost(sender: Sender) -> None:
+    """A journal does not outlive the data: what the API no longer has is sent again, though unchanged here."""
+    for number in range(3):
+        sender.write(f"{number}.dcm", number)
+    study = sender.told(sender.folder)["files"][1]["study_id"]
+    connection = psycopg2.connect(sender.plant.postgres.url.replace("+psycopg2", ""))
+    with connection, connection.cursor() as cursor:
+        cursor.execute("DELETE FROM studies WHERE id = %s", (study,))
+    connection.close()
+    told = sender.told(sender.folder)
+    assert [line["outcome"] for line in told["files"]] == ["duplicate", "stored", "duplicate"]
+
+
+def test_archives_by_member(sender: Sender) -> None:
+    """An archive is sent as it is, and remembered by member: when it grows, only what is not stored is sent."""
+    archive = sender.folder / "nacht.zip"
+    with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as packed:
+        packed.writestr("ärm/1.dcm", film(sender.label, 1))
+        packed.writestr("2.txt", "no film")
+    told = sender.told(sender.folder, code=1)
+    assert [(line["file"], line["outcome"]) for line in told["files"]] == [
+        ("nacht.zip!ärm/1.dcm", "stored"), ("nacht.zip!2.txt", "rejected"),
+    ]  # fmt: skip
+    assert all(re.fullmatch("[0-9a-f]{64}", line["sha256"]) for line in told["files"])
+    before = uploads(sender.plant)
+    again = sender.told(sender.folder, code=1)
+    assert [line["outcome"] for line in again["files"]] == ["duplicate", "rejected"]
+    assert uploads(sender.plant) == before + 1, "the rejected member alone was tried again"
+
+
+def test_hidden_members_and_broken_archives(sender: Sender) -> None:
+    """What macOS hides in archives is left out; a broken archive is sent, for the API says what is wrong with it."""
+    with zipfile.ZipFile(sender.folder / "a.zip", "w") as packed:
+        packed.writestr("1.dcm", film(sender.label, 1))
+        packed.writestr("__MACOSX/._1.dcm", "x")
+        packed.writestr(".DS_Store", "x")
+    (sender.folder / "b.zip").write_bytes((sender.folder / "a.zip").read_bytes()[:500])
+    told = sender.told(sender.folder, code=1)
+    assert [(line["file"], line["outcome"], line["reason"]) for line in told["files"]] == [
+        ("a.zip!1.dcm", "stored", None), ("b.zip", "rejected", "bad-archive"),
+    ]  # fmt: skip
+
+
+def test_names_of_all_kinds(sender: Sender) -> None:
+    """File names with umlauts, line breaks, quotes and bytes that are no UTF-8 come back in receipts as they are."""
+    names = ["Grüße, Ärzte.dcm", "two\nlines.dcm", '"quoted" 50%0A;.dcm', "!bang!.dcm", os.fsdecode(b"latin-\xe4.dcm")]
+    for number, name in enumerate(names):
+        sender.write(name, number)
+    table, listed = sender.home / "receipt.csv", sender.home / "receipt.json"
+    code, out, err = sender.run(sender.folder, "--receipt", table)
+    assert code == 0, err
+    assert "5 stored" in out
+    with table.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
+        rows = list(csv.DictReader(file))
+    assert {row["file"] for row in rows} == set(names)
+    assert sender.run(sender.folder, "--fresh", "--receipt", listed)[0] == 0
+    assert {line["file"] for line in json.loads(listed.read_text())["files"]} == set(names)
+
+
+def test_receipt_in_csv_and_json_agree(sender: Sender) -> None:
+    """Both receipts say the same of every file, in the order of the folder."""
+    sender.write("b.dcm", 1)
+    (sender.folder / "a.txt").write_text("no film")
+    table = sender.home / "receipt.csv"
+    told = sender.told(sender.folder, "--receipt", table, code=1)
+    assert [line["file"] for line in told["files"]] == ["a.txt", "b.dcm"]
+    assert told["reasons"] == {"not-dicom": 1}
+    with table.open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert rows == [
+        {name: "" if value is None else str(value) for name, value in line.items()} for line in told["files"]
+    ]
+
+
+def test_unreadable_files_stop_nothing(sender: Sender) -> None:
+    """A link to nothing and a loop of folders are no obstacle; the first is said, the second passed over."""
+    sender.write("a.dcm", 1)
+    (sender.folder / "gone.dcm").symlink_to(sender.folder / "nowhere")
+    (sender.folder / "loop").symlink_to(sender.folder)
+    (sender.folder / ".hidden").write_text("x")
+    told = sender.told(sender.folder, code=1)
+    assert [(line["file"], line["outcome"]) for line in told["files"]] == [
+        ("a.dcm", "stored"), ("gone.dcm", "unreadable"),
+    ]  # fmt: skip
+
+
+def test_manifest(sender: Sender) -> None:
+    """Of a day's list: what came, what was refused, what never came, what is incomplete; and what nobody promised."""
+    for number in range(3):
+        sender.write(f"{number}.dcm", number)
+    cut = sender.folder / "cut.dcm"
+    cut.write_bytes(film(sender.label, 3)[:-100])
+    day = sender.home / "day.csv"
+    rows = [
+        "Image UID;Study Instance UID;Accession No;Number of Images",
+        f"{image_uid(sender.label, 0)};;;",
+        f";{film_uid(sender.label, 1)};;2",
+        f"{image_uid(sender.label, 3)};;;",
+        ";;ACC-NEVER;",
+        ";;;",
+    ]
+    day.write_text("\n".join(rows), encoding="utf-8-sig")
+    table = sender.home / "receipt.csv"
+    told = sender.told(sender.folder, "--manifest", day, "--receipt", table, code=3)
+    kept = [(row["kept"], row["row"], row["file"]) for row in told["manifest"]["rows"]]
+    assert kept == [
+        ("came", 2, ""), ("incomplete", 3, ""), ("rejected", 4, "cut.dcm"), ("missing", 5, ""), ("unpromised", None, "2.dcm"),
+    ]  # fmt: skip
+    with (sender.home / "receipt-manifest.csv").open(newline="") as file:
+        assert [row["kept"] for row in csv.DictReader(file)] == [row[0] for row in kept]
+    cut.unlink()
+    (sender.folder / "2.dcm").unlink()
+    day.write_text(f"SOPInstanceUID\n{image_uid(sender.label, 0)}\n{image_uid(sender.label, 1)}\n")
+    assert sender.told(sender.folder, "--manifest", day)["manifest"]["counts"]["came"] == 2
+
+
+def test_manifest_that_is_none(sender: Sender) -> None:
+    """A manifest without a known column is refused before anything is sent, with the columns that are understood."""
+    sender.write("a.dcm", 1)
+    (sender.home / "day.csv").write_text("name,date\nx,y\n")
+    code, out, err = sender.run(sender.folder, "--manifest", sender.home / "day.csv")
+    assert (code, out) == (1, "")
+    assert "sop_instance_uid" in err
+    assert sender.stored() == 0
+
+
+def test_nowhere_to_remember(sender: Sender) -> None:
+    """Where neither journal nor receipt can be written, that is said, and the files are sent all the same."""
+    sender.write("a.dcm", 1)
+    (sender.home / "state").write_text("a file where the state folder should be")
+    code, out, err = sender.run(sender.folder)
+    assert code == 0, err
+    assert "No journal can be kept" in err
+    assert "No receipt can be written" in err
+    assert "1 stored" in out
+
+
+def test_wrong_key(sender: Sender) -> None:
+    """A key that is refused ends the run at once; every file stands in the receipt as not sent."""
+    sender.write("a.dcm", 1)
+    receipt = sender.home / "receipt.json"
+    code, _, err = sender.run(sender.folder, "--key", "osk_wrong", "--receipt", receipt)
+    assert code == 1
+    assert "401" in err
+    assert json.loads(receipt.read_text())["counts"]["unsent"] == 1
+
+
+def test_states_of_many_studies(in_process: Any) -> None:
+    """One call tells where a thousand studies stand; another site's are as unknown as those that never were."""
+    from uuid import uuid4
+
+    from shared.repository.access import Role, add_key
+
+    with in_process.database.transaction() as session:
+        add_key(session, "elsewhere", "other", Role.SUBMITTER, "osk_elsewhere")
+    study = in_process.post({"a": film("states", 1)}).json()["studies"][0]["id"]
+    nobody = str(uuid4())
+    mine, other = in_process.headers("submitter"), {"Authorization": "Bearer osk_elsewhere"}
+    ask = lambda ids, headers: in_process.http.post("/studies/states", json={"ids": ids}, headers=headers)  # noqa: E731
+    told = ask([study, nobody, study, nobody], mine).json()
+    assert told == {"studies": [{"id": study, "status": "queued", "reason": ""}], "unknown": [nobody]}
+    assert ask([study], other).json() == {"studies": [], "unknown": [study]}
+    assert ask([str(uuid4()) for _ in range(1000)], mine).status_code == 200
+    assert ask([str(uuid4()) for _ in range(1001)], mine).status_code == 422
