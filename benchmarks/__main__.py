@@ -80,11 +80,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 raise
             failed[name] = str(wrong)
             _say(f"{name} failed: {wrong}")
-            continue
-        results.append(result)
-        print(json.dumps(result.as_json()) if given.json else result.as_text(), flush=True)
-    if given.write:
-        given.write.write_text(render(results, failed))
+        else:
+            results.append(result)
+            print(json.dumps(result.as_json()) if given.json else result.as_text(), flush=True)
+        if given.write:  # after each: an hour's run may be cut short
+            given.write.write_text(render(results, failed))
     return 1 if failed else 0
 
 
