@@ -1,8 +1,7 @@
 """Claims and results on their way to Postgres, of many studies in one transaction.
 
-A commit costs about the same for one study as for thirty. A study waits WAIT_S for those that come with it, for the
-model answers several at once; under load those that come within PACE_S of the transaction before share the next: the
-more there is to do, the less each costs.
+A commit costs about the same for one study as for thirty. Alone, a study waits for nobody; under load those that come
+within PACE_S of the transaction before share the next: the more there is to do, the less each costs.
 """
 
 import time
@@ -16,7 +15,6 @@ from worker.batching import Batcher
 
 MOST = 64  # studies a transaction
 PATIENCE_S = 30.0
-WAIT_S = 0.01
 PACE_S = 0.05  # see docs/adr/0013-decoding-in-child-processes.md
 
 
@@ -26,12 +24,8 @@ class Ledger:
     def __init__(self, database: Database, lease: timedelta, max_attempts: int) -> None:
         self._database, self._lease, self._max_attempts = database, lease, max_attempts
         # a database that is down fails all alike; halving would only ask it more often
-        self._claims = Batcher(
-            "claims", self._claim, max_batch=MOST, max_wait_s=WAIT_S, pace_s=PACE_S, common=(Unavailable,)
-        )
-        self._results = Batcher(
-            "results", self._finish, max_batch=MOST, max_wait_s=WAIT_S, pace_s=PACE_S, common=(Unavailable,)
-        )
+        self._claims = Batcher("claims", self._claim, max_batch=MOST, pace_s=PACE_S, common=(Unavailable,))
+        self._results = Batcher("results", self._finish, max_batch=MOST, pace_s=PACE_S, common=(Unavailable,))
 
     def claim(self, study_id: UUID, bundle: str) -> work.Answer:
         """As work.claim, among others. Raises Unavailable."""
