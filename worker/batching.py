@@ -99,7 +99,8 @@ class Batcher(Generic[Item, Answer]):
                 if len(self._heap) >= self._max_batch or self._closed or left <= 0:
                     break
                 self._changed.wait(left)  # another lane may take all of it meanwhile
-            priority, batch = self._heap[0][3], []
+            priority = self._heap[0][3]
+            batch: list[tuple[Item, Future[Answer]]] = []
             while self._heap and len(batch) < self._max_batch and (self._mixed or self._heap[0][3] == priority):
                 *_, item, future = heapq.heappop(self._heap)
                 batch.append((item, future))
