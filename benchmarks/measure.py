@@ -86,6 +86,15 @@ class Goal:
     def __str__(self) -> str:
         return f"{self.direction} {self.value:g}"
 
+    @classmethod
+    def parse(cls, said: str) -> Self:
+        """What `str` was made of. Raises ValueError for anything else."""
+        sign, value = said.split()
+        direction: Literal[">=", "<="] = ">=" if sign == ">=" else "<="
+        if sign != direction:
+            raise ValueError(f"{said} is no goal")
+        return cls(direction, float(value))
+
 
 @dataclass(frozen=True)
 class Case:
@@ -98,6 +107,7 @@ class Case:
     unit: str
     subject: float
     baseline: float
+    goal: Goal | None = None  # its own; None: the benchmark's
 
     @classmethod
     def of(
@@ -107,47 +117,61 @@ class Case:
         subject: Sequence[float],
         baseline: Sequence[float],
         ratio: Callable[[float, float], float] = operator.truediv,
+        *,
+        goal: Goal | None = None,
     ) -> Self:
-        """From measurements of the same repeats, in `unit`; ratio: of (subject, baseline).
+        """From measurements of the same repeats, in `unit`; ratio: of (subject, baseline); goal: where it has its own.
 
         Raises ValueError when they do not pair up.
         """
         ratios = [ratio(one, other) for one, other in zip(subject, baseline, strict=True)]
         spread = median_interval(ratios)
         middles = statistics.median(subject), statistics.median(baseline)
-        return cls(label, statistics.median(ratios), spread, len(ratios), unit, *middles)
+        return cls(label, statistics.median(ratios), spread, len(ratios), unit, *middles, goal)
 
     def as_text(self) -> str:
         """For a terminal."""
         measured = f"{self.ratio:.3g} ({self.spread[0]:.3g} - {self.spread[1]:.3g}, {self.repeats} repeats)"
-        return f"{self.label}: {measured}; {self.subject:.4g} to {self.baseline:.4g} {self.unit}"
+        own = f"; goal {self.goal}" if self.goal else ""
+        return f"{self.label}: {measured}; {self.subject:.4g} to {self.baseline:.4g} {self.unit}{own}"
 
 
 @dataclass(frozen=True)
 class Result:
-    """What a benchmark found. Its ratio is that of its worst case: the goal holds for each."""
+    """What a benchmark found: the ratio of the worst case under its goal. It is met when the goals of all cases are."""
 
     name: str
     compares: str  # what with what, in words
     goal: Goal
-    cases: tuple[Case, ...]
+    cases: tuple[Case, ...]  # at least one without a goal of its own
     details: dict[str, Any] = field(default_factory=dict)  # what else was measured, as JSON can hold it; no goal
     quick: bool = False
 
     @property
     def worst(self) -> Case:
-        """The case that decides."""
-        return self.goal.worst(self.cases)
+        """The case that speaks: of those under the benchmark's goal the one farthest from it."""
+        return self.goal.worst([case for case in self.cases if case.goal is None])
+
+    def goal_of(self, case: Case) -> Goal:
+        """The case's own goal, or the benchmark's."""
+        return case.goal or self.goal
+
+    @property
+    def missed(self) -> list[str]:
+        """The labels of the cases that miss their goals."""
+        return [case.label for case in self.cases if not self.goal_of(case).met(case.ratio)]
 
     @property
     def met(self) -> bool:
-        """Whether every case reaches the goal."""
-        return self.goal.met(self.worst.ratio)
+        """Whether every case reaches its goal."""
+        return not self.missed
 
     @property
     def certain(self) -> bool:
-        """Whether the whole spread of the worst case is on one side of the goal."""
-        return len({self.goal.met(end) for end in self.worst.spread}) == 1
+        """Whether the answer would be the same at either end of the spreads."""
+        cases = [case for case in self.cases if case.label in self.missed] or self.cases
+        clear = [len({self.goal_of(case).met(end) for end in case.spread}) == 1 for case in cases]
+        return all(clear) if self.met else any(clear)
 
     def as_json(self) -> dict[str, Any]:
         """One object, with at least name, ratio, spread, goal, met."""
@@ -158,22 +182,24 @@ class Result:
             "spread": list(worst.spread),
             "goal": str(self.goal),
             "met": self.met,
+            "missed": self.missed,
             "certain": self.certain,
             "compares": self.compares,
             "unit": worst.unit,
             "baseline": worst.baseline,
             "quick": self.quick,
-            "cases": [asdict(case) for case in self.cases],
+            "cases": [asdict(case) | {"goal": case.goal and str(case.goal)} for case in self.cases],
             "details": self.details,
         }
 
     @classmethod
     def from_json(cls, said: Mapping[str, Any]) -> Self:
         """What `as_json` was made of. Raises KeyError, TypeError or ValueError for anything else."""
-        direction, value = said["goal"].split()
-        cases = tuple(Case(**{**case, "spread": tuple(case["spread"])}) for case in said["cases"])
-        goal = Goal(direction, float(value))
-        return cls(said["name"], said["compares"], goal, cases, said["details"], said["quick"])
+        cases = tuple(
+            Case(**{**case, "spread": tuple(case["spread"]), "goal": case["goal"] and Goal.parse(case["goal"])})
+            for case in said["cases"]
+        )
+        return cls(said["name"], said["compares"], Goal.parse(said["goal"]), cases, said["details"], said["quick"])
 
     def as_text(self) -> str:
         """For a terminal."""
@@ -186,7 +212,8 @@ class Result:
     def verdict(self) -> str:
         """Whether the goal is met, in words."""
         sure = "" if self.certain else ", though the spread reaches over the goal"
-        return f"{'met' if self.met else 'not met'}{sure}"
+        where = f" ({', '.join(self.missed)})" if len(self.cases) > 1 else ""
+        return f"{'met' if self.met else f'not met{where}'}{sure}"
 
 
 def _plain(value: object) -> str:

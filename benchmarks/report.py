@@ -79,7 +79,7 @@ def _row(result: Result, case: Case) -> str:
         f"{case.spread[0]:.3g} - {case.spread[1]:.3g}",
         str(case.repeats),
         f"{case.subject:.4g} to {case.baseline:.4g} {case.unit}",
-        str(result.goal),
-        "yes" if result.goal.met(case.ratio) else "no",
+        str(result.goal_of(case)),
+        "yes" if result.goal_of(case).met(case.ratio) else "no",
     )
     return f"| {' | '.join(cells)} |"

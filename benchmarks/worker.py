@@ -19,6 +19,7 @@ from shared.vision.bundle import load_bundle
 from shared.vision.engines import Engine, lanes, pick_engine
 from shared.vision.pixels import PixelLimits
 from worker import decoding
+from worker.tasks import threads_for
 
 GOAL = Goal(">=", 0.90)
 KINDS = {"raw": "explicit", "JPEG-LS": "jpegls", "JPEG 2000": "jpeg2000"}
@@ -27,7 +28,8 @@ FILMS = 24
 
 def run(quick: bool, say: Say) -> Result:  # noqa: FBT001 - one signature for all
     """A real worker process with the shipped bundle; the bound is measured beside it while its queue is empty."""
-    studies, repeats = (16, 1) if quick else (72, 5)
+    held = threads_for(Settings())
+    studies, edge, repeats = (held + 16, held // 2, 1) if quick else (4 * held, held, 5)
     kinds = {"raw": "explicit", "JPEG-LS": "jpegls"} if quick else KINDS
     network, manifest = load_bundle(Settings().bundle_path.read_bytes())
     engine, size = pick_engine(network, manifest.input_size), manifest.input_size
@@ -46,7 +48,7 @@ def run(quick: bool, say: Say) -> Result:  # noqa: FBT001 - one signature for al
             arms: dict[str, Arm] = {"model": lambda: images_per_s(engine, size, 2 if quick else 6)}
             for kind, digests in films.items():
                 arms[f"{kind} prepared"] = functools.partial(_core_seconds, digests, size)
-                arms[f"{kind} worker"] = functools.partial(_studies_per_s, line, digests, studies)
+                arms[f"{kind} worker"] = functools.partial(_studies_per_s, line, digests, studies, edge)
             say(f"{repeats} rounds of {studies} studies of each kind")
             samples = interleaved(arms, repeats, warmups=0 if quick else 1)
         finally:
@@ -89,7 +91,7 @@ def _core_seconds(digests: list[str], size: int) -> float:
     return (time.process_time() - start) / len(digests)
 
 
-def _studies_per_s(line: Line, digests: list[str], studies: int) -> float:
+def _studies_per_s(line: Line, digests: list[str], studies: int, edge: int) -> float:
     ids = line.queue(digests, studies)
     line.wait()
-    return line.pace(ids)
+    return line.pace(ids, edge)

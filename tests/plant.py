@@ -35,7 +35,7 @@ SETTINGS = {
     "BATCH_SIZE": "4", "WORKER_THREADS": "8", "DECODERS": "2", "STANDSTILL_S": "4",
 }  # fmt: skip
 # The worker as it is, but that its model is a pause of MODEL_S seconds an image and a ready answer, that it is neither
-# compiled nor run, and that one image kills it.
+# compiled nor run, that one study kills it, and that it hangs once where the file HANG stands.
 WORKER = """
     import os, select, sys, time
     sys.modules["openvino"] = None
@@ -49,6 +49,9 @@ WORKER = """
             os.abort()
         return analyse(claim, *rest, **more)
     def predict(items):
+        if os.path.exists(flag := os.environ.get("HANG", "")):
+            os.unlink(flag)
+            time.sleep(1000)
         time.sleep(float(os.environ["MODEL_S"]) * len(items))
         regions = numpy.eye(1, len(items[0][0].manifest.regions), dtype=numpy.float32)[0]
         nothing = numpy.zeros((8, 8), numpy.float32)

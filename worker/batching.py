@@ -16,13 +16,14 @@ log = logging.getLogger(__name__)
 PATIENCE_S = 10.0  # so much older is as good as one priority higher: what waits cannot wait for ever
 Item = TypeVar("Item")
 Answer = TypeVar("Answer")
+_Entry = tuple[float, int, float, int, Item, "Future[Answer]"]  # due, order, submitted, priority
 
 
 class Batcher(Generic[Item, Answer]):
     """Threads ("lanes") that answer batches from one priority heap.
 
-    A batch starts when `max_batch` items wait or the oldest has waited `max_wait_s`; all in it are of one priority.
-    When it raises it is halved until the culprit is alone: that one gets the exception, its neighbours their answers.
+    A batch starts when `max_batch` items wait or the oldest has waited `max_wait_s`. When a batch raises it is halved
+    until the culprit is alone: that one gets the exception, its neighbours their answers.
     """
 
     def __init__(
@@ -34,17 +35,20 @@ class Batcher(Generic[Item, Answer]):
         max_wait_s: float = 0.0,
         pace_s: float = 0.0,
         lanes: int = 1,
+        mixed: bool = True,
         common: tuple[type[BaseException], ...] = (),
     ) -> None:
         """answer: items in, as many answers out, in order; called by so many threads at a time as there are lanes.
 
         pace_s: a lane starts its next batch no sooner than this after its last: under load more come together.
+        mixed: whether items of different priorities share a batch. Where a batch takes as long as its items one by one,
+        the less urgent ones would only hold up the most urgent.
         common: errors that no single item causes; the whole batch gets them at once, unhalved.
         """
         self.lanes = [Lane() for _ in range(lanes)]
         self._answer, self._max_batch, self._max_wait_s, self._common = answer, max_batch, max_wait_s, common
-        self._pace_s = pace_s
-        self._heap: list[tuple[float, int, float, int, Item, Future[Answer]]] = []
+        self._pace_s, self._mixed = pace_s, mixed
+        self._heap: list[_Entry[Item, Answer]] = []
         self._order = itertools.count()
         self._changed = threading.Condition()
         self._closed = False
@@ -63,7 +67,8 @@ class Batcher(Generic[Item, Answer]):
         with self._changed:
             if self._closed:
                 raise RuntimeError("the batcher is closed")
-            heapq.heappush(self._heap, (now + priority * PATIENCE_S, next(self._order), now, priority, item, future))
+            due = now + priority * PATIENCE_S
+            heapq.heappush(self._heap, (due, next(self._order), now, priority, item, future))
             self._changed.notify()
         return future
 
@@ -94,13 +99,14 @@ class Batcher(Generic[Item, Answer]):
                 if len(self._heap) >= self._max_batch or self._closed or left <= 0:
                     break
                 self._changed.wait(left)  # another lane may take all of it meanwhile
-            batch = [heapq.heappop(self._heap)]
-            # of one priority: those in a hurry do not wait for others to be answered with them
-            while self._heap and len(batch) < self._max_batch and self._heap[0][3] == batch[0][3]:
-                batch.append(heapq.heappop(self._heap))
+            priority = self._heap[0][3]
+            batch: list[tuple[Item, Future[Answer]]] = []
+            while self._heap and len(batch) < self._max_batch and (self._mixed or self._heap[0][3] == priority):
+                *_, item, future = heapq.heappop(self._heap)
+                batch.append((item, future))
             if self._heap:
                 self._changed.notify()
-            return [(item, future) for *_, item, future in batch]
+            return batch
 
     def _settle(self, lane: "Lane", batch: list[tuple[Item, "Future[Answer]"]]) -> None:
         try:

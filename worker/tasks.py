@@ -56,6 +56,7 @@ class Engine:
             max_batch=max(1, settings.batch_size // lanes()),
             max_wait_s=settings.batch_wait_ms / 1000,
             lanes=lanes(),
+            mixed=lanes() == 1,  # several lanes are a CPU's, where a batch gains nothing
         )
         self.watchdog = Watchdog(self.batcher.lanes, settings.predict_limit_s)
         lease = timedelta(seconds=settings.lease_s)

@@ -44,7 +44,8 @@ def prepare(image: npt.NDArray[np.number], size: int) -> UInt8Image:
 def shrink(image: npt.NDArray[np.number], side: int) -> Float32Image:
     """image: (H, W). Returns it as float32 with its longer side at most `side` pixels, by area."""
     small = np.ascontiguousarray(image, dtype=np.float32)
-    return small if max(small.shape) <= side else _fit(small, side)
+    # one halving earlier than the network's square: 3.9 in place of 6.5 ms for 2000 x 2500, by 0.1 gray levels another
+    return small if max(small.shape) <= side else _fit(small, side, halve_from=2)
 
 
 def content_box(height: int, width: int, size: int) -> tuple[int, int, int, int]:
@@ -54,11 +55,12 @@ def content_box(height: int, width: int, size: int) -> tuple[int, int, int, int]
     return (size - fitted_h) // 2, (size - fitted_w) // 2, fitted_h, fitted_w
 
 
-def _fit(image: Float32Image, size: int) -> Float32Image:
+def _fit(image: Float32Image, size: int, *, halve_from: int = 4) -> Float32Image:
+    """halve_from: how many times the wanted side an image is halved from."""
     height, width = image.shape
     _, _, fitted_h, fitted_w = content_box(height, width, size)
     # halving by area first is several times faster than one large fractional step, and exact
-    while max(height, width) >= 4 * size and min(height, width) > 1:
+    while max(height, width) >= halve_from * size and min(height, width) > 1:
         height, width = height // 2, width // 2
         even = image[: 2 * height, : 2 * width]
         image = np.asarray(cv2.resize(even, (width, height), interpolation=cv2.INTER_AREA), np.float32)

@@ -52,15 +52,19 @@ def test_two_reconcilers_send_a_lost_study_once(plant):
     assert plant.sent() == len(ids)
 
 
-@pytest.mark.parametrize("memory", ["kept", "lost"])
+@pytest.mark.parametrize("memory", ["kept", "lost", "never kept"])
 def test_a_killed_broker(plant, memory):
-    """kill -9 of Valkey, with and without its file, and uploads meanwhile: all is accepted, and analysed once it is back."""
+    """kill -9 of Valkey, with its file, without it, and where it never wrote one (no AOF), and uploads meanwhile: all is
+    accepted, and analysed once it is back."""
+    if memory == "never kept":
+        with plant.broker() as client:
+            client.config_set("appendonly", "no")
     worker = plant.worker()
     ids = plant.submit(f"broker {memory}")
     plant.midway(ids)
     kill(plant.valkey)
     ids += plant.submit(f"meanwhile {memory}", 5)
-    if memory == "lost":
+    if memory != "kept":  # without AOF what lies there is of an earlier test
         for file in (plant.valkey.folder / "appendonlydir").iterdir():
             file.unlink()
     plant.until(lambda: told(plant, "api: ") and told(plant, "worker: could not reconcile"), 30)

@@ -43,6 +43,21 @@ def test_a_killed_decoder(plant):
     assert worker.poll() is None
 
 
+def test_a_model_that_hangs(plant, tmp_path):
+    """The model shares its worker's process: when it hangs the watchdog ends both, the next process has a model again,
+    and what was in hand is analysed once, after its lease."""
+    flag = tmp_path / "hang"
+    with plant.supervised(OSTEON_PREDICT_LIMIT_S="3", HANG=str(flag)) as ends:
+        ids = plant.submit("model")
+        plant.midway(ids)
+        flag.touch()
+        since = time.monotonic()
+        plant.all_analysed_once(ids, since)
+    assert ends == [70]  # watchdog.EXIT
+    assert not flag.exists()
+    assert any("worker: the model hangs" in line for line in plant.complaints("critical"))
+
+
 def test_a_killed_api(plant):
     """kill -9 of the API in the middle of uploads: what it called stored is analysed; the rest can be sent again."""
     plant.worker()

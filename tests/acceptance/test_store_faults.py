@@ -123,5 +123,7 @@ def test_a_full_disk(make_api, small_disk):
         assert session.scalar(select(func.count()).select_from(InstanceRow)) == 0
     assert list((small_disk / "objects" / "incoming").iterdir()) == []
     filler.unlink()
+    since = time.monotonic()
     again: Any = api.post({f"{number}.dcm": film("full", number) for number in range(5)}).json()
+    print(f"taken {time.monotonic() - since:.1f} s after there was room")
     assert (again["stored"] + again["duplicate"], again["rejected"]) == (5, 0)

@@ -396,8 +396,10 @@ def test_a_poisonous_image_harms_itself_only(ward, make_engine, monkeypatch, poi
     bad = square(poison, texture(1), ImageComments=f"poison: {poison}")
     alone = ward.stored(engine.store, [bad])
     sound = [ward.stored(engine.store, [square(f"beside {poison} {i}", texture(i))]) for i in range(6)]
+    since = time.monotonic()
     with ThreadPoolExecutor(7) as pool:
         words = list(pool.map(engine.analyse_study, [*sound[:3], alone, *sound[3:]]))
+    print(f"all seven had their answer after {time.monotonic() - since:.1f} s")
     assert words == ["analysed"] * 3 + ["will retry"] + ["analysed"] * 3
     assert ward.row(alone).reason == POISONS[poison]
     assert retried(engine, ward, alone, 2) == ["analysed", "nothing to do"]  # which concludes: no image has a finding

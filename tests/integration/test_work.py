@@ -9,7 +9,7 @@ from uuid import uuid4
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from sqlalchemy import insert
+from sqlalchemy import insert, select
 
 from shared.findings import InstanceResult
 from shared.repository import work
@@ -565,3 +565,67 @@ def test_under_any_load_every_study_is_served(arrivals):
                 break
         tick += 1
         assert tick < 5000, "somebody starves"
+
+
+@given(arrivals=st.lists(st.tuples(st.sampled_from(list(Priority)), st.integers(0, 12)), min_size=1, max_size=8))
+@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_on_real_rows_nothing_starves_and_nobody_is_overtaken_by_a_slower_class(ward, arrivals):
+    """Under a load of urgent studies that leaves no more than the promoted ones' share, every study is analysed once soon
+    after its limit; no backlog study is claimed while a routine one waits; and an urgent one hardly waits.
+
+    Rows, claims, results and promotion are the real ones, one study a second; only the broker is three lists.
+    """
+    ward.set(*ids_of(ward), status=StudyStatus.QUARANTINED)  # of the example before
+    limits = {Priority.ROUTINE: 10 * S, Priority.BACKLOG: 20 * S}
+    broker = {queue: deque() for queue in Priority}
+    came: dict[object, int] = {}  # study to second, of the urgent ones that come on and on too
+    served: dict[object, int] = {}
+    guests = []
+
+    def ring(to_send):
+        for one in to_send:
+            broker[one.queue].append(one.study_id)
+
+    def arrive(queue, second):
+        study = ward.study(priority=queue, now=NOW + second * S)
+        came[study] = second
+        with ward.database.transaction() as session:
+            ring(work.unsent(session, [study], NOW + second * S))
+        return study
+
+    def serve(second):
+        for queue in broker.values():
+            while queue:
+                study = queue.popleft()
+                claim = ward.claim(study, NOW + second * S)
+                if claim is None:  # rung for twice: it was moved up
+                    assert study in served
+                    continue
+                faster = [one for one in Priority if list(Priority).index(one) < list(Priority).index(claim.priority)]
+                assert [ward.count(status=StudyStatus.QUEUED, queue=one) for one in faster] == [0] * len(faster)
+                assert ward.finish(claim, ward.answers(claim), now=NOW + second * S)
+                served[study] = second
+                return
+
+    # each may be moved up twice, one every fifth second, and then waits for a second that no urgent one takes
+    last = 12 + 30 + 15 * len(arrivals)
+    for second in range(last):
+        guests += [arrive(queue, second) for queue, at in arrivals if at == second]
+        if second % 5:
+            arrive(Priority.URGENT, second)
+        else:
+            with ward.database.transaction() as session:
+                ring(work.promote(session, limits, NOW + second * S, 1))
+        serve(second)
+        if second > 12 and all(guest in served for guest in guests):
+            break
+    assert [guest for guest in guests if guest not in served] == [], "somebody starves"
+    assert all(len(ward.findings(guest)) == 1 for guest in guests)
+    crowd = sum(queue is Priority.URGENT for queue, _ in arrivals)
+    urgent = [study for study in served if ward.row(study).priority == Priority.URGENT]
+    assert max((served[study] - came[study] for study in urgent), default=0) <= 2 + crowd
+
+
+def ids_of(ward):
+    with ward.database.transaction() as session:
+        return list(session.scalars(select(StudyRow.id)))

@@ -81,6 +81,29 @@ def test_a_missed_goal_is_a_result_and_a_crash_is_a_failure(
     assert cli.main(["a"]) == 0
 
 
+def test_a_run_that_is_cut_short_keeps_what_it_has(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The report is written after each benchmark, so that an interrupt costs the one under way only."""
+    monkeypatch.setattr(cli, "BENCHMARKS", {"a": "first", "b": "second"})
+
+    def apart(name: str, quick: bool) -> Result:
+        if name == "b":
+            raise KeyboardInterrupt
+        return made(name, 0.5)
+
+    monkeypatch.setattr(cli, "_apart", apart)
+    with pytest.raises(KeyboardInterrupt):
+        cli.main(["a", "b", "--write", str(tmp_path / "R.md")])
+    assert "| a | a case | 0.5 |" in (tmp_path / "R.md").read_text()
+
+
+def test_the_report_holds_each_case_to_its_goal() -> None:
+    """In RESULTS.md a case with a goal of its own stands beside that goal, and says whether it is met."""
+    own = Case.of("messages", "messages", [1.2], [1.0], goal=Goal("<=", 1.05))
+    text = render([Result("queues", "this", Goal(">=", 1.0), (Case.of("a", "s", [2.0], [1.0]), own))], {})
+    assert "| queues | a | 2 | 2 - 2 | 1 | 2 to 1 s | >= 1 | yes |" in text
+    assert "| queues | messages | 1.2 | 1.2 - 1.2 | 1 | 1.2 to 1 messages | <= 1.05 | no |" in text
+
+
 def test_the_report_names_no_place(monkeypatch: pytest.MonkeyPatch) -> None:
     """RESULTS.md says what kind of machine it was and when, and neither host nor folder."""
     monkeypatch.setattr("platform.node", lambda: "secret-host")

@@ -99,6 +99,34 @@ def test_json_says_everything() -> None:
     assert Result.from_json(said) == one
 
 
+def test_a_case_may_have_a_goal_of_its_own() -> None:
+    """Such a case is held to its own goal and never speaks for the benchmark; missing it is missing the benchmark's."""
+    main, own = Case.of("main", "s", [1.5], [1.0]), Case.of("own", "s", [1.5], [1.0], goal=Goal("<=", 1.05))
+    found = Result("n", "", Goal(">=", 1.0), (main, own))
+    assert (found.worst, found.met, found.missed) == (main, False, ["own"])
+    assert "not met (own)" in found.as_text()
+    assert "goal <= 1.05" in found.as_text()
+    assert found.as_json()["goal"] == ">= 1"
+    assert Result.from_json(found.as_json()) == found
+    assert Result("n", "", Goal(">=", 1.0), (main, Case.of("own", "s", [1.0], [1.0], goal=Goal("<=", 1.05)))).met
+
+
+def test_a_miss_beyond_doubt_is_certain() -> None:
+    """One case that certainly misses makes the miss certain, however doubtful the others are."""
+    doubtful, clear = Case.of("a", "s", [0.8, 0.95, 1.2], [1.0] * 3), Case.of("b", "s", [0.1, 0.2, 0.3], [1.0] * 3)
+    assert Result("n", "", Goal(">=", 0.9), (doubtful, clear)).certain
+    assert not Result("n", "", Goal(">=", 0.9), (doubtful,)).certain
+
+
+def test_a_goal_can_be_read_back() -> None:
+    """What a goal prints is that goal again; anything else is refused."""
+    for goal in (Goal(">=", 0.9), Goal("<=", 1.05)):
+        assert Goal.parse(str(goal)) == goal
+    for wrong in ("== 3", "3", ">= three"):
+        with pytest.raises(ValueError, match=r"goal|unpack|convert"):
+            Goal.parse(wrong)
+
+
 def test_pairs_must_pair_up() -> None:
     """Measurements of different repeats are not set against each other."""
     with pytest.raises(ValueError, match="shorter"):

@@ -6,7 +6,18 @@ import torch
 
 from shared.settings import ROOT, Settings
 from shared.vision.bundle import load_bundle
-from shared.vision.engines import Answer, lanes, openvino_engine, torch_engine
+from shared.vision.engines import (
+    BATCHES,
+    Answer,
+    fixed_batches,
+    folded,
+    halved,
+    lanes,
+    openvino_engine,
+    pick_engine,
+    torch_engine,
+)
+from shared.vision.network import ARCHITECTURES, BoneNet, Reading
 from shared.vision.pixels import open_pixels
 from shared.vision.reader import shown
 from shared.vision.tensors import prepare
@@ -37,6 +48,120 @@ def test_openvino_agrees_with_torch() -> None:
 def test_lanes_may_run_at_the_same_time() -> None:
     """There is at least one lane, and no more than cores."""
     assert 1 <= lanes() <= 8
+
+
+CPU = torch.device("cpu")
+
+
+def lived_in(architecture: str) -> BoneNet:
+    """A network whose batch norms have statistics and weights, as after training."""
+    torch.manual_seed(5)
+    network = BoneNet(3, architecture).eval()
+    for module in network.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            torch.nn.init.normal_(module.running_mean, 0, 0.1)
+            torch.nn.init.uniform_(module.running_var, 0.5, 1.5)
+            torch.nn.init.uniform_(module.weight, 0.5, 1.5)
+            torch.nn.init.normal_(module.bias, 0, 0.1)
+    return network
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_folding_changes_nothing(architecture: str) -> None:
+    """With its batch norms in its convolutions, a network of each architecture says the same; the original is left alone."""
+    network = lived_in(architecture)
+    squares = np.random.default_rng(1).integers(0, 256, (2, 64, 64), np.uint8)
+    before = torch_engine(network, CPU)(squares)
+    less = folded(network)
+    norms = [sum(isinstance(m, torch.nn.BatchNorm2d) for m in one.modules()) for one in (network, less)]
+    if architecture.startswith("densenet"):
+        assert norms[1] <= norms[0] / 2 + 3  # half of its norms stand before a convolution, where none can be folded
+    else:
+        assert norms[1] == 0 < norms[0]
+    after = torch_engine(less, CPU)(squares)
+    for name, mine, theirs in zip(Answer._fields, after, before, strict=True):
+        np.testing.assert_allclose(mine, theirs, rtol=1e-3, atol=2e-4 * max(1, np.abs(theirs).max()), err_msg=name)
+    for mine, theirs in zip(torch_engine(network, CPU)(squares), before, strict=True):
+        np.testing.assert_array_equal(mine, theirs)
+
+
+def test_the_fallback_is_folded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a GPU and without OpenVINO a service runs folded torch, and says what plain torch says."""
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    network = lived_in("resnet50")
+    squares = np.random.default_rng(2).integers(0, 256, (3, 64, 64), np.uint8)
+    mine, theirs = pick_engine(network, 64)(squares), torch_engine(network, CPU)(squares)
+    for one, other in zip(mine, theirs, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-3, atol=1e-3)
+
+
+def test_half_precision_answers_as_on_a_gpu() -> None:
+    """What a GPU computes (folded, convolutions in bfloat16, under autocast), computed here, is near to float32 on films."""
+    network, manifest = load_bundle(Settings().bundle_path.read_bytes())
+    films = sorted((ROOT / "samples/studies").rglob("*.dcm"))[:6]
+    squares = np.stack([prepare(open_pixels(film.read_bytes()).frame(0), manifest.input_size) for film in films])
+    theirs = torch_engine(network, CPU)(squares)
+    ready = halved(folded(network))
+    assert {m.weight.dtype for m in ready.modules() if isinstance(m, torch.nn.Conv2d)} == {torch.bfloat16}
+
+    def start(buffer: torch.Tensor):
+        def step() -> Reading:
+            with torch.autocast("cpu", torch.bfloat16, cache_enabled=False):
+                return ready(buffer)
+
+        return step
+
+    mine = fixed_batches(manifest.input_size, start)(squares)
+    for name, tolerance in TOLERANCE.items():
+        assert np.abs(chance(mine, name) - chance(theirs, name)).max() < tolerance, name
+    for one, other in zip(shown(mine.heatmap), shown(theirs.heatmap), strict=True):
+        assert other.flat[one.argmax()] >= other.max() - 0.01
+
+
+class Tiny(torch.nn.Module):
+    """Fields of a reading's shapes, each from its own square only."""
+
+    def forward(self, pixels: torch.Tensor) -> Reading:
+        x = pixels.float()
+        mean = x.mean((1, 2, 3))
+        return Reading(x[:, 0, 0, :4], mean, x[:, 0, 1, :3], x[:, 0], x.amax((1, 2, 3)), x[:, 0, 0, 0])
+
+
+def test_padding_never_changes_an_answer() -> None:
+    """Batches of every size, one after the other through the same buffers, get what each square gets alone."""
+    dice, tiny = np.random.default_rng(3), Tiny()
+    used: list[int] = []
+
+    def start(buffer: torch.Tensor):
+        def step() -> Reading:
+            used.append(len(buffer))
+            return tiny(buffer)
+
+        return step
+
+    engine = fixed_batches(8, start)
+    kept: list[tuple[Answer, Answer]] = []
+    for count in [*range(1, 34), 5, 64, 65, 1]:
+        squares = dice.integers(0, 256, (count, 8, 8), np.uint8)
+        alone = tiny(torch.from_numpy(squares)[:, None])
+        kept.append((engine(squares), Answer(*(part.numpy() for part in alone))))
+    # looked at last: an answer must not be written over by a later batch
+    for mine, theirs in kept:
+        for one, other in zip(mine, theirs, strict=True):
+            np.testing.assert_array_equal(one, other)
+    assert set(used) == set(BATCHES)
+    assert used[:5] == [1, 2, 4, 4, 8]
+
+
+def test_padding_does_not_reach_a_real_network() -> None:
+    """A square of the real network gets the same answer alone and padded, whatever lay in the buffer before."""
+    network = folded(lived_in("resnet50"))
+    engine = fixed_batches(64, lambda buffer: lambda: network(buffer))
+    squares = np.random.default_rng(4).integers(0, 256, (7, 64, 64), np.uint8)
+    engine(255 - squares)
+    padded, alone = engine(squares[:5]), [engine(squares[i : i + 1]) for i in range(5)]
+    for index, field in enumerate(padded):
+        np.testing.assert_allclose(field, np.concatenate([one[index] for one in alone]), rtol=1e-3, atol=1e-3)
 
 
 def chance(answer: Answer, name: str) -> np.ndarray:

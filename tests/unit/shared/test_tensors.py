@@ -1,12 +1,13 @@
 """From a display image to the network's square."""
 
+import cv2
 import numpy as np
 import numpy.typing as npt
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shared.vision.tensors import content_box, prepare
+from shared.vision.tensors import content_box, prepare, shrink
 
 SEEDS = st.integers(0, 2**32 - 1)
 SIDES = st.integers(1, 300)
@@ -120,3 +121,25 @@ def test_what_is_no_image_is_refused(shape: tuple[int, ...]) -> None:
     """An empty or not two-dimensional array is an error that names its shape."""
     with pytest.raises(ValueError, match="shape"):
         prepare(np.zeros(shape), 64)
+
+
+@given(st.integers(1, 700), st.integers(1, 700), st.sampled_from([64, 128]))
+@settings(max_examples=60, deadline=None)
+def test_a_shrunk_film_fits_and_a_small_one_stays(height: int, width: int, side: int) -> None:
+    """The longer side becomes `side`, the other keeps the proportion; what is small enough is not touched."""
+    image = film(height, width)
+    small = shrink(image, side)
+    if max(height, width) <= side:
+        np.testing.assert_array_equal(small, image)
+    else:
+        assert small.shape == content_box(height, width, side)[2:]
+        assert image.min() - 1 <= small.min() <= small.max() <= image.max() + 1
+
+
+def test_halving_first_shows_the_same_film() -> None:
+    """A preview made by a halving and a small step is that of one large step, to half a gray level on average."""
+    for height, width in ((1250, 1000), (1600, 1100), (1024, 2047)):
+        image = film(height, width)
+        small = shrink(image, 512)
+        once = cv2.resize(image, small.shape[::-1], interpolation=cv2.INTER_AREA)
+        assert np.abs(small - once).mean() * 255 / np.ptp(once) < 0.5

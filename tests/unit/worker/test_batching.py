@@ -35,8 +35,10 @@ class Model:
 
 
 @contextmanager
-def batcher_of(model: Model, max_batch: int = 4, max_wait_s: float = 0.0, lanes: int = 1) -> Iterator[Batcher]:
-    batcher = Batcher("model", model, max_batch=max_batch, max_wait_s=max_wait_s, lanes=lanes)
+def batcher_of(
+    model: Model, max_batch: int = 4, max_wait_s: float = 0.0, lanes: int = 1, mixed: bool = True
+) -> Iterator[Batcher]:
+    batcher = Batcher("model", model, max_batch=max_batch, max_wait_s=max_wait_s, lanes=lanes, mixed=mixed)
     try:
         yield batcher
     finally:
@@ -50,13 +52,14 @@ def batcher_of(model: Model, max_batch: int = 4, max_wait_s: float = 0.0, lanes:
     lanes=st.integers(1, 3),
     poisoned=st.frozensets(st.integers(0, 39)),
     priorities=st.lists(st.integers(0, 2), min_size=40, max_size=40),
+    mixed=st.booleans(),
 )
 @settings(max_examples=60, deadline=None)
-def test_every_item_gets_its_own_answer_or_its_own_exception(count, max_batch, lanes, poisoned, priorities):
+def test_every_item_gets_its_own_answer_or_its_own_exception(count, max_batch, lanes, poisoned, priorities, mixed):
     """Whatever is poisoned and however batches fall, nothing is lost, doubled or swapped, and no neighbour suffers."""
     model = Model(poisoned)
     model.open.clear()  # so that all wait together and batches are as full as they get
-    with batcher_of(model, max_batch, lanes=lanes) as batcher:
+    with batcher_of(model, max_batch, lanes=lanes, mixed=mixed) as batcher:
         futures = [batcher.submit(item, priorities[item]) for item in range(count)]
         model.open.set()
         for item, future in enumerate(futures):
@@ -69,12 +72,14 @@ def test_every_item_gets_its_own_answer_or_its_own_exception(count, max_batch, l
     answered = [item for batch in model.batches if not poisoned & set(batch) for item in batch]
     assert sorted(answered) == sorted(set(range(count)) - poisoned)
     assert max(map(len, model.batches)) <= max_batch
+    if not mixed:
+        assert all(len({priorities[item] for item in batch}) == 1 for batch in model.batches)
 
 
 @given(st.lists(st.integers(0, 2), min_size=1, max_size=30), st.integers(1, 7))
 @settings(max_examples=40, deadline=None)
 def test_what_waits_is_served_by_priority_then_in_order(priorities, max_batch):
-    """Of all that waits the most urgent goes first, equals in the order in which they came, none in a slower one's batch."""
+    """Of everything that waits, the most urgent goes first, and equals go in the order in which they came."""
     model = Model()
     model.open.clear()
     with batcher_of(model, max_batch) as batcher:
@@ -88,7 +93,6 @@ def test_what_waits_is_served_by_priority_then_in_order(priorities, max_batch):
             future.result(20)
     served = [item for batch in model.batches for item in batch]
     assert served == [-1, *sorted(range(len(priorities)), key=lambda item: (priorities[item], item))]
-    assert all(len({priorities[item] for item in batch}) == 1 for batch in model.batches[1:])
 
 
 def test_many_threads_get_their_own_answers():
@@ -219,3 +223,18 @@ def test_lanes_work_side_by_side():
     batcher = Batcher("model", answer, max_batch=1, lanes=2)
     assert [future.result(20) for future in (batcher.submit(1), batcher.submit(2))] == [1, 2]
     batcher.close()
+
+
+def test_an_urgent_item_need_not_wait_for_the_rest_of_a_batch():
+    """Unmixed, the next batch after an urgent item came holds the urgent ones alone, and then routine batches are full."""
+    model = Model()
+    model.open.clear()
+    with batcher_of(model, 4, mixed=False) as batcher:
+        first = batcher.submit(0, 1)  # the lane is busy with it
+        while not first.running():
+            time.sleep(0.001)
+        futures = [batcher.submit(item, 1) for item in range(1, 9)] + [batcher.submit(item, 0) for item in (20, 21)]
+        model.open.set()
+        for future in futures:
+            future.result(20)
+    assert model.batches == [[0], [20, 21], [1, 2, 3, 4], [5, 6, 7, 8]]
