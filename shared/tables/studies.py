@@ -8,7 +8,6 @@ from sqlalchemy.orm import Mapped, mapped_column
 
 from shared.tables.base import Base
 
-
 # a study's day of arrival, as an index can hold it: in UTC, whatever the session's zone is
 ARRIVED_ON = text("date(timezone('UTC'::text, received_at))")
 
@@ -61,7 +60,11 @@ class StudyRow(Base):
         Index("ix_studies_open", "status", "sent_at", postgresql_where=text("status <> 'analysed'")),
         # what another bundle looks at again, newest day first and within a day the likeliest fracture first
         Index(
-            "ix_studies_history", "bundle", ARRIVED_ON, "fracture_probability", "id",
+            "ix_studies_history",
+            "bundle",
+            ARRIVED_ON,
+            "fracture_probability",
+            "id",
             postgresql_where=text("status = 'analysed'"),
         ),
     )
