@@ -13,7 +13,7 @@ ARRIVED_ON = literal_column("date(timezone('UTC'::text, studies.received_at))", 
 ORDER = (ARRIVED_ON, StudyRow.fracture_probability, StudyRow.id)
 
 
-def outdated(session: Session, run: BacklogRunRow, most: int) -> Sequence[Row[tuple[UUID, UUID, date, float]]]:
+def outdated(session: Session, run: BacklogRunRow, most: int) -> Sequence[Row[UUID, UUID, date, float]]:
     """Analysed studies that another bundle speaks for, after its cursor: (id, site_id, day, probability).
 
     Newest day of arrival first, and within a day the likeliest fracture first. An index holds them in this order for

@@ -10,7 +10,7 @@ from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
 from shared.backlog import LookState, Purpose, Stage
-from shared.errors import BadRequest
+from shared.errors import NotNow
 from shared.repository import second_looks
 from shared.repository.bundles import active_bundle, bundle_to_change
 from shared.repository.history import outdated
@@ -47,8 +47,8 @@ class Portion:
 
 
 def begin_night(session: Session, night: date, now: datetime, bundle: str, hours: float, most: int) -> UUID | None:
-    """Open this night's run, or None if it was opened before. It goes on where the last one with this bundle stopped."""
-    run_id = session.scalar(
+    """Open this night's run, or None if it was opened before. It goes on where the last of this bundle stopped."""
+    run_id: UUID | None = session.scalar(
         insert(BacklogRunRow)
         .values(
             night=night, started_at=now, ends_at=now + timedelta(hours=hours), bundle=bundle, most=most,
@@ -72,12 +72,12 @@ def begin_night(session: Session, night: date, now: datetime, bundle: str, hours
 
 
 def begin_shadow(session: Session, bundle: str, now: datetime, since: date | None, most: int | None) -> UUID:
-    """Let a bundle look at history unseen. Raises NotFound, BadRequest if it is active or looks already."""
+    """Let a bundle look at history unseen. Raises NotFound, NotNow if it is active or looks already."""
     row = bundle_to_change(session, bundle)
     if row.active:
-        raise BadRequest(f"bundle {bundle} is the active one; only another one can be a shadow")
+        raise NotNow(f"bundle {bundle} is the active one; only another one can be a shadow")
     if session.scalar(_shadow_runs(bundle).where(OPEN)) is not None:
-        raise BadRequest(f"bundle {bundle} is looking at history already; retire it first to begin anew")
+        raise NotNow(f"bundle {bundle} is looking at history already; retire it first to begin anew")
     row.shadow = True
     run = BacklogRunRow(
         purpose=SHADOW, started_at=now, bundle=bundle, since=since, most=most, stage=Stage.HISTORY,
@@ -88,10 +88,10 @@ def begin_shadow(session: Session, bundle: str, now: datetime, since: date | Non
 
 
 def retire(session: Session, bundle: str, now: datetime) -> None:
-    """Stop a shadow's looking; what it found stays, unseen. Raises NotFound, BadRequest if the bundle is no shadow."""
+    """Stop a shadow's looking; what it found stays, unseen. Raises NotFound, NotNow if the bundle is no shadow."""
     row = bundle_to_change(session, bundle)
     if not row.shadow:
-        raise BadRequest(f"bundle {bundle} is no shadow; there is nothing to retire")
+        raise NotNow(f"bundle {bundle} is no shadow; there is nothing to retire")
     row.shadow = False
     for run in session.scalars(_shadow_runs(bundle).where(OPEN).with_for_update()):
         _stop(session, run, "retired", now)
@@ -99,7 +99,7 @@ def retire(session: Session, bundle: str, now: datetime) -> None:
             _close(session, run, now)
 
 
-def _shadow_runs(bundle: str) -> Select[tuple[BacklogRunRow]]:
+def _shadow_runs(bundle: str) -> Select[BacklogRunRow]:
     return select(BacklogRunRow).where(BacklogRunRow.purpose == SHADOW, BacklogRunRow.bundle == bundle)
 
 
@@ -359,7 +359,7 @@ def _look(
         [row | {"reason": "", "attempts": 0, "region": "", "old_bundle": ""} for row in rows]
     )
     again = [LookState.FAILED, LookState.OVERTAKEN, LookState.HELD] + [LookState.DONE] * (purpose != Purpose.SHADOW)
-    free = SecondLookRow.state.in_(again)
+    free: ColumnElement[bool] = SecondLookRow.state.in_(again)
     if purpose == Purpose.OUTDATED:
         free |= SecondLookRow.purpose == Purpose.SHADOW  # promoted: it may be out still
     free &= ~SecondLookRow.reason.contains(DIED, autoescape=True)

@@ -283,9 +283,12 @@ def _summaries(session: Session, study_ids: Sequence[UUID], bundle: str) -> dict
         .where(InstanceRow.study_id == any_(uuids(study_ids)), FindingRow.bundle == bundle)
     )
     found: dict[UUID, list[Finding]] = {}
-    for study_id, *finding, call, severity, scope in rows:
-        words = Call(call), Severity(severity)
-        found.setdefault(study_id, []).append(Finding(*finding, *words, scope, NO_PICTURE))
+    for row in rows:
+        finding = Finding(
+            row.frame, row.bundle, row.region, row.region_probability, row.fracture_probability, Call(row.call),
+            Severity(row.severity), row.scope, NO_PICTURE,
+        )  # fmt: skip
+        found.setdefault(row.study_id, []).append(finding)
     gaps = {study_id for study_id, _ in unanswered(session, study_ids, bundle)}
     return {id_: None if id_ in gaps else summarise(findings) for id_, findings in found.items()}
 
