@@ -152,8 +152,9 @@ def _over(run: BacklogRunRow, active: str, now: datetime) -> str:
 def _stop(session: Session, run: BacklogRunRow, why: str, now: datetime) -> None:
     """Send nothing more, and take back what is out and not begun. Messages that are left find nothing to do."""
     run.ended_by = why
-    session.execute(
-        update(SecondLookRow)
+    # locked in the order in which workers lock them
+    looks = session.scalars(
+        select(SecondLookRow)
         .where(
             SecondLookRow.run_id == run.id,
             or_(
@@ -161,9 +162,11 @@ def _stop(session: Session, run: BacklogRunRow, why: str, now: datetime) -> None
                 (SecondLookRow.state == LookState.RUNNING) & (SecondLookRow.lease_until < now),
             ),
         )
-        .values(state=LookState.HELD, sent_at=None, lease_token=None, lease_until=None)
-        .execution_options(synchronize_session="fetch")
+        .order_by(SecondLookRow.study_id, SecondLookRow.bundle)
+        .with_for_update()
     )
+    for look in looks:
+        look.state, look.sent_at, look.lease_token, look.lease_until = LookState.HELD, None, None, None
 
 
 def _close(session: Session, run: BacklogRunRow, now: datetime) -> None:
