@@ -1,5 +1,6 @@
 """Second looks as a radiologist meets them: a real browser against the API, with studies that have only rows."""
 
+import json
 import os
 import re
 import threading
@@ -11,7 +12,9 @@ import pytest
 import uvicorn
 from playwright.sync_api import expect, sync_playwright
 from sqlalchemy import select
+from typer.testing import CliRunner
 
+from infra import cli
 from infra.process import free_port
 from shared.findings import IN_SCOPE, Call, Finding, Heatmap, InstanceResult, Severity
 from shared.repository import nights, second_looks, work
@@ -37,6 +40,7 @@ def alerted(ward, in_process):
         with ward.database.transaction() as session:
             add_bundle(session, name, "0" * 64, MANIFEST)
             activate_bundle(session, name)
+    ward.vault = vault
     studies = [ward.study() for _ in NAMES]
     for study, name in zip(studies, NAMES, strict=True):
         with ward.database.transaction() as session:
@@ -121,3 +125,29 @@ def test_alerts_are_read_opened_and_seen(ward, in_process, alerted, url, tmp_pat
         browser.close()
     with ward.database.transaction() as session:
         assert set(session.scalars(select(KeyRow.name).join(AlertRow, AlertRow.seen_by == KeyRow.id))) == {"radiologist"}
+
+
+def test_the_command_line_tells_the_same(ward, in_process, alerted, url):
+    """`osteon bundles`, `shadow`, `compare-bundles` and `backlog` print what the API answers, for people and as JSON."""
+    bare = CliRunner()
+
+    def osteon(*words):
+        done = bare.invoke(cli.app, [*words, "--url", url, "--key", in_process.keys["admin"]])
+        return done.exit_code, done.output
+
+    states = {one["name"]: one["state"] for one in json.loads(osteon("bundles", "--json")[1])}
+    assert states == {"a": "available", "second-look": "available", "third-look": "active"}
+    assert "third-look" in osteon("bundles")[1]
+    code, said = osteon("compare-bundles", "second-look", "third-look")
+    assert (code, "3 studies that both have looked at" in said, str(alerted[0]) in said) == (0, True, True)
+    assert json.loads(osteon("compare-bundles", "second-look", "third-look", "--json")[1])["newly_positive"] == 3
+    code, said = osteon("shadow", "second-look", "--limit", "5")
+    assert (code, "second-look: shadow" in said) == (0, True)
+    assert osteon("shadow", "third-look")[0] == 1
+    assert "available" in osteon("shadow", "second-look", "--retire")[1]
+    kinds = {run["kind"] for run in json.loads(osteon("backlog", "--json")[1])}
+    assert kinds == {"night", "shadow"}
+    assert "shadow" in osteon("backlog")[1]
+    code, said = osteon("backlog", str(datetime.now(UTC).date()))
+    assert (code, "3 studies called negative before are positive now" in said, str(alerted[0]) in said) == (0, True, True)
+    assert osteon("backlog", "2020-01-01")[0] == 1

@@ -160,7 +160,7 @@ def test_one_run_a_night(ward, run):
     assert run() == 1
     failed(ward)
     assert run(TWO + 30 * MINUTE) is None
-    assert run(TWO + DAY) == 2  # the new one, and the first, which no worker took
+    assert run(TWO + DAY) == 1  # the new one; the first still waits in the queue
     assert [night.night for night in runs(ward)] == [date(2026, 3, 3), date(2026, 3, 2)]
     assert runs(ward)[1].ended_by == "the next night began"
 
@@ -362,7 +362,7 @@ def test_a_dead_broker_does_not_lose_the_night(ward, make_settings, make_finding
         one.doorbell.app.close()
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_however_nights_are_stopped_each_study_gets_exactly_one_second_look(ward, run, make_finding, data):
     """Over any windows, portions, losses of the broker and studies that fail, every outdated study is looked at once."""
@@ -383,17 +383,17 @@ def test_however_nights_are_stopped_each_study_gets_exactly_one_second_look(ward
     looked, night = [], TWO
     while len(looked) < len(studies):
         run(night)
-        for _ in range(data.draw(st.integers(0, 4), "sweeps")):
+        for sweep in range(data.draw(st.integers(1, 4), "sweeps")):
             out = looks(ward, state=LookState.QUEUED)
             assert len(out) <= in_flight
             if data.draw(st.booleans(), "the broker forgets"):
                 run.empty()
-            looked += run.work_off(night + MINUTE, new, most=data.draw(st.integers(0, 4), "done"))
+            looked += run.work_off(night + MINUTE, new, most=data.draw(st.integers(not sweep, 4), "done"))
             run.feed(night + MINUTE)
         run.feed(night + 5 * HOUR)
         assert not looks(ward, state=LookState.QUEUED)
         night += DAY
-        assert night < TWO + 400 * DAY
+        assert night < TWO + 40 * DAY
     assert sorted(looked) == sorted(studies)
     assert {ward.row(study).bundle for study in studies} == {new}
 
