@@ -113,6 +113,8 @@ WORKLIST: JsonDict = {
     "counts": {"queued": 0, "running": 0, "retrying": 0, "analysed": 1, "quarantined": 0},
     "notice": RESEARCH_USE,
 }
+
+
 class Outcome(StrEnum):
     """What became of a file."""
 

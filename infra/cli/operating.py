@@ -59,7 +59,7 @@ def activate(
     config = connected()
     database = Database(config.database_url.get_secret_value(), 1)
     try:
-        if bundle.exists() or bundle.suffix:
+        if bundle.exists() or bundle.suffix == ".safetensors":
             name = publish(config, database, bundle, activate=True)
         else:
             name = str(bundle)
