@@ -180,11 +180,14 @@ def _look(
     statement = insert(SecondLookRow).values(
         [row | {"reason": "", "attempts": 0, "region": "", "old_bundle": ""} for row in rows]
     )
-    again = [LookState.FAILED, LookState.OVERTAKEN, LookState.HELD] + [LookState.DONE] * (purpose != Purpose.SHADOW)
-    free: ColumnElement[bool] = SecondLookRow.state.in_(again)
-    if purpose == Purpose.OUTDATED:
-        free |= SecondLookRow.purpose == Purpose.SHADOW  # promoted: it may be out still
-    free &= ~SecondLookRow.reason.contains(DIED, autoescape=True)
+    ended = SecondLookRow.state.in_((LookState.FAILED, LookState.OVERTAKEN, LookState.HELD))
+    killed = SecondLookRow.reason.contains(DIED, autoescape=True)
+    free: dict[Purpose, ColumnElement[bool]] = {
+        Purpose.SHADOW: ended & ~killed,
+        # of a shadow that was promoted it may be out still
+        Purpose.OUTDATED: or_(ended, SecondLookRow.state == LookState.DONE, SecondLookRow.purpose == Purpose.SHADOW)
+        & ~killed,
+    }
     fresh = {name: statement.excluded[name] for name in ("run_id", "purpose", "state", "queued_at", "sent_at")}
     return list(
         session.scalars(
@@ -194,7 +197,8 @@ def _look(
                     "attempts": 0, "reason": "", "not_before": None, "lease_token": None, "lease_until": None,
                     "finished_at": None,
                 },
-                where=free,
+                # of the others only the account is kept here
+                where=free.get(purpose, SecondLookRow.state != LookState.RUNNING),
             ).returning(SecondLookRow.study_id)
         )
     )  # fmt: skip

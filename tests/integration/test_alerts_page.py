@@ -19,7 +19,7 @@ from infra.process import free_port
 from shared.findings import IN_SCOPE, Call, Finding, Heatmap, InstanceResult, Severity
 from shared.repository import nights, second_looks, work
 from shared.repository.access import Vault
-from shared.repository.bundles import activate_bundle, add_bundle
+from shared.repository.bundles import activate_bundle, active_bundle, add_bundle
 from shared.study import Identity, Priority
 from shared.tables import AlertRow, KeyRow
 
@@ -151,3 +151,16 @@ def test_the_command_line_tells_the_same(ward, in_process, alerted, url):
     code, said = osteon("backlog", str(datetime.now(UTC).date()))
     assert (code, "3 studies called negative before are positive now" in said, str(alerted[0]) in said) == (0, True, True)
     assert osteon("backlog", "2020-01-01")[0] == 1
+
+
+def test_a_stored_bundle_is_promoted_by_its_name(ward, in_process, alerted, monkeypatch):
+    """`osteon activate NAME` makes a stored bundle the active one; a name that nobody stored is an error in words."""
+    settings = in_process.settings
+    monkeypatch.setenv("OSTEON_DATABASE_URL", settings.database_url.get_secret_value())
+    monkeypatch.setenv("OSTEON_STORE_URL", settings.store_url.get_secret_value())
+    done = CliRunner().invoke(cli.app, ["activate", "second-look"])
+    assert (done.exit_code, done.output) == (0, "second-look is active\n")
+    with ward.database.transaction() as session:
+        assert active_bundle(session).name == "second-look"
+    done = CliRunner().invoke(cli.app, ["activate", "nobody-s"])
+    assert (done.exit_code, "there is no bundle nobody-s" in done.output) == (1, True)
