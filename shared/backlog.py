@@ -70,7 +70,7 @@ class Forecast:
     left: int
     at_least: bool  # more are left than were counted
     per_hour: float | None  # None before the first is done
-    finish_at: datetime | None  # None: not in this window, or not known yet
+    finish_at: datetime | None  # None: not in this window, or not known yet; at the earliest, if more may be left
     nights: int | None  # windows that are still needed, this one included; None: not known, or there is no window
 
     def words(self) -> str:
@@ -80,6 +80,8 @@ class Forecast:
             return f"{self.done} done, nothing left"
         if self.per_hour is None:
             return f"{left}; too early to say when"
+        if self.finish_at is not None and self.at_least:
+            return f"{self.done} done, {left}; not through before {self.finish_at:%Y-%m-%d %H:%M} UTC"
         if self.finish_at is not None:
             return f"{self.done} done, {left}; through by {self.finish_at:%Y-%m-%d %H:%M} UTC"
         return f"{self.done} done, {left}; will not finish tonight: {self.nights} nights{' or more' * self.at_least}"
@@ -99,8 +101,8 @@ def forecast(run: BacklogRun, now: datetime, done: int, tonight: int, left: int,
         return Forecast(done, left, at_least, pace * 3600, finish_at, None)
     window = (run.ends_at - run.started_at).total_seconds()
     here = min(tonight, max(0, math.floor(pace * (run.ends_at - now).total_seconds())))
-    if here >= left and not at_least:
-        return Forecast(done, left, at_least, pace * 3600, finish_at, 1)
+    if here >= left:
+        return Forecast(done, left, at_least, pace * 3600, finish_at, None if at_least else 1)
     a_night = max(1, min(math.floor(pace * window), run.most or left))
     return Forecast(done, left, at_least, pace * 3600, None, 1 + math.ceil((left - here) / a_night))
 

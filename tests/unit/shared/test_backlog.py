@@ -39,6 +39,8 @@ def test_a_forecast_is_honest_about_what_it_does_not_know():
     assert (shadow.finish_at, shadow.nights) == (TWO + 11 * HOUR, None)
     many = forecast(run(), TWO + HOUR, done=10_000, tonight=4000, left=10_000, at_least=True)
     assert (many.finish_at, "or more" in many.words()) == (None, True)
+    some = forecast(run(), TWO + HOUR, done=10_000, tonight=10_000, left=10_000, at_least=True)
+    assert some.words() == "10000 done, 10000 or more left; not through before 2026-03-02 04:00 UTC"
 
 
 @given(
