@@ -4,33 +4,35 @@ import time
 
 import pytest
 
+from infra.prepare import publish
 from shared.repository import Database, nights, work
-from shared.repository.bundles import activate_bundle, active_bundle, add_bundle
+from shared.repository.bundles import activate_bundle, active_bundle
+from shared.settings import Settings
+from shared.vision.bundle import load_bundle, save_bundle
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
 LOOKS = "SELECT state, count(*) FROM second_looks WHERE bundle = %s GROUP BY 1"
 
 
 @pytest.fixture
-def newer(plant):
-    """A function that makes the shipped bundle active under another name, and opens a night over what the old one read."""
+def newer(plant, tmp_path):
+    """A function that activates the shipped bundle under another name, and opens a night over what the old one read."""
     database = Database(plant.postgres.url, 2)
-    names = []
+    settings = Settings(store_url=plant.environment["OSTEON_STORE_URL"])
+    with database.transaction() as session:
+        old = active_bundle(session).name
 
     def begin(name):
+        network, manifest = load_bundle(settings.bundle_path.read_bytes())
+        save_bundle(tmp_path / name, network, manifest.model_copy(update={"name": name}))
+        publish(settings, database, tmp_path / name, activate=True)
         with database.transaction() as session:
-            old = active_bundle(session)
-            names.append(old.name)
-            add_bundle(session, name, old.sha256, old.manifest)
-            activate_bundle(session, name)
             now = work.clock(session)
             nights.begin_night(session, now.date(), now, name, 4.0, 5000)
-        return old.name
 
     yield begin
     with database.transaction() as session:
-        activate_bundle(session, names[0])
-    with database.transaction() as session:
+        activate_bundle(session, old)
         for table in ("alerts", "second_looks", "backlog_runs"):
             session.connection().exec_driver_sql(f"DELETE FROM {table}")
     database.close()
