@@ -59,9 +59,9 @@ class ForecastView(BaseModel):
     done: int
     left: int
     at_least: bool = Field(description="more are left than were counted")
-    per_hour: float | None
-    finish_at: datetime | None = Field(description="null: not in this window, or too early to say")
-    nights: int | None = Field(description="windows still needed, this one included")
+    per_hour: float | None = None
+    finish_at: datetime | None = Field(None, description="null: not in this window, or too early to say")
+    nights: int | None = Field(None, description="windows still needed, this one included")
     words: str
 
     @classmethod
@@ -76,17 +76,17 @@ class RunView(BaseModel):
     model_config = ConfigDict(json_schema_extra={"example": RUN})
 
     kind: Literal["night", "shadow"]
-    night: date | None = Field(description="null for a shadow run")
+    night: date | None = Field(None, description="null for a shadow run")
     started_at: datetime
-    ends_at: datetime | None = Field(description="the window's end: nothing is sent from then on")
-    finished_at: datetime | None
+    ends_at: datetime | None = Field(None, description="the window's end: nothing is sent from then on")
+    finished_at: datetime | None = None
     failed: int = Field(description="quarantined studies tried once more")
     stranded: int = Field(description="studies that waited without a message in any queue")
     outdated: int = Field(description="studies that another bundle spoke for")
     switched: int = Field(description="of these: the bundle had looked before, so that no image was decoded")
     bundle: str
     ended_by: str = Field(description="why it ended, in words")
-    forecast: ForecastView | None = Field(description="null once it has ended")
+    forecast: ForecastView | None = Field(None, description="null once it has ended")
 
     @classmethod
     def of(cls, run: BacklogRun, forecast: Forecast | None) -> "RunView":
@@ -113,7 +113,7 @@ class AlertView(BaseModel):
     old_probability: float
     new_probability: float
     created_at: datetime
-    seen_at: datetime | None
+    seen_at: datetime | None = None
 
     @classmethod
     def of(cls, row: AlertRow) -> "AlertView":
@@ -128,7 +128,7 @@ class AlertPage(BaseModel):
     model_config = ConfigDict(json_schema_extra={"example": {"alerts": [ALERT], "next": None, "notice": RESEARCH_USE}})
 
     alerts: list[AlertView]
-    next: str | None
+    next: str | None = None
     notice: str = RESEARCH_USE
 
 
@@ -184,12 +184,12 @@ class BundleView(BaseModel):
     name: str
     state: Literal["active", "shadow", "available"]
     added_at: datetime
-    activated_at: datetime | None = Field(description="last; null: its findings were never shown")
-    sensitive: float | None = Field(description="possible from here on")
-    specific: float | None = Field(description="likely from here on")
+    activated_at: datetime | None = Field(None, description="last; null: its findings were never shown")
+    sensitive: float | None = Field(None, description="possible from here on")
+    specific: float | None = Field(None, description="likely from here on")
     regions: list[str]
     metrics: dict[str, object] = Field(description="as its manifest has them; [estimate, lower, upper] of 95 %")
-    run: RunView | None = Field(description="its latest run as a shadow")
+    run: RunView | None = Field(None, description="its latest run as a shadow")
 
 
 class ShadowWanted(BaseModel):

@@ -7,6 +7,7 @@ from shared.backlog import night_of
 from shared.jobs import Doorbell
 from shared.repository import Database, nights, second_looks, work
 from shared.repository.bundles import active_bundle
+from shared.repository.portions import Portion
 from shared.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -56,7 +57,7 @@ def feed(settings: Settings, database: Database, doorbell: Doorbell, now: dateti
     return left
 
 
-def _ring(database: Database, doorbell: Doorbell, portion: nights.Portion) -> int:
+def _ring(database: Database, doorbell: Doorbell, portion: Portion) -> int:
     failed = doorbell.ring(portion.studies)
     not_taken = portion.looks[len(portion.looks) - len(doorbell.ring(portion.looks)) :]
     if failed or not_taken:

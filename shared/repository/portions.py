@@ -11,7 +11,7 @@ from sqlalchemy.orm import Session
 
 from shared.backlog import LookState, Purpose, Stage
 from shared.repository import second_looks
-from shared.repository.history import outdated
+from shared.repository.history import ORDER, outdated
 from shared.repository.reports import NIGHT
 from shared.repository.work import DIED, ToSend, unanswered
 from shared.study import Priority, StudyStatus, may_become
@@ -120,14 +120,15 @@ def _held(session: Session, run: BacklogRunRow, most: int, now: datetime) -> lis
     """What was taken back when an earlier window of this bundle closed."""
     looks = session.scalars(
         select(SecondLookRow)
+        .join(StudyRow, StudyRow.id == SecondLookRow.study_id)
         .where(
             SecondLookRow.state == LookState.HELD,
             SecondLookRow.bundle == run.bundle,
             SecondLookRow.purpose == (Purpose.OUTDATED if run.purpose == NIGHT else Purpose.SHADOW),
         )
-        .order_by(SecondLookRow.queued_at, SecondLookRow.study_id)
+        .order_by(*(column.desc() for column in ORDER))
         .limit(most)
-        .with_for_update(skip_locked=True)
+        .with_for_update(skip_locked=True, of=SecondLookRow)
     ).all()
     for look in looks:
         look.state, look.run_id = LookState.QUEUED, run.id

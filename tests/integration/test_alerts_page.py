@@ -111,7 +111,7 @@ def test_alerts_are_read_opened_and_seen(ward, in_process, alerted, url, tmp_pat
         page.get_by_role("link", name="DOE, JANE", exact=True).click()
         expect(page).to_have_url(f"{url}/view/{alerted[0]}")
         page.go_back()
-        page.get_by_role("button", name="Seen: DOE, JANE").click()
+        page.get_by_role("button", name="Seen DOE, JANE").click()
         expect(page).to_have_url(f"{url}/second-looks")
         expect(alerts).to_have_count(2)
         page.reload()

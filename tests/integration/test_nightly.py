@@ -203,13 +203,13 @@ def test_any_number_of_feeders_send_each_second_look_once(ward, run, make_findin
 def test_the_order_is_newest_day_first_and_likeliest_fracture_first(ward, run, make_finding):
     """After failed and stranded ones, history goes by day of arrival, newest first, and within a day by risk."""
     expected = {}
+    ward.add_bundle("c")
     for day in range(3):
         for risk in (0.9, 0.2, 0.5):
             arrived = MIDDAY - day * DAY + timedelta(hours=random.Random(day + risk).randrange(10))
             expected[day, -risk] = analysed(
                 ward, make_finding, random.choice("ac"), now=arrived, fracture_probability=risk
             )
-            ward.add_bundle("c")
     first = failed(ward)
     ward.add_bundle("b")
     run()
