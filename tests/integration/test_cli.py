@@ -178,6 +178,8 @@ HELP = {
     "train": "Train a network", "compare": "side by side", "card": "model card",
     "evaluate": "held-out films", "export": "write it as a bundle", "release": "quarantined studies", "revoke": "invalid at once",
     "backtest": "Replay arrivals", "arrivals": "no identities",
+    "bundles": "stored bundles", "shadow": "unseen by radiologists", "compare-bundles": "two bundles side by side",
+    "backlog": "with a forecast",
 }  # fmt: skip
 
 
