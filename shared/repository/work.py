@@ -307,7 +307,8 @@ def lost(session: Session, heads: dict[Priority, datetime | None], now: datetime
 
     heads: when the oldest message of each queue was sent, None for an empty queue. Queues are first in, first out, so
     a study sent before its queue's oldest message cannot be waiting behind it: only that is sent again, and a long
-    queue is never flooded.
+    queue is never flooded. One that was in hand when its worker died was at its queue's front, so it goes one queue up
+    rather than to the end.
     """
     if not session.scalar(text("SELECT pg_try_advisory_xact_lock(:lock)"), {"lock": RECONCILER_LOCK}):
         return []
@@ -335,7 +336,10 @@ def lost(session: Session, heads: dict[Priority, datetime | None], now: datetime
         .order_by(URGENT_FIRST, StudyRow.received_at)
         .limit(1000)
         .with_for_update(skip_locked=True)
-    )
+    ).all()
+    for row in rows:
+        if row.status == StudyStatus.RUNNING:
+            row.queue = FASTER.get(Priority(row.queue), row.queue)
     return [_mark_sent(row, now) for row in rows]
 
 

@@ -339,7 +339,7 @@ def test_the_reconciler_sends_what_a_dead_worker_held(ward):
     ward.claim(study)
     assert ward.lost(EMPTY, NOW + 29 * S) == []
     assert ward.lost(EMPTY, LATER) == [study]
-    assert ward.lost({**EMPTY, Priority.ROUTINE: NOW}, LATER + 600 * S) == []  # it waits in a long queue
+    assert ward.lost({**EMPTY, Priority.URGENT: NOW}, LATER + 600 * S) == []  # it waits in a long queue
     assert ward.lost(EMPTY, LATER + 31 * S) == [study]
 
 
@@ -358,6 +358,19 @@ def test_a_failed_message_is_sent_whatever_became_of_its_study(ward, status):
         work.sending_failed(session, [study])
     assert ward.row(study).status == status
     assert ward.lost({**EMPTY, Priority.ROUTINE: NOW}, LATER + S) == [study]
+
+
+def test_what_a_dead_worker_held_does_not_queue_up_again(ward):
+    """An abandoned study, which was at the front once, goes one queue up; what merely waited stays where it is."""
+    studies = {queue: ward.study(priority=queue) for queue in Priority}
+    waiting = ward.study()
+    for study in studies.values():
+        ward.claim(study)
+    assert set(ward.lost(EMPTY, LATER)) == {*studies.values(), waiting}
+    assert {queue: ward.row(study).queue for queue, study in studies.items()} == {
+        Priority.URGENT: Priority.URGENT, Priority.ROUTINE: Priority.URGENT, Priority.BACKLOG: Priority.ROUTINE,
+    }  # fmt: skip
+    assert ward.row(waiting).queue == Priority.ROUTINE
 
 
 def test_a_retry_is_sent_when_it_is_due_and_only_once(ward):
