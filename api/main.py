@@ -15,11 +15,11 @@ from starlette.middleware.sessions import SessionMiddleware
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from api import backlog, pages, studies, uploads, worklist
+from api import alerts, backlog, bundles, pages, studies, uploads, worklist
 from api.dependencies import Parts, PartsDep
 from api.ingest import RequestTooLarge, WrongContentType
 from api.responses import Health, Problem
-from shared.errors import BadRequest, NotFound, ObjectMissing, OsteonError, Unavailable
+from shared.errors import BadRequest, NotFound, NotNow, ObjectMissing, OsteonError, Unavailable
 from shared.findings import RESEARCH_USE
 from shared.jobs import Doorbell, celery_app
 from shared.logs import configure_logs
@@ -33,6 +33,7 @@ STATUS_OF: list[tuple[type[OsteonError], int]] = [
     (WrongContentType, 415),
     (BadRequest, 400),
     (NotFound, 404),
+    (NotNow, 409),
     (ObjectMissing, 404),
     (Unavailable, 503),
     (OsteonError, 500),
@@ -87,8 +88,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         https_only=settings.secure_cookies,
     )
     app.add_middleware(Headers)
-    for router in (uploads.router, studies.router, worklist.router, backlog.router, pages.router):
-        app.include_router(router)
+    for room in (uploads, studies, worklist, alerts, backlog, bundles, pages):
+        app.include_router(room.router)
     app.mount("/static", pages.STATIC)
     app.add_exception_handler(OsteonError, _known)
     app.add_exception_handler(HTTPException, _http)

@@ -113,15 +113,6 @@ WORKLIST: JsonDict = {
     "counts": {"queued": 0, "running": 0, "retrying": 0, "analysed": 1, "quarantined": 0},
     "notice": RESEARCH_USE,
 }
-NIGHT: JsonDict = {
-    "night": "2026-01-12",
-    "started_at": "2026-01-12T02:00:00Z",
-    "finished_at": "2026-01-12T02:14:00Z",
-    "failed": 2,
-    "stranded": 0,
-    "outdated": 310,
-    "bundle": "second-look",
-}
 
 
 class Outcome(StrEnum):
@@ -252,20 +243,6 @@ class WorklistPage(BaseModel):
     next: str | None
     counts: dict[StudyStatus, int]
     notice: str = RESEARCH_USE
-
-
-class BacklogRunView(BaseModel):
-    """One night's run."""
-
-    model_config = ConfigDict(json_schema_extra={"example": NIGHT})
-
-    night: str
-    started_at: datetime
-    finished_at: datetime | None
-    failed: int
-    stranded: int
-    outdated: int
-    bundle: str
 
 
 class Health(BaseModel):

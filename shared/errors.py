@@ -120,6 +120,10 @@ class BadRequest(OsteonError):
 # -- parts of the system ------------------------------------------------------------------------------------------
 
 
+class NotNow(OsteonError):
+    """As things stand this cannot be done; look at the present state first."""
+
+
 class Unavailable(OsteonError):
     """A part that Osteon needs does not answer; the same call may work in a moment."""
 

@@ -19,6 +19,7 @@ from shared.study import Priority
 
 log = logging.getLogger(__name__)
 ANALYSE = "osteon.analyse_study"
+SECOND_LOOK = "osteon.second_look"
 NIGHTLY = "osteon.nightly"
 QUEUES = (Priority.URGENT, Priority.ROUTINE, Priority.BACKLOG)  # served strictly in this order
 SENT_AT = "osteon_sent_at"
@@ -84,8 +85,8 @@ class Doorbell:
             with self.app.connection_for_write() as connection, self.app.amqp.Producer(connection) as producer:
                 for study in studies:
                     self.app.send_task(
-                        ANALYSE,
-                        args=[str(study.study_id)],
+                        SECOND_LOOK if study.bundle else ANALYSE,
+                        args=[str(study.study_id), study.bundle] if study.bundle else [str(study.study_id)],
                         queue=study.queue,
                         headers={SENT_AT: study.sent_at.isoformat()},
                         producer=producer,

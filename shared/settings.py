@@ -73,7 +73,9 @@ class Settings(BaseSettings):
     # the nightly run
     nightly_hour: int = Field(2, ge=0, le=23, description="hour of the day, in nightly_timezone")
     nightly_timezone: str = "UTC"
-    nightly_max_studies: int = 5000
+    nightly_hours: float = Field(4.0, gt=0, le=24, description="its window: nothing is sent after so many hours")
+    nightly_max_studies: int = Field(5000, ge=0, description="chosen in a night at most")
+    nightly_in_flight: int = Field(256, ge=1, description="of a run's studies out at a time; more where they go fast")
 
     log_level: str = "INFO"
 

@@ -36,7 +36,7 @@ TRANSITIONS: dict[StudyStatus, frozenset[StudyStatus]] = {
         }
     ),
     StudyStatus.RETRYING: frozenset({StudyStatus.RUNNING, StudyStatus.QUEUED}),
-    StudyStatus.ANALYSED: frozenset({StudyStatus.QUEUED}),  # a late image, or a newer bundle
+    StudyStatus.ANALYSED: frozenset({StudyStatus.QUEUED}),  # a late image
     StudyStatus.QUARANTINED: frozenset({StudyStatus.QUEUED}),  # a late image, or the nightly run
 }
 
@@ -83,7 +83,7 @@ class StoredFile:
 
 @dataclass(frozen=True)
 class InstanceToAnalyse:
-    """One instance that still lacks findings of the active bundle."""
+    """One instance that still lacks findings of the bundle that is to look at it."""
 
     id: UUID
     sha256: str

@@ -6,11 +6,15 @@ within PACE_S of the transaction before share the next: the more there is to do,
 
 import time
 from collections.abc import Sequence
-from datetime import timedelta
+from datetime import datetime, timedelta
+from typing import Protocol
 from uuid import UUID
+
+from sqlalchemy.orm import Session
 
 from shared.errors import Unavailable
 from shared.repository import Database, work
+from shared.study import Claim
 from worker.batching import Batcher
 
 MOST = 64  # studies a transaction
@@ -18,10 +22,43 @@ PATIENCE_S = 30.0
 PACE_S = 0.05  # see docs/adr/0013-decoding-in-child-processes.md
 
 
+class Book(Protocol):
+    """Where work is written down: `work` for studies, `second_looks` for second looks."""
+
+    def claim(
+        self,
+        session: Session,
+        study_ids: Sequence[UUID],
+        bundle: str,
+        now: datetime,
+        lease: timedelta,
+        *,
+        max_attempts: int,
+        alone: bool = False,
+    ) -> list[work.Answer]:
+        """As work.claim."""
+
+    def finish(self, session: Session, done: Sequence[work.Analysed], now: datetime) -> list[bool]:
+        """As work.finish."""
+
+    def retry(
+        self,
+        session: Session,
+        claimed: Claim,
+        reason: str,
+        not_before: datetime,
+        max_attempts: int,
+        *,
+        blameless: bool = False,
+    ) -> str:
+        """As work.retry."""
+
+
 class Ledger:
     """Group commits: `claim` and `finish` for threads, each with the answer to what it asked."""
 
-    def __init__(self, database: Database, lease: timedelta, max_attempts: int) -> None:
+    def __init__(self, database: Database, lease: timedelta, max_attempts: int, book: Book = work) -> None:
+        self.book = book
         self._database, self._lease, self._max_attempts = database, lease, max_attempts
         # a database that is down fails all alike; halving would only ask it more often
         self._claims = Batcher("claims", self._claim, max_batch=MOST, pace_s=PACE_S, common=(Unavailable,))
@@ -34,7 +71,7 @@ class Ledger:
     def claim_alone(self, study_id: UUID, bundle: str) -> work.Answer:
         """As work.claim, for a study that nothing else is analysed beside. Raises Unavailable."""
         with self._database.transaction() as session:
-            (answer,) = work.claim(
+            (answer,) = self.book.claim(
                 session,
                 [study_id],
                 bundle,
@@ -71,11 +108,11 @@ class Ledger:
             now = work.clock(session)
             for bundle in {bundle for _, bundle in wanted}:  # two, for a moment after an activation
                 ids = list(dict.fromkeys(study_id for study_id, its in wanted if its == bundle))
-                given = work.claim(session, ids, bundle, now, self._lease, max_attempts=self._max_attempts)
+                given = self.book.claim(session, ids, bundle, now, self._lease, max_attempts=self._max_attempts)
                 answers |= {(study_id, bundle): answer for study_id, answer in zip(ids, given, strict=True)}
         # two messages for one study: the first has the claim
         return [answers.pop(one, None) for one in wanted]
 
     def _finish(self, done: Sequence[work.Analysed]) -> list[bool]:
         with self._database.transaction() as session:
-            return work.finish(session, done, work.clock(session))
+            return self.book.finish(session, done, work.clock(session))

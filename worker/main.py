@@ -5,13 +5,12 @@ Beat and Flower load `app` from here too, so the model is imported only where ta
 
 import socket
 import sys
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 from uuid import UUID
 
 from celery.signals import setup_logging, worker_process_shutdown, worker_ready, worker_shutdown, worker_shutting_down
 
-from shared.jobs import ANALYSE, NIGHTLY, QUEUES, Doorbell, celery_app
+from shared.jobs import ANALYSE, NIGHTLY, QUEUES, SECOND_LOOK, Doorbell, celery_app
 from shared.logs import configure_logs
 from shared.settings import settings
 
@@ -42,12 +41,18 @@ def analyse_study(study_id: str) -> str:
     return engine().analyse_study(UUID(study_id))
 
 
+@app.task(name=SECOND_LOOK)
+def second_look(study_id: str, bundle: str) -> str:
+    """Let a bundle look at a study that another one speaks for."""
+    return engine().second_look(UUID(study_id), bundle)
+
+
 @app.task(name=NIGHTLY, autoretry_for=(Exception,), max_retries=45, default_retry_delay=60)
 def nightly() -> int | None:
-    """Queue what earlier days left behind."""
-    from worker.sweeps import nightly as run  # noqa: PLC0415 - beat and Flower need no sweeps
+    """Begin to look at what earlier days left behind; the sweeper goes on with it."""
+    from worker.nights import nightly as run  # noqa: PLC0415 - beat and Flower need no nights
 
-    return run(settings(), engine().database, Doorbell(app), datetime.now(UTC))
+    return run(settings(), engine().database, Doorbell(app))
 
 
 @worker_ready.connect

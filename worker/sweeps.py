@@ -1,18 +1,17 @@
-"""What runs beside the studies: the sweeper, every few seconds, and the nightly run."""
+"""What runs beside the studies, every few seconds: the lost are sent again, the late moved up, runs fed."""
 
 import logging
 import threading
 import time
 from collections.abc import Callable
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 
-from shared.backlog import night_of
 from shared.errors import OsteonError, Unavailable
 from shared.jobs import Doorbell
-from shared.repository import Database, nights, work
-from shared.repository.bundles import active_bundle
+from shared.repository import Database, work
 from shared.settings import Settings
 from shared.study import Priority
+from worker.nights import feed
 from worker.tasks import Load
 from worker.watchdog import Standstill, end_process
 
@@ -48,7 +47,7 @@ def _ring(database: Database, doorbell: Doorbell, to_send: list[work.ToSend]) ->
 
 
 class Sweeper:
-    """What a worker does every few seconds, beside its studies: reconcile, promote, and look whether it is deaf."""
+    """What a worker does every few seconds beside its studies: reconcile, promote, feed, and see whether it is deaf."""
 
     def __init__(
         self,
@@ -60,6 +59,7 @@ class Sweeper:
         end: Callable[[str], None] = end_process,
     ) -> None:
         """threads: how many studies this worker takes at a time; end: told why, when its consumer stands still."""
+        self._settings = settings
         self._every_s, self._grace = settings.reconcile_every_s, timedelta(seconds=settings.resend_grace_s)
         self._limits = {
             Priority.ROUTINE: timedelta(seconds=settings.routine_limit_s),
@@ -99,8 +99,9 @@ class Sweeper:
             self._end("the consumer of messages stands still")
         sent = reconcile(self._database, self._doorbell, self._grace)
         promoted = promote(self._database, self._doorbell, self._limits, finished)
-        if sent or promoted:
-            log.info("swept", extra={"sent": sent, "promoted": promoted})
+        fed = feed(self._settings, self._database, self._doorbell)
+        if sent or promoted or fed:
+            log.info("swept", extra={"sent": sent, "promoted": promoted, "fed": fed})
 
     def _waiting(self) -> int:
         """Messages in all queues. For the time in which the broker gives none the consumer is not to blame."""
@@ -113,23 +114,3 @@ class Sweeper:
         if time.monotonic() - asked > SILENCE_S:
             self._standstill.start_over()
         return waiting
-
-
-def nightly(settings: Settings, database: Database, doorbell: Doorbell, now: datetime) -> int | None:
-    """Run tonight's backlog run, or do nothing (None) if it ran; returns how many studies were queued.
-
-    Raises Unavailable.
-    """
-    with database.transaction() as session:
-        active = active_bundle(session)
-        if active is None:
-            return None
-        run_id = nights.begin_night(session, night_of(now, settings.nightly_timezone), now, active.name)
-        if run_id is None:
-            return None
-        chosen = nights.gather(session, run_id, active.name, now - nights.STRANDED_AFTER, settings.nightly_max_studies)
-        nights.end_night(session, run_id, datetime.now(UTC))
-        to_send = work.unsent(session, chosen, now)
-    _ring(database, doorbell, to_send)
-    log.info("nightly run", extra={"studies": len(chosen)})
-    return len(chosen)

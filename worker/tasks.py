@@ -6,13 +6,14 @@ import random
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import timedelta
 from uuid import UUID
 
 import numpy as np
 
 from shared.errors import ObjectMissing, OsteonError, StoreUnavailable, Unavailable
-from shared.repository import Database, work
+from shared.repository import Database, second_looks, work
 from shared.settings import Settings, cpu_count
 from shared.storage import open_store
 from shared.study import Claim
@@ -28,6 +29,14 @@ from worker.watchdog import Watchdog
 
 log = logging.getLogger(__name__)
 SUSPECT = "suspect"
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What a message asks for."""
+
+    study_id: UUID
+    bundle: str = ""  # whose second look it is; "": the study itself, by the active bundle
 
 
 class Engine:
@@ -60,8 +69,9 @@ class Engine:
         self.watchdog = Watchdog(self.batcher.lanes, settings.predict_limit_s)
         lease = timedelta(seconds=settings.lease_s)
         self.ledger = Ledger(self.database, lease, settings.max_attempts)
+        self.looks = Ledger(self.database, lease, settings.max_attempts, second_looks)
         self.gate = Gate()
-        self._at_gate: set[UUID] = set()
+        self._at_gate: set[Wanted] = set()
         self._gate_lock = threading.Lock()
         self.leases = Leases(self.database, lease)
 
@@ -78,57 +88,64 @@ class Engine:
     def analyse_study(self, study_id: UUID) -> str:
         """Analyse one study to its end; returns one word for Flower. Messages may come twice, or for nothing."""
         with self.load.one():
-            return self._analysed(study_id)
+            return self._analysed(Wanted(study_id))
 
-    def _analysed(self, study_id: UUID) -> str:
+    def second_look(self, study_id: UUID, bundle: str) -> str:
+        """Let this bundle look at a study; as `analyse_study`, on the same way, behind all live work."""
+        with self.load.one():
+            return self._analysed(Wanted(study_id, bundle))
+
+    def _analysed(self, wanted: Wanted) -> str:
+        study = {"study": str(wanted.study_id)}
         try:
             # claimed inside the gate: who waits at it holds no lease, and a crash behind it costs him no attempt
             with self.gate.among_others():
-                outcome = self._attempt(study_id, alone=False)
-            if outcome == SUSPECT and self._first_at_gate(study_id):
+                outcome = self._attempt(wanted, alone=False)
+            if outcome == SUSPECT and self._first_at_gate(wanted):
                 try:
                     with self.gate.alone():
-                        outcome = self._attempt(study_id, alone=True)
+                        outcome = self._attempt(wanted, alone=True)
                 finally:
-                    self._at_gate.discard(study_id)
+                    self._at_gate.discard(wanted)
             return outcome
         except OsteonError as wrong:
             # not claimed: the reconciler rings again when the part that is missing may be back
-            log.warning("study left in the queue", extra={"study": str(study_id), "why": str(wrong)})
+            log.warning("study left in the queue", extra=study | {"why": str(wrong)})
         except Exception:
-            log.exception("study left in the queue", extra={"study": str(study_id)})
+            log.exception("study left in the queue", extra=study)
         return "left"
 
-    def _first_at_gate(self, study_id: UUID) -> bool:
+    def _first_at_gate(self, wanted: Wanted) -> bool:
         """Whether no other thread waits for the gate with this study: a second message adds nothing."""
         with self._gate_lock:
-            first = study_id not in self._at_gate
-            self._at_gate.add(study_id)
+            first = wanted not in self._at_gate
+            self._at_gate.add(wanted)
         return first
 
-    def _attempt(self, study_id: UUID, *, alone: bool) -> str:
-        reader = self.reader.current()
-        claim = (self.ledger.claim_alone if alone else self.ledger.claim)(study_id, reader.manifest.name)
+    def _attempt(self, wanted: Wanted, *, alone: bool) -> str:
+        ledger = self.looks if wanted.bundle else self.ledger
+        reader = self.reader.of(wanted.bundle) if wanted.bundle else self.reader.current()
+        claim = (ledger.claim_alone if alone else ledger.claim)(wanted.study_id, reader.manifest.name)
         if claim is None:
             return "nothing to do"
         if claim is work.NOT_ALONE:
             return SUSPECT
         with self.leases.holding(claim):
-            return self._analyse(claim, reader)
+            return self._analyse(claim, reader, ledger)
 
-    def _analyse(self, claim: Claim, reader: Reader) -> str:
+    def _analyse(self, claim: Claim, reader: Reader, ledger: Ledger) -> str:
         study = {"study": str(claim.study_id), "attempt": claim.attempt}
         last = claim.attempt >= self.settings.max_attempts
         try:
             results = analyse(claim, reader, self.decoders.submit, self.batcher, last_attempt=last)
-            written = self.ledger.finish(work.Analysed(claim, results, reader.manifest.name))
+            written = ledger.finish(work.Analysed(claim, results, reader.manifest.name))
         except StoreUnavailable as wrong:
-            return self._later(claim, str(wrong), study, blameless=not self._store_works())
+            return self._later(claim, str(wrong), study, ledger, blameless=not self._store_works())
         except (Unavailable, ObjectMissing, DecodingFailed) as wrong:
-            return self._later(claim, str(wrong), study)
+            return self._later(claim, str(wrong), study, ledger)
         except Exception as wrong:
             log.exception("analysis failed", extra=study)
-            return self._later(claim, f"analysis failed ({type(wrong).__name__})", study)
+            return self._later(claim, f"analysis failed ({type(wrong).__name__})", study, ledger)
         log.info("analysed" if written else "lease lost", extra=study | {"images": len(results)})
         return "analysed" if written else "lease lost"
 
@@ -139,7 +156,9 @@ class Engine:
             return False
         return True
 
-    def _later(self, claim: Claim, reason: str, study: dict[str, object], *, blameless: bool = False) -> str:
+    def _later(
+        self, claim: Claim, reason: str, study: dict[str, object], ledger: Ledger, *, blameless: bool = False
+    ) -> str:
         """Retry with exponential backoff and jitter; if even that cannot be written, the lease runs out by itself.
 
         blameless: the attempt does not count, for a store that is down says nothing about the study.
@@ -149,7 +168,7 @@ class Engine:
         try:
             with self.database.transaction() as session:
                 not_before, most = work.clock(session) + wait, self.settings.max_attempts
-                outcome = work.retry(session, claim, reason, not_before, most, blameless=blameless)
+                outcome = ledger.book.retry(session, claim, reason, not_before, most, blameless=blameless)
         except Exception as wrong:  # noqa: BLE001 - whatever keeps us from writing, the lease brings the study back
             outcome = f"left to its lease ({type(wrong).__name__})"
         log.warning(outcome, extra=study | {"why": reason})
@@ -161,6 +180,7 @@ class Engine:
         self.batcher.close()
         self.watchdog.close()
         self.ledger.close()
+        self.looks.close()
         self.leases.close()
         self.database.close()
 
@@ -231,7 +251,7 @@ class Gate:
 
 
 class Leases:
-    """Renews the leases of all studies in hand, in one statement, three times per lease."""
+    """Renews the leases of all studies and second looks in hand, in a statement each, three times per lease."""
 
     def __init__(self, database: Database, lease: timedelta) -> None:
         self._database, self._lease = database, lease
@@ -264,7 +284,9 @@ class Leases:
             if tokens:
                 try:
                     with self._database.transaction() as session:
-                        work.renew(session, tokens, work.clock(session) + self._lease)
+                        until = work.clock(session) + self._lease
+                        work.renew(session, tokens, until)
+                        second_looks.renew(session, tokens, until)
                 except OsteonError as wrong:
                     log.warning("leases not renewed", extra={"why": str(wrong)})
                 except Exception:

@@ -1,4 +1,4 @@
-"""Every query, by noun: access, bundles, intake, work, reading, nights. Callers own the transaction."""
+"""Every query, by noun: access, bundles, intake, work, reading, nights, alerts. Callers own the transaction."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -1,8 +1,9 @@
 """Which model bundles there are, and which one is active."""
 
+from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import select, update
+from sqlalchemy import func, select, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
@@ -24,11 +25,37 @@ def add_bundle(session: Session, name: str, sha256: str, manifest: dict[str, Any
 
 
 def activate_bundle(session: Session, name: str) -> None:
-    """Make this the active bundle; workers notice between batches. Raises NotFound."""
-    if session.get(BundleRow, name, with_for_update=True) is None:
-        raise NotFound(f"there is no bundle {name}")
+    """Make this the active bundle; workers notice between batches. What it found as a shadow counts from now on.
+
+    Raises NotFound.
+    """
+    # the active one first, then the new one, each locked: two that activate at once wait for each other in one order
+    session.execute(select(BundleRow.name).order_by(BundleRow.name).with_for_update())
+    bundle(session, name)
     session.execute(update(BundleRow).where(BundleRow.active, BundleRow.name != name).values(active=False))
-    session.execute(update(BundleRow).where(BundleRow.name == name).values(active=True))
+    values = {"active": True, "shadow": False, "activated_at": func.clock_timestamp()}
+    session.execute(update(BundleRow).where(BundleRow.name == name, ~BundleRow.active).values(values))
+
+
+def bundle(session: Session, name: str) -> BundleRow:
+    """The bundle of this name. Raises NotFound."""
+    row = session.get(BundleRow, name)
+    if row is None:
+        raise NotFound(f"there is no bundle {name}")
+    return row
+
+
+def bundle_to_change(session: Session, name: str) -> BundleRow:
+    """The bundle of this name, locked. Raises NotFound."""
+    row = session.get(BundleRow, name, with_for_update=True)
+    if row is None:
+        raise NotFound(f"there is no bundle {name}")
+    return row
+
+
+def bundles(session: Session) -> Sequence[BundleRow]:
+    """All bundles, the newest first."""
+    return session.scalars(select(BundleRow).order_by(BundleRow.added_at.desc(), BundleRow.name)).all()
 
 
 def thresholds(session: Session, names: set[str]) -> dict[str, tuple[float, float]]:

@@ -8,14 +8,14 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Select, func, literal, select, tuple_
+from sqlalchemy import Select, func, literal, or_, select, tuple_
 from sqlalchemy.dialects.postgresql import distinct_on
 from sqlalchemy.orm import Session
 
 from shared.errors import NotFound
 from shared.findings import Call, Heatmap, Severity
 from shared.study import Priority, StudyStatus
-from shared.tables import FindingRow, InstanceRow, StudyRow
+from shared.tables import BundleRow, FindingRow, InstanceRow, StudyRow
 from shared.worklist import WorklistEntry
 
 
@@ -157,13 +157,18 @@ def study(session: Session, site_id: UUID, study_id: UUID) -> StudyRow:
 def instances(session: Session, study_id: UUID) -> list[InstanceView]:
     """A study's instances in order of arrival, each frame with the finding that the study's summary rests on.
 
-    That is the one of the study's bundle; of a frame without it, the newest.
+    That is the one of the study's bundle; of a frame without it, the newest. What a bundle found that was never active,
+    as a shadow, is nobody's to see.
     """
     newest = (
         select(FindingRow)
         .join(InstanceRow)
         .join(StudyRow)
-        .where(InstanceRow.study_id == study_id)
+        .join(BundleRow, BundleRow.name == FindingRow.bundle)
+        .where(
+            InstanceRow.study_id == study_id,
+            or_(FindingRow.bundle == StudyRow.bundle, BundleRow.activated_at.is_not(None)),
+        )
         .ext(distinct_on(FindingRow.instance_id, FindingRow.frame))
         .order_by(
             FindingRow.instance_id,

@@ -1,6 +1,6 @@
 """A study's way through the workers: sent, claimed, finished, retried, found again when lost."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import Enum
@@ -65,6 +65,7 @@ class ToSend:
     study_id: UUID
     queue: Priority
     sent_at: datetime  # as its row says, by Postgres' clock
+    bundle: str = ""  # of a second look: who looks; "": the study itself is to be analysed
 
 
 def unsent(session: Session, study_ids: Sequence[UUID], now: datetime) -> list[ToSend]:
@@ -123,7 +124,7 @@ def claim(
     )
     # waits for rows that are locked: their messages are spent here, and nobody else would ring soon
     rows = session.execute(
-        select(*columns).where(StudyRow.id == any_(_uuids(study_ids))).order_by(StudyRow.id).with_for_update()
+        select(*columns).where(StudyRow.id == any_(uuids(study_ids))).order_by(StudyRow.id).with_for_update()
     ).all()
     answers: dict[UUID, Answer] = {}
     given_up: list[UUID] = []
@@ -145,7 +146,7 @@ def claim(
     claims = [answer for answer in answers.values() if isinstance(answer, Claim)]
     if claims:
         _take(session, claims, now, lease)
-        for study_id, instance in _unanswered(session, [one.study_id for one in claims], bundle):
+        for study_id, instance in unanswered(session, [one.study_id for one in claims], bundle):
             one = answers[study_id]
             assert isinstance(one, Claim)
             one.instances.append(instance)
@@ -161,12 +162,12 @@ def _take(session: Session, claims: Sequence[Claim], now: datetime, lease: timed
     )
 
 
-def _uuids(values: Sequence[UUID]) -> ColumnElement[Sequence[UUID]]:
+def uuids(values: Sequence[UUID]) -> ColumnElement[Sequence[UUID]]:
     """One parameter for however many ids, so that the statement is always the same."""
     return cast(literal([str(value) for value in values], ARRAY(Text)), ARRAY(Uuid))
 
 
-def _unanswered(session: Session, study_ids: Sequence[UUID], bundle: str) -> Iterator[tuple[UUID, InstanceToAnalyse]]:
+def unanswered(session: Session, study_ids: Sequence[UUID], bundle: str) -> Iterator[tuple[UUID, InstanceToAnalyse]]:
     """The instances that have neither a finding of this bundle nor an error, each after its study's id."""
     answered = exists().where(FindingRow.instance_id == InstanceRow.id, FindingRow.bundle == bundle)
     rows = session.execute(
@@ -177,7 +178,7 @@ def _unanswered(session: Session, study_ids: Sequence[UUID], bundle: str) -> Ite
             InstanceRow.modality,
             InstanceRow.rows * InstanceRow.columns * InstanceRow.frames,
         )
-        .where(InstanceRow.study_id == any_(_uuids(study_ids)), InstanceRow.error_reason == "", ~answered)
+        .where(InstanceRow.study_id == any_(uuids(study_ids)), InstanceRow.error_reason == "", ~answered)
         .order_by(InstanceRow.received_at, InstanceRow.id)
     )
     for study_id, instance_id, sha256, modality, pixels in rows:
@@ -208,15 +209,8 @@ class Analysed:
     bundle: str
 
 
-def finish(session: Session, done: Sequence[Analysed], now: datetime) -> list[bool]:
-    """Write all results of these studies at once. False, and nothing written, where the lease went to somebody else."""
-    claimed = [one.claim.study_id for one in done]
-    rows = session.execute(
-        select(*HELD).where(StudyRow.id == any_(_uuids(claimed))).order_by(StudyRow.id).with_for_update()
-    ).all()
-    held = {row.lease_token: row for row in rows}
-    # one token, one writer: should the same attempt stand here twice, the last has it
-    mine = {one.claim.token: one for one in done if one.claim.token in held}
+def write_findings(session: Session, done: Iterable[Analysed]) -> None:
+    """Write what was found; a finding that stands already stays as it is."""
     findings = [
         {
             "instance_id": result.instance_id,
@@ -232,12 +226,24 @@ def finish(session: Session, done: Sequence[Analysed], now: datetime) -> list[bo
             "heatmap_height": finding.heatmap.height,
             "heatmap_width": finding.heatmap.width,
         }
-        for one in mine.values()
+        for one in done
         for result in one.results
         for finding in result.findings
     ]
     if findings:
         session.execute(insert(FindingRow).on_conflict_do_nothing(), findings)
+
+
+def finish(session: Session, done: Sequence[Analysed], now: datetime) -> list[bool]:
+    """Write all results of these studies at once. False, and nothing written, where the lease went to somebody else."""
+    claimed = [one.claim.study_id for one in done]
+    rows = session.execute(
+        select(*HELD).where(StudyRow.id == any_(uuids(claimed))).order_by(StudyRow.id).with_for_update()
+    ).all()
+    held = {row.lease_token: row for row in rows}
+    # one token, one writer: should the same attempt stand here twice, the last has it
+    mine = {one.claim.token: one for one in done if one.claim.token in held}
+    write_findings(session, mine.values())
     for one in mine.values():
         for result in one.results:
             if result.error_reason:

@@ -3,10 +3,11 @@
 from shared.tables.access import IdentityReadRow, IdentityRow, KeyRow, SiteRow
 from shared.tables.base import Base
 from shared.tables.findings import BundleRow, FindingRow
-from shared.tables.nights import BacklogRunRow
+from shared.tables.nights import AlertRow, BacklogRunRow, SecondLookRow
 from shared.tables.studies import InstanceRow, StudyRow, UploadRow
 
 __all__ = [
+    "AlertRow",
     "BacklogRunRow",
     "Base",
     "BundleRow",
@@ -15,6 +16,7 @@ __all__ = [
     "IdentityRow",
     "InstanceRow",
     "KeyRow",
+    "SecondLookRow",
     "SiteRow",
     "StudyRow",
     "UploadRow",

@@ -19,6 +19,8 @@ class BundleRow(Base):
     manifest: Mapped[dict[str, Any]]
     active: Mapped[bool] = mapped_column(default=False)
     added_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    activated_at: Mapped[datetime | None]  # last; null: its findings were never for radiologists, and are not shown
+    shadow: Mapped[bool] = mapped_column(server_default=text("false"))  # looks at history unseen
     __table_args__ = (Index("uq_bundles_active", "active", unique=True, postgresql_where=text("active")),)
 
 

@@ -8,6 +8,9 @@ from sqlalchemy.orm import Mapped, mapped_column
 
 from shared.tables.base import Base
 
+# a study's day of arrival, as an index can hold it: in UTC, whatever the session's zone is
+ARRIVED_ON = text("date(timezone('UTC'::text, received_at))")
+
 
 class StudyRow(Base):
     """A study: its state, its lease, and the summary that ranks it."""
@@ -55,7 +58,15 @@ class StudyRow(Base):
         ),
         # the reconciler and the nightly run look at open studies only, which stay few
         Index("ix_studies_open", "status", "sent_at", postgresql_where=text("status <> 'analysed'")),
-        Index("ix_studies_bundle", "bundle"),
+        # what another bundle looks at again, newest day first and within a day the likeliest fracture first
+        Index(
+            "ix_studies_history",
+            "bundle",
+            ARRIVED_ON,
+            "fracture_probability",
+            "id",
+            postgresql_where=text("status = 'analysed'"),
+        ),
     )
 
 

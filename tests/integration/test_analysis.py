@@ -5,7 +5,7 @@ import io
 import struct
 import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 
 import numpy as np
@@ -16,8 +16,8 @@ from pydicom import dcmread
 from infra.prepare import publish
 from samples.objects import pattern_image, set_pixels, to_bytes
 from shared.errors import StoreUnavailable
-from shared.repository import work
-from shared.repository.bundles import activate_bundle
+from shared.repository import nights, work
+from shared.repository.bundles import activate_bundle, add_bundle
 from shared.settings import ROOT
 from shared.storage import original_key, preview_key, sha256_of
 from shared.study import Priority, StudyStatus
@@ -26,6 +26,7 @@ from shared.vision.pixels import open_pixels
 from shared.vision.reader import Reader
 from shared.vision.tensors import prepare
 from tests import poisons
+from worker.predictor import ActiveReader
 from worker.tasks import Engine
 
 STUDIES = ROOT / "samples/studies"
@@ -428,3 +429,73 @@ def test_decoders_end_with_their_worker(ward, make_engine):
     engine.close()
     psutil.wait_procs(children, timeout=10)
     assert not [child for child in children if child.is_running() and "spawn" in " ".join(child.cmdline())]
+
+
+# -- second looks ---------------------------------------------------------------------------------------------------
+
+
+def look_again(engine, ward, bundle):
+    """Let a stored bundle look at history as a shadow; what a worker makes of each message."""
+    with ward.database.transaction() as session:
+        nights.begin_shadow(session, bundle, work.clock(session), None, None)
+    with ward.database.transaction() as session:
+        feeding = nights.Feeding(100, 2.0, timedelta(seconds=8))
+        portion = nights.feed(session, feeding, dict.fromkeys(Priority), work.clock(session))
+    return [engine.second_look(one.study_id, one.bundle) for one in portion.looks]
+
+
+def test_a_second_look_is_read_by_its_own_bundle(ward, engine, other_bundle_path, monkeypatch):
+    """Second looks go the way of studies, but the bundle that they name reads them; live ones meanwhile keep the active
+    one, and no bundle is loaded twice, not even when the shadow is promoted."""
+    monkeypatch.setattr("worker.predictor.LOOK_EVERY_S", 0.0)
+    study = ward.stored(engine.store, [HAND.read_bytes(), ELBOW.read_bytes()])
+    engine.analyse_study(study)
+    active, before = engine.reader.current().manifest.name, ward.row(study)
+    publish(engine.settings, ward.database, other_bundle_path, activate=False)
+    loads = []
+    load = ActiveReader._load
+    monkeypatch.setattr(ActiveReader, "_load", lambda self, row: (loads.append(row.name), load(self, row))[1])
+    assert look_again(engine, ward, "other") == ["analysed"]
+    assert engine.second_look(study, "other") == "nothing to do"
+    assert sorted(one.bundle for one in ward.findings(study)) == sorted([active, active, "other", "other"])
+    assert (ward.row(study).bundle, ward.row(study).call) == (active, before.call)
+    live = ward.stored(engine.store, [ELBOW.read_bytes()], study_instance_uid="2.25.771", sop_instance_uid="2.25.772")
+    engine.analyse_study(live)
+    assert ward.row(live).bundle == active
+    with ward.database.transaction() as session:
+        activate_bundle(session, "other")
+    assert engine.reader.current().manifest.name == "other"
+    assert loads == ["other"]
+
+
+def test_a_second_look_by_a_bundle_that_is_gone_fails_alone(ward, engine):
+    """Where the bundle's object is missing, second looks stay where they are, and live studies go on."""
+    study = ward.stored(engine.store, [HAND.read_bytes()])
+    engine.analyse_study(study)
+    with ward.database.transaction() as session:
+        add_bundle(session, "gone", "1" * 64, {})
+    assert look_again(engine, ward, "gone") == ["left"]
+    assert ward.row(study).status == StudyStatus.ANALYSED
+    assert engine.analyse_study(study) == "nothing to do"
+
+
+def test_a_second_look_waits_for_the_store(ward, engine, other_bundle_path):
+    """While the object is missing a second look is retried, and its study stays as it is."""
+    study = ward.stored(engine.store, [HAND.read_bytes()])
+    engine.analyse_study(study)
+    publish(engine.settings, ward.database, other_bundle_path, activate=False)
+    engine.second_look(study, "other")  # loads the bundle
+    monkey = engine.decoders.submit
+    engine.decoders.submit = lambda job, priority: failing(StoreUnavailable("away"))
+    assert look_again(engine, ward, "other") == ["will look again"]
+    engine.decoders.submit = monkey
+    assert ward.row(study).status == StudyStatus.ANALYSED
+    with ward.database.transaction() as session:
+        session.connection().exec_driver_sql("UPDATE second_looks SET not_before = NULL")
+    assert engine.second_look(study, "other") == "analysed"
+
+
+def failing(wrong):
+    future = Future()
+    future.set_exception(wrong)
+    return future

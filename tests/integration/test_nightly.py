@@ -1,41 +1,93 @@
-"""The nightly run, on a real Postgres and a real broker."""
+"""The nightly run, on a real Postgres and a real broker: what it chooses, in which order, and where it stops."""
 
+import json
+import random
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, date, datetime, timedelta
 
 import pytest
+import redis
 from celery.schedules import crontab
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from sqlalchemy import delete, select
 
-from shared.findings import InstanceResult
-from shared.jobs import NIGHTLY, Doorbell, celery_app
-from shared.repository import nights, work
+from shared.backlog import LookState, Purpose, Stage
+from shared.findings import Call, InstanceResult
+from shared.jobs import ANALYSE, NIGHTLY, SECOND_LOOK, Doorbell, celery_app
+from shared.repository import nights, reports, second_looks, work
 from shared.study import Priority, StudyStatus
-from worker.sweeps import nightly
+from shared.tables import AlertRow, BacklogRunRow, SecondLookRow
+from worker.nights import feed, nightly
 
 MIDDAY = datetime(2026, 3, 1, 12, tzinfo=UTC)
 TWO = datetime(2026, 3, 2, 2, tzinfo=UTC)
-DAY = timedelta(days=1)
+DAY, HOUR, MINUTE = timedelta(days=1), timedelta(hours=1), timedelta(minutes=1)
+LEASE = timedelta(seconds=30)
+
+
+class Run:
+    """Nights, one at a time, at times of the test's choosing, and workers that take what waits."""
+
+    def __init__(self, ward, settings):
+        self.ward, self.settings = ward, settings
+        self.doorbell = Doorbell(celery_app(settings))
+
+    def __call__(self, now=TWO):
+        return nightly(self.settings, self.ward.database, self.doorbell, now)
+
+    def feed(self, now):
+        return feed(self.settings, self.ward.database, self.doorbell, now)
+
+    def messages(self, queue="backlog"):
+        """(task, arguments) of the messages of a queue, the oldest first; they stay there."""
+        with redis.Redis.from_url(self.settings.broker_url.get_secret_value()) as client:
+            found = [json.loads(message)["headers"] for message in reversed(client.lrange(queue, 0, -1))]
+        return [(headers["task"], headers["argsrepr"]) for headers in found]
+
+    def empty(self):
+        """Messages are taken, and what they led to is up to the test."""
+        with redis.Redis.from_url(self.settings.broker_url.get_secret_value()) as client:
+            client.flushdb()
+
+    def look(self, study, now=TWO, bundle="b", call=Call.LIKELY):
+        """A second look as a worker takes it; None if there is nothing to do."""
+        with self.ward.database.transaction() as session:
+            (claim,) = second_looks.claim(session, [study], bundle, now, LEASE, max_attempts=4)
+        if claim is None:
+            return None
+        results = [InstanceResult(one.id, [self.finding(bundle, call=call)]) for one in claim.instances]
+        with self.ward.database.transaction() as session:
+            assert second_looks.finish(session, [work.Analysed(claim, results, bundle)], now) == [True]
+        return claim
+
+    def work_off(self, now=TWO, bundle="b", call=Call.LIKELY, most=10**6):
+        """Do up to `most` of the second looks that are out, in the order in which they were sent; returns the ids."""
+        with self.ward.database.transaction() as session:
+            looks = session.scalars(
+                select(SecondLookRow).where(SecondLookRow.state == LookState.QUEUED, SecondLookRow.bundle == bundle)
+            ).all()
+        chosen = [look.study_id for look in looks][:most]
+        self.empty()
+        return [study for study in chosen if self.look(study, now, bundle, call)]
 
 
 @pytest.fixture
-def run(ward, make_settings):
+def run(ward, make_settings, make_finding):
     """Runs a night at a time."""
-    settings = make_settings(nightly_max_studies=10)
-    doorbell = Doorbell(celery_app(settings))
-
-    def at(now=TWO):
-        return nightly(settings, ward.database, doorbell, now)
-
-    at.doorbell = doorbell
-    yield at
-    doorbell.app.close()
+    made = Run(ward, make_settings(nightly_max_studies=10, nightly_in_flight=100))
+    made.finding = make_finding
+    yield made
+    made.doorbell.app.close()
 
 
-def analysed(ward, bundle="a"):
-    study = ward.study()
+def analysed(ward, make_finding, bundle="a", call=Call.LIKELY, now=MIDDAY, **values):
+    study = ward.study(now=now)
     claim = ward.claim(study, bundle=bundle)
-    ward.finish(claim, ward.answers(claim, bundle), bundle)
+    ward.finish(claim, [InstanceResult(one.id, [make_finding(bundle, call=call)]) for one in claim.instances], bundle)
+    if values:
+        ward.set(study, **values)
     return study
 
 
@@ -57,29 +109,38 @@ def broken(ward):
 
 def runs(ward):
     with ward.database.transaction() as session:
-        return nights.nights(session)
+        return reports.runs(session)
 
 
-def test_what_was_left_behind_is_queued_on_the_backlog(ward, run):
-    """Failed and outdated studies go to the backlog queue, a stranded one is sent again where it belongs, others rest."""
-    outdated = [analysed(ward), analysed(ward)]
+def looks(ward, **values):
+    with ward.database.transaction() as session:
+        return list(session.scalars(select(SecondLookRow).filter_by(**values)))
+
+
+def test_what_was_left_behind_goes_to_the_backlog(ward, run, make_finding):
+    """Failed studies are queued on the backlog, a stranded one is sent again where it belongs, outdated ones get a
+    second look and stay what they are for all who read, and others rest."""
+    outdated = [analysed(ward, make_finding), analysed(ward, make_finding)]
     ward.add_bundle("b")
-    rest = [analysed(ward, "b"), broken(ward)]
+    rest = [analysed(ward, make_finding, "b"), broken(ward)]
     healable, stranded = failed(ward), ward.study()
     ward.set(stranded, sent_at=MIDDAY)
-    fresh = ward.study(now=TWO - timedelta(hours=1))
+    fresh = ward.study(now=TWO - HOUR)
     assert run() == 4
-    for study in (healable, *outdated):
+    row = ward.row(healable)
+    assert (row.status, row.queue, row.attempts, row.sent_at) == (StudyStatus.QUEUED, Priority.BACKLOG, 0, TWO)
+    for study in outdated:
         row = ward.row(study)
-        assert (row.status, row.queue, row.attempts) == (StudyStatus.QUEUED, Priority.BACKLOG, 0)
-        assert row.sent_at == TWO
+        assert (row.status, row.bundle, row.call, row.queue) == (StudyStatus.ANALYSED, "a", Call.LIKELY, "routine")
     assert (ward.row(stranded).queue, ward.row(stranded).sent_at) == (Priority.ROUTINE, TWO)
     assert [ward.row(study).status for study in rest] == [StudyStatus.ANALYSED, StudyStatus.QUARANTINED]
     assert ward.row(fresh).sent_at is None
-    assert run.doorbell.waiting() == {Priority.URGENT: 0, Priority.ROUTINE: 1, Priority.BACKLOG: 3}
-    (done,) = runs(ward)
-    assert (done.failed, done.stranded, done.outdated) == (1, 1, 2)
-    assert (done.bundle, done.night, done.finished_at is not None) == ("b", date(2026, 3, 2), True)
+    assert [task for task, _ in run.messages("routine")] == [ANALYSE]
+    assert [task for task, _ in run.messages()] == [ANALYSE, SECOND_LOOK, SECOND_LOOK]
+    assert all(str(study) in str(run.messages()) for study in outdated)
+    (night,) = runs(ward)
+    assert (night.failed, night.stranded, night.outdated, night.finished_at) == (1, 1, 2, None)
+    assert (night.bundle, night.night, night.ends_at) == ("b", date(2026, 3, 2), TWO + 4 * HOUR)
 
 
 def test_a_study_that_kills_workers_is_left_to_people(ward, run):
@@ -87,7 +148,7 @@ def test_a_study_that_kills_workers_is_left_to_people(ward, run):
     study, now = ward.study(), MIDDAY
     for _ in range(5):
         ward.claim(study, now, alone=True)
-        now += timedelta(minutes=1)
+        now += MINUTE
     assert "the worker died" in ward.row(study).reason
     assert run() == 0
     assert ward.row(study).status == StudyStatus.QUARANTINED
@@ -98,9 +159,10 @@ def test_one_run_a_night(ward, run):
     failed(ward)
     assert run() == 1
     failed(ward)
-    assert run(TWO + timedelta(minutes=30)) is None
-    assert run(TWO + DAY) == 2  # the new one, and the first, which no worker took
-    assert [done.night for done in runs(ward)] == [date(2026, 3, 3), date(2026, 3, 2)]
+    assert run(TWO + 30 * MINUTE) is None
+    assert run(TWO + DAY) == 1  # the new one; the first still waits in the queue
+    assert [night.night for night in runs(ward)] == [date(2026, 3, 3), date(2026, 3, 2)]
+    assert runs(ward)[1].ended_by == "the next night began"
 
 
 def test_two_schedulers_at_once_run_one_night(ward, run):
@@ -115,28 +177,158 @@ def test_two_schedulers_at_once_run_one_night(ward, run):
 
     with ThreadPoolExecutor(4) as pool:
         results = list(pool.map(ring, range(4)))
-    assert sorted(results, key=str) == [5, None, None, None]
+    assert results.count(None) == 3
+    run.feed(TWO + MINUTE)
     assert len(runs(ward)) == 1
     assert run.doorbell.waiting()[Priority.BACKLOG] == 5
 
 
-def test_a_night_is_bounded_and_the_next_goes_on(ward, run):
+def test_any_number_of_feeders_send_each_second_look_once(ward, run, make_finding):
+    """Workers that sweep at the same moment fill the room once: no study is sent twice, and no room is overrun."""
+    studies = [analysed(ward, make_finding) for _ in range(9)]
+    ward.add_bundle("b")
+    run.settings = run.settings.model_copy(update={"nightly_in_flight": 3})
+    assert run() == 3
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(run.feed, [TWO + MINUTE] * 4))
+    assert run.doorbell.waiting()[Priority.BACKLOG] == 3
+    run.work_off()
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(run.feed, [TWO + MINUTE] * 4))
+    assert run.doorbell.waiting()[Priority.BACKLOG] == 3
+    assert len(looks(ward)) == 6
+    assert {look.study_id for look in looks(ward)} < set(studies)
+
+
+def test_the_order_is_newest_day_first_and_likeliest_fracture_first(ward, run, make_finding):
+    """After failed and stranded ones, history goes by day of arrival, newest first, and within a day by risk."""
+    expected = {}
+    ward.add_bundle("c")
+    for day in range(3):
+        for risk in (0.9, 0.2, 0.5):
+            arrived = MIDDAY - day * DAY + timedelta(hours=random.Random(day + risk).randrange(10))
+            expected[day, -risk] = analysed(
+                ward, make_finding, random.choice("ac"), now=arrived, fracture_probability=risk
+            )
+    first = failed(ward)
+    ward.add_bundle("b")
+    run()
+    sent = [arguments for _, arguments in run.messages()]
+    assert len(sent) == 10
+    for arguments, study in zip(sent, [first, *(expected[key] for key in sorted(expected))], strict=True):
+        assert str(study) in arguments
+
+
+def test_a_night_is_bounded_and_the_next_goes_on(ward, run, make_finding):
     """A night takes at most so many studies, failed ones before outdated ones, and leaves the rest to the next."""
-    for _ in range(8):
-        analysed(ward)
-    for _ in range(6):
-        failed(ward)
+    old = [analysed(ward, make_finding) for _ in range(8)]
+    bad = [failed(ward) for _ in range(6)]
     ward.add_bundle("b")
     assert run() == 10
     assert (runs(ward)[0].failed, runs(ward)[0].outdated) == (6, 4)
-    assert ward.count(status=StudyStatus.ANALYSED) == 4
-    with ward.database.transaction() as session:
-        queued = session.scalars(nights.select(nights.StudyRow.id).filter_by(status=StudyStatus.QUEUED)).all()
-    for study in queued:
+    assert len(run.work_off()) == 4
+    for study in bad:
         claim = ward.claim(study, TWO, bundle="b")
         ward.finish(claim, ward.answers(claim, "b"), "b")
+    assert run.feed(TWO + MINUTE) == 0
+    (night,) = runs(ward)
+    assert (night.ended_by, night.finished_at) == ("the night's count", TWO + MINUTE)
+    assert night.report["kinds"] == {"failed": {"done": 6}, "outdated": {"done": 4}}
+    run.empty()
     assert run(TWO + DAY) == 4
+    assert len(run.work_off(TWO + DAY)) == 4
+    run.feed(TWO + DAY + MINUTE)
     assert (runs(ward)[0].failed, runs(ward)[0].stranded, runs(ward)[0].outdated) == (0, 0, 4)
+    assert runs(ward)[0].ended_by == "history came to its end"
+    assert {ward.row(study).bundle for study in old} == {"b"}
+
+
+def test_a_failed_study_is_tried_once_a_night(ward, run):
+    """What fails again does not come round and round in the same night; the report says so."""
+    study = failed(ward)
+    run()
+    with ward.database.transaction() as session:
+        work.retry(session, ward.claim(study, TWO), "the object is missing", TWO, 1)
+    assert run.feed(TWO + MINUTE) == 0
+    (night,) = runs(ward)
+    assert night.report["kinds"] == {"failed": {"failed": 1}}
+    assert ward.row(study).status == StudyStatus.QUARANTINED
+
+
+def test_the_window_ends_and_the_next_night_goes_on(ward, run, make_finding):
+    """At its end nothing more is sent, what is out and not begun is taken back, what is begun may finish; the next night
+    takes up first what was taken back, and then goes on at the cursor."""
+    for hour in range(9):
+        analysed(ward, make_finding, now=MIDDAY + hour * MINUTE, fracture_probability=hour / 10)
+    ward.add_bundle("b")
+    run.settings = run.settings.model_copy(update={"nightly_in_flight": 4})
+    assert run() == 4
+    first = run.messages()
+    begun = looks(ward)[0].study_id
+    with ward.database.transaction() as session:
+        (claim,) = second_looks.claim(session, [begun], "b", TWO + 4 * HOUR, LEASE, max_attempts=4)
+    late = TWO + 4 * HOUR + timedelta(seconds=1)
+    assert run.feed(late) == 0
+    assert runs(ward)[0].finished_at is None, "one is still in hand"
+    assert len(looks(ward, state=LookState.HELD)) == 3
+    assert all(run.look(look.study_id, late) is None for look in looks(ward, state=LookState.HELD))
+    with ward.database.transaction() as session:
+        second_looks.finish(session, [work.Analysed(claim, ward.answers(claim, "b"), "b")], late)
+    assert ward.row(begun).bundle == "b"
+    assert run.feed(late) == 0
+    (night,) = runs(ward)
+    assert (night.ended_by, night.finished_at) == ("the window closed", late)
+    assert night.report["kinds"] == {"outdated": {"done": 1, "held": 3}}
+    run.empty()
+    assert run(TWO + DAY) == 4
+    assert run.messages()[:3] == [message for message in first if str(begun) not in message[1]]
+    done = [begun, *run.work_off(TWO + DAY)]
+    while run.feed(TWO + DAY + MINUTE):
+        done += run.work_off(TWO + DAY)
+    assert len(done) == len(set(done)) == 9
+    assert ward.count(bundle="b") == 9
+
+
+def test_a_newer_activation_ends_the_night(ward, run, make_finding):
+    """A bundle that becomes active while second looks by another are out makes them needless, and harms nothing."""
+    studies = [analysed(ward, make_finding) for _ in range(3)]
+    ward.add_bundle("b")
+    run()
+    with ward.database.transaction() as session:
+        (claim,) = second_looks.claim(session, studies[:1], "b", TWO, LEASE, max_attempts=4)
+    ward.add_bundle("c")
+    assert run.look(studies[1]) is None
+    with ward.database.transaction() as session:
+        assert second_looks.finish(session, [work.Analysed(claim, ward.answers(claim, "b"), "b")], TWO) == [True]
+    run.feed(TWO + MINUTE)
+    (night,) = runs(ward)
+    assert (night.ended_by, night.finished_at is not None) == ("another bundle became active", True)
+    assert {ward.row(study).bundle for study in studies} == {"a"}
+    run.empty()
+    assert run(TWO + DAY) == 3
+    assert all(run.look(study, TWO + DAY, "c") for study in studies)
+    assert {ward.row(study).bundle for study in studies} == {"c"}
+
+
+def test_what_waits_in_a_long_queue_is_neither_stranded_nor_lost(ward, run, make_finding):
+    """The heads of the queues tell what is lost: a study or second look that waits behind an older message is not sent
+    again, and one that was forgotten is, by the next sweep."""
+    waiting, study = ward.study(), analysed(ward, make_finding)
+    ward.add_bundle("b")
+    with ward.database.transaction() as session:
+        run.doorbell.ring(work.unsent(session, [waiting], MIDDAY))
+    assert run() == 1
+    assert ward.row(waiting).sent_at == MIDDAY
+    assert run.feed(TWO + HOUR) == 0
+    run.empty()
+    assert run.feed(TWO + 2 * HOUR) == 1
+    assert [arguments for _, arguments in run.messages()] == [f"['{study}', 'b']"]
+    with ward.database.transaction() as session:
+        (claim,) = second_looks.claim(session, [study], "b", TWO + 2 * HOUR, LEASE, max_attempts=4)
+    run.empty()
+    assert run.feed(TWO + 2 * HOUR + LEASE) == 0, "a worker holds it"
+    assert run.feed(TWO + 2 * HOUR + LEASE * 2) == 1, "its worker died"
+    assert claim.attempt == 1
 
 
 def test_without_a_bundle_the_night_is_not_spent(ward, run):
@@ -150,14 +342,65 @@ def test_without_a_bundle_the_night_is_not_spent(ward, run):
     assert run() == 1
 
 
-def test_a_dead_broker_does_not_lose_the_night(ward, make_settings):
-    """What the night chose while the broker is down is sent by the reconciler."""
-    study = failed(ward)
-    settings = make_settings(broker_url="redis://127.0.0.1:1/0")
-    app = celery_app(settings)
-    assert nightly(settings, ward.database, Doorbell(app), TWO) == 1
-    app.close()
-    assert ward.lost(dict.fromkeys(Priority), TWO + timedelta(seconds=1)) == [study]
+def test_a_dead_broker_does_not_lose_the_night(ward, make_settings, make_finding):
+    """What the night could not send for want of a broker is sent once that is back, and is not chosen twice."""
+    study = analysed(ward, make_finding)
+    ward.add_bundle("b")
+    dead = Run(ward, make_settings(broker_url="redis://127.0.0.1:1/0"))
+    with pytest.raises(Exception, match="broker does not answer"):
+        dead()
+    alive = Run(ward, make_settings())
+    assert alive() is None, "the night is open"
+    with ward.database.transaction() as session:
+        portion = nights.feed(session, nights.Feeding(9, 2.0, timedelta(0)), dict.fromkeys(Priority), TWO)
+    assert [one.study_id for one in portion.looks] == [study]
+    assert dead.doorbell.ring(portion.looks) == [study]
+    with ward.database.transaction() as session:
+        second_looks.sending_failed(session, portion.looks)
+    assert alive.feed(TWO) == 1
+    for one in (dead, alive):
+        one.doorbell.app.close()
+
+
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_however_nights_are_stopped_each_study_gets_exactly_one_second_look(ward, run, make_finding, data):
+    """Over any windows, portions, losses of the broker and studies that fail, every outdated study is looked at once."""
+    with ward.database.transaction() as session:
+        for table in (AlertRow, SecondLookRow, BacklogRunRow):
+            session.execute(delete(table))
+    old, new = (f"{word}-{random.getrandbits(60)}" for word in ("old", "new"))
+    ward.add_bundle(old)
+    studies = []
+    for _ in range(data.draw(st.integers(1, 9), "studies")):
+        now = MIDDAY - DAY * data.draw(st.integers(0, 2))
+        risk = data.draw(st.sampled_from([0.1, 0.5, 0.9]))
+        studies.append(analysed(ward, make_finding, old, now=now, fracture_probability=risk))
+    ward.set(*(s for s in all_ids(ward) if s not in studies), bundle=new)
+    ward.add_bundle(new)
+    in_flight, most = data.draw(st.integers(1, 4), "in flight"), data.draw(st.integers(1, 9), "most")
+    run.settings = run.settings.model_copy(update={"nightly_in_flight": in_flight, "nightly_max_studies": most})
+    looked, night = [], TWO
+    while len(looked) < len(studies):
+        run(night)
+        for sweep in range(data.draw(st.integers(1, 4), "sweeps")):
+            out = looks(ward, state=LookState.QUEUED)
+            assert len(out) <= in_flight
+            if data.draw(st.booleans(), "the broker forgets"):
+                run.empty()
+            looked += run.work_off(night + MINUTE, new, most=data.draw(st.integers(not sweep, 4), "done"))
+            run.feed(night + MINUTE)
+        run.feed(night + 5 * HOUR)
+        assert not looks(ward, state=LookState.QUEUED)
+        night += DAY
+        assert night < TWO + 40 * DAY
+    assert sorted(looked) == sorted(studies)
+    assert {ward.row(study).bundle for study in studies} == {new}
+
+
+def all_ids(ward):
+    with ward.database.transaction() as session:
+        return list(session.scalars(select(nights.StudyRow.id)))
 
 
 def test_the_schedule_rings_once_a_night_at_the_hour_of_the_settings(make_settings):
@@ -169,3 +412,12 @@ def test_the_schedule_rings_once_a_night_at_the_hour_of_the_settings(make_settin
     assert entry["options"]["queue"] == Priority.URGENT
     assert app.conf.timezone == "Europe/Berlin"
     app.close()
+
+
+def test_every_stage_and_purpose_has_its_word(ward, run):
+    """A night over nothing ends at once, exhausted, with an empty report."""
+    assert run() == 0
+    (night,) = runs(ward)
+    assert (night.stage, night.ended_by, night.finished_at) == (Stage.EXHAUSTED, "history came to its end", TWO)
+    assert night.report["kinds"] == {}
+    assert Purpose.OUTDATED not in night.report["changes"]

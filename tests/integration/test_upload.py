@@ -679,6 +679,14 @@ ROUTES = {
     ("POST", "/studies/{study_id}/release"): ADMINISTERS,
     ("GET", "/worklist"): READS,
     ("GET", "/backlog"): ADMINISTERS,
+    ("GET", "/backlog/{night}"): ADMINISTERS,
+    ("GET", "/bundles"): ADMINISTERS,
+    ("POST", "/bundles/{name}/shadow"): ADMINISTERS,
+    ("POST", "/bundles/{name}/retire"): ADMINISTERS,
+    ("POST", "/bundles/{name}/activate"): ADMINISTERS,
+    ("GET", "/bundles/{old}/compare/{new}"): ADMINISTERS,
+    ("GET", "/alerts"): READS,
+    ("POST", "/alerts/{alert_id}/seen"): READS,
     ("GET", "/healthz"): None,
     ("GET", "/readyz"): None,
 }
@@ -689,7 +697,7 @@ def test_roles(in_process: Any) -> None:
     schema = in_process.http.get("/openapi.json").json()
     assert {(m.upper(), path) for path, methods in schema["paths"].items() for m in methods} == set(ROUTES)
     for (method, path), allowed in ROUTES.items():
-        url = path.format(study_id=STUDY)
+        url = path.format(study_id=STUDY, alert_id=STUDY, night="2026-01-12", name="none", old="none", new="none")
         call = lambda headers: in_process.http.request(method, url, headers=headers).status_code  # noqa: E731, B023
         if allowed is None:
             assert call({}) == 200
@@ -771,11 +779,15 @@ def test_identity_is_encrypted_at_rest(in_process: Any) -> None:
 
 def test_openapi_has_examples(in_process: Any) -> None:
     """The OpenAPI document shows an example of every answer that a program reads, and each fits its model."""
-    from api import responses
+    from api import responses, retrospect
 
     schemas = in_process.http.get("/openapi.json").json()["components"]["schemas"]
-    for name in ("Receipt", "StudyReport", "WorklistPage", "BacklogRunView", "Health", "Problem"):
-        getattr(responses, name).model_validate(schemas[name]["example"])
+    for room, names in (
+        (responses, ("Receipt", "StudyReport", "WorklistPage", "Health", "Problem")),
+        (retrospect, ("RunView", "RunReport", "AlertPage", "BundleView", "ComparisonView")),
+    ):
+        for name in names:
+            getattr(room, name).model_validate(schemas[name]["example"])
 
 
 def test_problems_have_one_form(in_process: Any) -> None:

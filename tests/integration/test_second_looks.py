@@ -1,0 +1,512 @@
+"""Second looks, shadow bundles and retrospective alerts, on a real Postgres, as radiologists and administrators see them."""
+
+import re
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
+from uuid import uuid4
+
+import pytest
+from sqlalchemy import select, update
+
+from shared.backlog import LookState
+from shared.findings import IN_SCOPE, Call, Finding, Heatmap, InstanceResult, Severity
+from shared.repository import nights, reports, second_looks, work
+from shared.repository.access import Role, Vault, add_key
+from shared.repository.bundles import activate_bundle, add_bundle
+from shared.study import Priority, StudyStatus
+from shared.tables import AlertRow, BundleRow, IdentityReadRow, SecondLookRow
+
+TWO = datetime(2026, 3, 2, 2, tzinfo=UTC)
+MINUTE = timedelta(minutes=1)
+LEASE = timedelta(seconds=30)
+FEEDING = nights.Feeding(100, 2.0, timedelta(seconds=8))
+CHANCE = {Call.NONE: 0.01, Call.POSSIBLE: 0.4, Call.LIKELY: 0.9, Call.ABSTAINED: 0.5}
+MANIFEST = {"sensitive": 0.1, "specific": 0.6, "regions": ["hand"], "metrics": {"fracture_auroc": [0.9, 0.8, 0.95]}}
+
+
+def finding(bundle, call):
+    severity = Severity.MILD if call in (Call.LIKELY, Call.POSSIBLE) else Severity.NONE
+    scope = "metal is in view" if call is Call.ABSTAINED else IN_SCOPE
+    return Finding(1, bundle, "hand", 0.9, CHANCE[call], call, severity, scope, Heatmap(bundle.encode()[:1] * 4, 2, 2))
+
+
+class History:
+    """Studies that bundle "a" has read, and what may happen to them afterwards."""
+
+    def __init__(self, ward):
+        self.ward = ward
+        self.night = TWO
+        with ward.database.transaction() as session:
+            add_bundle(session, "b", "0" * 64, MANIFEST)
+            session.execute(update(BundleRow).values(manifest=MANIFEST))
+
+    def study(self, call=Call.NONE, images=1):
+        study = self.ward.study(images)
+        claim = self.ward.claim(study)
+        self.ward.finish(claim, [InstanceResult(one.id, [finding("a", call)]) for one in claim.instances])
+        return study
+
+    def activate(self, bundle):
+        with self.ward.database.transaction() as session:
+            activate_bundle(session, bundle)
+
+    def shadow(self, bundle="b", **wanted):
+        with self.ward.database.transaction() as session:
+            nights.begin_shadow(session, bundle, TWO, wanted.get("since"), wanted.get("most"))
+
+    def begin_night(self, bundle="b"):
+        self.night += timedelta(days=1)
+        with self.ward.database.transaction() as session:
+            assert nights.begin_night(session, self.night.date(), self.night, bundle, 4.0, 1000) is not None
+        return self.feed()
+
+    def feed(self, after=timedelta(0), heads=None):
+        with self.ward.database.transaction() as session:
+            return nights.feed(session, FEEDING, heads or dict.fromkeys(Priority), self.night + after)
+
+    def claim(self, study, bundle="b", now=None, *, most=4, alone=False):
+        with self.ward.database.transaction() as session:
+            (claim,) = second_looks.claim(
+                session, [study], bundle, now or self.night, LEASE, max_attempts=most, alone=alone
+            )
+        return claim
+
+    def finish(self, claim, call=Call.LIKELY, bundle="b"):
+        results = [InstanceResult(one.id, [finding(bundle, call)]) for one in claim.instances]
+        with self.ward.database.transaction() as session:
+            (written,) = second_looks.finish(session, [work.Analysed(claim, results, bundle)], self.night)
+        return written
+
+    def look(self, study, call=Call.LIKELY, bundle="b"):
+        claim = self.claim(study, bundle)
+        return claim is not None and self.finish(claim, call, bundle)
+
+    def one(self, study, bundle="b"):
+        with self.ward.database.transaction() as session:
+            return session.get_one(SecondLookRow, (study, bundle))
+
+    def alerts(self):
+        with self.ward.database.transaction() as session:
+            return list(session.scalars(select(AlertRow).order_by(AlertRow.created_at)))
+
+
+@pytest.fixture
+def history(ward):
+    return History(ward)
+
+
+def test_new_findings_replace_the_summary_and_nothing_else(ward, history):
+    """Until a second look is done its study is what it was; then the summary is the new bundle's, in one step with the
+    findings, while due time, reader's mark, status and times stay, and the old findings too."""
+    study = history.study()
+    ward.set(study, read_at=TWO)
+    before = ward.row(study)
+    history.activate("b")
+    assert [one.study_id for one in history.begin_night().looks] == [study]
+    claim = history.claim(study)
+    assert (claim.priority, claim.attempt) == (Priority.BACKLOG, 1)
+    between = ward.row(study)
+    assert all(getattr(between, name) == getattr(before, name) for name in before.__table__.columns.keys())
+    assert history.finish(claim)
+    after = ward.row(study)
+    assert (after.call, after.severity, after.fracture_probability, after.bundle) == ("likely", "mild", 0.9, "b")
+    kept = ("status", "due_at", "read_at", "analysed_at", "started_at", "attempts", "queue", "sent_at", "reason")
+    assert all(getattr(after, name) == getattr(before, name) for name in kept)
+    assert [one.bundle for one in ward.findings(study)] == ["a", "b"]
+    look = history.one(study)
+    assert (look.state, look.old_bundle, look.old_call, look.new_call) == ("done", "a", "none", "likely")
+
+
+def test_results_count_once_and_from_the_holder_only(ward, history):
+    """Of two workers that hold the same second look, one after the other, only the later one's result is taken."""
+    study = history.study()
+    history.activate("b")
+    history.begin_night()
+    first = history.claim(study)
+    assert history.claim(study) is None, "somebody holds it"
+    assert history.claim(study, now=history.night + MINUTE) is work.NOT_ALONE, "it may have killed its worker"
+    second = history.claim(study, now=history.night + MINUTE, alone=True)
+    assert (second.attempt, second.token != first.token) == (2, True)
+    assert not history.finish(first, Call.NONE)
+    assert history.finish(second)
+    assert not history.finish(second, Call.NONE)
+    assert ward.row(study).call == "likely"
+    assert len(history.alerts()) == 1
+
+
+def test_leases_are_kept_by_living_workers(ward, history):
+    """A renewed lease is nobody else's, however long the second look takes."""
+    study = history.study()
+    history.activate("b")
+    history.begin_night()
+    claim = history.claim(study)
+    with ward.database.transaction() as session:
+        second_looks.renew(session, [claim.token], history.night + 10 * MINUTE)
+    assert history.claim(study, now=history.night + 9 * MINUTE, alone=True) is None
+    assert history.claim(study, now=history.night + 11 * MINUTE, alone=True).attempt == 2
+
+
+def test_what_fails_heals_or_is_told(ward, history):
+    """A second look is retried when its time has come, at most so often; then it has failed, says why, and its study is
+    as before, and is tried again only when history is gone through anew."""
+    study = history.study()
+    history.activate("b")
+    history.begin_night()
+    for attempt in (1, 2):
+        now = history.night + attempt * MINUTE
+        claim = history.claim(study, now=now, most=2)
+        assert history.claim(study, now=now) is None
+        with ward.database.transaction() as session:
+            second_looks.retry(session, claim, "the object is missing", now + MINUTE / 2, 2)
+        assert history.claim(study, now=now) is None, "not yet"
+    look = history.one(study)
+    assert (look.state, look.reason, look.attempts) == ("failed", "the object is missing", 2)
+    assert (ward.row(study).status, ward.row(study).bundle, ward.row(study).reason) == ("analysed", "a", "")
+    history.feed(5 * MINUTE)
+    assert [one.study_id for one in history.begin_night().looks] == [study]
+
+
+def test_a_second_look_that_kills_workers_is_left_to_people(ward, history):
+    """What ended its workers each time is not looked at again, night after night."""
+    study = history.study()
+    history.activate("b")
+    history.begin_night()
+    for minute in range(3):
+        history.claim(study, now=history.night + minute * MINUTE, most=2, alone=True)
+    assert "the worker died" in history.one(study).reason
+    history.feed(5 * MINUTE)
+    assert history.begin_night().looks == []
+
+
+def test_an_image_that_cannot_be_read_again_changes_nothing(ward, history):
+    """An image that had a finding keeps it, and gets no error, when a second look cannot read it."""
+    study = history.study(images=2)
+    history.activate("b")
+    history.begin_night()
+    claim = history.claim(study)
+    results = [
+        InstanceResult(claim.instances[0].id, [finding("b", Call.LIKELY)]),
+        InstanceResult(claim.instances[1].id, error_reason="truncated-pixels", error_text="cut short"),
+    ]
+    with ward.database.transaction() as session:
+        second_looks.finish(session, [work.Analysed(claim, results, "b")], TWO)
+    assert (history.one(study).state, "truncated-pixels" in history.one(study).reason) == ("failed", True)
+    assert [one.error_reason for one in ward.instances(study)] == ["", ""]
+    assert (ward.row(study).bundle, ward.row(study).failed_images) == ("a", 0)
+
+
+@pytest.mark.parametrize("begun", [False, True])
+def test_a_late_image_overtakes_a_second_look(ward, history, begun):
+    """An image that comes while a second look waits or runs is analysed with its study, by the active bundle, as ever."""
+    number = 990_001 + begun
+    study = ward.take_in([ward.file(number, 0)])
+    claim = ward.claim(study)
+    ward.finish(claim, [InstanceResult(claim.instances[0].id, [finding("a", Call.NONE)])])
+    history.activate("b")
+    history.begin_night()
+    look = history.claim(study) if begun else None
+    assert ward.take_in([ward.file(number, 1)], now=TWO) == study
+    if begun:
+        assert history.finish(look)
+    else:
+        assert history.claim(study) is None
+    assert (history.one(study).state, history.one(study).reason) == ("overtaken", "the study is analysed anew")
+    assert (ward.row(study).status, ward.row(study).bundle, ward.row(study).call) == (StudyStatus.QUEUED, "a", "none")
+    live = ward.claim(study, TWO, bundle="b")
+    assert len(live.instances) == (1 if begun else 2), "what the second look found counts"
+    results = [InstanceResult(one.id, [finding("b", Call.POSSIBLE)]) for one in live.instances]
+    assert ward.finish(live, results, "b", TWO)
+    row = ward.row(study)
+    assert (row.status, row.bundle, row.call) == ("analysed", "b", "likely" if begun else "possible")
+    assert history.alerts() == [], "the study is in the worklist anew, and needs none"
+
+
+# -- alerts ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "alerted"),
+    [
+        (Call.NONE, Call.LIKELY, True),
+        (Call.NONE, Call.POSSIBLE, True),
+        (Call.NONE, Call.ABSTAINED, False),
+        (Call.NONE, Call.NONE, False),
+        (Call.POSSIBLE, Call.LIKELY, False),
+        (Call.ABSTAINED, Call.LIKELY, False),
+        (Call.LIKELY, Call.NONE, False),
+    ],
+)
+def test_who_is_alerted_of(ward, history, old, new, alerted):
+    """An alert is raised where the old bundle said none and the new one says possible or likely, and nowhere else."""
+    study = history.study(old)
+    history.activate("b")
+    history.begin_night()
+    history.look(study, new)
+    assert [one.study_id for one in history.alerts()] == [study] * alerted
+
+
+def test_an_alert_is_shown_until_somebody_has_seen_it_and_never_again(ward, history, in_process):
+    """It stands in the list until one radiologist of the site marks it; a second mark is told so, and neither another
+    night nor another bundle that agrees brings it back."""
+    study = history.study()
+    other = history.study(Call.LIKELY)
+    history.activate("b")
+    history.begin_night()
+    history.look(study), history.look(other)
+    http, mine = in_process.http, in_process.headers("radiologist")
+    (alert,) = http.get("/alerts", headers=mine).json()["alerts"]
+    assert (alert["study_id"], alert["old_call"], alert["new_call"]) == (str(study), "none", "likely")
+    assert http.get("/alerts", headers=mine).json()["alerts"] == [alert], "looking is not seeing"
+    with in_process.database.transaction() as session:
+        add_key(session, "elsewhere", "other", Role.ADMIN, "osk_elsewhere")
+    theirs = {"Authorization": "Bearer osk_elsewhere"}
+    assert http.get("/alerts", headers=theirs).json()["alerts"] == []
+    assert http.post(f"/alerts/{alert['id']}/seen", headers=theirs).status_code == 404
+    assert http.post(f"/alerts/{uuid4()}/seen", headers=mine).status_code == 404
+    with ThreadPoolExecutor(4) as pool:
+        marks = list(pool.map(lambda _: http.post(f"/alerts/{alert['id']}/seen", headers=mine).status_code, range(4)))
+    assert sorted(marks) == [204, 409, 409, 409]
+    assert http.get("/alerts", headers=mine).json()["alerts"] == []
+    (row,) = history.alerts()
+    assert (row.seen_by, row.seen_at is not None) == (in_process.key("radiologist").id, True)
+    with ward.database.transaction() as session:
+        add_bundle(session, "c", "0" * 64, MANIFEST)
+    history.activate("c")
+    history.begin_night("c")
+    history.look(study, Call.LIKELY, "c")
+    assert http.get("/alerts", headers=mine).json()["alerts"] == []
+    assert ward.row(study).bundle == "c"
+
+
+def test_alerts_come_in_pages_the_likeliest_first(history, in_process):
+    """Over all pages each alert stands once, by the new bundle's probability."""
+    calls = [Call.LIKELY, Call.POSSIBLE] * 3
+    studies = [history.study() for _ in calls]
+    history.activate("b")
+    history.begin_night()
+    for study, call in zip(studies, calls, strict=True):
+        history.look(study, call)
+    found, after = [], {}
+    while True:
+        page = in_process.http.get("/alerts", params={"limit": 2, **after}, headers=in_process.headers()).json()
+        found += page["alerts"]
+        if page["next"] is None:
+            break
+        after = {"after": page["next"]}
+    assert [one["new_call"] for one in found] == ["likely"] * 3 + ["possible"] * 3
+    assert {one["study_id"] for one in found} == set(map(str, studies))
+    foreign = in_process.http.get("/alerts", params={"after": "zebra"}, headers=in_process.headers())
+    assert foreign.status_code == 400
+
+
+def test_the_page_marks_and_audits(history, in_process):
+    """The page shows alerts with the patients' names, which leaves an audit, and its button takes one off."""
+    history.ward.vault = Vault(in_process.settings.identity_key.get_secret_value())
+    study = history.study()
+    history.activate("b")
+    history.begin_night()
+    history.look(study)
+    mine = in_process.headers("radiologist")
+    page = in_process.http.get("/second-looks", headers=mine)
+    assert page.status_code == 200
+    assert f"/view/{study}" in page.text
+    (action,) = re.findall(r'action="(/second-looks/[^"]+/seen)"', page.text)
+    for _ in range(2):
+        done = in_process.http.post(action, headers=mine, follow_redirects=False)
+        assert (done.status_code, done.headers["location"]) == (303, "/second-looks")
+    assert "Nothing to look at again" in in_process.http.get("/second-looks", headers=mine).text
+    with in_process.database.transaction() as session:
+        assert session.scalars(select(IdentityReadRow.study_id)).all() == [study]
+
+
+# -- the report -----------------------------------------------------------------------------------------------------
+
+
+def test_the_report_counts_what_changed_and_names_who_turned_positive(history, in_process):
+    """A night's report has kinds by outcome, old class x new class, and by name who turned positive."""
+    told = [
+        (Call.NONE, Call.NONE), (Call.NONE, Call.NONE), (Call.NONE, Call.LIKELY), (Call.LIKELY, Call.NONE),
+        (Call.ABSTAINED, Call.POSSIBLE),
+    ]  # fmt: skip
+    studies = [history.study(old) for old, _ in told]
+    history.activate("b")
+    history.begin_night()
+    admin = in_process.headers()
+    night = f"/backlog/{history.night.date()}"
+    running = in_process.http.get(night, headers=admin).json()
+    assert running["kinds"] == {"outdated": {"queued": 5}}
+    for study, (_, new) in zip(studies, told, strict=True):
+        history.look(study, new)
+    history.feed(MINUTE)
+    report = in_process.http.get(night, headers=admin).json()
+    assert report["run"]["ended_by"] == "history came to its end"
+    assert report["kinds"] == {"outdated": {"done": 5}}
+    assert report["changes"] == {
+        "none": {"none": 2, "likely": 1}, "likely": {"none": 1}, "abstained": {"possible": 1}
+    }  # fmt: skip
+    assert (report["newly_positive"], report["newly_negative"], report["from_abstained"]) == (1, 1, 1)
+    assert [one["study_id"] for one in report["alerts"]] == [str(studies[2])]
+    assert report["from_abstained_studies"] == [str(studies[4])]
+    with in_process.database.transaction() as session:
+        add_key(session, "elsewhere", "other", Role.ADMIN, "osk_elsewhere")
+    foreign = in_process.http.get(night, headers={"Authorization": "Bearer osk_elsewhere"}).json()
+    assert (foreign["alerts"], foreign["from_abstained_studies"], foreign["newly_positive"]) == ([], [], 1)
+    assert in_process.http.get("/backlog/2020-01-01", headers=admin).status_code == 404
+    assert in_process.http.get("/backlog/tonight", headers=admin).status_code == 422
+
+
+def test_a_night_under_way_says_when_it_will_be_through(ward, history, in_process):
+    """While a night runs, the list of nights has its forecast: done, left, and when."""
+    studies = [history.study() for _ in range(4)]
+    history.activate("b")
+    history.begin_night()
+    history.look(studies[0])
+    with ward.database.transaction() as session:
+        (run,) = reports.runs(session)
+        told = reports.forecast_of(session, run, history.night + 10 * MINUTE)
+    assert (told.done, told.left, told.at_least, told.nights) == (1, 3, False, 1)
+    assert told.finish_at == history.night + 40 * MINUTE
+    (shown,) = in_process.http.get("/backlog", headers=in_process.headers()).json()
+    assert (shown["forecast"]["done"], shown["forecast"]["left"]) == (1, 3)
+
+
+# -- shadow mode ----------------------------------------------------------------------------------------------------
+
+
+def answers(api, studies):
+    """Everything that a radiologist is told."""
+    paths = ["/worklist", "/alerts", "/", "/second-looks", "/worklist?call=none", "/worklist?status=analysed"]
+    for study in studies:
+        paths += [f"/studies/{study}", f"/studies/{study}/heatmap.png", f"/view/{study}"]
+    got = {path: api.http.get(path, headers=api.headers("radiologist")) for path in paths}
+    assert {path for path, answer in got.items() if answer.status_code != 200} == set()
+    ages = re.compile(rb'(<time[^>]*data-form="age">)[^<]*')  # time passes
+    return {path: ages.sub(rb"\1", answer.content) for path, answer in got.items()}
+
+
+def test_a_shadow_changes_no_answer(ward, history, in_process):
+    """While a bundle looks at history as a shadow, when it is done, and when it is retired, every answer of the API and
+    every page is, byte for byte, what it was; even of an image that the study's own bundle has not seen."""
+    ward.vault = Vault(in_process.settings.identity_key.get_secret_value())
+    studies = [history.study(call) for call in (Call.NONE, Call.LIKELY, Call.ABSTAINED)]
+    waiting = ward.study()
+    before = answers(in_process, studies)
+    history.shadow()
+    assert {one.study_id for one in history.feed().looks} == set(studies)
+    assert answers(in_process, studies) == before
+    for study in studies:
+        claim = history.claim(study)
+        assert answers(in_process, studies) == before
+        assert history.finish(claim)
+    assert answers(in_process, studies) == before
+    history.feed(MINUTE)
+    assert len(ward.findings(studies[0])) == 2
+    with ward.database.transaction() as session:
+        (run,) = reports.runs(session)
+        assert (run.ended_by, run.night, run.report["newly_positive"]) == ("history came to its end", None, 1)
+    admin = in_process.headers()
+    assert in_process.http.post("/bundles/b/retire", headers=admin).json()["state"] == "available"
+    assert answers(in_process, studies) == before
+    assert ward.claim(waiting, TWO) is not None
+    # a frame of which only the shadow has a finding
+    ward.set(studies[0], bundle="gone")
+    with ward.database.transaction() as session:
+        session.connection().exec_driver_sql("DELETE FROM findings WHERE bundle = 'a'")
+    assert in_process.http.get(f"/studies/{studies[0]}/heatmap.png", headers=admin).status_code == 404
+
+
+def test_compare_and_promote(ward, history, in_process):
+    """A shadow's findings are compared, study by study; after its promotion the next night puts them in place without a
+    message to any worker, raises the alerts, and the comparison still stands."""
+    told = [(Call.NONE, Call.LIKELY), (Call.LIKELY, Call.NONE), (Call.NONE, Call.NONE), (Call.NONE, Call.ABSTAINED)]
+    studies = [history.study(old) for old, _ in told]
+    unseen = history.study()
+    http, admin = in_process.http, in_process.headers()
+    shown = http.post("/bundles/b/shadow", json={"limit": 9}, headers=admin).json()
+    assert (shown["state"], shown["run"]["kind"], shown["metrics"]) == ("shadow", "shadow", MANIFEST["metrics"])
+    assert http.post("/bundles/b/shadow", headers=admin).status_code == 409
+    assert http.post("/bundles/a/shadow", headers=admin).status_code == 409
+    assert http.post("/bundles/none/shadow", headers=admin).status_code == 404
+    history.night = datetime.now(UTC)
+    history.feed()
+    for study, (_, new) in zip(studies, told, strict=True):
+        assert history.look(study, new)
+    compared = http.get("/bundles/a/compare/b", headers=admin).json()
+    assert compared["all"]["studies"] == 4
+    assert compared["all"]["changes"] == {"none": {"likely": 1, "none": 1, "abstained": 1}, "likely": {"none": 1}}
+    assert compared["all"]["abstention_change"] == 1
+    assert compared["all"]["probability_change"] == pytest.approx((0.89 - 0.89 + 0 + 0.49) / 4)
+    assert compared["newly_positive_studies"] == [str(studies[0])]
+    assert compared["newly_negative_studies"] == [str(studies[1])]
+    assert compared["regions"] == {"hand": compared["all"]}
+    assert http.get("/bundles/a/compare/none", headers=admin).status_code == 404
+    assert history.alerts() == []
+
+    assert http.post("/bundles/b/activate", headers=admin).json()["state"] == "active"
+    history.feed(MINUTE)
+    assert {one["name"]: one["state"] for one in http.get("/bundles", headers=admin).json()} == {
+        "a": "available", "b": "active"
+    }  # fmt: skip
+    portion = history.begin_night()
+    assert [one.study_id for one in portion.looks] == [unseen], "the others need no worker"
+    assert {ward.row(study).bundle for study in studies} == {"b"}
+    assert [ward.row(study).call for study in studies] == [new for _, new in told]
+    assert [one.study_id for one in history.alerts()] == [studies[0]]
+    with ward.database.transaction() as session:
+        night, _ = reports.runs(session)
+        assert (night.outdated, night.switched) == (5, 4)
+    assert http.get("/bundles/a/compare/b", headers=admin).json() == compared
+    report = http.get(f"/studies/{studies[0]}", headers=admin).json()
+    assert report["instances"][0]["findings"][0]["bundle"] == "b"
+
+
+def test_a_shadow_takes_room_that_no_night_needs(ward, history):
+    """While a night is being fed a shadow is not; once the night's history is out, it goes on."""
+    studies = [history.study() for _ in range(4)]
+    with ward.database.transaction() as session:
+        add_bundle(session, "c", "0" * 64, MANIFEST)
+    history.activate("b")
+    history.shadow("c")
+    few = nights.Feeding(2, 2.0, timedelta(seconds=8))
+    with ward.database.transaction() as session:
+        nights.begin_night(session, TWO.date(), TWO, "b", 4.0, 1000)
+    for left in (2, 0):
+        with ward.database.transaction() as session:
+            portion = nights.feed(session, few, dict.fromkeys(Priority), TWO)
+        assert {one.bundle for one in portion.looks} == {"b"}
+        for one in portion.looks:
+            assert history.look(one.study_id)
+        assert ward.count(bundle="a") == left
+    with ward.database.transaction() as session:
+        portion = nights.feed(session, few, dict.fromkeys(Priority), TWO)
+    assert {one.bundle for one in portion.looks} == {"c"}
+    assert {one.study_id for one in portion.looks} < set(studies)
+
+
+def test_a_retired_shadow_stops_and_may_begin_again(ward, history):
+    """What is out is taken back; begun anew, it looks at what it has not seen, and at nothing twice."""
+    studies = [history.study() for _ in range(3)]
+    history.shadow()
+    history.feed()
+    history.look(studies[0])
+    with ward.database.transaction() as session:
+        nights.retire(session, "b", TWO)
+    assert [history.claim(study) for study in studies] == [None] * 3
+    assert history.feed().looks == []
+    history.shadow()
+    assert {one.study_id for one in history.feed().looks} == set(studies[1:])
+    assert history.one(studies[0]).state == LookState.DONE
+
+
+def test_how_much_of_history_a_shadow_looks_at(ward, history):
+    """It is bounded by a day of arrival and by a number, newest day first."""
+    studies = [history.study() for _ in range(4)]
+    for age, study in enumerate(studies):
+        ward.set(study, received_at=TWO - timedelta(days=age))
+    history.shadow(since=(TWO - timedelta(days=2)).date(), most=2)
+    assert [one.study_id for one in history.feed().looks] == studies[:2]
+    for study in studies[:2]:
+        history.look(study)
+    history.feed(MINUTE)
+    history.shadow(since=(TWO - timedelta(days=2)).date())
+    assert [one.study_id for one in history.feed().looks] == [studies[2]]

@@ -1,0 +1,62 @@
+"""What a run says of itself."""
+
+from datetime import UTC, date, datetime, timedelta
+from uuid import uuid4
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from shared.backlog import BacklogRun, Stage, forecast, newly_positive
+from shared.findings import Call
+
+TWO = datetime(2026, 3, 2, 2, tzinfo=UTC)
+HOUR = timedelta(hours=1)
+
+
+def run(most=5000, hours=4):
+    ends_at = None if hours is None else TWO + hours * HOUR
+    night = None if hours is None else date(2026, 3, 2)
+    return BacklogRun(uuid4(), night, TWO, ends_at, None, 0, 0, 0, 0, most, "b", Stage.HISTORY, "", None)
+
+
+def test_a_forecast_says_when():
+    """By the pace so far: within the window an hour, beyond it the number of nights."""
+    told = forecast(run(), TWO + HOUR, done=100, tonight=200, left=200)
+    assert (told.per_hour, told.finish_at, told.nights) == (100.0, TWO + 3 * HOUR, 1)
+    assert told.words() == "100 done, 200 left; through by 2026-03-02 05:00 UTC"
+    told = forecast(run(), TWO + HOUR, done=100, tonight=900, left=900)
+    assert (told.finish_at, told.nights) == (None, 1 + 2)  # 300 tonight, then twice up to 400
+    assert "will not finish tonight: 3 nights" in told.words()
+    told = forecast(run(most=150), TWO + HOUR, done=100, tonight=50, left=200)
+    assert told.nights == 2, "the night's count ends it before its window does"
+
+
+def test_a_forecast_is_honest_about_what_it_does_not_know():
+    """Before the first is done, with nothing left, without a window, and where not all was counted."""
+    assert "too early" in forecast(run(), TWO + HOUR, done=0, tonight=5, left=5).words()
+    assert forecast(run(), TWO + HOUR, done=7, tonight=0, left=0).words() == "7 done, nothing left"
+    shadow = forecast(run(None, None), TWO + HOUR, done=10, tonight=100, left=100)
+    assert (shadow.finish_at, shadow.nights) == (TWO + 11 * HOUR, None)
+    many = forecast(run(), TWO + HOUR, done=10_000, tonight=4000, left=10_000, at_least=True)
+    assert (many.finish_at, "or more" in many.words()) == (None, True)
+    some = forecast(run(), TWO + HOUR, done=10_000, tonight=10_000, left=10_000, at_least=True)
+    assert some.words() == "10000 done, 10000 or more left; not through before 2026-03-02 04:00 UTC"
+
+
+@given(
+    done=st.integers(0, 10**6), tonight=st.integers(0, 10**6), more=st.integers(0, 10**6), minutes=st.integers(0, 300),
+    most=st.none() | st.integers(0, 10**5), hours=st.none() | st.integers(1, 24), at_least=st.booleans(),
+)  # fmt: skip
+def test_a_forecast_always_has_words(done, tonight, more, minutes, most, hours, at_least):
+    """Whatever the counts, there are words, no time in the past, and never fewer nights than one."""
+    now = TWO + timedelta(minutes=minutes)
+    told = forecast(run(most, hours), now, done, tonight, tonight + more, at_least=at_least)
+    assert told.words()
+    assert told.finish_at is None or told.finish_at >= now
+    assert told.nights is None or told.nights >= 1
+
+
+def test_what_counts_as_newly_positive():
+    """Only none that turned possible or likely: an abstention was no answer."""
+    positive = {(old, new) for old in [*Call, None] for new in [*Call, None] if newly_positive(old, new)}
+    assert positive == {(Call.NONE, Call.POSSIBLE), (Call.NONE, Call.LIKELY)}
