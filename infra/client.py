@@ -127,6 +127,14 @@ class Client:
         """Try a quarantined study again. Raises OsteonError, Unavailable."""
         return self._call("POST", f"/studies/{study_id}/release")
 
+    def get(self, path: str, **wanted: str | int | None) -> Any:  # noqa: ANN401 - whatever that path answers
+        """What a path answers. Raises OsteonError, Unavailable."""
+        return self._call("GET", path, params={k: v for k, v in wanted.items() if v is not None})
+
+    def post(self, path: str, wanted: object = None) -> Any:  # noqa: ANN401 - whatever that path answers
+        """Post JSON, and what comes back. Raises OsteonError, Unavailable."""
+        return self._call("POST", path, json=wanted)
+
     def worklist(self, **wanted: str | int | None) -> dict[str, Any]:
         """One page of the worklist. Raises OsteonError, Unavailable."""
         return self._call("GET", "/worklist", params={k: v for k, v in wanted.items() if v is not None})

@@ -45,17 +45,26 @@ def release(
 @app.command()
 @honest
 def activate(
-    bundle: Annotated[Path, typer.Argument(help="a bundle file, as `osteon export` writes it")],
+    bundle: Annotated[Path, typer.Argument(help="a bundle file, as `osteon export` writes it, or a stored one's name")],
     as_json: Json = False,
 ) -> None:
-    """Store a bundle and make it the active one; workers take it up between studies, old findings stay as they are."""
+    """Store a bundle and make it the active one; workers take it up between studies, the nights look at history again.
+
+    A shadow is promoted by its name: the nights then put in place what it found, without decoding an image.
+    """
     from infra.prepare import publish
     from shared.repository import Database
+    from shared.repository.bundles import activate_bundle
 
     config = connected()
     database = Database(config.database_url.get_secret_value(), 1)
     try:
-        name = publish(config, database, bundle, activate=True)
+        if bundle.exists() or bundle.suffix == ".safetensors":
+            name = publish(config, database, bundle, activate=True)
+        else:
+            name = str(bundle)
+            with database.transaction() as session:
+                activate_bundle(session, name)
     except ValueError as wrong:
         raise OsteonError(str(wrong)) from None
     finally:

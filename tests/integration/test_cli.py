@@ -176,6 +176,8 @@ HELP = {
     "worklist": "most urgent first", "demo": "sample studies", "predict": "without any server", "activate": "active one",
     "train": "Train a network", "compare": "side by side", "card": "model card",
     "evaluate": "held-out films", "export": "write it as a bundle", "release": "quarantined studies", "revoke": "invalid at once",
+    "bundles": "stored bundles", "shadow": "unseen by radiologists", "compare-bundles": "two bundles side by side",
+    "backlog": "with a forecast",
 }  # fmt: skip
 
 
