@@ -144,6 +144,7 @@ def test_the_consumer_is_not_to_blame_while_the_broker_is_away(monkeypatch, trou
     monkeypatch.setattr("worker.watchdog.time.monotonic", lambda: bell.now)
     monkeypatch.setattr("worker.sweeps.reconcile", lambda *_: 0)
     monkeypatch.setattr("worker.sweeps.promote", lambda *_: 0)
+    monkeypatch.setattr("worker.sweeps.feed", lambda *_: 0)
     settings = Settings(reconcile_every_s=3600, standstill_s=6)
     sweeper = Sweeper(settings, None, bell, Load(), threads=1, end=said.append)
     sweeper._sweep(0)
