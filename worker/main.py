@@ -11,7 +11,7 @@ from uuid import UUID
 
 from celery.signals import setup_logging, worker_process_shutdown, worker_ready, worker_shutdown, worker_shutting_down
 
-from shared.jobs import ANALYSE, NIGHTLY, QUEUES, Doorbell, celery_app
+from shared.jobs import ANALYSE, FILMS, FULL_FILM, NIGHTLY, QUEUES, Doorbell, celery_app
 from shared.logs import configure_logs
 from shared.settings import settings
 
@@ -40,6 +40,12 @@ def engine() -> "Engine":
 def analyse_study(study_id: str) -> str:
     """Analyse one study; its id is all that a message or Flower ever shows."""
     return engine().analyse_study(UUID(study_id))
+
+
+@app.task(name=FULL_FILM)
+def full_film(instance_id: str, frame: int) -> str:
+    """Make one frame's full film for a reader who waits for it."""
+    return engine().full_film(UUID(instance_id), frame)
 
 
 @app.task(name=NIGHTLY, autoretry_for=(Exception,), max_retries=45, default_retry_delay=60)
@@ -91,7 +97,7 @@ def main() -> None:
             "worker",
             "--pool=threads",
             f"--concurrency={threads_for(settings())}",
-            f"--queues={','.join(QUEUES)}",
+            f"--queues={','.join((FILMS, *QUEUES))}",
             f"--hostname=osteon@{socket.gethostname()}",
             "--without-gossip",
             "--without-mingle",

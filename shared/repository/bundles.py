@@ -31,6 +31,12 @@ def activate_bundle(session: Session, name: str) -> None:
     session.execute(update(BundleRow).where(BundleRow.name == name).values(active=True))
 
 
+def manifests(session: Session, names: set[str]) -> dict[str, dict[str, Any]]:
+    """What these bundles say of themselves."""
+    rows = session.scalars(select(BundleRow).where(BundleRow.name.in_(names)))
+    return {row.name: row.manifest for row in rows}
+
+
 def thresholds(session: Session, names: set[str]) -> dict[str, tuple[float, float]]:
     """The (sensitive, specific) operating points of these bundles, as probabilities."""
     rows = session.scalars(select(BundleRow).where(BundleRow.name.in_(names)))
