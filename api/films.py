@@ -1,4 +1,4 @@
-"""GET /studies/{id}/film: a frame with all its pixels and gray levels. The worker makes it; here it is only handed on."""
+"""GET /studies/{id}/film: a frame with all its pixels and gray levels, made by the worker and handed on here."""
 
 import json
 import time
@@ -25,9 +25,9 @@ DESCRIBED = {
     200: {
         "content": {"application/octet-stream": {}},
         "description": (
-            f"uint16, little endian, rows x columns, MONOCHROME1 mirrored. The header {ABOUT} holds JSON: rows, columns, "
-            "bits, exact, slope and intercept (slope * pixel + intercept are modality units, bone is the greater), "
-            "window ([black, white] in pixels), window_from, window_shape, spacing (mm)"
+            f"uint16, little endian, rows x columns, MONOCHROME1 mirrored. The header {ABOUT} holds JSON: rows, "
+            "columns, bits, exact, slope and intercept (slope * pixel + intercept are modality units, bone is the "
+            "greater), window ([black, white] in pixels), window_from, window_shape, spacing (mm)"
         ),
     },
     202: {"description": "it is being made; ask again after Retry-After seconds"},

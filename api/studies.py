@@ -136,7 +136,12 @@ def heatmap(
 
 @router.get("/studies/{study_id}/heatmap.json")
 def heatmap_values(
-    response: Response, study_id: UUID, parts: PartsDep, key: Radiologist, image: ImageNumber = 1, frame: FrameNumber = 1
+    response: Response,
+    study_id: UUID,
+    parts: PartsDep,
+    key: Radiologist,
+    image: ImageNumber = 1,
+    frame: FrameNumber = 1,
 ) -> HeatmapView:
     """Where the fracture head looks, as numbers, for a viewer that draws it itself."""
     with parts.database.transaction() as session:
@@ -152,7 +157,9 @@ def heatmap_values(
         width=found.width,
         cells=[round(cell, 4) for cell in cells],
         full=manifest.get("heatmap_full", 1.0),
-        local=[round(chance, 5) for chance in local_probability(cells, found.width, finding.fracture_probability, manifest)],
+        local=[
+            round(chance, 5) for chance in local_probability(cells, found.width, finding.fracture_probability, manifest)
+        ],
         film=((found.width - width) / 2, (found.height - height) / 2, width, height),
         call=Call(finding.call),
         sensitive_threshold=manifest["sensitive"],

@@ -52,7 +52,7 @@ class Settings(BaseSettings):
     max_decoded_bytes: int = 2 * 2**30
 
     # what is shown
-    full_films: bool = Field(True, description="viewers may fetch films with all pixels and gray levels, not previews only")
+    full_films: bool = Field(True, description="viewers may fetch all pixels and gray levels, not previews only")
 
     # the worker
     batch_size: int = Field(8, ge=1, description="images in the model at a time, over all its lanes")

@@ -3,8 +3,8 @@
     4 bytes, big endian: length of the description | the description, JSON | the pixels, gzip
 
 The pixels are uint16, little endian, row by row, MONOCHROME1 mirrored. They are the stored values, shifted so that the
-least is 0: nothing is lost. Only what does not fit into 16 bits, or lies behind a modality LUT with fractions, is scaled,
-and says so.
+least is 0: nothing is lost. Only what does not fit into 16 bits, or comes out of a modality LUT with fractions, is
+scaled, and says so.
 """
 
 import gzip

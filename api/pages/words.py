@@ -1,5 +1,6 @@
 """The model in plain language: what it says, what it was tried on, how often it is right, why it says nothing."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -43,7 +44,8 @@ def model_words(name: str, manifest: Mapping[str, Any]) -> ModelWords:
     regions, modalities = _listed(manifest.get("regions", [])), _listed(manifest.get("modalities", []), "or")
     tried = f"Validated for {regions}" + (f", on images of modality {modalities}" if modalities else "")
     if metrics.get("films"):
-        tried += f"; measured on {metrics['films']} films that it had not seen, {metrics.get('fractured', 0)} of them fractured"
+        films, fractured = metrics["films"], metrics.get("fractured", 0)
+        tried += f"; measured on {films} films that it had not seen, {fractured} of them fractured"
     points = metrics.get("operating_points", {})
     told = (("sensitive", "possible or likely", "dotted"), ("specific", "likely", "solid"))
     return ModelWords(
@@ -56,12 +58,16 @@ def model_words(name: str, manifest: Mapping[str, Any]) -> ModelWords:
 
 def _rate(point: Mapping[str, Any], word: str, line: str) -> str:
     """An operating point as natural frequencies, which people understand better than rates (Gigerenzer et al. 2007)."""
-    hits, low_hits, high_hits = (round(100 * share) for share in point["sensitivity"])
-    alarms, low_alarms, high_alarms = (round(100 * (1 - share)) for share in _turned(point["specificity"]))
+    hits, low_hits, high_hits = (_of_100(share) for share in point["sensitivity"])
+    alarms, low_alarms, high_alarms = (_of_100(1 - share) for share in _turned(point["specificity"]))
     return (
-        f"Of 100 fractured films it calls {hits} {word} ({low_hits} to {high_hits}), and of 100 sound ones {alarms} too "
-        f"({low_alarms} to {high_alarms}): {line} line."
+        f"Of 100 fractured films it calls {hits} {word} ({low_hits} to {high_hits}), and of 100 sound ones {alarms} "
+        f"too ({low_alarms} to {high_alarms}): {line} line."
     )
+
+
+def _of_100(share: float) -> int:
+    return math.floor(round(100 * share, 3) + 0.5)  # halves upwards; 1 - 0.455 is a little less than it should be
 
 
 def _turned(interval: list[float]) -> tuple[float, float, float]:

@@ -431,7 +431,7 @@ def _spacing(dataset: Dataset) -> tuple[float, float] | None:
         try:
             down, across = (float(value) for value in value_of(dataset, keyword))
         except Exception:  # noqa: BLE001 - absent or broken: no reason to refuse the film
-            continue
+            down = across = math.nan
         if 0 < down < LARGEST and 0 < across < LARGEST:
             return down, across
     return None

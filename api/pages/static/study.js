@@ -162,7 +162,7 @@ function openViewer() {
       if (signal.aborted) return;
       byId("unloadable").hidden = true;
       display(film, viewer.film !== null && (same || viewer.place.image === Number(mine.dataset.image)));
-      say(`Full film: ${film.words}`);
+      if (performance.now() - begun > 2000) say(film.words); // else it came with the image
     } catch (wrong) {
       if (!signal.aborted) quality(preview, `No full film: ${wrong.message}`);
     }
@@ -336,8 +336,8 @@ function openViewer() {
   const moves = { ArrowLeft: [60, 0], ArrowRight: [-60, 0], ArrowUp: [0, 60], ArrowDown: [0, -60] };
   document.addEventListener("keydown", (event) => {
     if (event.ctrlKey || event.metaKey || event.altKey || event.defaultPrevented) return;
-    // who writes, chooses or slides means that, not the film
-    if (event.target.closest("input, textarea, select, dialog, [contenteditable]")) return;
+    // who writes or chooses means that, not the film; a slider needs no letters
+    if (event.target.closest("input:not([type=range]), textarea, select, dialog, [contenteditable]")) return;
     const onStage = event.target === byId("stage");
     if (viewer.box && onStage && viewer.markKey(event)) event.preventDefault();
     else if (onStage && moves[event.key]) {

@@ -14,7 +14,7 @@ const MOST_ZOOM = 16; // screen pixels for one of the film
 const SVG = "http://www.w3.org/2000/svg";
 
 class Viewer {
-  // changed(what): told after "view" or "window" were changed by hand.
+  // changed(what): told after "view" or "window" were changed by hand, "shown" at a new film, and of marks.
   constructor({ stage, canvas, lines, changed }) {
     Object.assign(this, { stage, canvas, lines, changed });
     this.context = canvas.getContext("2d", { alpha: false });
@@ -39,8 +39,8 @@ class Viewer {
   show(film, { keep, place }) {
     this.film = film;
     this.place = place;
-    if (!keep) this.fit();
-    this.paint();
+    if (keep) this.paint();
+    else this.fit("shown");
   }
 
   setWindow(window) {
@@ -107,12 +107,12 @@ class Viewer {
     return Math.min(stage.clientWidth / film.width, stage.clientHeight / film.height);
   }
 
-  fit() {
+  fit(what = "view") {
     if (!this.film) return;
     this.view.scale = this.fitScale;
     this.view.x = (this.film.width - this.stage.clientWidth / this.view.scale) / 2;
     this.view.y = (this.film.height - this.stage.clientHeight / this.view.scale) / 2;
-    this.moved(true);
+    this.moved(true, what);
   }
 
   // x, y: the stage's point that keeps its place on the film; by default the middle.
@@ -137,7 +137,7 @@ class Viewer {
     this.moved(false);
   }
 
-  moved(fitted) {
+  moved(fitted, what = "view") {
     const { view, film, stage } = this;
     const within = (at, seen, size) => Math.min(Math.max(at, size / 4 - seen), (3 * size) / 4);
     if (!fitted) {
@@ -146,7 +146,7 @@ class Viewer {
     }
     this.fitted = fitted;
     this.paint();
-    this.changed("view");
+    this.changed(what);
   }
 
   // Sideways the width, upwards a lower centre: brighter. A stage's breadth is the film's whole range.
