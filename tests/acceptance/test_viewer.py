@@ -219,7 +219,7 @@ def test_from_click_to_picture(page: Page, room: Room) -> None:
 def test_film_takes_the_previews_place(page: Page, room: Room) -> None:
     """The full film brings all gray levels, and neither zoom nor place change."""
     held: list[Any] = []
-    page.route("**/film?*", held.append)
+    page.route("**/film?*", lambda route: held.append(route))  # noqa: PLW0108 - Playwright marks it
     look(page, room, "large", "preview")
     expect(page.locator("#quality")).to_have_text(re.compile("^preview, 8 bit; the full film is coming"))
     for _ in range(3):

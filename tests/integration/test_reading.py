@@ -259,7 +259,7 @@ def test_newest_finding_is_shown(in_process: Any) -> None:
 
 def test_no_such_study(in_process: Any) -> None:
     """An unknown id is 404, and something that is no id is 422, for the study and its pictures."""
-    for path in ("", "/heatmap.png", "/preview.jpg"):
+    for path in ("", "/heatmap.png", "/heatmap.json", "/preview.jpg", "/film"):
         for study, status in ((uuid4(), 404), ("1", 422)):
             answer = in_process.http.get(f"/studies/{study}{path}", headers=in_process.headers())
             assert answer.status_code == status

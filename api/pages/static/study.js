@@ -156,7 +156,7 @@ function openViewer() {
     try {
       const film = await fetchFilm(root.dataset.study, mine.dataset.image, mine.dataset.frame, signal, (trouble) => {
         const late = performance.now() - begun > PATIENCE_MS;
-        if (late || trouble) quality(preview, `The full film does not come${trouble ? `: ${trouble}` : "; perhaps no worker runs"} Still asking.`);
+        if (late || trouble) quality(preview, `The full film does not come${trouble ? `: ${trouble}` : "; perhaps no worker runs."} Still asking.`);
       });
       films.keep(mine, film);
       if (signal.aborted) return;
