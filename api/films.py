@@ -5,7 +5,7 @@ import time
 from typing import Annotated, Any
 from uuid import UUID
 
-from fastapi import APIRouter, HTTPException, Path, Query, Response
+from fastapi import APIRouter, HTTPException, Path, Query, Request, Response
 from fastapi.responses import JSONResponse
 
 from api.dependencies import PartsDep, Radiologist
@@ -18,8 +18,8 @@ router = APIRouter(tags=["read"])
 ImageNumber = Annotated[int, Query(ge=1, le=100_000, description="number of the image in its study")]
 FrameNumber = Annotated[int, Query(ge=1, le=100_000)]
 ABOUT = "Osteon-Film"  # the header that describes the pixels
-# the bytes of an instance never change, and so its film does not; but who is logged out keeps it no longer than this
-CACHED = "private, max-age=3600"
+CACHED = "private, no-cache"  # kept by the browser, but each time we are asked whether its reader still may
+VERSION = 1  # of the films that workers make
 RETRY_AFTER_S = 1
 DESCRIBED = {
     200: {
@@ -30,6 +30,7 @@ DESCRIBED = {
             "greater), window ([black, white] in pixels), window_from, window_shape, spacing (mm)"
         ),
     },
+    304: {"description": "the one that If-None-Match names"},
     202: {"description": "it is being made; ask again after Retry-After seconds"},
     404: {"model": Problem},
     422: {"model": Problem, "description": "it cannot be made, and why"},
@@ -38,6 +39,7 @@ DESCRIBED = {
 
 @router.get("/studies/{study_id}/film", response_class=Response, responses=DESCRIBED)  # type: ignore[arg-type]
 def film(
+    request: Request,
     study_id: Annotated[UUID, Path()],
     parts: PartsDep,
     key: Radiologist,
@@ -51,12 +53,16 @@ def film(
         row = reading.image(session, key.site_id, study_id, image, frame)
     if row.error_reason:
         raise HTTPException(422, row.error_text)
+    etag = f'"{VERSION}-{row.sha256}-{frame}"'
+    headers = {"Cache-Control": CACHED, "ETag": etag}
+    if request.headers.get("if-none-match") == etag and parts.store.exists(film_key(row.sha256, frame)):
+        return Response(status_code=304, headers=headers)
     try:
         about, pixels = unpack(parts.store.get(film_key(row.sha256, frame)))
     except ObjectMissing:
         about, pixels = {"until": 0}, b""
     if pixels:
-        headers = {"Content-Encoding": "gzip", "Cache-Control": CACHED, ABOUT: json.dumps(about)}
+        headers |= {"Content-Encoding": "gzip", ABOUT: json.dumps(about)}
         return Response(pixels, media_type="application/octet-stream", headers=headers)
     if about["until"] is None or about["until"] > time.time():
         raise HTTPException(422, about["error"])

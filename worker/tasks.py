@@ -200,7 +200,7 @@ class Engine:
 
 
 class Load:
-    """How much this worker does: studies ever taken, and those in hand."""
+    """How much this worker does: messages ever taken, for a study or a film, and those in hand."""
 
     def __init__(self) -> None:
         self.taken = self.in_hand = 0
@@ -208,7 +208,7 @@ class Load:
 
     @contextmanager
     def one(self) -> Iterator[None]:
-        """One study is in hand during the block."""
+        """One study or film is in hand during the block."""
         with self._lock:
             self.taken += 1
             self.in_hand += 1

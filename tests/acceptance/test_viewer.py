@@ -408,6 +408,17 @@ def test_images_and_frames_by_keys_alone(page: Page, room: Room) -> None:
     expect(page.get_by_role("dialog")).to_be_hidden()
 
 
+def test_only_the_shown_film_is_fetched(page: Page, room: Room) -> None:
+    """Of a study of many images one full film is fetched; who leafs through fetches none of those in between."""
+    asked: list[str] = []
+    page.on("request", lambda request: asked.append(request.url) if "/film?" in request.url else None)
+    look(page, room, "05-hand")
+    assert {url.split("?")[1] for url in asked} == {"image=1&frame=1"}
+    page.evaluate("for (const number of [2, 3]) document.querySelector(`.thumb[data-image='${number}']`).click()")
+    expect(page.locator("#stage")).to_have_attribute("data-shown", "3/1/full film")
+    assert {url.split("?")[1] for url in asked} == {"image=1&frame=1", "image=3&frame=1"}
+
+
 # -- what the model says, drawn -------------------------------------------------------------------------------------
 
 

@@ -66,7 +66,9 @@ def test_film_is_made_when_it_is_asked_for(in_process: Any, engine: Any) -> None
     assert engine.full_film(row.id, 2) == "made already"
     answer = ask(in_process, study, frame=2)
     assert (answer.status_code, answer.headers["content-encoding"]) == (200, "gzip")
-    assert answer.headers["cache-control"].startswith("private")
+    assert answer.headers["cache-control"] == "private, no-cache"
+    again = in_process.headers("radiologist") | {"If-None-Match": answer.headers["etag"]}
+    assert in_process.http.get(f"/studies/{study}/film?frame=2", headers=again).status_code == 304
     about = json.loads(answer.headers["osteon-film"])
     ds = dcmread(LEG)
     wanted = ds.pixel_array[1].astype(int)
