@@ -418,6 +418,26 @@ def test_images_and_frames_by_keys_alone(page: Page, room: Room) -> None:
     expect(page.get_by_role("dialog")).to_be_hidden()
 
 
+def test_no_picture_stands_beside_anothers_words(page: Page, room: Room) -> None:
+    """While the next image's picture is on its way nothing is shown, not the image before."""
+    look(page, room, "05-hand")
+    assert gray(page, 0.5, 0.2) > 0
+    page.evaluate(
+        """() => {
+            const decode = HTMLImageElement.prototype.decode;
+            HTMLImageElement.prototype.decode = function () {
+                return new Promise((done) => (window.release = () => done(decode.call(this))));
+            };
+        }"""
+    )
+    page.keyboard.press("]")
+    expect(page.locator(".image:visible")).to_have_attribute("data-image", "2")
+    assert gray(page, 0.5, 0.2) == 0
+    expect(page.locator("#lines .outline")).to_have_count(0)
+    page.evaluate("window.release()")
+    expect(page.locator("#stage")).to_have_attribute("data-shown", "2/1/full film")
+
+
 def test_only_the_shown_film_is_fetched(page: Page, room: Room) -> None:
     """Of a study of many images one full film is fetched; who leafs through fetches none of those in between."""
     asked: list[str] = []

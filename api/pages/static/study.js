@@ -90,6 +90,10 @@ function openViewer() {
     const full = films.get(finding);
     viewer.heat = null;
     viewer.outlines = [];
+    if (!full && !previews.get(finding)) {
+      viewer.clear();
+      delete byId("stage").dataset.shown;
+    }
     if (full) display(full, sameImage);
     else showPreview(signal, sameImage);
     showHeat(signal);

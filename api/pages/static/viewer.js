@@ -22,7 +22,7 @@ class Viewer {
     this.view = { x: 0, y: 0, scale: 1 }; // the film's point in the upper left corner; CSS pixels for one of the film
     this.fitted = true;
     this.window = [0, 255];
-    this.inverted = this.windowing = false;
+    this.inverted = this.windowing = this.blank = false;
     this.showHeat = this.showLines = true;
     this.opacity = 0.45;
     this.outlines = [];
@@ -39,8 +39,15 @@ class Viewer {
   show(film, { keep, place }) {
     this.film = film;
     this.place = place;
+    this.blank = false;
     if (keep) this.paint();
     else this.fit("shown");
+  }
+
+  // Nothing, until the next film is there: no picture may stand beside another one's words.
+  clear() {
+    this.blank = true;
+    this.paintNow();
   }
 
   setWindow(window) {
@@ -62,14 +69,17 @@ class Viewer {
   }
 
   paintNow() {
-    const { stage, canvas, context, view, film } = this;
+    const { stage, canvas, context, lines, view, film } = this;
     const dense = window.devicePixelRatio || 1;
     const [width, height] = [Math.round(stage.clientWidth * dense), Math.round(stage.clientHeight * dense)];
     if (canvas.width !== width) canvas.width = width;
     if (canvas.height !== height) canvas.height = height;
     context.fillStyle = "#000";
     context.fillRect(0, 0, width, height);
-    if (!film) return;
+    if (!film || this.blank) {
+      lines.replaceChildren();
+      return;
+    }
     const device = { x: view.x, y: view.y, scale: view.scale * dense };
     film.draw(context, device);
     if (this.heat && this.showHeat) this.heat.draw(context, device, this.opacity);
