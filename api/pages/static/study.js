@@ -90,6 +90,7 @@ function openViewer() {
     const full = films.get(finding);
     viewer.heat = null;
     viewer.outlines = [];
+    byId("drawn").textContent = "";
     if (!full && !previews.get(finding)) {
       viewer.clear();
       delete byId("stage").dataset.shown;
