@@ -15,7 +15,7 @@ from starlette.middleware.sessions import SessionMiddleware
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from api import alerts, backlog, bundles, pages, studies, uploads, worklist
+from api import alerts, backlog, bundles, films, pages, studies, uploads, worklist
 from api.dependencies import Parts, PartsDep
 from api.ingest import RequestTooLarge, WrongContentType
 from api.responses import Health, Problem
@@ -88,7 +88,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         https_only=settings.secure_cookies,
     )
     app.add_middleware(Headers)
-    for room in (uploads, studies, worklist, alerts, backlog, bundles, pages):
+    for room in (uploads, studies, films, worklist, alerts, backlog, bundles, pages):
         app.include_router(room.router)
     app.mount("/static", pages.STATIC)
     app.add_exception_handler(OsteonError, _known)

@@ -177,6 +177,22 @@ class FindingView(BaseModel):
     preview_url: str
 
 
+class HeatmapView(BaseModel):
+    """One frame's heatmap as numbers, row by row. It covers the network's square, in which the film lies centred."""
+
+    height: int
+    width: int
+    cells: list[float] = Field(description="each cell's own fracture probability, uncalibrated, at most `full`")
+    full: float = Field(description="the greatest that a cell's probability is told as")
+    local: list[float] = Field(
+        description="what the film's calibrated probability would be with the evidence around this cell alone"
+    )
+    film: tuple[float, float, float, float] = Field(description="left, top, width, height of the film, in cells")
+    call: Call
+    sensitive_threshold: float
+    specific_threshold: float
+
+
 class InstanceReport(BaseModel):
     """One image object of a study."""
 

@@ -4,22 +4,22 @@ import io
 from typing import Annotated
 from uuid import UUID
 
-from fastapi import APIRouter, HTTPException, Path, Query, Response
+from fastapi import APIRouter, HTTPException, Path, Response
 from PIL import Image
 
 from api.dependencies import Admin, AnyReader, Parts, PartsDep, Radiologist, Submitter
-from api.responses import FindingView, InstanceReport, StatesWanted, StudyReport, StudyState, StudyStates
+from api.evidence import cell_levels, local_probability
+from api.films import FrameNumber, ImageNumber
+from api.responses import FindingView, HeatmapView, InstanceReport, StatesWanted, StudyReport, StudyState, StudyStates
 from shared.findings import Call, Heatmap, Severity
 from shared.repository import reading, work
 from shared.repository.access import Key
-from shared.repository.bundles import thresholds
+from shared.repository.bundles import manifests, thresholds
 from shared.storage import preview_key
 from shared.study import Priority, StudyStatus
 from shared.tables import FindingRow
 
 router = APIRouter(tags=["read"])
-ImageNumber = Annotated[int, Query(ge=1, le=100_000, description="number of the image in its study")]
-FrameNumber = Annotated[int, Query(ge=1, le=100_000)]
 # findings never change, but a newer bundle may supersede them: let browsers keep pictures for a minute
 PICTURE = {"Cache-Control": "private, max-age=60"}
 
@@ -132,6 +132,39 @@ def heatmap(
     with parts.database.transaction() as session:
         row, found = reading.picture(session, key.site_id, study_id, image, frame)
     return Response(heatmap_png(found, row.rows, row.columns), media_type="image/png", headers=PICTURE)
+
+
+@router.get("/studies/{study_id}/heatmap.json")
+def heatmap_values(
+    response: Response,
+    study_id: UUID,
+    parts: PartsDep,
+    key: Radiologist,
+    image: ImageNumber = 1,
+    frame: FrameNumber = 1,
+) -> HeatmapView:
+    """Where the fracture head looks, as numbers, for a viewer that draws it itself."""
+    with parts.database.transaction() as session:
+        row, finding = reading.frame_finding(session, key.site_id, study_id, image, frame)
+        manifest = manifests(session, {finding.bundle})[finding.bundle]
+    response.headers.update(PICTURE)
+    found = Heatmap(finding.heatmap, finding.heatmap_height, finding.heatmap_width)
+    cells = cell_levels(found, manifest)
+    longest = max(row.rows, row.columns)
+    width, height = found.width * row.columns / longest, found.height * row.rows / longest
+    return HeatmapView(
+        height=found.height,
+        width=found.width,
+        cells=[round(cell, 4) for cell in cells],
+        full=manifest.get("heatmap_full", 1.0),
+        local=[
+            round(chance, 5) for chance in local_probability(cells, found.width, finding.fracture_probability, manifest)
+        ],
+        film=((found.width - width) / 2, (found.height - height) / 2, width, height),
+        call=Call(finding.call),
+        sensitive_threshold=manifest["sensitive"],
+        specific_threshold=manifest["specific"],
+    )
 
 
 def heatmap_png(heatmap: Heatmap, rows: int, columns: int) -> bytes:

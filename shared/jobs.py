@@ -2,6 +2,8 @@
 
 import json
 import logging
+import threading
+import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from uuid import UUID
@@ -21,7 +23,11 @@ log = logging.getLogger(__name__)
 ANALYSE = "osteon.analyse_study"
 SECOND_LOOK = "osteon.second_look"
 NIGHTLY = "osteon.nightly"
+FULL_FILM = "osteon.full_film"
 QUEUES = (Priority.URGENT, Priority.ROUTINE, Priority.BACKLOG)  # served strictly in this order
+FILMS = "films"  # a person waits: served before all others; holds no study, so the reconciler does not look at it
+FILM_EXPIRES_S = 60  # by then nobody waits any more, or has asked again
+ASKED_AGAIN_S = 10.0  # a page asks many times for one film; so often a message leaves for it
 SENT_AT = "osteon_sent_at"
 CURE = "Check OSTEON_BROKER_URL, and that the broker runs."
 BROKER_DOWN = (OperationalError, RedisError, OSError)
@@ -32,7 +38,7 @@ def celery_app(settings: Settings) -> Celery:
     """Celery as measured: see docs/adr/0002-broker-settings.md for each number."""
     app = Celery("osteon", broker=settings.broker_url.get_secret_value())
     app.conf.update(
-        task_queues=[Queue(queue) for queue in QUEUES],  # type: ignore[no-untyped-call]
+        task_queues=[Queue(queue) for queue in (FILMS, *QUEUES)],  # type: ignore[no-untyped-call]
         task_default_queue=Priority.ROUTINE,
         task_acks_late=True,
         task_ignore_result=True,
@@ -75,6 +81,8 @@ class Doorbell:
 
     def __init__(self, app: Celery) -> None:
         self.app = app
+        self._asked: dict[tuple[UUID, int], float] = {}  # films, and until when a message for one is enough
+        self._asking = threading.Lock()
 
     def ring(self, studies: Sequence[ToSend]) -> list[UUID]:
         """Send one message a study; returns those that the broker did not take. Never raises: the rows stand."""
@@ -98,6 +106,26 @@ class Doorbell:
         except Exception:
             log.exception("messages could not be sent")
         return [study.study_id for study in studies[taken:]]
+
+    def ask_film(self, instance_id: UUID, frame: int) -> None:
+        """Have a frame's full film made; asking again within ASKED_AGAIN_S sends nothing more. Raises Unavailable.
+
+        A message that is lost is no harm: who still waits asks again.
+        """
+        asked, now = (instance_id, frame), time.monotonic()
+        with self._asking:
+            self._asked = {film: until for film, until in self._asked.items() if until > now}
+            if asked in self._asked:
+                return
+            self._asked[asked] = now + ASKED_AGAIN_S
+        try:
+            self.app.send_task(
+                FULL_FILM, args=[str(instance_id), frame], queue=FILMS, expires=FILM_EXPIRES_S, retry=False
+            )
+        except BROKER_DOWN as wrong:
+            with self._asking:
+                self._asked.pop(asked, None)
+            raise Unavailable(f"The broker does not answer ({type(wrong).__name__}). {CURE}") from wrong
 
     def heads(self) -> dict[Priority, datetime | None]:
         """When the oldest waiting message of each queue was sent; None for an empty queue.

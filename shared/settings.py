@@ -51,6 +51,9 @@ class Settings(BaseSettings):
     max_frames: int = 200
     max_decoded_bytes: int = 2 * 2**30
 
+    # what is shown
+    full_films: bool = Field(True, description="viewers may fetch all pixels and gray levels, not previews only")
+
     # the worker
     batch_size: int = Field(8, ge=1, description="images in the model at a time, over all its lanes")
     batch_wait_ms: int = 15

@@ -33,6 +33,11 @@ def preview_key(sha256: str, frame: int) -> str:
     return f"previews/{sha256[:2]}/{sha256}-{frame}.jpg"
 
 
+def film_key(sha256: str, frame: int) -> str:
+    """Where the full film of a frame stands (1 for the first); made when somebody looks, remade at will."""
+    return f"films/{sha256[:2]}/{sha256}-{frame}.film"
+
+
 def bundle_key(sha256: str) -> str:
     """Where a model bundle stands."""
     return f"bundles/{sha256}.safetensors"

@@ -21,3 +21,8 @@ def decode(job: decoding.Job) -> decoding.Decoded:
     if b"poison: eight gigabytes" in content:
         np.ones(2**30)
     return sound(job)
+
+
+def abort(_job: decoding.FilmJob) -> None:
+    """In the place of worker.decoding.make_film."""
+    os.abort()

@@ -12,24 +12,28 @@ import resource
 import signal
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from concurrent.futures import TimeoutError as TooSlow
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
+from typing import Any, cast
 
 import cv2
 from pebble import ProcessExpired, ProcessPool
 
 from shared.errors import ObjectMissing, OsteonError
 from shared.logs import configure_logs
-from shared.storage import Store, open_store, original_key, preview_key, sha256_of
-from shared.vision.pixels import PixelLimits, display, open_pixels
+from shared.storage import Store, film_key, open_store, original_key, preview_key, sha256_of
+from shared.vision.pixels import PixelLimits, PixelSource, display, open_pixels
 from shared.vision.tensors import UInt8Image, prepare, shrink
 from worker.batching import Batcher
+from worker.films import pack, picture
 from worker.watchdog import end_process
 
 log = logging.getLogger(__name__)
 PREVIEW_SIDE = 1024  # pixels
+FILM_FIRST = -1  # a person waits for it: before urgent studies
 PREVIEW_QUALITY = 95  # of JPEG: no difference to be seen, and ten times as fast as PNG
 
 
@@ -46,11 +50,22 @@ class Job:
 
 
 @dataclass(frozen=True)
+class FilmJob:
+    """One frame whose full film is wanted."""
+
+    sha256: str
+    frame: int  # 1 for the first
+
+
+@dataclass(frozen=True)
 class Decoded:
     """What is left of an instance once it is decoded; its previews are stored."""
 
     squares: list[UInt8Image]  # (S, S) uint8, one a frame, as `prepare` makes them
     body_part: str  # DICOM's Body Part Examined
+
+
+Work = tuple[Callable[[Any], Any], Job | FilmJob]  # what a child runs, and on what
 
 
 class Decoders:
@@ -64,8 +79,15 @@ class Decoders:
         self._setup = (store_url, limits, memory_bytes, log_level)
         # a pool of one for each lane: a child that dies while it holds its pool's lock stops no other
         self._pools: dict[int, ProcessPool] = {}
-        self._queue: Batcher[Job, Decoded] = Batcher("decoder", self._answer, max_batch=1, lanes=count)
-        self.submit = self._queue.submit  # raises as `decode`, and DecodingFailed
+        self._queue: Batcher[Work, Any] = Batcher("decoder", self._answer, max_batch=1, lanes=count)
+
+    def submit(self, job: Job, priority: int = 0) -> "Future[Decoded]":
+        """Decode an instance for the model. The future raises as `decode`, and DecodingFailed."""
+        return self._queue.submit((decode, job), priority)
+
+    def film(self, job: FilmJob) -> "Future[None]":
+        """Make a full film and store it. The future raises as `make_film`, and DecodingFailed."""
+        return cast("Future[None]", self._queue.submit((make_film, job), FILM_FIRST))
 
     def close(self) -> None:
         """Decode what waits, then end the children."""
@@ -75,11 +97,11 @@ class Decoders:
         for pool in self._pools.values():
             pool.join()
 
-    def _answer(self, jobs: Sequence[Job]) -> list[Decoded]:
-        (job,) = jobs
+    def _answer(self, jobs: "Sequence[Work]") -> list[Any]:
+        ((work, job),) = jobs
         for _ in range(2):  # a child that died between two images is no image's fault
             try:
-                return [self._pool().schedule(decode, args=(job,), timeout=self._limit_s).result()]
+                return [self._pool().schedule(work, args=(job,), timeout=self._limit_s).result()]
             except TooSlow:
                 raise DecodingFailed(f"Decoding took more than {self._limit_s:.0f} s and was stopped") from None
             except ProcessExpired as died:
@@ -155,10 +177,7 @@ def decode(job: Job) -> Decoded:
     Raises Rejected for an image that can never be analysed; StoreUnavailable, ObjectMissing and MemoryError.
     """
     assert _bench is not None
-    content = _bench.store.get(original_key(job.sha256))
-    if sha256_of(content) != job.sha256:
-        raise ObjectMissing("The stored bytes of an image are damaged; send the file again")
-    source = open_pixels(content, _bench.limits)
+    source = _source(_bench, job.sha256)
     squares = []
     for index in range(source.frames):
         # one frame in memory at a time; of earlier ones only the small squares are left
@@ -167,6 +186,23 @@ def decode(job: Job) -> Decoded:
         picture = preview(display(source, index, shrink(frame, PREVIEW_SIDE)))
         _bench.store.put(preview_key(job.sha256, index + 1), io.BytesIO(picture), len(picture))
     return Decoded(squares, source.body_part)
+
+
+def make_film(job: FilmJob) -> None:
+    """Decode one frame, and store it with all its pixels and gray levels.
+
+    Raises as `decode`, and IndexError for a frame that the file does not have.
+    """
+    assert _bench is not None
+    film = pack(*picture(_source(_bench, job.sha256), job.frame - 1))
+    _bench.store.put(film_key(job.sha256, job.frame), io.BytesIO(film), len(film))
+
+
+def _source(bench: Bench, sha256: str) -> PixelSource:
+    content = bench.store.get(original_key(sha256))
+    if sha256_of(content) != sha256:
+        raise ObjectMissing("The stored bytes of an image are damaged; send the file again")
+    return open_pixels(content, bench.limits)
 
 
 def preview(image: UInt8Image) -> bytes:

@@ -10,7 +10,7 @@ from uuid import UUID
 
 from celery.signals import setup_logging, worker_process_shutdown, worker_ready, worker_shutdown, worker_shutting_down
 
-from shared.jobs import ANALYSE, NIGHTLY, QUEUES, SECOND_LOOK, Doorbell, celery_app
+from shared.jobs import ANALYSE, FILMS, FULL_FILM, NIGHTLY, QUEUES, SECOND_LOOK, Doorbell, celery_app
 from shared.logs import configure_logs
 from shared.settings import settings
 
@@ -45,6 +45,12 @@ def analyse_study(study_id: str) -> str:
 def second_look(study_id: str, bundle: str) -> str:
     """Let a bundle look at a study that another one speaks for."""
     return engine().second_look(UUID(study_id), bundle)
+
+
+@app.task(name=FULL_FILM)
+def full_film(instance_id: str, frame: int) -> str:
+    """Make one frame's full film for a reader who waits for it."""
+    return engine().full_film(UUID(instance_id), frame)
 
 
 @app.task(name=NIGHTLY, autoretry_for=(Exception,), max_retries=45, default_retry_delay=60)
@@ -96,7 +102,7 @@ def main() -> None:
             "worker",
             "--pool=threads",
             f"--concurrency={threads_for(settings())}",
-            f"--queues={','.join(QUEUES)}",
+            f"--queues={','.join((FILMS, *QUEUES))}",
             f"--hostname=osteon@{socket.gethostname()}",
             "--without-gossip",
             "--without-mingle",

@@ -1,5 +1,6 @@
 """What a Celery message leads to: claim, analyse, write; or retry, or quarantine."""
 
+import io
 import itertools
 import logging
 import random
@@ -12,17 +13,18 @@ from uuid import UUID
 
 import numpy as np
 
-from shared.errors import ObjectMissing, OsteonError, StoreUnavailable, Unavailable
-from shared.repository import Database, second_looks, work
+from shared.errors import ObjectMissing, OsteonError, Rejected, StoreUnavailable, Unavailable
+from shared.repository import Database, reading, second_looks, work
 from shared.settings import Settings, cpu_count
-from shared.storage import open_store
+from shared.storage import film_key, open_store
 from shared.study import Claim
 from shared.vision.engines import lanes
 from shared.vision.pixels import PixelLimits
 from shared.vision.reader import Reader
 from worker.analysis import ModelBatcher, analyse
 from worker.batching import Batcher
-from worker.decoding import Decoders, DecodingFailed
+from worker.decoding import Decoders, DecodingFailed, FilmJob
+from worker.films import is_film, refusal
 from worker.ledger import Ledger
 from worker.predictor import ActiveReader, predict
 from worker.watchdog import Watchdog
@@ -95,6 +97,38 @@ class Engine:
         """Let this bundle look at a study; as `analyse_study`, on the same way, behind all live work."""
         with self.load.one():
             return self._analysed(Wanted(study_id, bundle))
+
+    def full_film(self, instance_id: UUID, frame: int) -> str:
+        """Make a full film, or store why there is none; returns one word for Flower. The page asks again if need be."""
+        with self.load.one():
+            try:
+                return self._filmed(instance_id, frame)
+            except OsteonError as wrong:
+                why = str(wrong)
+            except Exception as wrong:
+                log.exception("no film made", extra={"instance": str(instance_id)})
+                return f"failed ({type(wrong).__name__})"
+        log.warning("no film made", extra={"instance": str(instance_id), "why": why})
+        return "failed"
+
+    def _filmed(self, instance_id: UUID, frame: int) -> str:
+        with self.database.transaction() as session:
+            sha256 = reading.sha256_of_instance(session, instance_id)
+        if sha256 is None:
+            return "nothing to do"
+        key = film_key(sha256, frame)
+        if self.store.exists(key) and is_film(self.store.get(key)):
+            return "made already"
+        try:
+            self.decoders.film(FilmJob(sha256, frame)).result()
+        except Rejected as why:
+            marker = refusal(why.reason, str(why), heals=False)
+        except (DecodingFailed, ObjectMissing) as why:
+            marker = refusal(work.DECODING_FAILED, str(why), heals=True)
+        else:
+            return "made"
+        self.store.put(key, io.BytesIO(marker), len(marker))
+        return "refused"
 
     def _analysed(self, wanted: Wanted) -> str:
         study = {"study": str(wanted.study_id)}
@@ -187,7 +221,7 @@ class Engine:
 
 
 class Load:
-    """How much this worker does: studies ever taken, and those in hand."""
+    """How much this worker does: messages ever taken, for a study or a film, and those in hand."""
 
     def __init__(self) -> None:
         self.taken = self.in_hand = 0
@@ -195,7 +229,7 @@ class Load:
 
     @contextmanager
     def one(self) -> Iterator[None]:
-        """One study is in hand during the block."""
+        """One study or film is in hand during the block."""
         with self._lock:
             self.taken += 1
             self.in_hand += 1

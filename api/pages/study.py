@@ -1,4 +1,4 @@
-"""One study as a page: its films, and the model's words about each."""
+"""One study as a page: a viewer for its films, and the model's words about each."""
 
 from datetime import UTC, datetime
 from uuid import UUID
@@ -6,10 +6,12 @@ from uuid import UUID
 from fastapi import APIRouter, Request, Response
 
 from api.dependencies import PartsDep, Radiologist
-from api.pages.render import render, version_of
-from api.responses import StudyReport
+from api.pages.render import GRAVEST_FIRST, gravest, render, version_of
+from api.pages.words import SILENCE, model_words, plain_scope
+from api.responses import InstanceReport, StudyReport
 from api.studies import study_report
 from shared.errors import NotFound
+from shared.repository.bundles import manifests
 from shared.study import Identity, StudyStatus
 from shared.worklist import WorklistEntry
 
@@ -30,6 +32,8 @@ def study(request: Request, study_id: str, parts: PartsDep, key: Radiologist) ->
     with parts.database.transaction() as session:
         identity = parts.vault.identities(session, key, [report.id]).get(report.id, Identity())
         counts = parts.counts.of(session, key.site_id)
+        told = manifests(session, {finding.bundle for image in report.instances for finding in image.findings})
+    films = [image for image in report.instances if image.findings]
     context = {
         "key": key,
         "counts": counts,
@@ -38,10 +42,22 @@ def study(request: Request, study_id: str, parts: PartsDep, key: Radiologist) ->
         "why": _why(report),
         "overdue": report.due_at < datetime.now(UTC),
         "unfinished": report.status in UNFINISHED,
-        "pictures": any(image.findings for image in report.instances),
+        "films": films,
+        "first": min(films, key=_gravity) if films else None,
+        "rest": [image for image in report.instances if not image.findings],
+        "models": [model_words(name, manifest) for name, manifest in sorted(told.items())],
+        "plain_scope": plain_scope,
+        "silence": SILENCE,
+        "full_films": parts.settings.full_films,
         "version": version,
     }
     return render("study.html", 200, {"ETag": version}, **context)
+
+
+def _gravity(image: InstanceReport) -> tuple[int, float]:
+    """Less for an image that should be seen first."""
+    worst = gravest(image.findings)
+    return GRAVEST_FIRST.index(worst.call), -worst.fracture_probability
 
 
 def _why(report: StudyReport) -> str:

@@ -58,6 +58,12 @@ def bundles(session: Session) -> Sequence[BundleRow]:
     return session.scalars(select(BundleRow).order_by(BundleRow.added_at.desc(), BundleRow.name)).all()
 
 
+def manifests(session: Session, names: set[str]) -> dict[str, dict[str, Any]]:
+    """What these bundles say of themselves."""
+    rows = session.scalars(select(BundleRow).where(BundleRow.name.in_(names)))
+    return {row.name: row.manifest for row in rows}
+
+
 def thresholds(session: Session, names: set[str]) -> dict[str, tuple[float, float]]:
     """The (sensitive, specific) operating points of these bundles, as probabilities."""
     rows = session.scalars(select(BundleRow).where(BundleRow.name.in_(names)))

@@ -206,8 +206,40 @@ def instances(session: Session, study_id: UUID) -> list[InstanceView]:
     return [InstanceView(row, found.get(row.id, [])) for row in rows]
 
 
+def image(session: Session, site_id: UUID, study_id: UUID, number: int, frame: int) -> InstanceRow:
+    """The instance with this number in its study (1 for the first), which has such a frame. Raises NotFound."""
+    study(session, site_id, study_id)
+    rows = session.scalars(
+        select(InstanceRow)
+        .where(InstanceRow.study_id == study_id)
+        .order_by(InstanceRow.received_at, InstanceRow.sop_instance_uid)
+    ).all()
+    if not 1 <= number <= len(rows):
+        raise NotFound(f"the study has {len(rows)} image(s); there is no image {number}")
+    row = rows[number - 1]
+    if not 1 <= frame <= row.frames:
+        raise NotFound(f"image {number} has {row.frames} frame(s); there is no frame {frame}")
+    return row
+
+
+def sha256_of_instance(session: Session, instance_id: UUID) -> str | None:
+    """The key of an instance's bytes; None if there is no such instance any more."""
+    return session.scalar(select(InstanceRow.sha256).where(InstanceRow.id == instance_id))
+
+
 def picture(session: Session, site_id: UUID, study_id: UUID, instance: int, frame: int) -> tuple[InstanceRow, Heatmap]:
     """The instance behind a picture (its number in the study, 1 for the first) and its frame's newest heatmap.
+
+    Raises NotFound as `frame_finding`.
+    """
+    row, finding = frame_finding(session, site_id, study_id, instance, frame)
+    return row, Heatmap(finding.heatmap, finding.heatmap_height, finding.heatmap_width)
+
+
+def frame_finding(
+    session: Session, site_id: UUID, study_id: UUID, instance: int, frame: int
+) -> tuple[InstanceRow, FindingRow]:
+    """An instance (its number in the study, 1 for the first) and its frame's newest finding.
 
     Raises NotFound if there is no such image, or it has no finding yet.
     """
@@ -218,5 +250,5 @@ def picture(session: Session, site_id: UUID, study_id: UUID, instance: int, fram
     view = views[instance - 1]
     for finding in view.findings:
         if finding.frame == frame:
-            return view.row, Heatmap(finding.heatmap, finding.heatmap_height, finding.heatmap_width)
+            return view.row, finding
     raise NotFound(view.row.error_text or f"image {instance} frame {frame} has no finding yet")

@@ -69,7 +69,7 @@ _WANTED = [
         "Columns", "BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation", "WindowCenter", "WindowWidth",
         "VOILUTFunction", "RescaleIntercept", "RescaleSlope", "ModalityLUTSequence", "VOILUTSequence",
         "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence", "ExtendedOffsetTable",
-        "ExtendedOffsetTableLengths",
+        "ExtendedOffsetTableLengths", "PixelSpacing", "ImagerPixelSpacing",
     )
 ]  # fmt: skip
 
@@ -168,6 +168,7 @@ class PixelSource:
     signed: bool
     transfer_syntax: str
     swapped_bytes: bool  # 8-bit samples in big endian words, PS3.5 8.1.1 and A.3
+    spacing: tuple[float, float] | None  # mm from row to row and from column to column, where the file says so
     transforms: tuple[Transform, ...] = field(repr=False)  # one for all frames, or one for each
     data: bytes = field(repr=False)
     start: int = field(repr=False)  # where in data the value of Pixel Data begins
@@ -192,6 +193,11 @@ class PixelSource:
                 np.float32(sum(transform.ends(*_ends(self.bits_stored, signed=self.signed)))), values, out=values
             )
         return values
+
+    @property
+    def ends(self) -> tuple[int, int]:
+        """Least and greatest value that Bits Stored can hold."""
+        return _ends(self.bits_stored, signed=self.signed)
 
     def stored(self, i: int) -> npt.NDArray[Any]:
         """Frame i as (rows, columns) integers, native byte order, sign extended. Raises as frame."""
@@ -392,6 +398,7 @@ def _describe(
         signed=signed,
         transfer_syntax=syntax,
         swapped_bytes=syntax == BIG_ENDIAN and allocated == 8 and vr == "OW",
+        spacing=_spacing(dataset),
         transforms=tuple(_transform(dataset, i, ends, syntax, budget) for i in range(several)),
         data=b"",
         start=start,
@@ -416,6 +423,18 @@ def _size(dataset: Dataset, allocated: int, limits: PixelLimits) -> tuple[int, i
     if rows * columns * frames * allocated // 8 > limits.max_decoded_bytes:
         raise TooLarge(f"The image would need more than {limits.max_decoded_bytes} bytes of memory")
     return rows, columns, frames
+
+
+def _spacing(dataset: Dataset) -> tuple[float, float] | None:
+    """At the patient where it was calibrated, else at the detector. Source: PS3.3 10.7.1 and C.8.11.4."""
+    for keyword in ("PixelSpacing", "ImagerPixelSpacing"):
+        try:
+            down, across = (float(value) for value in value_of(dataset, keyword))
+        except Exception:  # noqa: BLE001 - absent or broken: no reason to refuse the film
+            down = across = math.nan
+        if 0 < down < LARGEST and 0 < across < LARGEST:
+            return down, across
+    return None
 
 
 def _transform(dataset: Dataset, i: int, stored_ends: tuple[int, int], syntax: str, budget: Budget) -> Transform:

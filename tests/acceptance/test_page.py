@@ -100,17 +100,6 @@ def open_study(page: Page, system: Any, study_id: str) -> None:
     page.goto(f"{system.api_url}/view/{study_id}")
 
 
-def loaded(page: Page, selector: str) -> bool:
-    """Whether all these pictures have come and hold something."""
-    page.wait_for_function("query => [...document.querySelectorAll(query)].every(i => i.complete)", arg=selector)
-    widths = page.eval_on_selector_all(selector, "images => images.map(image => image.naturalWidth)")
-    return bool(widths) and all(width > 0 for width in widths)
-
-
-def opacity(page: Page) -> float:
-    return float(page.locator(".heatmap").first.evaluate("image => getComputedStyle(image).opacity"))
-
-
 def all_rows(page: Page, system: Any) -> list[tuple[str, str, str]]:
     """(study id, due time, text) of every row, over all pages of the list."""
     page.goto(system.api_url)
@@ -236,61 +225,17 @@ def test_study_opens_by_key(reader: Page, system: Any, studies: dict[str, str]) 
     expect(reader).to_have_url(f"{system.api_url}{first}")
 
 
-def test_study_shows_films_under_heatmaps(reader: Page, system: Any, studies: dict[str, str]) -> None:
-    """Both pictures of every film really load, cover the same ground, and stand beside the model's words."""
+def test_study_shows_film_and_words(reader: Page, system: Any, studies: dict[str, str]) -> None:
+    """The preview is there at once, the worker's full film after it, beside the model's words. See test_viewer.py."""
     open_study(reader, system, studies["01-hand"])
     expect(reader.get_by_role("heading", name="SAMPLE, ADA")).to_be_visible()
-    assert loaded(reader, ".preview")
-    assert loaded(reader, ".heatmap")
-    assert reader.locator(".preview").count() == len(list((SAMPLES / "studies" / "01-hand").glob("*.dcm")))
-    film, overlay = (reader.locator(selector).first.bounding_box() for selector in (".preview", ".heatmap"))
-    assert film is not None
-    assert overlay == pytest.approx(film, abs=1)
-    expect(reader.locator(".answer").first).to_contain_text(FINDINGS)
-    expect(reader.get_by_role("img", name=re.compile("possible from .*, likely from")).first).to_be_visible()
-
-
-def test_heatmap_fades_and_hides(reader: Page, system: Any, studies: dict[str, str]) -> None:
-    """The slider sets the overlay's opacity; h hides it and brings it back."""
-    open_study(reader, system, studies["01-hand"])
-    assert opacity(reader) == pytest.approx(0.45)
-    reader.get_by_label("Opacity").fill("80")
-    assert opacity(reader) == pytest.approx(0.8)
-    overlay, button = reader.locator(".heatmap").first, reader.get_by_role("button", name="Heatmap")
-    expect(overlay).to_be_visible()
-    reader.keyboard.press("h")
-    expect(overlay).to_be_hidden()
-    expect(button).to_have_attribute("aria-pressed", "false")
-    reader.keyboard.press("h")
-    expect(overlay).to_be_visible()
-
-
-def test_zoom_keeps_the_heatmap_on_the_film(reader: Page, system: Any, studies: dict[str, str]) -> None:
-    """At any zoom both pictures have the same box."""
-    open_study(reader, system, studies["08-elbow"])
-    assert loaded(reader, ".preview")
-    before = reader.locator(".preview").first.bounding_box()
-    reader.get_by_role("button", name="Zoom in").click()
-    film, overlay = (reader.locator(selector).first.bounding_box() for selector in (".preview", ".heatmap"))
-    assert before is not None
-    assert film is not None
-    assert film["width"] > 1.3 * before["width"]
-    assert overlay == pytest.approx(film, abs=1)
-
-
-def test_frames_can_be_stepped_through(reader: Page, system: Any, studies: dict[str, str]) -> None:
-    """Each frame has its own picture and its own words; the gravest is opened first."""
-    open_study(reader, system, studies["24-leg"])
-    output = reader.locator(".frames output")
-    opened = output.inner_text()
-    step = "Previous frame" if opened == "frame 2 of 2" else "Next frame"
-    reader.get_by_role("button", name=step).click()
-    other = {"frame 1 of 2": "frame 2 of 2", "frame 2 of 2": "frame 1 of 2"}[opened]
-    expect(output).to_have_text(other)
-    assert loaded(reader, ".preview")
-    frame = other.split()[1]
-    assert f"frame={frame}" in str(reader.locator(".preview").get_attribute("src"))
-    expect(reader.locator(".answer:visible")).to_have_attribute("data-frame", frame)
+    expect(reader.locator("#stage")).to_have_attribute("data-shown", re.compile("^[12]/1/(preview|full film)$"))
+    expect(reader.locator("#quality")).to_have_text(re.compile("^full film"))
+    assert reader.locator(".thumb").count() == len(list((SAMPLES / "studies" / "01-hand").glob("*.dcm")))
+    expect(reader.locator(".finding:visible")).to_contain_text(FINDINGS)
+    expect(reader.get_by_role("img", name=re.compile("possible from .*, likely from"))).to_be_visible()
+    expect(reader.get_by_role("img", name=re.compile("Radiograph, .* The model says: likely fracture"))).to_be_visible()
+    expect(reader.locator("#lines .outline.specific")).to_have_count(1)
 
 
 def test_name_is_shown_as_text(reader: Page, system: Any, studies: dict[str, str]) -> None:

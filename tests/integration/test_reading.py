@@ -259,7 +259,7 @@ def test_newest_finding_is_shown(in_process: Any) -> None:
 
 def test_no_such_study(in_process: Any) -> None:
     """An unknown id is 404, and something that is no id is 422, for the study and its pictures."""
-    for path in ("", "/heatmap.png", "/preview.jpg"):
+    for path in ("", "/heatmap.png", "/heatmap.json", "/preview.jpg", "/film"):
         for study, status in ((uuid4(), 404), ("1", 422)):
             answer = in_process.http.get(f"/studies/{study}{path}", headers=in_process.headers())
             assert answer.status_code == status
@@ -285,6 +285,25 @@ def test_heatmap(in_process: Any, rows: int, columns: int, size: tuple[int, int]
     alpha = picture.getchannel("A")
     assert alpha.getpixel((size[0] // 2, size[1] // 2)) > 200
     assert min(alpha.getpixel((0, 0)), alpha.getpixel((size[0] - 1, size[1] - 1))) < 30
+
+
+@pytest.mark.parametrize(
+    ("rows", "columns", "film"), [(128, 128, [0, 0, 7, 7]), (300, 100, [7 / 3, 0, 7 / 3, 7]), (100, 300, [0, 7 / 3, 7, 7 / 3])]
+)
+def test_heatmap_as_numbers(in_process: Any, rows: int, columns: int, film: list[float]) -> None:
+    """A viewer gets each cell, the film's place among them, both points, and how far the evidence round a cell goes."""
+    study = upload(in_process, a=image(rows=rows, columns=columns))
+    values = bytearray(49)
+    values[24] = 255
+    one = Finding(1, "first", "hand", 1, 0.9, Call.LIKELY, Severity.MILD, IN_SCOPE, Heatmap(bytes(values), 7, 7))
+    analyse(in_process, study, lambda instances: [InstanceResult(instances[0].id, [one])])
+    told = in_process.http.get(f"/studies/{study}/heatmap.json", headers=in_process.headers("radiologist")).json()
+    assert (told["height"], told["width"], told["full"], told["call"]) == (7, 7, 1.0, "likely")
+    assert told["film"] == pytest.approx(film)
+    assert (told["sensitive_threshold"], told["specific_threshold"]) == (0.2, 0.7)
+    assert told["cells"] == [1.0 if cell == 24 else 0.0 for cell in range(49)]
+    assert told["local"][24] == max(told["local"]) == pytest.approx(0.9)
+    assert told["local"][0] == 0
 
 
 def test_pictures_that_are_not_there(in_process: Any) -> None:

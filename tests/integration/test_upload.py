@@ -676,6 +676,8 @@ ROUTES = {
     ("GET", "/studies/{study_id}"): READS_STUDY,
     ("GET", "/studies/{study_id}/preview.jpg"): READS,
     ("GET", "/studies/{study_id}/heatmap.png"): READS,
+    ("GET", "/studies/{study_id}/heatmap.json"): READS,
+    ("GET", "/studies/{study_id}/film"): READS,
     ("POST", "/studies/{study_id}/release"): ADMINISTERS,
     ("POST", "/studies/states"): {"submitter", "admin"},
     ("GET", "/worklist"): READS,
@@ -716,7 +718,7 @@ def test_sites_do_not_see_each_other(in_process: Any) -> None:
         add_key(session, "elsewhere", "other", Role.ADMIN, "osk_elsewhere")
     other = {"Authorization": "Bearer osk_elsewhere"}
     study = in_process.post({"a": image()}).json()["studies"][0]["id"]
-    for path in ("", "/preview.jpg", "/heatmap.png"):
+    for path in ("", "/preview.jpg", "/heatmap.png", "/heatmap.json", "/film"):
         assert in_process.http.get(f"/studies/{study}{path}", headers=other).status_code == 404
     page = in_process.http.get("/worklist", headers=other).json()
     assert (page["entries"], set(page["counts"].values())) == ([], {0})

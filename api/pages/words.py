@@ -1,0 +1,80 @@
+"""The model in plain language: what it says, what it was tried on, how often it is right, why it says nothing."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from shared.findings import IN_SCOPE
+
+# what to make of an abstention, by how its scope begins (shared/vision/reader.py words them)
+ABSTENTIONS = (
+    ("body part", "The file says that it shows a part of the body that the model was never tried on."),
+    ("modality", "This is not a plain radiograph; the model was never tried on such images."),
+    ("the image is blank", "Nothing can be told apart on this image."),
+    ("almost nothing", "Nearly all of this image is unexposed or collimated away."),
+    ("the image looks inverted", "Bone seems to be dark here; the model reads films on which it is bright."),
+    ("metal", "Plates, screws, casts or jewellery mislead the model, so it says nothing beside them."),
+    ("the image is unlike", "This film differs from all that the model learned from; its answer would be a guess."),
+    ("the body region", "The model cannot tell which bone this is, so it does not judge it."),
+)
+SILENCE = "Silence is not normal: read this film as if there were no model."
+
+
+def plain_scope(scope: str) -> str:
+    """Why the model says nothing about a film, in a sentence; "" where it does say something."""
+    if scope == IN_SCOPE:
+        return ""
+    return next((words for start, words in ABSTENTIONS if scope.startswith(start)), "")
+
+
+@dataclass(frozen=True)
+class ModelWords:
+    """A bundle's manifest as sentences; a part that the manifest does not tell is empty."""
+
+    name: str
+    tried_on: str
+    rates: list[str]
+    limits: str
+
+
+def model_words(name: str, manifest: Mapping[str, Any]) -> ModelWords:
+    """A bundle's manifest in plain language."""
+    metrics = manifest.get("metrics", {})
+    regions, modalities = _listed(manifest.get("regions", [])), _listed(manifest.get("modalities", []), "or")
+    tried = f"Validated for {regions}" + (f", on images of modality {modalities}" if modalities else "")
+    if metrics.get("films"):
+        films, fractured = metrics["films"], metrics.get("fractured", 0)
+        tried += f"; measured on {films} films that it had not seen, {fractured} of them fractured"
+    points = metrics.get("operating_points", {})
+    told = (("sensitive", "possible or likely", "dotted"), ("specific", "likely", "solid"))
+    return ModelWords(
+        name=name,
+        tried_on=f"{tried}.",
+        rates=[_rate(points[point], word, line) for point, word, line in told if point in points],
+        limits=manifest.get("limits", ""),
+    )
+
+
+def _rate(point: Mapping[str, Any], word: str, line: str) -> str:
+    """An operating point as natural frequencies, which people understand better than rates (Gigerenzer et al. 2007)."""
+    hits, low_hits, high_hits = (_of_100(share) for share in point["sensitivity"])
+    alarms, low_alarms, high_alarms = (_of_100(1 - share) for share in _turned(point["specificity"]))
+    return (
+        f"Of 100 fractured films it calls {hits} {word} ({low_hits} to {high_hits}), and of 100 sound ones {alarms} "
+        f"too ({low_alarms} to {high_alarms}): {line} line."
+    )
+
+
+def _of_100(share: float) -> int:
+    return math.floor(round(100 * share, 3) + 0.5)  # halves upwards; 1 - 0.455 is a little less than it should be
+
+
+def _turned(interval: list[float]) -> tuple[float, float, float]:
+    """The same interval for one minus the share."""
+    estimate, low, high = interval
+    return estimate, high, low
+
+
+def _listed(words: list[str], last: str = "and") -> str:
+    return f"{', '.join(words[:-1])} {last} {words[-1]}" if len(words) > 1 else "".join(words)

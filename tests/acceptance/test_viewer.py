@@ -1,0 +1,638 @@
+"""The viewer as a radiologist uses it: Chromium, a real API, a real worker whose model alone is a stand-in."""
+
+import os
+import re
+import subprocess
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psycopg2
+import pytest
+from axe_playwright_python.sync_playwright import Axe
+from playwright.sync_api import Browser, ConsoleMessage, Locator, Page, expect, sync_playwright
+
+from infra.client import Client
+from samples.objects import pattern_image, set_pixels, to_bytes, uid
+from tests.plant import KEYS, Plant
+
+SAMPLES = Path(__file__).parents[2] / "samples" / "studies"
+CHROMIUM = "/usr/bin/chromium"
+ARGUMENTS = [
+    "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update",
+    "--disable-sync", "--no-first-run", "--disable-quic",
+]  # fmt: skip
+WATCH_POLICY = """document.addEventListener("securitypolicyviolation",
+    (event) => console.error(`policy violated: ${event.violatedDirective} ${event.blockedURI}`))"""
+SHOTS = os.environ.get("OSTEON_SHOTS")  # a folder, for those who want to look
+CELLS = 28
+GRAVE = ("serious", "critical")
+LARGE = (2500, 2000)  # rows and columns of a film of 5 megapixels
+
+pytestmark = pytest.mark.skipif(
+    not Path(CHROMIUM).exists() and "CI" not in os.environ, reason="needs chromium: apt-get install chromium"
+)
+
+
+@dataclass
+class Room:
+    """A running system with studies to look at."""
+
+    plant: Plant
+    worker: "subprocess.Popen[bytes]"
+    studies: dict[str, str]  # name to id
+
+    def sql(self, statement: str, *values: object) -> None:
+        """Change rows."""
+        connection = psycopg2.connect(self.plant.postgres.url.replace("+psycopg2", ""))
+        with connection, connection.cursor() as cursor:
+            cursor.execute(statement, values)
+        connection.close()
+
+    def forget_films(self) -> None:
+        """Empty the cache of full films, as an operator may at any time."""
+        for film in self.plant.folder.glob("objects/films/**/*.film"):
+            film.unlink()
+
+    def find(self, study: str, call: str, probability: float, cells: np.ndarray, scope: str = "in scope") -> None:
+        """Have the model say this of all frames of a study. cells: (CELLS, CELLS) uint8."""
+        self.sql(
+            "UPDATE findings SET call = %s, fracture_probability = %s, scope = %s, heatmap = %s, heatmap_height = %s, "
+            "heatmap_width = %s WHERE instance_id IN (SELECT id FROM instances WHERE study_id = %s)",
+            call, probability, scope, psycopg2.Binary(cells.tobytes()), *cells.shape, self.studies[study],
+        )  # fmt: skip
+
+
+def spot(row: float, column: float, sigma: float = 1.4, peak: int = 255) -> np.ndarray:
+    """A map with one warm spot, its place in cells."""
+    rows, columns = np.mgrid[0:CELLS, 0:CELLS] + 0.5
+    return np.rint(peak * np.exp(-((rows - row) ** 2 + (columns - column) ** 2) / (2 * sigma**2))).astype(np.uint8)
+
+
+def gradient(name: str, shape: tuple[int, int]) -> bytes:
+    """A 12-bit film that grows brighter to the right, with a grid."""
+    _, columns = shape
+    ramp = np.broadcast_to(np.linspace(200, 3900, columns), shape).copy()
+    ramp[::250] += 150
+    ds = pattern_image(1, f"viewer/{name}")
+    ds.StudyInstanceUID = uid(f"viewer/{name}")
+    set_pixels(ds, [ramp.astype(np.uint16)], 12, "explicit")
+    for keyword in ("WindowCenter", "WindowWidth"):
+        ds.pop(keyword, None)
+    return to_bytes(ds, "1.2.840.10008.1.2.1")
+
+
+@pytest.fixture(scope="module")
+def room(standing: Plant, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Room]:
+    standing.begin()
+    worker = standing.worker()
+    files = {name: sorted((SAMPLES / name).glob("*.dcm")) for name in ("05-hand", "24-leg", "21-leg", "15-shoulder")}
+    large = tmp_path_factory.mktemp("films") / "large.dcm"
+    large.write_bytes(gradient("large", LARGE))
+    files["large"] = [large]
+    studies = {}
+    with Client(standing.url, KEYS["submitter"]) as client:
+        for name, paths in files.items():
+            (studies[name],) = client.submit([(path, path.name) for path in paths], "routine").studies
+    standing.until(lambda: standing.studies.done(list(studies.values())) == len(studies), 120)
+    made = Room(standing, worker, studies)
+    made.find("05-hand", "likely", 0.9, spot(14, 14))
+    made.find("large", "likely", 0.9, spot(7, 14))
+    made.find("24-leg", "possible", 0.1, spot(10, 12, peak=60))
+    made.find("21-leg", "abstained", 0.9, spot(14, 14), "metal is in view")
+    made.find("15-shoulder", "none", 0.001, spot(14, 14, peak=0))
+    yield made
+    standing.end_processes(1)
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with sync_playwright() as playwright:
+        expect.set_options(timeout=20_000)  # the machine is shared
+        opened = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
+        yield opened
+        opened.close()
+
+
+@pytest.fixture
+def make_page(browser: Browser, room: Room) -> Iterator[Callable[..., Page]]:
+    """Makes a page that a radiologist is logged in to; the test fails if its console told of an error."""
+    contexts, errors = [], []
+
+    def note(message: ConsoleMessage) -> None:
+        # Chromium notes every answer with an error status; a refused film is one on purpose
+        refused = message.text.startswith("Failed to load resource") and "/film?" in message.location.get("url", "")
+        if message.type == "error" and not refused:
+            errors.append(message.text)
+
+    def make(**options: Any) -> Page:
+        context = browser.new_context(**({"viewport": {"width": 1600, "height": 1000}} | options))
+        contexts.append(context)
+        context.add_init_script(WATCH_POLICY)
+        page = context.new_page()
+        page.set_default_timeout(20_000)
+        page.on("console", note)
+        page.on("pageerror", lambda error: errors.append(str(error)))
+        page.goto(f"{room.plant.url}/login")
+        page.get_by_label("Your key").fill(KEYS["radiologist"])
+        page.get_by_role("button", name="Log in").click()
+        expect(page.get_by_role("heading", name="Worklist")).to_be_visible()
+        return page
+
+    yield make
+    for context in contexts:
+        context.close()
+    assert errors == []
+
+
+@pytest.fixture
+def page(make_page: Callable[..., Page]) -> Page:
+    return make_page()
+
+
+def look(page: Page, room: Room, study: str, kind: str = "full film") -> Locator:
+    """Open a study and wait for its picture; returns the stage."""
+    page.goto(f"{room.plant.url}/view/{room.studies[study]}")
+    stage = page.locator("#stage")
+    expect(stage).to_have_attribute("data-shown", re.compile(f"{kind}$"))
+    return stage
+
+
+def shot(page: Page, name: str) -> None:
+    if SHOTS:
+        page.screenshot(path=f"{SHOTS}/{name}.png", full_page=True)
+
+
+def gray(page: Page, x: float = 0.5, y: float = 0.5) -> int:
+    """The red value of the canvas at a place, 0..1 of the stage, without the heatmap's if that is hidden."""
+    return page.evaluate(
+        """([x, y]) => new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(() => {
+            const canvas = document.getElementById("canvas");
+            const [left, top] = [Math.floor(x * canvas.width), Math.floor(y * canvas.height)];
+            done(canvas.getContext("2d").getImageData(left, top, 1, 1).data[0]);
+        })))""",
+        [x, y],
+    )
+
+
+def view(page: Page) -> list[float]:
+    """The part of the film that the stage shows: left, top, width, height in its pixels."""
+    return [float(number) for number in str(page.locator("#lines").get_attribute("viewBox")).split()]
+
+
+# -- the picture, and how it is drawn -------------------------------------------------------------------------------
+
+
+def test_from_click_to_picture(page: Page, room: Room) -> None:
+    """A click in the worklist and on another image shows the worker's preview; the times are printed."""
+    page.goto(room.plant.url)
+    link = page.locator(f"a.open[href='/view/{room.studies['05-hand']}']")
+    link.evaluate(
+        "link => link.addEventListener('click', () => sessionStorage.setItem('clicked', "
+        "performance.timeOrigin + performance.now()))"
+    )
+    link.click()
+    expect(page.locator("#stage")).to_have_attribute("data-shown", re.compile("1/1/"))
+    took = page.evaluate(
+        "performance.getEntriesByName('picture')[0].startTime + performance.timeOrigin - sessionStorage.getItem('clicked')"
+    )
+    times = []
+    for number in (2, 3):
+        expect(page.locator("#stage")).to_have_attribute("data-shown", re.compile("full film$"))
+        times.append(
+            page.evaluate(
+                """(number) => new Promise((done) => {
+                    performance.clearMarks();
+                    const start = performance.now();
+                    document.querySelector(`.thumb[data-image="${number}"]`).click();
+                    const look = () => {
+                        const [picture] = performance.getEntriesByName("picture");
+                        if (picture) done(picture.startTime - start);
+                        else requestAnimationFrame(look);
+                    };
+                    look();
+                })""",
+                number,
+            )
+        )
+    print(f"\nclick to picture: from the worklist {took:.0f} ms, another image {times} ms")
+    expect(page.locator("#stage")).to_have_attribute("data-shown", "3/1/full film")
+
+
+def test_film_takes_the_previews_place(page: Page, room: Room) -> None:
+    """The full film brings all gray levels, and neither zoom nor place change."""
+    held: list[Any] = []
+    page.route("**/film?*", lambda route: held.append(route))  # noqa: PLW0108 - Playwright marks it
+    look(page, room, "large", "preview")
+    expect(page.locator("#quality")).to_have_text(re.compile("^preview, 8 bit; the full film is coming"))
+    for _ in range(3):
+        page.get_by_role("button", name="Zoom in").click()
+    page.get_by_role("slider", name="Centre").fill("400")
+    page.wait_for_timeout(300)
+    before, seen = view(page), gray(page, 0.3)
+    held[0].continue_()
+    page.unroute("**/film?*")
+    expect(page.locator("#quality")).to_have_text("full film, 12 bit")
+    assert view(page) == pytest.approx(before)
+    assert abs(gray(page, 0.3) - seen) <= 12  # the reader's own window came along
+    pixels = page.evaluate("Number(document.getElementById('centre-value').textContent)")
+    assert pixels > 255
+
+
+def test_window_changes_the_pixels(page: Page, room: Room) -> None:
+    """Sliders, presets and the right button change the gray of a place, and Reset brings it back."""
+    look(page, room, "large")
+    page.keyboard.press("h")
+    page.keyboard.press("t")
+    start = gray(page)
+    page.get_by_label("Centre").fill("900")
+    dark = gray(page)
+    assert dark < start - 40
+    expect(page.get_by_label("Preset")).to_have_value("own")
+    page.get_by_label("Preset").select_option("full")
+    assert gray(page) > dark
+    stage = page.locator("#stage").bounding_box()
+    assert stage is not None
+    x, y = stage["x"] + stage["width"] / 2, stage["y"] + stage["height"] / 2
+    before = gray(page)
+    page.mouse.move(x, y)
+    page.mouse.down(button="right")
+    page.mouse.move(x, y + 150, steps=4)
+    page.mouse.up(button="right")
+    assert gray(page) < before - 20
+    left = view(page)
+    page.keyboard.press("w")
+    page.mouse.down()
+    page.mouse.move(x, y - 200, steps=4)
+    page.mouse.up()
+    assert view(page) == left  # the window moved, the film did not
+    page.keyboard.press("r")
+    page.keyboard.press("h")
+    page.keyboard.press("t")
+    assert gray(page) == start
+
+
+def test_invert(page: Page, room: Room) -> None:
+    """Inverted, black is white, and twice inverted it is as before."""
+    look(page, room, "large")
+    page.keyboard.press("h")
+    page.keyboard.press("t")
+    before = gray(page, 0.4)
+    page.keyboard.press("i")
+    expect(page.get_by_role("button", name="Invert")).to_have_attribute("aria-pressed", "true")
+    assert gray(page, 0.4) == pytest.approx(255 - before, abs=1)
+    page.get_by_role("button", name="Invert").click()
+    assert gray(page, 0.4) == before
+
+
+def test_zoom_about_the_pointer_and_pan(page: Page, room: Room) -> None:
+    """The film's point under the pointer stays there; a drag takes the film along; a double click fits it again."""
+    stage = look(page, room, "large")
+    box = stage.bounding_box()
+    assert box is not None
+    fitted = view(page)
+    at = (0.6, 0.3)
+    under = fitted[0] + at[0] * fitted[2], fitted[1] + at[1] * fitted[3]
+    page.mouse.move(box["x"] + 1 + at[0] * (box["width"] - 2), box["y"] + 1 + at[1] * (box["height"] - 2))
+    for _ in range(4):
+        page.mouse.wheel(0, -100)
+    page.wait_for_function("document.getElementById('where').textContent.includes('2.4 ')")
+    page.wait_for_timeout(100)
+    zoomed = view(page)
+    assert (zoomed[0] + at[0] * zoomed[2], zoomed[1] + at[1] * zoomed[3]) == pytest.approx(under, rel=0.01)
+    page.mouse.down()
+    page.mouse.move(box["x"] + 300, box["y"] + 300, steps=3)
+    page.mouse.up()
+    page.wait_for_timeout(100)
+    moved = view(page)
+    assert moved[2:] == pytest.approx(zoomed[2:])
+    assert moved[:2] != pytest.approx(zoomed[:2])
+    page.mouse.dblclick(box["x"] + 300, box["y"] + 300)
+    page.wait_for_timeout(100)
+    assert view(page) == pytest.approx(fitted)
+    page.get_by_role("button", name="1:1").click()
+    expect(page.locator("#where")).to_contain_text("100 % of its pixels")
+
+
+def test_touch_pans_and_pinches(make_page: Callable[..., Page], room: Room) -> None:
+    """One finger moves the film, two zoom it."""
+    page = make_page(viewport={"width": 820, "height": 1180}, has_touch=True)
+    stage = look(page, room, "large")
+    stage.scroll_into_view_if_needed()
+    box = stage.bounding_box()
+    assert box is not None
+    x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+    fingers = page.context.new_cdp_session(page)
+
+    def touch(kind: str, *points: tuple[float, float]) -> None:
+        touched = [{"x": a, "y": b, "id": i} for i, (a, b) in enumerate(points)]
+        fingers.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": touched})
+
+    before = view(page)
+    touch("touchStart", (x - 40, y), (x + 40, y))
+    for apart in (60, 80, 100, 120):
+        touch("touchMove", (x - apart, y), (x + apart, y))
+    touch("touchEnd")
+    page.wait_for_timeout(200)
+    pinched = view(page)
+    assert pinched[2] == pytest.approx(before[2] / 3, rel=0.15)
+    touch("touchStart", (x, y))
+    touch("touchMove", (x - 60, y - 30))
+    touch("touchMove", (x - 120, y - 60))
+    touch("touchEnd")
+    page.wait_for_timeout(200)
+    dragged = view(page)
+    assert dragged[2:] == pytest.approx(pinched[2:])
+    assert dragged[0] > pinched[0]
+    assert dragged[1] > pinched[1]
+
+
+def test_five_megapixels_stay_fluid(page: Page, room: Room) -> None:
+    """A drag of the window repaints a film of 5 megapixels by what is seen of it; the times are printed."""
+    room.forget_films()
+    look(page, room, "large")
+    marks = page.evaluate(
+        "performance.getEntriesByName('picture').map(mark => [mark.detail, Math.round(mark.startTime)])"
+    )
+    print(f"\nfrom the call of the page, the worker having to make the film: {marks} ms")
+    took = page.evaluate(
+        """async () => {
+            const film = Film.ofAnswer(await (await fetch(URL)).arrayBuffer(), ABOUT);
+            const canvas = Object.assign(document.createElement("canvas"), { width: 1200, height: 1000 });
+            const context = canvas.getContext("2d");
+            const scale = 1000 / film.height;
+            const times = [];
+            for (let i = 0; i < 40; i++) {
+                const start = performance.now();
+                film.setWindow([i * 10, 3000 + i], false);
+                film.draw(context, { x: 0, y: 0, scale });
+                context.getImageData(0, 0, 1, 1);
+                times.push(performance.now() - start);
+            }
+            return times.sort((a, b) => a - b)[20];
+        }""".replace("URL", f"'/studies/{room.studies['large']}/film'").replace(
+            "ABOUT", "{rows: 2500, columns: 2000, bits: 12, slope: 1, intercept: 0, window: [0, 4095], exact: true}"
+        )
+    )
+    print(f"\na picture of {LARGE[0]} x {LARGE[1]} at a new window: {took:.1f} ms in the median")
+
+
+# -- many images and frames -----------------------------------------------------------------------------------------
+
+
+def test_images_and_frames_by_keys_alone(page: Page, room: Room) -> None:
+    """Without a mouse every image and frame is reached; words, picture and announcement follow."""
+    look(page, room, "05-hand")
+    page.keyboard.press("]")
+    expect(page.locator("#stage")).to_have_attribute("data-shown", re.compile("^2/1/"))
+    expect(page.locator("#said")).to_contain_text("image 2 of 3")
+    expect(page.locator(".image:visible")).to_have_attribute("data-image", "2")
+    page.keyboard.press("]")
+    page.keyboard.press("]")
+    expect(page.locator("#stage")).to_have_attribute("data-shown", re.compile("^3/1/"))
+    page.keyboard.press("[")
+    expect(page.locator("#stage")).to_have_attribute("data-shown", re.compile("^2/1/"))
+    page.reload()
+    expect(page.locator("#stage")).to_have_attribute("data-shown", re.compile("^2/1/"))  # where the reader was
+    look(page, room, "24-leg")
+    expect(page.locator("#frame-value")).to_have_text("frame 1 of 2")
+    page.keyboard.press(".")
+    expect(page.locator("#stage")).to_have_attribute("data-shown", "1/2/full film")
+    expect(page.locator(".finding:visible")).to_have_attribute("data-frame", "2")
+    page.keyboard.press(",")
+    expect(page.locator("#stage")).to_have_attribute("data-shown", re.compile("^1/1/"))
+    page.locator("#stage").focus()
+    page.keyboard.press("+")
+    page.keyboard.press("+")
+    page.wait_for_timeout(100)
+    before = view(page)
+    page.keyboard.press("ArrowRight")
+    page.wait_for_timeout(100)
+    assert view(page)[0] > before[0]
+    page.keyboard.press("?")
+    expect(page.get_by_role("dialog")).to_contain_text("A line does not outline a fracture")
+    shot(page, "help")
+    page.keyboard.press("Escape")
+    expect(page.get_by_role("dialog")).to_be_hidden()
+
+
+def test_no_picture_stands_beside_anothers_words(page: Page, room: Room) -> None:
+    """While the next image's picture is on its way nothing is shown, not the image before."""
+    look(page, room, "05-hand")
+    assert gray(page, 0.5, 0.2) > 0
+    page.evaluate(
+        """() => {
+            const decode = HTMLImageElement.prototype.decode;
+            HTMLImageElement.prototype.decode = function () {
+                return new Promise((done) => (window.release = () => done(decode.call(this))));
+            };
+        }"""
+    )
+    page.keyboard.press("]")
+    expect(page.locator(".image:visible")).to_have_attribute("data-image", "2")
+    assert gray(page, 0.5, 0.2) == 0
+    expect(page.locator("#lines .outline")).to_have_count(0)
+    page.evaluate("window.release()")
+    expect(page.locator("#stage")).to_have_attribute("data-shown", "2/1/full film")
+
+
+def test_only_the_shown_film_is_fetched(page: Page, room: Room) -> None:
+    """Of a study of many images one full film is fetched; who leafs through fetches none of those in between."""
+    asked: list[str] = []
+    page.on("request", lambda request: asked.append(request.url) if "/film?" in request.url else None)
+    look(page, room, "05-hand")
+    assert {url.split("?")[1] for url in asked} == {"image=1&frame=1"}
+    page.evaluate("for (const number of [2, 3]) document.querySelector(`.thumb[data-image='${number}']`).click()")
+    expect(page.locator("#stage")).to_have_attribute("data-shown", "3/1/full film")
+    assert {url.split("?")[1] for url in asked} == {"image=1&frame=1", "image=3&frame=1"}
+
+
+# -- what the model says, drawn -------------------------------------------------------------------------------------
+
+
+def boxes(page: Page, name: str) -> list[dict[str, float]]:
+    """The bounding boxes of a line's paths, in the film's pixels."""
+    return page.eval_on_selector_all(
+        f"#lines .outline.{name}",
+        "paths => paths.map(path => { const b = path.getBBox(); return {x: b.x, y: b.y, w: b.width, h: b.height}; })",
+    )
+
+
+def test_outlines_stand_where_the_evidence_is(page: Page, room: Room) -> None:
+    """The solid line lies within the dotted one, both around the spot, whatever the zoom; t hides them."""
+    look(page, room, "large")
+    expect(page.locator("#drawn")).to_contain_text("solid: alone enough for “likely”")
+    ((dotted,), (solid,)) = boxes(page, "sensitive"), boxes(page, "specific")
+    rows, columns = LARGE
+    # the spot: row 7 of 28, in the middle; the square is as high as the film
+    place = columns / 2, 7 / CELLS * rows
+    for line in (dotted, solid):
+        assert (line["x"] + line["w"] / 2, line["y"] + line["h"] / 2) == pytest.approx(place, abs=rows / CELLS / 2)
+    assert dotted["x"] < solid["x"]
+    assert solid["x"] + solid["w"] < dotted["x"] + dotted["w"]
+    dashes = [
+        page.locator(f"#lines .outline.{name}").evaluate("path => getComputedStyle(path).strokeDasharray")
+        for name in ("sensitive", "specific")
+    ]
+    assert dashes[0] != "none"
+    assert dashes[1] == "none"
+    page.keyboard.press("+")
+    assert boxes(page, "specific") == [solid]
+    shot(page, "outlines")
+    page.keyboard.press("t")
+    expect(page.locator("#lines .outline")).to_have_count(0)
+
+
+def test_no_outline_where_the_film_is_not_called(page: Page, room: Room) -> None:
+    """A film under the solid point has no solid line; one under both has none; the legend says so."""
+    look(page, room, "24-leg")
+    expect(page.locator("#drawn")).to_contain_text("(none here)")
+    assert boxes(page, "specific") == []
+    assert boxes(page, "sensitive") != []
+    look(page, room, "15-shoulder")
+    expect(page.locator("#drawn")).to_contain_text("(none here)")
+    assert boxes(page, "specific") + boxes(page, "sensitive") == []
+
+
+def test_abstention_is_told_and_draws_no_line(page: Page, room: Room) -> None:
+    """Where the model abstains there is a reason in plain words, and no line, however hot the map."""
+    look(page, room, "21-leg")
+    words = page.locator(".finding:visible .abstains")
+    expect(words).to_contain_text("metal is in view")
+    expect(words).to_contain_text("mislead the model")
+    expect(words).to_contain_text("Silence is not normal")
+    expect(page.locator("#drawn")).to_have_text("No outline is drawn: the model abstains. Silence is not normal.")
+    expect(page.locator("#lines .outline")).to_have_count(0)
+    shot(page, "abstained")
+
+
+def test_heatmap_fades_hides_and_is_cut_off(page: Page, room: Room) -> None:
+    """Opacity and threshold change the colour over the film, h takes it away; the threshold is told as a number."""
+    look(page, room, "large")
+    expect(page.locator("#drawn")).not_to_be_empty()
+    page.keyboard.press("t")
+
+    def red(y: float) -> int:
+        """How much more red than blue a place in the film's middle is."""
+        return page.evaluate(
+            """(y) => new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(() => {
+                const canvas = document.getElementById("canvas");
+                const [r, , b] = canvas.getContext("2d").getImageData(canvas.width / 2, y * canvas.height, 1, 1).data;
+                done(r - b);
+            })))""",
+            y,
+        )
+
+    middle, rim = 7 / CELLS, 9 / CELLS
+    weak = red(middle)
+    assert weak > 30
+    page.get_by_label("Opacity").fill("90")
+    assert red(middle) > weak + 20
+    assert red(rim) > 5
+    page.get_by_label("Threshold").fill("70")
+    expect(page.locator("#threshold-value")).to_have_text(re.compile("≥ 30 %"))
+    assert red(rim) == 0
+    assert red(middle) > weak
+    page.keyboard.press("h")
+    assert red(middle) == 0
+
+
+def test_model_is_told_in_plain_words(page: Page, room: Room) -> None:
+    """What it was validated for, and of 100 films how many it calls, stand beside the film."""
+    look(page, room, "05-hand")
+    page.get_by_text("What second-look is good for").click()
+    words = page.locator("details.model")
+    expect(words).to_contain_text("Validated for hand, elbow, shoulder, hip and leg")
+    expect(words).to_contain_text("Of 100 fractured films it calls 98 possible or likely (94 to 100)")
+    expect(words).to_contain_text("of 100 sound ones 55 too (49 to 60)")
+    expect(words).to_contain_text("95 % intervals")
+
+
+# -- marks, which the answer panel asks for -------------------------------------------------------------------------
+
+
+def test_a_reader_marks_a_place(page: Page, room: Room) -> None:
+    """After osteon:mark-start a drag, or the keys, give a box in shares of the film; marks that are given are drawn."""
+    stage = look(page, room, "large")
+    page.evaluate("document.addEventListener('osteon:mark', (event) => (window.marked = event.detail))")
+    box = stage.bounding_box()
+    assert box is not None
+    seen = view(page)
+    page.evaluate("document.dispatchEvent(new CustomEvent('osteon:mark-start'))")
+    page.mouse.move(box["x"] + 1 + 0.45 * (box["width"] - 2), box["y"] + 1 + 0.25 * (box["height"] - 2))
+    page.mouse.down()
+    page.mouse.move(box["x"] + 1 + 0.55 * (box["width"] - 2), box["y"] + 1 + 0.5 * (box["height"] - 2), steps=3)
+    page.mouse.up()
+    marked = page.evaluate("window.marked")
+    assert (marked["image"], marked["frame"]) == (1, 1)
+    columns = LARGE[1]
+    assert marked["x"] == pytest.approx((seen[0] + 0.45 * seen[2]) / columns, abs=0.01)
+    assert marked["y"] == pytest.approx(0.25, abs=0.01)
+    assert marked["width"] == pytest.approx(0.1 * seen[2] / columns, abs=0.01)
+    assert marked["height"] == pytest.approx(0.25, abs=0.01)
+    assert view(page) == seen
+    page.evaluate(
+        "mark => document.dispatchEvent(new CustomEvent('osteon:marks', {detail: {marks: [mark]}}))",
+        marked | {"label": "my box"},
+    )
+    expect(page.locator("#lines .mark")).to_have_count(1)
+    expect(page.locator("#lines .mark-label")).to_have_text("my box")
+    shot(page, "marked")
+    page.evaluate("document.dispatchEvent(new CustomEvent('osteon:mark-start'))")
+    expect(stage).to_be_focused()
+    page.keyboard.press("ArrowRight")
+    page.keyboard.press("Enter")
+    keyed = page.evaluate("window.marked")
+    assert keyed["x"] + keyed["width"] / 2 > 0.5
+    assert keyed["y"] + keyed["height"] / 2 == pytest.approx(0.5)
+
+
+# -- everybody ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("study", ["05-hand", "24-leg", "21-leg"])
+def test_axe_finds_nothing_serious(page: Page, room: Room, study: str) -> None:
+    """No serious or critical fault of accessibility, with the model's words opened and the help sheet shown too."""
+    look(page, room, study)
+    page.locator("details.model summary").click()
+    for _ in range(2):
+        found = Axe().run(page, options={"resultTypes": ["violations"]}).response["violations"]
+        grave = [(one["id"], [node["html"] for node in one["nodes"]]) for one in found if one["impact"] in GRAVE]
+        assert grave == []
+        page.keyboard.press("?")
+
+
+@pytest.mark.parametrize(("width", "height"), [(1600, 1000), (1180, 820), (820, 1180), (480, 900)])
+def test_nothing_hangs_over_the_edge(make_page: Callable[..., Page], room: Room, width: int, height: int) -> None:
+    """On a desktop, on a tablet held either way, and on a telephone, no page needs to be scrolled sideways."""
+    page = make_page(viewport={"width": width, "height": height})
+    for study in ("05-hand", "24-leg", "21-leg"):
+        look(page, room, study)
+        expect(page.locator("#drawn")).not_to_be_empty()
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+        shot(page, f"{study}-{width}")
+
+
+# -- when something is missing; last, for they end the worker -------------------------------------------------------
+
+
+def test_refused_film_says_why(page: Page, room: Room) -> None:
+    """A film that cannot be made leaves the preview, with the reason."""
+    page.route("**/film?*", lambda route: route.fulfill(status=422, json={"detail": "The pixels are damaged."}))
+    look(page, room, "15-shoulder", "preview")
+    expect(page.locator("#quality")).to_contain_text("No full film: The pixels are damaged.")
+    expect(page.locator("#said")).to_contain_text("The pixels are damaged.")
+
+
+def test_without_a_worker_the_preview_stays(page: Page, room: Room) -> None:
+    """No worker: the preview is there and says that the full film does not come; once one runs, it comes."""
+    room.worker.kill()
+    room.worker.wait(20)
+    room.forget_films()
+    look(page, room, "15-shoulder", "preview")
+    expect(page.locator("#quality")).to_contain_text("The full film does not come; perhaps no worker runs")
+    shot(page, "no-worker")
+    room.worker = room.plant.worker()
+    expect(page.locator("#quality")).to_have_text(re.compile("^full film"), timeout=60_000)

@@ -1,0 +1,182 @@
+"""A full film from the upload to the reader: real API, broker, store and decoder children."""
+
+import json
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import numpy as np
+import pytest
+import redis
+from sqlalchemy import select, update
+
+from samples.objects import pattern_image, to_bytes
+from shared.jobs import FILMS, QUEUES
+from shared.repository.access import Role, add_key
+from shared.storage import film_key, original_key
+from shared.tables import InstanceRow
+from shared.vision.pixels import open_pixels
+from tests import poisons
+from worker.decoding import FilmJob, Job
+from worker.films import refusal
+from worker.tasks import Engine
+
+STUDIES = Path(__file__).parents[2] / "samples" / "studies"
+HAND, LEG = STUDIES / "01-hand/1-pa.dcm", STUDIES / "24-leg/1-oblique.dcm"
+
+
+@pytest.fixture
+def engine(in_process: Any) -> Any:
+    """A worker's engine on the API's own servers."""
+    made = Engine(in_process.settings.model_copy(update={"decoders": 1}))
+    yield made
+    made.close()
+
+
+def upload(api: Any, content: bytes) -> tuple[str, InstanceRow]:
+    """A study of one file, and its row."""
+    study = api.post({"a.dcm": content}).json()["studies"][0]["id"]
+    with api.database.transaction() as session:
+        return study, session.scalars(select(InstanceRow).where(InstanceRow.study_id == UUID(study))).one()
+
+
+def ask(api: Any, study: str, role: str = "radiologist", **query: int) -> Any:
+    return api.http.get(f"/studies/{study}/film", params=query, headers=api.headers(role))
+
+
+def messages(api: Any) -> list[list[Any]]:
+    """The arguments of all messages in the queue of films, oldest first."""
+    client = redis.Redis.from_url(api.settings.broker_url.get_secret_value())
+    try:
+        found = [json.loads(message) for message in client.lrange(FILMS, 0, -1)]
+    finally:
+        client.close()
+    return [json.loads(one["headers"]["argsrepr"].replace("'", '"')) for one in reversed(found)]
+
+
+def test_film_is_made_when_it_is_asked_for(in_process: Any, engine: Any) -> None:
+    """202 and one message however often it is asked for, then the pixels of the file, bit for bit, for each frame."""
+    study, row = upload(in_process, LEG.read_bytes())
+    for _ in range(3):
+        answer = ask(in_process, study, frame=2)
+        assert (answer.status_code, answer.headers["retry-after"]) == (202, "1")
+    assert ask(in_process, study).status_code == 202
+    assert messages(in_process) == [[str(row.id), 2], [str(row.id), 1]]
+    assert engine.full_film(row.id, 2) == "made"
+    assert engine.full_film(row.id, 2) == "made already"
+    answer = ask(in_process, study, frame=2)
+    assert (answer.status_code, answer.headers["content-encoding"]) == (200, "gzip")
+    assert answer.headers["cache-control"] == "private, no-cache"
+    again = in_process.headers("radiologist") | {"If-None-Match": answer.headers["etag"]}
+    assert in_process.http.get(f"/studies/{study}/film?frame=2", headers=again).status_code == 304
+    about = json.loads(answer.headers["osteon-film"])
+    pixels = np.frombuffer(answer.content, "<u2").reshape(about["rows"], about["columns"])
+    frame = open_pixels(LEG.read_bytes()).frame(1)
+    np.testing.assert_array_equal(about["slope"] * pixels + about["intercept"], frame)
+    assert ask(in_process, study).status_code == 202  # the other frame is another film
+
+
+def test_films_do_not_confuse_the_queues(in_process: Any) -> None:
+    """Messages for films are in no queue of studies: neither the reconciler's look nor the counts see them."""
+    doorbell = in_process.http.app.state.parts.doorbell
+    study, _ = upload(in_process, HAND.read_bytes())
+    before = doorbell.heads(), doorbell.waiting()
+    assert ask(in_process, study).status_code == 202
+    assert (doorbell.heads(), doorbell.waiting()) == before
+    assert set(before[1]) == set(QUEUES)
+
+
+def test_nobody_else_gets_it(in_process: Any) -> None:
+    """Another site's key gets 404 and has nothing made; so do images and frames that are not there."""
+    with in_process.database.transaction() as session:
+        add_key(session, "elsewhere", "other", Role.RADIOLOGIST, "osk_elsewhere")
+    study, _ = upload(in_process, HAND.read_bytes())
+    other = {"Authorization": "Bearer osk_elsewhere"}
+    assert in_process.http.get(f"/studies/{study}/film", headers=other).status_code == 404
+    assert ask(in_process, study, role="submitter").status_code == 403
+    for query, status in (({"image": 2}, 404), ({"frame": 2}, 404), ({"image": 0}, 422)):
+        assert ask(in_process, study, **query).status_code == status
+    assert messages(in_process) == []
+
+
+def test_refused_image_says_why(in_process: Any, engine: Any) -> None:
+    """An image that cannot be decoded is 422 with the reason, found by its analysis or by the film itself."""
+    ds = pattern_image(5, "cut")
+    ds.PhotometricInterpretation = "RGB"
+    study, row = upload(in_process, to_bytes(ds, "1.2.840.10008.1.2.1"))
+    if row.error_reason == "":
+        assert ask(in_process, study).status_code == 202
+        assert engine.full_film(row.id, 1) == "refused"
+    answer = ask(in_process, study)
+    assert answer.status_code == 422
+    assert "colour" in answer.json()["detail"]
+    with in_process.database.transaction() as session:
+        session.execute(update(InstanceRow).values(error_reason="truncated-pixels", error_text="It was cut short."))
+    assert ask(in_process, study).json()["detail"] == "It was cut short."
+
+
+def test_a_decoder_that_dies_is_told_and_tried_again_later(
+    in_process: Any, engine: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A film whose decoder is killed says so for a while; after that it is asked for, and made, like any other."""
+    study, row = upload(in_process, HAND.read_bytes())
+    assert ask(in_process, study).status_code == 202
+    monkeypatch.setattr("worker.decoding.make_film", poisons.abort)
+    assert engine.full_film(row.id, 1) == "refused"
+    answer = ask(in_process, study)
+    assert answer.status_code == 422
+    assert "ended its process" in answer.json()["detail"]
+    monkeypatch.undo()
+    with monkeypatch.context() as later:
+        later.setattr("worker.films.FAILURE_STANDS_S", -1)
+        stale = refusal("decoding-failed", "it died", heals=True)
+    store, key = in_process.http.app.state.parts.store, film_key(row.sha256, 1)
+    (Path(store.folder) / key).write_bytes(stale)
+    assert ask(in_process, study).status_code == 202
+    assert engine.full_film(row.id, 1) == "made"
+    assert ask(in_process, study).status_code == 200
+
+
+def test_a_missing_original_is_told(in_process: Any, engine: Any) -> None:
+    """When the stored bytes are gone, the page is told so instead of waiting for ever."""
+    study, row = upload(in_process, HAND.read_bytes())
+    store = in_process.http.app.state.parts.store
+    (Path(store.folder) / original_key(row.sha256)).unlink()
+    assert engine.full_film(row.id, 1) == "refused"
+    assert "not in the store" in ask(in_process, study).json()["detail"]
+    assert engine.full_film(UUID(int=1), 1) == "nothing to do"
+
+
+def test_a_broker_that_is_away_is_told(make_api: Any) -> None:
+    """Without a broker the answer is 503 with a cure, and the next question is not held back by the failed one."""
+    api = make_api(broker_url="redis://127.0.0.1:1/0")
+    study, _ = upload(api, HAND.read_bytes())
+    for _ in range(2):
+        answer = ask(api, study)
+        assert answer.status_code == 503
+        assert "OSTEON_BROKER_URL" in answer.json()["detail"]
+
+
+def test_films_can_be_turned_off(make_api: Any) -> None:
+    """With OSTEON_FULL_FILMS=false there are previews only, and it is said."""
+    api = make_api(full_films=False)
+    study, _ = upload(api, HAND.read_bytes())
+    answer = ask(api, study)
+    assert answer.status_code == 404
+    assert "previews only" in answer.json()["detail"]
+
+
+def test_films_go_before_studies(in_process: Any, engine: Any) -> None:
+    """While a decoder is busy with studies, a film that a person waits for is next."""
+    study, row = upload(in_process, HAND.read_bytes())
+    order: list[str] = []
+    first = engine.decoders.submit(Job(row.sha256, 448), 0)
+    later = [engine.decoders.submit(Job(row.sha256, 448), 0) for _ in range(3)]
+    for one in later:
+        one.add_done_callback(lambda _: order.append("study"))
+    film = engine.decoders.film(FilmJob(row.sha256, 1))
+    film.add_done_callback(lambda _: order.append("film"))
+    for one in (first, *later, film):
+        one.result()
+    assert order == ["film", "study", "study", "study"]
+    assert ask(in_process, study).status_code == 200
