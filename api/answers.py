@@ -149,32 +149,35 @@ def answer(
         return answers_view(session, parts, key, study_id)
 
 
-def answers_view(session: Session, parts: Parts, key: Key, study_id: UUID) -> AnswersView:
-    """What GET /studies/{id}/answers answers; the report shows the same. Raises NotFound."""
+def answers_view(session: Session, parts: Parts, key: Key, study_id: UUID, *, words: bool = True) -> AnswersView:
+    """What GET /studies/{id}/answers answers; the report shows the same. Raises NotFound.
+
+    words: whether to open the free texts, which leaves an audit row; without, all are empty.
+    """
     row = reading.study(session, key.site_id, study_id)
     views = reading.instances(session, study_id)
     numbers = {view.row.id: number for number, view in enumerate(views, start=1)}
     told = answers.history(session, study_id)
-    if any(one.entry.words for one in told):
+    if words and any(one.entry.words for one in told):
         answers.words_were_read(session, key, study_id)
     bundle = active_bundle(session)
     following = answers.next_unread(session, key.site_id, study_id)
     return AnswersView(
-        entries=[_view(parts, key, one, numbers) for one in told],
+        entries=[_view(parts, key, one, numbers, words=words) for one in told],
         read_at=row.read_at,
         regions=list(bundle.manifest.get("regions", [])) if bundle else [],
         next_study=f"/view/{following}" if following else None,
     )
 
 
-def _view(parts: Parts, key: Key, one: answers.Answered, numbers: dict[UUID, int]) -> AnswerView:
+def _view(parts: Parts, key: Key, one: answers.Answered, numbers: dict[UUID, int], *, words: bool) -> AnswerView:
     entry = one.entry
     shown = {name: getattr(entry, name) for name in AnswerView.model_fields if hasattr(entry, name)}
     return AnswerView.model_validate(
         shown | {
             "reader": one.reader, "mine": entry.key_id == key.id, "superseded_by": one.superseded_by, "hash": one.hash,
             "image": numbers.get(entry.instance_id) if entry.instance_id else None,
-            "text": _words(parts, entry),
+            "text": _words(parts, entry) if words else "",
             "marks": [mark | {"image": numbers[UUID(mark["instance"])]} for mark in entry.marks],
         }
     )  # fmt: skip

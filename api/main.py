@@ -15,7 +15,7 @@ from starlette.middleware.sessions import SessionMiddleware
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from api import answers, backlog, pages, studies, uploads, worklist
+from api import agreement, answers, backlog, pages, studies, uploads, worklist
 from api.dependencies import Parts, PartsDep
 from api.ingest import RequestTooLarge, WrongContentType
 from api.responses import Health, Problem
@@ -87,7 +87,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         https_only=settings.secure_cookies,
     )
     app.add_middleware(Headers)
-    for router in (uploads.router, studies.router, answers.router, worklist.router, backlog.router, pages.router):
+    readings = (studies.router, answers.router, agreement.router, worklist.router, backlog.router)
+    for router in (uploads.router, *readings, pages.papers, pages.router):
         app.include_router(router)
     app.mount("/static", pages.STATIC)
     app.add_exception_handler(OsteonError, _known)

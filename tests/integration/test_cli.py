@@ -175,7 +175,8 @@ HELP = {
     "up": "Start the whole system", "down": "Stop the stack", "status": "which parts run", "submit": "Upload studies",
     "worklist": "most urgent first", "demo": "sample studies", "predict": "without any server", "activate": "active one",
     "train": "Train a network", "compare": "side by side", "card": "model card",
-    "evaluate": "held-out films", "export": "write it as a bundle", "release": "quarantined studies", "revoke": "invalid at once",
+    "evaluate": "held-out films", "export": "write it as a bundle", "release": "quarantined studies",
+    "ledger": "verify the ledger", "revoke": "invalid at once",
 }  # fmt: skip
 
 
