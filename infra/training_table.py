@@ -33,7 +33,8 @@ Films that readers answered, exported from Osteon. Research use only.
 
 films.csv is read by `osteon train --data` of this folder. Labels are the readers', who saw the model's words before
 they answered. Pictures are 16-bit PNG without any DICOM header, but text that a device burned into a film is still in
-it: look before you pass them on. Patients are pseudonyms: who has this installation's OSTEON_IDENTITY_KEY can link them.
+it: look before you pass them on. Patients are pseudonyms; who has this installation's OSTEON_IDENTITY_KEY can link
+them to their films.
 """
 
 
