@@ -7,7 +7,7 @@ from dataclasses import dataclass
 BASELINE = 50  # the first answers, which tell how often readers disagree
 LEAST = 20  # answers after them before a chart says anything
 ODDS = 2.0  # the shift that the chart is tuned to: twice the odds of disagreement
-ANSWERS_PER_FALSE_ALARM = 2000  # at least so many on average, while nothing shifts
+ANSWERS_PER_FALSE_ALARM = 1000  # at least so many on average, while nothing shifts
 LIMIT = math.log(ANSWERS_PER_FALSE_ALARM)
 LEAST_RATE, MOST_RATE = 0.02, 0.9  # a first rate of nothing or all would make one answer an alarm
 

@@ -4,7 +4,7 @@ from fastapi import APIRouter, Response
 
 from api.agreement import RateView, agreement_of
 from api.dependencies import PartsDep, Radiologist
-from api.drift import BASELINE, LEAST
+from api.drift import ANSWERS_PER_FALSE_ALARM, BASELINE, LEAST
 from api.pages.render import render
 
 router = APIRouter(include_in_schema=False)
@@ -30,6 +30,7 @@ def agreement(parts: PartsDep, key: Radiologist, days: int = 365) -> Response:
         "lines": {f"{one.bundle} {one.region}": _line(one.values, one.limit) for one in found.drift if one.enough},
         "needed": BASELINE + LEAST,
         "baseline": BASELINE,
+        "run": ANSWERS_PER_FALSE_ALARM,
     }
     return render("agreement.html", 200, **context)
 

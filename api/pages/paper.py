@@ -31,7 +31,7 @@ EAST_ASIAN = (("HeiseiKakuGo-W5", "shift_jis"), ("STSong-Light", "gb2312"), ("HY
               ("MSung-Light", "big5"))  # fmt: skip
 MISSING = "\N{WHITE SQUARE}"
 MARGIN, BAND = 15 * mm, 8 * mm
-WIDTH = A4[0] - 2 * MARGIN
+WIDTH = A4[0] - 2 * MARGIN - 12  # a frame of ReportLab's keeps 6 points free on each side
 HEIGHTS = (88 * mm, 70 * mm, 54 * mm, 42 * mm, 32 * mm)  # of a picture: the greatest with which all stands on one page
 MOST_ON_A_PAGE = 4
 GRAY = HexColor("#444444")
@@ -146,16 +146,18 @@ def _frame(canvas: Any, report: Report, pages: int) -> None:  # noqa: ANN401 - r
     _fonts()
     wide, high = A4
     canvas.setFillColor(HexColor("#ffe2b3"))
-    canvas.rect(MARGIN, high - MARGIN - BAND + 3 * mm, WIDTH, BAND - 1 * mm, stroke=0, fill=1)
+    canvas.rect(MARGIN + 6, high - MARGIN - BAND + 3 * mm, WIDTH, BAND - 1 * mm, stroke=0, fill=1)
     canvas.setFillColor(black)
     canvas.setFont(BOLD, 9.5)
     canvas.drawCentredString(wide / 2, high - MARGIN - BAND + 5.2 * mm, RESEARCH_USE.upper())
     canvas.setFont(PLAIN, 6.5)
     canvas.setFillColor(GRAY)
     made = f"{report.generated_at.astimezone(UTC):%Y-%m-%d %H:%M} UTC"
-    canvas.drawString(MARGIN, MARGIN - 1 * mm, f"Generated {made} by {report.generated_by}. Study {report.study.id}")
-    canvas.drawString(MARGIN, MARGIN - 4.5 * mm, f"Study Instance UID {report.study.study_instance_uid}")
-    canvas.drawRightString(wide - MARGIN, MARGIN - 1 * mm, f"page {canvas.getPageNumber()} of {pages}")
+    canvas.drawString(
+        MARGIN + 6, MARGIN - 1 * mm, f"Generated {made} by {report.generated_by}. Study {report.study.id}"
+    )
+    canvas.drawString(MARGIN + 6, MARGIN - 4.5 * mm, f"Study Instance UID {report.study.study_instance_uid}")
+    canvas.drawRightString(wide - MARGIN - 6, MARGIN - 1 * mm, f"page {canvas.getPageNumber()} of {pages}")
 
 
 def _style(size: float, **more: Any) -> ParagraphStyle:  # noqa: ANN401 - reportlab carries no types
@@ -165,18 +167,21 @@ def _style(size: float, **more: Any) -> ParagraphStyle:  # noqa: ANN401 - report
 
 TITLE, HEAD = _style(15, fontName=BOLD), _style(9.5, fontName=BOLD, spaceBefore=5, spaceAfter=1)
 TEXT, SMALL = _style(8.5), _style(7.5, textColor=GRAY)
-STRONG = _style(11, fontName=BOLD, spaceBefore=3, spaceAfter=2)
+STRONG = _style(11, fontName=BOLD, spaceBefore=6, spaceAfter=3)
 
 
 def _story(report: Report, pictures: Mapping[int, bytes], height: float) -> list[Any]:
     missing: list[str] = []
+    borrowed = False
 
     def words(text: str, style: ParagraphStyle = TEXT) -> Paragraph:
+        nonlocal borrowed
         markup, gone = drawable(text)
         missing.extend(gone)
+        borrowed = borrowed or any(f'name="{name}"' in markup for name, _ in EAST_ASIAN)
         return Paragraph(markup.replace("\n", "<br/>"), style)
 
-    story = [words("Osteon report", TITLE), _identity(report, words), words(report.headline, STRONG)]
+    story = [words("Osteon report", TITLE), Spacer(1, 3), _identity(report, words), words(report.headline, STRONG)]
     story += _films(report.films, pictures, height, words)
     story += [words("Heatmaps show where the model looks; they outline nothing. Blue boxes are readers' marks.", SMALL)]
     story += [words("What extent means", HEAD), words(EXTENT)]
@@ -184,10 +189,16 @@ def _story(report: Report, pictures: Mapping[int, bytes], height: float) -> list
         story += [words(f"Model bundle {name}, and its limits", HEAD), words(" ".join(facts))]
     story += [words("Readers' answers", HEAD)]
     story += [words(one) for one in report.answers] or [words("No reader has answered yet.")]
+    if borrowed:
+        note = (
+            "Chinese, Japanese and Korean letters are drawn by your viewer's own fonts. Where it has none, empty boxes "
+            "or gaps stand in their place; the report's page shows the letters."
+        )
+        story.insert(3, Paragraph(note, SMALL))
     if missing:
         told = ", ".join(f"U+{ord(character):04X}" for character in dict.fromkeys(missing))
         note = f"{MISSING} stands for characters that this PDF cannot draw ({told}). The report's page shows them all."
-        story.insert(2, Paragraph(escape(note), _style(8.5, fontName=BOLD)))
+        story.insert(3, Paragraph(escape(note), _style(8.5, fontName=BOLD)))
     return story
 
 
