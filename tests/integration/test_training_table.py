@@ -1,12 +1,17 @@
 """The ledger as a training table: what training reads back is what readers said."""
 
+import json
+from collections.abc import Callable
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from click.testing import Result
+from typer.testing import CliRunner
 
+from infra import cli
 from infra.training_table import Exported, export
 from shared.errors import OsteonError
 from shared.findings import Call
@@ -100,3 +105,48 @@ def test_since_takes_whole_films(in_process: Any, tmp_path: Path) -> None:
     at = datetime.fromisoformat(answered)
     assert exported(in_process, tmp_path / "a", since=at).films == 1
     assert exported(in_process, tmp_path / "b", since=at + timedelta(seconds=1)).films == 0
+
+
+# -- the command ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def osteon(in_process: Any, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Result]:
+    """Calls the command with the test's own servers."""
+    settings = in_process.settings
+    for name in ("database_url", "store_url", "identity_key"):
+        monkeypatch.setenv(f"OSTEON_{name.upper()}", getattr(settings, name).get_secret_value())
+    monkeypatch.setenv("OSTEON_KEY", in_process.keys["admin"])
+    return lambda *words: CliRunner().invoke(cli.app, ["ledger", *map(str, words)])
+
+
+def test_verify_tells_a_whole_ledger_from_a_changed_one(in_process: Any, osteon: Callable[..., Result]) -> None:
+    """Exit code 0 and the head while all is as written; 1 and the entry's number once one was changed."""
+    made, _ = study(in_process, 1)
+    say(in_process, made, **ONE | {"text": WORDS})
+    done = osteon("verify", "--json")
+    told = json.loads(done.stdout)
+    assert (done.exit_code, told["entries"], told["problems"]) == (0, 1, [])
+    assert told["head"].startswith("1:")
+    assert osteon("verify", "--expect", told["head"]).exit_code == 0
+    assert osteon("verify", "--expect", "2:" + "0" * 64).exit_code == 1
+    assert osteon("verify", "--expect", "nonsense").exit_code == 2
+    with in_process.database.engine.begin() as connection:
+        connection.exec_driver_sql("ALTER TABLE answers DISABLE TRIGGER answers_stay")
+        connection.exec_driver_sql("UPDATE answers SET verdict = 'disagree'")
+    done = osteon("verify")
+    assert (done.exit_code, "entry 1 was changed" in done.stdout, "CHANGED" in done.stdout) == (1, True, True)
+    assert WORDS not in done.stdout
+
+
+def test_export_by_command(in_process: Any, osteon: Callable[..., Result], tmp_path: Path) -> None:
+    """The folder is written and named; a radiologist's key may not, and a second export into it is refused."""
+    made, _ = study(in_process, 1)
+    say(in_process, made, **ONE)
+    done = osteon("export", "--out", tmp_path / "out", "--json")
+    assert (done.exit_code, json.loads(done.stdout)["films"]) == (0, 1), done.output
+    assert len(films(tmp_path / "out")) == 1
+    assert osteon("export", "--out", tmp_path / "out").exit_code == 1
+    refused = osteon("export", "--out", tmp_path / "other", "--key", in_process.keys["radiologist"])
+    assert (refused.exit_code, "admin's key" in refused.stderr) == (1, True)
+    assert osteon("export", "--out", tmp_path / "late", "--since", "2999-01-01", "--json").exit_code == 0
