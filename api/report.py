@@ -201,6 +201,5 @@ def _figure(values: Sequence[float]) -> str:
 
 
 def _percent(share: float) -> str:
-    if 0.99 < share < 1:
-        return "> 99 %"
-    return "< 1 %" if 0 < share < 0.01 else f"{share * 100:.0f} %"
+    number = ">99" if 0.99 < share < 1 else "<1" if 0 < share < 0.01 else f"{share * 100:.0f}"
+    return f"{number}\N{NO-BREAK SPACE}%"
