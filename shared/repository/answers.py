@@ -239,8 +239,10 @@ def _standing(query: Query) -> Query:
 def _replaced(session: Session, reader: Key, said: Said) -> UUID | None:
     """The standing entry whose place this one takes. A supplement stands beside others, unless it says otherwise."""
     standing = _standing(select(AnswerRow.id)).where(AnswerRow.study_id == said.study_id)
+    of_study = AnswerRow.verdict.in_(OF_STUDY)
     if said.supersedes is not None:
-        if session.scalar(standing.where(AnswerRow.id == said.supersedes)) is None:
+        own = of_study if said.verdict in OF_STUDY else and_(~of_study, AnswerRow.key_id == reader.id)
+        if session.scalar(standing.where(AnswerRow.id == said.supersedes, own)) is None:
             raise NotFound(
                 "the entry to be corrected is not of this study, or was corrected already; load the page again"
             )
@@ -249,7 +251,7 @@ def _replaced(session: Session, reader: Key, said: Said) -> UUID | None:
         return None
     same: ColumnElement[bool]
     if said.verdict in OF_STUDY:
-        same = AnswerRow.verdict.in_(OF_STUDY)
+        same = of_study
     else:
         same = and_(
             AnswerRow.verdict.in_((Verdict.AGREE, Verdict.DISAGREE)),

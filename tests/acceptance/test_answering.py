@@ -165,6 +165,14 @@ def test_disagree_with_words_choice_and_mark(reader: Page, in_process: Any, stud
     assert (entry.verdict, entry.fracture, entry.region, entry.marks[0]["width"]) == ("disagree", "no", "leg", 0.5)
     assert [one["x"] for one in reader.evaluate("window.shown")] == [0.25]
     shoot(reader, "panel-history", tmp_path)
+    reader.get_by_role("button", name=re.compile("^Correct: disagrees on image 1")).click()
+    expect(reader.get_by_label("In words")).to_have_value("hidas 0+- " + SCRIPT)
+    expect(reader.locator("#marks")).to_have_text("1 mark")
+    reader.get_by_label("In words").fill("an old break")
+    reader.get_by_role("button", name="Store", exact=True).click()
+    expect(reader.locator("#entries .past .said")).to_have_text("hidas 0+- " + SCRIPT)
+    expect(reader.locator("#entries li:not(.past) .said")).to_have_text("an old break")
+    assert [one.supersedes for one in ledger(in_process)] == [None, entry.id]
 
 
 def test_typing_is_not_taken_for_the_pages_keys(reader: Page, study: str) -> None:

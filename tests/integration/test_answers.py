@@ -130,6 +130,10 @@ def test_a_new_verdict_takes_the_old_ones_place(in_process: Any, study: str) -> 
     assert told[3]["supersedes"] == told[0]["id"]
     again = say(in_process, study, **ONE | {"verdict": "supplement", "text": "x", "supersedes": told[0]["id"]})
     assert (again.status_code, "corrected already" in again.json()["detail"]) == (404, True)
+    others = ONE | {"verdict": "disagree", "supersedes": told[1]["id"]}
+    assert say(in_process, study, **others).status_code == 404  # what somebody else said is theirs to correct
+    mine = say(in_process, study, **ONE | {"verdict": "supplement", "text": "not also", "supersedes": told[2]["id"]})
+    assert mine.json()["entries"][2]["superseded_by"] == mine.json()["entries"][4]["id"]
 
 
 def test_only_the_finding_on_the_screen_is_answered(in_process: Any, study: str) -> None:
@@ -249,3 +253,19 @@ def test_a_cut_off_end_shows_against_what_was_noted(in_process: Any, study: str)
     assert checked(in_process, (3, before.head)).problems == ["entry 3 is missing"]
     say(in_process, study, **ONE)
     assert checked(in_process, (3, before.head)).problems == ["entry 3 is another one than was noted"]
+
+
+def test_drift_is_logged_once(in_process: Any, study: str, caplog: pytest.LogCaptureFixture) -> None:
+    """An alarm is one warning with bundle, region and time, however often the page is looked at; nobody is named."""
+    for number in range(90):
+        verdict = {"verdict": "agree"} if number < 52 else {"verdict": "disagree", "fracture": "no"}
+        with in_process.database.transaction() as session:
+            add_key(session, "default", f"reader {number}", Role.RADIOLOGIST, f"osk_reader_{number}")
+        in_process.keys["other"] = f"osk_reader_{number}"
+        assert say(in_process, study, role="other", **ONE | verdict).status_code == 201
+    for _ in range(2):
+        answer = in_process.http.get("/agreement", headers=in_process.headers("radiologist"))
+        assert [one["alarm"] for one in answer.json()["drift"]] == [True]
+        assert "reader 1" not in answer.text
+    told = [record for record in caplog.records if "readers agree" in record.getMessage()]
+    assert [(one.levelname, one.bundle, one.region) for one in told] == [("WARNING", "first", "hand")]

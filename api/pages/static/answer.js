@@ -81,6 +81,19 @@
       what.textContent = `${entry.reader} ${sentence(entry)}`;
       item.append(when, " ", what);
       if (entry.superseded_by) item.append(" (superseded)");
+      if (entry.mine && !entry.superseded_by && (entry.verdict === "disagree" || entry.verdict === "supplement")) {
+        const correct = document.createElement("button");
+        correct.className = "button small ghost";
+        correct.type = "button";
+        correct.textContent = "Correct";
+        correct.setAttribute("aria-label", `Correct: ${sentence(entry)}`);
+        correct.addEventListener("click", () => {
+          const { verdict, image, frame, bundle, marks } = entry;
+          open({ verdict, image, frame, bundle, marks, supersedes: entry.id, request: crypto.randomUUID() }, entry);
+          form.elements.text.focus();
+        });
+        item.append(" ", correct);
+      }
       if (entry.text) {
         const said = document.createElement("p");
         said.className = "said";
@@ -157,7 +170,8 @@
     writing = about;
     for (const name of FIELDS) form.elements[name].value = fields[name] ?? "";
     const frame = about.frame > 1 ? `, frame ${about.frame}` : "";
-    part("reply-what").textContent = `${about.verdict === "disagree" ? "Disagree with" : "Supplement to"} image ${about.image}${frame}`;
+    const what = about.verdict === "disagree" ? "Disagree with" : "Supplement to";
+    part("reply-what").textContent = `${what} image ${about.image}${frame}${about.supersedes ? ", corrected" : ""}`;
     part("older").hidden = true;
     form.hidden = false;
     tellMarks();
@@ -189,7 +203,7 @@
       return;
     }
     const request = crypto.randomUUID();
-    if (!writing || writing.verdict !== verdict || !isAbout(writing, row)) {
+    if (!writing || writing.verdict !== verdict || writing.supersedes || !isAbout(writing, row)) {
       // what disagreeing most often means; the reader may say otherwise
       const opposite = { likely: "no", possible: "no", none: "yes" }[row.dataset.call];
       const typed = writing ? form.elements.text.value : "";
@@ -203,7 +217,7 @@
     const { request, ...said } = writing;
     for (const name of FIELDS) if (form.elements[name].value) said[name] = form.elements[name].value;
     if (older) said.older_bundle = true;
-    if (said.verdict === "supplement" && Object.keys(said).length === 5 && !said.marks.length) {
+    if (said.verdict === "supplement" && !said.marks.length && !FIELDS.some((name) => said[name])) {
       return wrong("A supplement says something: write a word, choose what is missing, or mark where.");
     }
     const row = current;
