@@ -52,7 +52,7 @@ def append(session: Session, reader: Key, request_id: str, said: Said) -> Entry:
 
     A verdict on a finding takes the place of the reader's earlier one. "done" marks the study read, "reopened" takes
     that back.
-    Raises NotFound when `supersedes` names no entry of this study that still stands.
+    Raises NotFound when `supersedes` names no entry that still stands and that the reader may correct: their own.
     """
     # one writer a site at a time: each entry holds the hash of the one before
     session.execute(select(SiteRow.id).where(SiteRow.id == reader.site_id).with_for_update(key_share=True))
@@ -244,7 +244,7 @@ def _replaced(session: Session, reader: Key, said: Said) -> UUID | None:
         own = of_study if said.verdict in OF_STUDY else and_(~of_study, AnswerRow.key_id == reader.id)
         if session.scalar(standing.where(AnswerRow.id == said.supersedes, own)) is None:
             raise NotFound(
-                "the entry to be corrected is not of this study, or was corrected already; load the page again"
+                "no answer of yours to this study has that id, or it was corrected already; load the page again"
             )
         return said.supersedes
     if said.verdict is Verdict.SUPPLEMENT:
