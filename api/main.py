@@ -15,7 +15,7 @@ from starlette.middleware.sessions import SessionMiddleware
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from api import alerts, backlog, bundles, films, pages, studies, uploads, worklist
+from api import agreement, alerts, answers, backlog, bundles, films, pages, studies, uploads, worklist
 from api.dependencies import Parts, PartsDep
 from api.ingest import RequestTooLarge, WrongContentType
 from api.responses import Health, Problem
@@ -88,8 +88,9 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         https_only=settings.secure_cookies,
     )
     app.add_middleware(Headers)
-    for room in (uploads, studies, films, worklist, alerts, backlog, bundles, pages):
-        app.include_router(room.router)
+    rooms = (uploads, studies, films, answers, agreement, worklist, alerts, backlog, bundles)
+    for router in (*(room.router for room in rooms), pages.papers, pages.router):
+        app.include_router(router)
     app.mount("/static", pages.STATIC)
     app.add_exception_handler(OsteonError, _known)
     app.add_exception_handler(HTTPException, _http)

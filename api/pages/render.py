@@ -15,7 +15,11 @@ from shared.findings import RESEARCH_USE, Call, Severity
 from shared.repository.access import Key, Role
 
 HERE = Path(__file__).parent
-ROOMS = [("/", "Worklist", Role.RADIOLOGIST), ("/second-looks", "Second looks", Role.RADIOLOGIST)]
+ROOMS = [
+    ("/", "Worklist", Role.RADIOLOGIST),
+    ("/second-looks", "Second looks", Role.RADIOLOGIST),
+    ("/agreement.html", "Agreement", Role.RADIOLOGIST),
+]
 GRAVEST_FIRST = [Call.LIKELY, Call.POSSIBLE, Call.ABSTAINED, Call.NONE]
 
 

@@ -2,7 +2,7 @@
 
 import typer
 
-from infra.cli import backtest, bundles, models, operating, reading, sending, stack
+from infra.cli import backtest, bundles, ledger, models, operating, reading, sending, stack
 from shared.findings import RESEARCH_USE
 
 app = typer.Typer(
@@ -11,7 +11,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help=f"Osteon reads bone radiographs in batches. {RESEARCH_USE}",
 )
-for room in (stack, sending, reading, operating, bundles, models, backtest):
+for room in (stack, sending, reading, ledger, operating, bundles, models, backtest):
     app.add_typer(room.app)
 
 

@@ -1,6 +1,7 @@
 """The tables, by noun; migrations/ must lead to exactly these (tests/integration/test_migrations.py holds it so)."""
 
 from shared.tables.access import IdentityReadRow, IdentityRow, KeyRow, SiteRow
+from shared.tables.answers import AnswerRow
 from shared.tables.base import Base
 from shared.tables.findings import BundleRow, FindingRow
 from shared.tables.nights import AlertRow, BacklogRunRow, SecondLookRow
@@ -8,6 +9,7 @@ from shared.tables.studies import InstanceRow, StudyRow, UploadRow
 
 __all__ = [
     "AlertRow",
+    "AnswerRow",
     "BacklogRunRow",
     "Base",
     "BundleRow",

@@ -180,6 +180,7 @@ HELP = {
     "backtest": "Replay arrivals", "arrivals": "no identities",
     "bundles": "stored bundles", "shadow": "unseen by radiologists", "compare-bundles": "two bundles side by side",
     "backlog": "with a forecast",
+    "ledger": "verify the ledger",
 }  # fmt: skip
 
 

@@ -1,0 +1,172 @@
+"""GET /agreement: how often readers agree with the model, where, and whether that drifts."""
+
+import logging
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from datetime import UTC, date, datetime, timedelta
+from typing import Annotated
+from uuid import UUID
+
+from fastapi import APIRouter, Query
+from pydantic import BaseModel, Field
+
+from api.dependencies import Parts, PartsDep, Radiologist
+from api.drift import LIMIT, Rate, chart, wilson
+from shared.findings import RESEARCH_USE, Call
+from shared.repository.access import Key
+from shared.repository.answers import Judged, judged
+
+router = APIRouter(tags=["answer"])
+log = logging.getLogger("osteon.agreement")
+FEW = 20  # below, a rate says so
+POSITIVE = (Call.LIKELY, Call.POSSIBLE)
+_told: set[tuple[UUID, str, str, int]] = set()  # alarms that this process has logged
+
+
+class RateView(BaseModel):
+    """A share of answers with its 95 % interval (Wilson)."""
+
+    name: str
+    hits: int
+    of: int
+    share: float | None
+    low: float
+    high: float
+    few: bool = Field(description=f"fewer than {FEW} answers: hardly more than an anecdote")
+
+
+class DriftView(BaseModel):
+    """One bundle in one region: a CUSUM chart of disagreement."""
+
+    bundle: str
+    region: str
+    answers: int
+    enough: bool = Field(description="whether there are answers enough to tell")
+    expected: float | None = Field(description="disagreement that counts as unchanged, from the first answers")
+    values: list[float] = Field(description="the chart, answer by answer after the first ones")
+    limit: float
+    alarm: bool
+    alarm_since: datetime | None
+
+
+class Agreement(BaseModel):
+    """Rates of agreement; readers are not named."""
+
+    answers: int
+    since: datetime | None
+    overall: RateView
+    model: list[RateView] = Field(description="agreement by what the model said")
+    reference: list[RateView] = Field(description="the model's calls against what readers say they see")
+    weeks: list[RateView] = Field(description="named by their Monday")
+    regions: list[RateView]
+    bundles: list[RateView]
+    scanners: list[RateView]
+    drift: list[DriftView]
+    notice: str = RESEARCH_USE
+
+
+@router.get("/agreement")
+def agreement(
+    parts: PartsDep, key: Radiologist, days: Annotated[int, Query(ge=1, le=36_500, description="look back")] = 365
+) -> Agreement:
+    """Rates of agreement of this site's readers with the model, and an alarm where they fall."""
+    return agreement_of(parts, key, days)
+
+
+def agreement_of(parts: Parts, key: Key, days: int) -> Agreement:
+    """What GET /agreement answers; the page shows the same. An alarm is logged once by each process."""
+    since = datetime.now(UTC) - timedelta(days=days)
+    with parts.database.transaction() as session:
+        rows = judged(session, key.site_id)
+    found = summary([row for row in rows if row.answered_at >= since], since, drift(rows))
+    for one in found.drift:
+        alarm = (key.site_id, one.bundle, one.region, int(one.alarm_since.timestamp()) if one.alarm_since else 0)
+        if one.alarm and alarm not in _told:
+            _told.add(alarm)
+            what = {"bundle": one.bundle, "region": one.region, "since": str(one.alarm_since)}
+            log.warning("readers agree with the model less than they used to", extra=what)
+    return found
+
+
+def summary(rows: Sequence[Judged], since: datetime | None, charts: list[DriftView]) -> Agreement:
+    """Rates of these answers, whose order does not matter; charts: of `drift`, for which it does."""
+    return Agreement(
+        answers=len(rows),
+        since=since,
+        overall=_rate("all", wilson(sum(row.agrees for row in rows), len(rows))),
+        model=_by(rows, lambda row: SAID[Call(row.call)], [*dict.fromkeys(SAID.values())]),
+        reference=_reference(rows),
+        weeks=_by(rows, lambda row: str(_monday(row.answered_at)), _weeks(rows)),
+        regions=_by(rows, lambda row: row.region),
+        bundles=_by(rows, lambda row: row.bundle),
+        scanners=_by(rows, lambda row: row.scanner or "not known"),
+        drift=charts,
+    )
+
+
+SAID = {
+    Call.LIKELY: "model says fracture",
+    Call.POSSIBLE: "model says fracture",
+    Call.NONE: "model says none",
+    Call.ABSTAINED: "model abstains",
+}
+
+
+def drift(rows: Iterable[Judged]) -> list[DriftView]:
+    """A chart for each bundle and region, in order of answering, which is that of the entries' numbers."""
+    groups: dict[tuple[str, str], list[Judged]] = {}
+    for row in sorted(rows, key=lambda row: row.number):
+        groups.setdefault((row.bundle, row.region), []).append(row)
+    views = []
+    for (bundle, region), group in sorted(groups.items()):
+        made = chart([row.agrees for row in group])
+        alarm = made.enough and made.alarm_at is not None
+        views.append(
+            DriftView(
+                bundle=bundle, region=region, answers=made.answers, enough=made.enough, expected=made.expected,
+                values=list(made.values), limit=LIMIT, alarm=alarm,
+                alarm_since=group[made.alarm_at - 1].answered_at if alarm and made.alarm_at else None,
+            )
+        )  # fmt: skip
+    return views
+
+
+def _by(rows: Sequence[Judged], name: Callable[[Judged], str], names: Sequence[str] | None = None) -> list[RateView]:
+    of = Counter(name(row) for row in rows)
+    hits = Counter(name(row) for row in rows if row.agrees)
+    return [_rate(one, wilson(hits[one], of[one])) for one in (names if names is not None else sorted(of))]
+
+
+def _reference(rows: Sequence[Judged]) -> list[RateView]:
+    """Sensitivity and specificity, where the reader's own view of the film is known and the model did not abstain."""
+    seen: Counter[tuple[bool, bool]] = Counter()
+    for row in rows:
+        said = row.call in POSITIVE
+        if row.call == Call.ABSTAINED or not (row.agrees or row.fracture in ("yes", "no")):
+            continue
+        seen[said, said if row.agrees else row.fracture == "yes"] += 1
+    hit, miss, false_alarm, clear = seen[True, True], seen[False, True], seen[True, False], seen[False, False]
+    return [
+        _rate("of fractures that readers see, the model calls", wilson(hit, hit + miss)),
+        _rate("of films that readers call clear, the model does too", wilson(clear, clear + false_alarm)),
+    ]
+
+
+def _rate(name: str, rate: Rate) -> RateView:
+    return RateView(
+        name=name, hits=rate.hits, of=rate.of, share=rate.share, low=rate.low, high=rate.high, few=rate.of < FEW
+    )
+
+
+def _monday(at: datetime) -> date:
+    day = at.astimezone(UTC).date()
+    return day - timedelta(days=day.weekday())
+
+
+def _weeks(rows: Sequence[Judged]) -> list[str]:
+    """Every week from the first answer to the last, those without answers too."""
+    if not rows:
+        return []
+    mondays = [_monday(row.answered_at) for row in rows]
+    span = (max(mondays) - min(mondays)).days // 7
+    return [str(min(mondays) + timedelta(weeks=week)) for week in range(span + 1)]

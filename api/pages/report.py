@@ -1,0 +1,47 @@
+"""A study's report: as a page, and as a PDF."""
+
+from typing import Annotated
+from uuid import UUID
+
+from fastapi import APIRouter, Query, Response
+
+from api.dependencies import PartsDep, Radiologist
+from api.pages.paper import pdf
+from api.pages.render import render
+from api.report import EXTENT, overlay_jpeg, report_of
+from api.studies import PICTURE, FrameNumber, ImageNumber
+from shared.errors import ObjectMissing
+
+router = APIRouter(tags=["read"])
+
+
+@router.get("/studies/{study_id}/report.html", response_class=Response)
+def page(study_id: UUID, parts: PartsDep, key: Radiologist) -> Response:
+    """The study as a page that prints well: identity, pictures, findings, limits, answers. Read under audit."""
+    report = report_of(parts, key, study_id)
+    return render("report.html", 200, key=key, report=report, extent=EXTENT)
+
+
+@router.get("/studies/{study_id}/report.pdf", response_class=Response)
+def paper(study_id: UUID, parts: PartsDep, key: Radiologist) -> Response:
+    """The same as a PDF, A4. Read under audit."""
+    report = report_of(parts, key, study_id)
+    pictures: dict[int, bytes] = {}
+    for film in report.films:
+        if film.frame is not None:
+            try:
+                pictures[film.number] = overlay_jpeg(parts, key, study_id, film.number, film.frame)
+            except ObjectMissing:
+                continue  # the report says so
+    headers = {"Content-Disposition": f'inline; filename="osteon-{study_id}.pdf"'}
+    return Response(pdf(report, pictures), media_type="application/pdf", headers=headers)
+
+
+@router.get("/studies/{study_id}/overlay.jpg", response_class=Response)
+def overlay(
+    study_id: UUID, parts: PartsDep, key: Radiologist, image: ImageNumber = 1, frame: FrameNumber = 1,
+    version: Annotated[str, Query(max_length=64, description="changes with the answers, so that none is old")] = "",
+) -> Response:  # fmt: skip
+    """The film with its heatmap and readers' marks drawn in, as reports show it."""
+    del version  # for the browser's cache only
+    return Response(overlay_jpeg(parts, key, study_id, image, frame), media_type="image/jpeg", headers=PICTURE)

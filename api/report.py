@@ -1,0 +1,205 @@
+"""What a report of a study says, for the page and the paper alike, and its pictures."""
+
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+from PIL import Image, ImageDraw
+
+from api.answers import AnswerView, answers_view
+from api.dependencies import Parts
+from api.responses import FindingView, InstanceReport, StudyReport
+from api.studies import heatmap_png, study_report
+from shared.findings import Call, Heatmap, Severity
+from shared.repository import reading
+from shared.repository.access import Key
+from shared.repository.bundles import manifests
+from shared.repository.work import clock
+from shared.storage import preview_key
+from shared.study import Identity
+
+OPACITY = 0.45  # of the heatmap, as the study's page opens
+MARK = (80, 220, 255)  # readers' boxes; the heatmap has no blue
+GRAVEST_FIRST = (Call.LIKELY, Call.POSSIBLE, Call.ABSTAINED, Call.NONE)
+EXTENT = (
+    "Extent is by annotation, how many fractures were outlined in the training films and how large; it is not a "
+    "clinical grade."
+)
+SILENCE = "Silence is not normal."
+
+
+@dataclass(frozen=True)
+class Film:
+    """One image of a report: of many frames the gravest."""
+
+    number: int
+    size: str
+    frame: int | None  # None: nothing was found in it, nor could be
+    lines: list[str]  # the model's words
+    abstains: bool
+
+
+@dataclass(frozen=True)
+class Report:
+    """Everything that stands on a report, in words."""
+
+    study: StudyReport
+    identity: Identity
+    headline: str
+    films: list[Film]
+    bundles: dict[str, list[str]]  # name to what it learned from, and its limits
+    answers: list[str]
+    generated_at: datetime
+    generated_by: str
+
+
+def overlay_jpeg(parts: Parts, key: Key, study_id: UUID, image: int, frame: int) -> bytes:
+    """Preview, heatmap and marks in one JPEG. Raises NotFound, ObjectMissing, StoreUnavailable."""
+    with parts.database.transaction() as session:
+        row, found = reading.picture(session, key.site_id, study_id, image, frame)
+        marks = reading_marks(answers_view(session, parts, key, study_id, words=False).entries, image, frame)
+    return compose(parts.store.get(preview_key(row.sha256, frame)), found, (row.rows, row.columns), marks)
+
+
+def reading_marks(entries: Sequence[AnswerView], image: int, frame: int) -> list[tuple[float, float, float, float]]:
+    """x, y, width and height of the marks on a frame, of entries that still stand."""
+    return [
+        (mark.x, mark.y, mark.width, mark.height)
+        for entry in entries
+        if entry.superseded_by is None
+        for mark in entry.marks
+        if (mark.image, mark.frame) == (image, frame)
+    ]
+
+
+def compose(
+    preview: bytes, heatmap: Heatmap, shape: tuple[int, int], marks: Sequence[tuple[float, float, float, float]]
+) -> bytes:
+    """preview: a JPEG of any size; shape: (rows, columns) of the film; marks: in shares. Returns an RGB JPEG."""
+    film = Image.open(io.BytesIO(preview)).convert("RGB")
+    colours = Image.open(io.BytesIO(heatmap_png(heatmap, *shape))).resize(film.size, Image.Resampling.BILINEAR)
+    film.paste(colours, mask=colours.getchannel("A").point(lambda level: round(level * OPACITY)))
+    draw, (width, height) = ImageDraw.Draw(film), film.size
+    for x, y, wide, high in marks:
+        box = (x * width, y * height, (x + wide) * width, (y + high) * height)
+        draw.rectangle(box, outline=MARK, width=max(2, round(max(film.size) / 250)))
+    out = io.BytesIO()
+    film.save(out, "JPEG", quality=88)
+    return out.getvalue()
+
+
+def report_of(parts: Parts, key: Key, study_id: UUID) -> Report:
+    """Gather a report; reading the identity leaves an audit row. Raises NotFound."""
+    study = study_report(parts, key, study_id)
+    with parts.database.transaction() as session:
+        identity = parts.vault.identities(session, key, [study.id]).get(study.id, Identity())
+        told = manifests(session, {finding.bundle for image in study.instances for finding in image.findings})
+        said = answers_view(session, parts, key, study_id).entries
+        now = clock(session)
+    return Report(
+        study=study,
+        identity=identity,
+        headline=_headline(study),
+        films=[_film(image) for image in study.instances],
+        bundles={name: bundle_facts(manifest) for name, manifest in sorted(told.items())},
+        answers=[answer_words(entry) for entry in said if entry.superseded_by is None],
+        generated_at=now,
+        generated_by=key.name,
+    )
+
+
+def _headline(study: StudyReport) -> str:
+    if study.call is Call.ABSTAINED:
+        return f"The model abstains: {study.scope}. {SILENCE}"
+    if study.call is None:
+        return f"No finding: this study is {study.status}. {study.reason} {SILENCE}".replace("  ", " ")
+    chance = f"fracture probability {_percent(study.fracture_probability or 0)}"
+    if study.call is Call.NONE:
+        return f"No fracture found, {study.region}; {chance} at most."
+    extent = f", extent {study.severity}" if study.severity and study.severity is not Severity.NONE else ""
+    return f"{study.call.capitalize()} fracture, {study.region}{extent}; {chance}."
+
+
+def _film(image: InstanceReport) -> Film:
+    size = f"{image.modality}, {image.columns} x {image.rows} px"
+    if image.frames > 1:
+        size += f", {image.frames} frames"
+    if not image.findings:
+        why = image.error or "Not analysed yet."
+        return Film(image.number, size, None, [f"No finding. {why} {SILENCE}"], abstains=False)
+    gravest = min(image.findings, key=lambda f: (GRAVEST_FIRST.index(f.call), -f.fracture_probability))
+    lines = [finding_words(gravest)]
+    if image.frames > 1:
+        lines.append(f"Frame {gravest.frame} is shown, the gravest of {len(image.findings)} analysed.")
+    if image.error:
+        lines.append(image.error)
+    return Film(image.number, size, gravest.frame, lines, abstains=gravest.call is Call.ABSTAINED)
+
+
+def finding_words(finding: FindingView) -> str:
+    """A finding in a sentence or two."""
+    if finding.call is Call.ABSTAINED:
+        return f"The model abstains: {finding.scope}. {SILENCE}"
+    what = "No fracture found" if finding.call is Call.NONE else f"{finding.call.capitalize()} fracture"
+    extent = f", extent {finding.severity}" if finding.severity is not Severity.NONE else ""
+    points = ""
+    if finding.sensitive_threshold is not None and finding.specific_threshold is not None:
+        possible, likely = _percent(finding.sensitive_threshold), _percent(finding.specific_threshold)
+        points = f"; possible from {possible}, likely from {likely}"
+    return f"{what}, {finding.region}{extent}. Probability {_percent(finding.fracture_probability)}{points}."
+
+
+def answer_words(entry: AnswerView) -> str:
+    """An entry of the ledger in a sentence."""
+    verbs = {
+        "agree": "agrees", "disagree": "disagrees", "supplement": "adds", "done": "marked the study as read",
+        "reopened": "reopened the study",
+    }  # fmt: skip
+    where = ""
+    if entry.image:
+        where = f" on image {entry.image}" + (f", frame {entry.frame}" if (entry.frame or 1) > 1 else "")
+    seen = [
+        f"fracture: {entry.fracture}" if entry.fracture else "",
+        entry.region or "",
+        f"extent {entry.severity}" if entry.severity else "",
+        f"{len(entry.marks)} mark(s) drawn" if entry.marks else "",
+        f"“{entry.text}”" if entry.text else "",
+    ]
+    more = ", ".join(word for word in seen if word)
+    who = f"{entry.answered_at:%Y-%m-%d %H:%M} UTC, {entry.reader}"
+    return f"{who} {verbs[entry.verdict]}{where}{': ' + more if more else ''}"
+
+
+def bundle_facts(manifest: Mapping[str, Any]) -> list[str]:
+    """What a bundle learned from, what it was measured on, and its limits; manifests of old may lack some."""
+    data, metrics = manifest.get("data", {}), manifest.get("metrics", {})
+    points = metrics.get("operating_points", {})
+    facts = []
+    if data.get("sources"):
+        facts.append(f"Trained on {'; '.join(data['sources'])}.")
+    if manifest.get("regions"):
+        kinds = f"; modalities {', '.join(manifest['modalities'])}" if manifest.get("modalities") else ""
+        facts.append(f"Validated for {', '.join(manifest['regions'])}{kinds}. Elsewhere it abstains.")
+    for name, word in (("sensitive", "possible"), ("specific", "likely")):
+        one = points.get(name, {})
+        if one.get("sensitivity") and one.get("specificity"):
+            facts.append(
+                f"“{word}”: sensitivity {_figure(one['sensitivity'])}, specificity {_figure(one['specificity'])}."
+            )
+    if metrics.get("films"):
+        facts.append(f"Measured on {metrics['films']} held-out films, {metrics.get('fractured', '?')} fractured.")
+    facts.append(str(manifest.get("limits") or "This bundle says nothing of its limits."))
+    return facts
+
+
+def _figure(values: Sequence[float]) -> str:
+    estimate, low, high = values
+    return f"{estimate:.2f} ({low:.2f} to {high:.2f})"
+
+
+def _percent(share: float) -> str:
+    number = ">99" if 0.99 < share < 1 else "<1" if 0 < share < 0.01 else f"{share * 100:.0f}"
+    return f"{number}\N{NO-BREAK SPACE}%"

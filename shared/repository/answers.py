@@ -1,0 +1,267 @@
+"""The ledger: entries go in at the end, and are read; nothing else. Callers own the transaction."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields
+from datetime import datetime
+from typing import Any, TypeVar
+from uuid import UUID, uuid4
+
+from sqlalchemy import ColumnElement, Select, and_, insert, select, update
+from sqlalchemy.orm import Session, aliased
+
+from shared.answers import GENESIS, OF_STUDY, Entry, Mark, Verdict
+from shared.errors import NotFound
+from shared.repository.access import Key
+from shared.repository.work import clock
+from shared.study import StudyStatus
+from shared.tables import AnswerRow, FindingRow, IdentityReadRow, InstanceRow, KeyRow, SiteRow, StudyRow
+
+Query = TypeVar("Query", bound=Select[*tuple[Any, ...]])
+
+
+@dataclass(frozen=True)
+class Said:
+    """What a reader says, before it has a place in the ledger."""
+
+    study_id: UUID
+    verdict: Verdict
+    instance_id: UUID | None = None
+    frame: int | None = None
+    bundle: str | None = None
+    fracture: str | None = None
+    region: str | None = None
+    severity: str | None = None
+    marks: Sequence[Mark] = ()
+    words: bytes | None = None  # sealed by the Vault
+    model_shown: bool = True
+    supersedes: UUID | None = None
+
+
+@dataclass(frozen=True)
+class Answered:
+    """An entry with its reader's name, and the entry that has taken its place, if any."""
+
+    entry: Entry
+    hash: str
+    reader: str
+    superseded_by: UUID | None
+
+
+def append(session: Session, reader: Key, request_id: str, said: Said) -> Entry:
+    """Write an entry at the end of the reader's site's ledger; one of that request is returned as it is.
+
+    A verdict on a finding takes the place of the reader's earlier one. "done" marks the study read, "reopened" takes
+    that back.
+    Raises NotFound when `supersedes` names no entry that still stands and that the reader may correct: their own.
+    """
+    # one writer a site at a time: each entry holds the hash of the one before
+    session.execute(select(SiteRow.id).where(SiteRow.id == reader.site_id).with_for_update(key_share=True))
+    known = of_request(session, reader.site_id, request_id)
+    if known is not None:
+        return known
+    number, previous = _end(session, reader.site_id)
+    entry = Entry(
+        id=uuid4(), site_id=reader.site_id, number=number + 1, study_id=said.study_id, key_id=reader.id,
+        answered_at=clock(session), request_id=request_id, verdict=said.verdict, instance_id=said.instance_id,
+        frame=said.frame, bundle=said.bundle, fracture=said.fracture, region=said.region, severity=said.severity,
+        marks=[mark.stored() for mark in said.marks], words=said.words, model_shown=said.model_shown,
+        supersedes=_replaced(session, reader, said),
+    )  # fmt: skip
+    session.execute(insert(AnswerRow).values(**vars(entry), previous_hash=previous, hash=entry.hash(previous)))
+    if said.verdict in OF_STUDY:
+        read_at = entry.answered_at if said.verdict is Verdict.DONE else None
+        session.execute(update(StudyRow).where(StudyRow.id == said.study_id).values(read_at=read_at))
+    return entry
+
+
+def of_request(session: Session, site_id: UUID, request_id: str) -> Entry | None:
+    """The entry that a client's request wrote, if it did."""
+    row = session.scalar(select(AnswerRow).where(AnswerRow.site_id == site_id, AnswerRow.request_id == request_id))
+    return _entry(row) if row else None
+
+
+def history(session: Session, study_id: UUID) -> list[Answered]:
+    """All entries about a study, oldest first."""
+    later = aliased(AnswerRow)
+    rows = session.execute(
+        select(AnswerRow, KeyRow.name, later.id)
+        .join(KeyRow, KeyRow.id == AnswerRow.key_id)
+        .outerjoin(later, later.supersedes == AnswerRow.id)
+        .where(AnswerRow.study_id == study_id)
+        .order_by(AnswerRow.number)
+    )
+    return [Answered(_entry(row), row.hash, reader, by) for row, reader, by in rows]
+
+
+def words_were_read(session: Session, reader: Key, study_id: UUID) -> None:
+    """Free text may name a patient, so its reading leaves the same audit row as an identity's."""
+    session.execute(insert(IdentityReadRow).values(study_id=study_id, key_id=reader.id))
+
+
+def has_finding(session: Session, instance_id: UUID, frame: int, bundle: str) -> bool:
+    """Whether that bundle has said anything of that frame."""
+    query = select(FindingRow.id).filter_by(instance_id=instance_id, frame=frame, bundle=bundle)
+    return session.scalar(query) is not None
+
+
+def next_unread(session: Session, site_id: UUID, but: UUID) -> UUID | None:
+    """The study that should be read next: analysed or set aside, not read yet, earliest due."""
+    return session.scalar(
+        select(StudyRow.id)
+        .where(
+            StudyRow.site_id == site_id,
+            StudyRow.read_at.is_(None),
+            StudyRow.status.in_((StudyStatus.ANALYSED, StudyStatus.QUARANTINED)),
+            StudyRow.id != but,
+        )
+        .order_by(StudyRow.due_at, StudyRow.id)
+        .limit(1)
+    )
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A finding that a reader agreed with or not, as the agreement page counts it; no reader, no study."""
+
+    number: int  # its entry's, which is the order of answering
+    answered_at: datetime
+    agrees: bool
+    fracture: str | None  # what the reader sees instead, where said
+    call: str
+    region: str
+    bundle: str
+    scanner: str
+
+
+def judged(session: Session, site_id: UUID, since: datetime | None = None) -> list[Judged]:
+    """Every agree or disagree of a site that still stands, in order of answering."""
+    query = (
+        _standing(select(
+            AnswerRow.number, AnswerRow.answered_at, AnswerRow.verdict == Verdict.AGREE, AnswerRow.fracture,
+            FindingRow.call, FindingRow.region, FindingRow.bundle, StudyRow.scanner,
+        ))
+        .join(FindingRow, and_(
+            FindingRow.instance_id == AnswerRow.instance_id,
+            FindingRow.frame == AnswerRow.frame,
+            FindingRow.bundle == AnswerRow.bundle,
+        ))
+        .join(StudyRow, StudyRow.id == AnswerRow.study_id)
+        .where(AnswerRow.site_id == site_id, AnswerRow.verdict.in_((Verdict.AGREE, Verdict.DISAGREE)))
+        .order_by(AnswerRow.number)
+    )  # fmt: skip
+    if since is not None:
+        query = query.where(AnswerRow.answered_at >= since)
+    return [Judged(*row) for row in session.execute(query)]
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """An entry that stands, with the film and the finding that it is about."""
+
+    entry: Entry
+    instance: InstanceRow
+    finding: FindingRow
+
+
+def labelled(session: Session, site_id: UUID, since: datetime | None = None) -> list[Labelled]:
+    """Every entry about a finding that still stands, in order: what a training table is made of.
+
+    With `since`, all entries of the films that were answered from then on: a label rests on all that was said of them.
+    """
+    query = (
+        _standing(select(AnswerRow, InstanceRow, FindingRow))
+        .join(InstanceRow, InstanceRow.id == AnswerRow.instance_id)
+        .join(FindingRow, and_(
+            FindingRow.instance_id == AnswerRow.instance_id,
+            FindingRow.frame == AnswerRow.frame,
+            FindingRow.bundle == AnswerRow.bundle,
+        ))
+        .where(AnswerRow.site_id == site_id)
+        .order_by(AnswerRow.number)
+    )  # fmt: skip
+    if since is not None:
+        fresh = select(AnswerRow.instance_id).where(AnswerRow.site_id == site_id, AnswerRow.answered_at >= since)
+        query = query.where(AnswerRow.instance_id.in_(fresh))
+    return [Labelled(_entry(row), instance, finding) for row, instance, finding in session.execute(query)]
+
+
+@dataclass(frozen=True)
+class Check:
+    """What checking a site's ledger found."""
+
+    site: str
+    entries: int
+    head: str  # hash of the last entry: note it elsewhere, for a ledger cut off at its end cannot tell by itself
+    problems: list[str]  # in words, with entry numbers; empty when nothing was changed
+
+
+def check(session: Session, site: str, noted: tuple[int, str] | None = None) -> Check:
+    """Walk a site's chain. noted: (number, hash) of an entry as somebody wrote it down earlier. Raises NotFound."""
+    site_id = session.scalar(select(SiteRow.id).where(SiteRow.name == site))
+    if site_id is None:
+        raise NotFound(f"there is no site {site} here")
+    problems: list[str] = []
+    hashes: dict[int, str] = {}
+    last, previous = 0, GENESIS
+    for row in _rows(session, site_id):
+        if row.number != last + 1:
+            problems.append(f"entry {last + 1} is missing: the next one is {row.number}")
+        if row.previous_hash != previous:
+            problems.append(f"entry {row.number} does not follow the entry before it")
+        if _entry(row).hash(row.previous_hash) != row.hash:
+            problems.append(f"entry {row.number} was changed after it was written")
+        last, previous = row.number, row.hash
+        hashes[row.number] = row.hash
+    if noted is not None and hashes.get(noted[0]) != noted[1]:
+        gone = noted[0] not in hashes
+        problems.append(f"entry {noted[0]} {'is missing' if gone else 'is another one than was noted'}")
+    return Check(site, len(hashes), previous, problems)
+
+
+def _rows(session: Session, site_id: UUID) -> Iterator[AnswerRow]:
+    query = select(AnswerRow).where(AnswerRow.site_id == site_id).order_by(AnswerRow.number)
+    yield from session.scalars(query.execution_options(yield_per=1000))
+
+
+def _end(session: Session, site_id: UUID) -> tuple[int, str]:
+    """Number and hash of a site's last entry."""
+    query = select(AnswerRow.number, AnswerRow.hash).where(AnswerRow.site_id == site_id)
+    row = session.execute(query.order_by(AnswerRow.number.desc()).limit(1)).first()
+    return (row.number, row.hash) if row else (0, GENESIS)
+
+
+def _standing(query: Query) -> Query:
+    """Without the entries that a later one supersedes."""
+    later = aliased(AnswerRow)
+    return query.where(~select(later.id).where(later.supersedes == AnswerRow.id).exists())
+
+
+def _replaced(session: Session, reader: Key, said: Said) -> UUID | None:
+    """The standing entry whose place this one takes. A supplement stands beside others, unless it says otherwise."""
+    standing = _standing(select(AnswerRow.id)).where(AnswerRow.study_id == said.study_id)
+    of_study = AnswerRow.verdict.in_(OF_STUDY)
+    if said.supersedes is not None:
+        own = of_study if said.verdict in OF_STUDY else and_(~of_study, AnswerRow.key_id == reader.id)
+        if session.scalar(standing.where(AnswerRow.id == said.supersedes, own)) is None:
+            raise NotFound(
+                "no answer of yours to this study has that id, or it was corrected already; load the page again"
+            )
+        return said.supersedes
+    if said.verdict is Verdict.SUPPLEMENT:
+        return None
+    same: ColumnElement[bool]
+    if said.verdict in OF_STUDY:
+        same = of_study
+    else:
+        same = and_(
+            AnswerRow.verdict.in_((Verdict.AGREE, Verdict.DISAGREE)),
+            AnswerRow.key_id == reader.id,
+            AnswerRow.instance_id == said.instance_id,
+            AnswerRow.frame == said.frame,
+            AnswerRow.bundle == said.bundle,
+        )
+    return session.scalar(standing.where(same).order_by(AnswerRow.number.desc()).limit(1))
+
+
+def _entry(row: AnswerRow) -> Entry:
+    return Entry(**{field.name: getattr(row, field.name) for field in fields(Entry)})

@@ -1,0 +1,330 @@
+"""Readers who answer, look at agreement, and print reports: a real browser against a real server."""
+
+import io
+import os
+import re
+import threading
+import time
+from collections.abc import Iterator
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+from uuid import UUID, uuid4
+
+import pytest
+import uvicorn
+from axe_playwright_python.sync_playwright import Axe
+from PIL import Image
+from playwright.sync_api import Browser, Page, Route, expect, sync_playwright
+from sqlalchemy import insert, select
+
+from shared.answers import GENESIS, Entry
+from shared.findings import RESEARCH_USE, Call
+from shared.repository.work import clock
+from shared.storage import preview_key, sha256_of
+from shared.tables import AnswerRow, FindingRow, InstanceRow, StudyRow
+from tests.answered import analyse, study_file
+
+CHROMIUM = "/usr/bin/chromium"
+ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-sync", "--no-first-run"]
+SCRIPT = "<img src=x onerror=alert(1)>"
+
+pytestmark = pytest.mark.skipif(
+    not Path(CHROMIUM).exists() and "CI" not in os.environ, reason="needs chromium: apt-get install chromium"
+)
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with sync_playwright() as playwright:
+        expect.set_options(timeout=20_000)
+        opened = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
+        yield opened
+        opened.close()
+
+
+@pytest.fixture
+def url(in_process: Any) -> Iterator[str]:
+    """The test's own API behind a real port."""
+    server = uvicorn.Server(uvicorn.Config(in_process.http.app, port=0, lifespan="off", log_config=None))
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    while not server.started:
+        time.sleep(0.02)
+    yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+    server.should_exit = True
+    thread.join()
+
+
+@pytest.fixture
+def reader(browser: Browser, in_process: Any, url: str) -> Iterator[Page]:
+    """A radiologist's page; the test fails if a script threw, or the policy was violated."""
+    context = browser.new_context(viewport={"width": 1440, "height": 900}, timezone_id="Asia/Kathmandu", base_url=url)
+    page = context.new_page()
+    page.set_default_timeout(20_000)
+    errors: list[str] = []
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    page.on("console", lambda message: errors.append(message.text) if "Content Security" in message.text else None)
+    page.on("dialog", lambda dialog: (errors.append(dialog.message), dialog.dismiss()))
+    page.goto("/login")
+    page.get_by_label("Your key").fill(in_process.keys["radiologist"])
+    page.get_by_role("button", name="Log in").click()
+    yield page
+    context.close()
+    assert errors == []
+
+
+def add(api: Any, number: int, images: int = 1, call: Call = Call.LIKELY) -> str:
+    """An analysed study with pictures."""
+    contents = [study_file(number, image, 160, 120) for image in range(1, images + 1)]
+    study: str = api.post({f"{n}": content for n, content in enumerate(contents)}).json()["studies"][0]["id"]
+    analyse(api, study, call=call)
+    out = io.BytesIO()
+    Image.radial_gradient("L").resize((120, 160)).save(out, "JPEG")
+    for content in contents:
+        store = api.http.app.state.parts.store
+        store.put(preview_key(sha256_of(content), 1), io.BytesIO(out.getvalue()), out.getbuffer().nbytes)
+    return study
+
+
+@pytest.fixture
+def study(in_process: Any) -> str:
+    return add(in_process, 1, images=2)
+
+
+def ledger(api: Any) -> list[AnswerRow]:
+    with api.database.transaction() as session:
+        return list(session.scalars(select(AnswerRow).order_by(AnswerRow.number)))
+
+
+def view(page: Page, study: str, fragment: str = "") -> None:
+    page.goto(f"/view/{study}{fragment}")
+    expect(page.locator("#reply-state")).not_to_have_text("Answers are being fetched.")
+
+
+def shoot(page: Page, name: str, tmp_path: Path) -> None:
+    """A screenshot for people to look at; SCREENSHOTS names a folder that keeps it."""
+    page.screenshot(path=Path(os.environ.get("SCREENSHOTS", tmp_path)) / f"{name}.png", full_page=True)
+
+
+def grave(page: Page) -> list[str]:
+    """What axe finds serious or critical."""
+    found = Axe().run(page).response["violations"]
+    return [f"{one['id']}: {one['nodes'][0]['html']}" for one in found if one["impact"] in ("serious", "critical")]
+
+
+def row(page: Page, image: int) -> Any:
+    return page.get_by_role("group", name=f"Answer to image {image}")
+
+
+def test_agree_by_click_and_by_key(reader: Page, in_process: Any, study: str, tmp_path: Path) -> None:
+    """One click agrees; a and Enter agree with the next finding; the history says who and when, in the reader's zone."""
+    view(reader, study)
+    expect(reader.locator("#reply-state")).to_have_text("2 of 2 not answered by you.")
+    row(reader, 1).get_by_role("button", name="Agree", exact=False).first.click()
+    expect(reader.locator("#reply-state")).to_have_text("1 of 2 not answered by you.")
+    reader.keyboard.press("a")
+    assert len(ledger(in_process)) == 1  # a letter hit by mistake writes nothing
+    reader.keyboard.press("Enter")
+    expect(reader.locator("#reply-state")).to_have_text("All findings are answered.")
+    reader.locator("#history summary").click()
+    expect(reader.locator("#entries li")).to_have_count(2)
+    expect(reader.locator("#entries li").first).to_contain_text("radiologist agrees on image 1")
+    assert "UTC" not in reader.locator("#entries time").first.inner_text()
+    assert [entry.verdict for entry in ledger(in_process)] == ["agree", "agree"]
+    shoot(reader, "panel-agreed", tmp_path)
+    assert grave(reader) == []
+
+
+def test_disagree_with_words_choice_and_mark(reader: Page, in_process: Any, study: str, tmp_path: Path) -> None:
+    """d opens the form; what is typed, chosen and marked is stored, shown as text, and handed to the viewer."""
+    view(reader, study)
+    reader.evaluate("""() => {
+        window.started = 0; window.shown = null;
+        document.addEventListener("osteon:mark-start", () => { window.started += 1; });
+        document.addEventListener("osteon:marks", (event) => { window.shown = event.detail.marks; });
+    }""")
+    reader.keyboard.press("d")
+    expect(reader.get_by_role("heading", name="Disagree with image 1")).to_be_visible()
+    expect(reader.get_by_label("I see a fracture")).to_have_value("no")
+    reader.get_by_label("Region").last.select_option("leg")
+    reader.keyboard.press("Tab")
+    reader.get_by_label("In words").fill("hidas 0+- " + SCRIPT)
+    reader.get_by_role("button", name="Mark where").click()
+    assert reader.evaluate("window.started") == 1
+    mark = "{detail: {image: 1, frame: 1, x: 0.25, y: 0.125, width: 0.5, height: 0.25}}"
+    reader.evaluate(f"document.dispatchEvent(new CustomEvent('osteon:mark', {mark}))")
+    expect(reader.locator("#marks")).to_have_text("1 mark")
+    shoot(reader, "panel-form", tmp_path)
+    assert grave(reader) == []
+    reader.get_by_role("button", name="Store", exact=True).click()
+    expect(reader.locator("#reply-form")).to_be_hidden()
+    reader.locator("#history summary").click()
+    expect(reader.locator("#entries .said")).to_have_text("hidas 0+- " + SCRIPT)
+    (entry,) = ledger(in_process)
+    assert (entry.verdict, entry.fracture, entry.region, entry.marks[0]["width"]) == ("disagree", "no", "leg", 0.5)
+    assert [one["x"] for one in reader.evaluate("window.shown")] == [0.25]
+    shoot(reader, "panel-history", tmp_path)
+    reader.get_by_role("button", name=re.compile("^Correct: disagrees on image 1")).click()
+    expect(reader.get_by_label("In words")).to_have_value("hidas 0+- " + SCRIPT)
+    expect(reader.locator("#marks")).to_have_text("1 mark")
+    reader.get_by_label("In words").fill("an old break")
+    reader.get_by_role("button", name="Store", exact=True).click()
+    expect(reader.locator("#entries .past .said")).to_have_text("hidas 0+- " + SCRIPT)
+    expect(reader.locator("#entries li:not(.past) .said")).to_have_text("an old break")
+    assert [one.supersedes for one in ledger(in_process)] == [None, entry.id]
+
+
+def test_typing_is_not_taken_for_the_pages_keys(reader: Page, study: str) -> None:
+    """While words are typed, letters neither toggle the heatmap nor open another answer."""
+    view(reader, study)
+    reader.keyboard.press("s")
+    reader.keyboard.type("hands, said a dad")
+    expect(reader.get_by_label("In words")).to_have_value("hands, said a dad")
+    expect(reader.get_by_role("heading", name="Supplement to image 1")).to_be_visible()
+    expect(reader.locator("#overlay")).to_have_attribute("aria-pressed", "true")
+
+
+def test_nothing_typed_is_lost(reader: Page, in_process: Any, study: str, tmp_path: Path) -> None:
+    """The server fails, the page is loaded again: words, choices and marks are there, and stored once it answers."""
+    view(reader, study)
+    reader.keyboard.press("s")
+    reader.get_by_label("In words").fill("a second line below")
+    lost: list[str] = []
+
+    def fail(route: Route) -> None:
+        if route.request.method == "POST" and not lost:
+            route.fetch()  # it is stored, but the answer gets lost on its way
+            lost.append(str(route.request.headers["idempotency-key"]))
+            route.abort()
+        else:
+            route.continue_()
+
+    reader.route("**/answers", fail)
+    reader.get_by_role("button", name="Store", exact=True).click()
+    expect(reader.get_by_role("alert").filter(has_text="Not stored: the server does not answer.")).to_be_visible()
+    shoot(reader, "panel-error", tmp_path)
+    reader.reload()
+    expect(reader.get_by_label("In words")).to_have_value("a second line below")
+    reader.get_by_role("button", name="Store", exact=True).click()
+    expect(reader.locator("#reply-form")).to_be_hidden()
+    assert len(ledger(in_process)) == 1
+    reader.reload()
+    expect(reader.locator("#history")).to_be_visible()
+    expect(reader.locator("#reply-form")).to_be_hidden()
+
+
+def test_a_newer_finding_is_told(reader: Page, in_process: Any, study: str) -> None:
+    """When another bundle's finding came meanwhile, the reader hears of it and may answer the older one all the same."""
+    view(reader, study)
+    analyse(in_process, study, "second")
+    reader.keyboard.press("s")
+    reader.get_by_label("In words").fill("about what I saw")
+    reader.get_by_role("button", name="Store", exact=True).click()
+    expect(reader.locator("#reply-wrong")).to_contain_text("Meanwhile the finding of second is shown here")
+    reader.get_by_role("button", name="Store for the older finding").click()
+    expect(reader.locator("#reply-form")).to_be_hidden()
+    assert [entry.bundle for entry in ledger(in_process)] == ["first"]
+
+
+@pytest.mark.parametrize("verdict", ["agree", "disagree"])
+def test_the_worklists_keys_lead_to_the_control(reader: Page, in_process: Any, study: str, verdict: str) -> None:
+    """#agree and #disagree put the focus on that button, and write nothing."""
+    view(reader, study, f"#{verdict}")
+    expect(row(reader, 1).locator(f"[data-verdict={verdict}]")).to_be_focused()
+    assert ledger(in_process) == []
+
+
+def test_done_leads_to_the_next_study_and_can_be_undone(reader: Page, in_process: Any, study: str) -> None:
+    """Done marks the study read and opens the next unread one; back there, Reopen takes it back."""
+    other = add(in_process, 2)
+    view(reader, study)
+    reader.get_by_role("button", name="Done, next study").click()
+    expect(reader).to_have_url(re.compile(f"/view/{other}$"))
+    expect(reader.locator("#done")).to_have_text("Done")
+    view(reader, study)
+    expect(reader.locator("#reply-state")).to_have_text("This study is marked as read.")
+    reader.get_by_role("button", name="Reopen").click()
+    expect(reader.get_by_role("button", name="Reopen")).to_be_hidden()
+    with in_process.database.transaction() as session:
+        assert session.get_one(StudyRow, UUID(study)).read_at is None
+    assert [entry.verdict for entry in ledger(in_process)] == ["done", "reopened"]
+
+
+def fill_ledger(api: Any, study: str, course: list[bool]) -> None:
+    """Answers to one finding over weeks, as entries of many readings."""
+    with api.database.transaction() as session:
+        instance = session.scalars(select(InstanceRow).where(InstanceRow.study_id == UUID(study))).first()
+        assert instance is not None
+        key, now, previous = api.key("radiologist"), clock(session), GENESIS
+        for number, agrees in enumerate(course, start=1):
+            entry = Entry(
+                uuid4(), key.site_id, number, UUID(study), key.id, now - timedelta(hours=6 * (len(course) - number)),
+                f"r{number}", "agree" if agrees else "disagree", instance.id, 1, "first", None if agrees else "no", None,
+                None, [], None, True, None,
+            )  # fmt: skip
+            digest = entry.hash(previous)
+            session.execute(insert(AnswerRow).values(**vars(entry), previous_hash=previous, hash=digest))
+            previous = digest
+        assert session.scalars(select(FindingRow)).first() is not None
+
+
+def test_agreement_shows_rates_and_alarms(reader: Page, in_process: Any, study: str, tmp_path: Path) -> None:
+    """The page is found from the navigation; a fall of agreement alarms in words, in the chart, and for scripts."""
+    fill_ledger(in_process, study, [n % 10 > 0 for n in range(1, 140)] + [n % 2 > 0 for n in range(60)])
+    reader.goto("/")
+    reader.get_by_role("link", name="Agreement").click()
+    expect(reader.get_by_role("heading", name="Agreement of readers with the model")).to_be_visible()
+    expect(reader.get_by_role("alert")).to_contain_text("Drift: first, hand.")
+    expect(reader.get_by_role("img", name=re.compile("Agreement by week"))).to_be_visible()
+    expect(reader.get_by_role("row", name=re.compile("^model says fracture"))).to_contain_text("of 199")
+    expect(reader.get_by_role("main")).not_to_contain_text("radiologist")
+    shoot(reader, "agreement", tmp_path)
+    assert grave(reader) == []
+    answer = in_process.http.get("/agreement", headers=in_process.headers("radiologist")).json()
+    assert [one["alarm"] for one in answer["drift"]] == [True]
+    for width in (820, 480):
+        reader.set_viewport_size({"width": width, "height": 1000})
+        assert reader.evaluate("document.documentElement.scrollWidth") <= width
+
+
+def test_agreement_of_few_says_so(reader: Page, in_process: Any, study: str) -> None:
+    """Without answers, and with three, the page promises nothing."""
+    reader.goto("/agreement.html")
+    expect(reader.get_by_role("main")).to_contain_text("No finding was answered in this time.")
+    fill_ledger(in_process, study, [True, True, False])
+    reader.reload()
+    expect(reader.get_by_role("main")).to_contain_text("hardly more than an anecdote")
+    expect(reader.get_by_role("main")).to_contain_text("too few to tell")
+    assert grave(reader) == []
+
+
+def test_report_is_reached_and_prints_on_one_page(reader: Page, in_process: Any, study: str, tmp_path: Path) -> None:
+    """From the study a reader gets to the report, its pictures load, the printed page is one, and the PDF is linked."""
+    view(reader, study)
+    row(reader, 1).get_by_role("button", name="Agree", exact=False).first.click()
+    expect(reader.locator("#reply-state")).to_have_text("1 of 2 not answered by you.")
+    reader.get_by_role("link", name="Report").click()
+    expect(reader.get_by_role("heading", name="Osteon report")).to_be_visible()
+    expect(reader.get_by_role("main")).to_contain_text("radiologist agrees on image 1")
+    expect(reader.get_by_role("note")).to_contain_text(RESEARCH_USE)
+    reader.wait_for_function("[...document.images].every(image => image.complete && image.naturalWidth > 0)")
+    assert reader.locator(".films img").count() == 2
+    shoot(reader, "report", tmp_path)
+    assert grave(reader) == []
+    assert len(re.findall(rb"/Type\s*/Page\b", reader.pdf(format="A4", prefer_css_page_size=True))) == 1
+    reader.set_viewport_size({"width": 480, "height": 1000})
+    assert reader.evaluate("document.documentElement.scrollWidth") <= 480
+    link = reader.get_by_role("link", name="PDF")
+    answer = reader.request.get(str(link.get_attribute("href")))
+    assert answer.body().startswith(b"%PDF")
+    (tmp_path / "report.pdf").write_bytes(answer.body())
+
+
+@pytest.mark.parametrize("width", [820, 480])
+def test_the_panel_fits(reader: Page, study: str, width: int) -> None:
+    """On a tablet and on a telephone the panel with its form open needs no scrolling sideways."""
+    reader.set_viewport_size({"width": width, "height": 1180})
+    view(reader, study)
+    reader.keyboard.press("d")
+    assert reader.evaluate("document.documentElement.scrollWidth") <= width

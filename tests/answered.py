@@ -1,0 +1,56 @@
+"""Analysed studies for the tests of what readers do with them, and readers who answer."""
+
+import warnings
+from datetime import timedelta
+from typing import Any
+from uuid import UUID
+
+from samples.objects import pattern_image, to_bytes
+from shared.findings import IN_SCOPE, Call, Finding, Heatmap, InstanceResult, Severity
+from shared.repository.bundles import activate_bundle, add_bundle
+from shared.repository.work import Analysed, claim, clock, finish
+from shared.storage import sha256_of
+from shared.study import Claim, StudyStatus
+from shared.tables import StudyRow
+
+MANIFEST = {"sensitive": 0.2, "specific": 0.7, "regions": ["hand", "leg"]}
+PROBABILITY = {Call.LIKELY: 0.9, Call.POSSIBLE: 0.5, Call.NONE: 0.05, Call.ABSTAINED: 0.6}
+ONE = {"verdict": "agree", "image": 1, "frame": 1, "bundle": "first"}
+
+
+def study_file(study: int, number: int = 1, rows: int = 128, columns: int = 128, **tags: str) -> bytes:
+    """A small DICOM file; tags: what its header should say otherwise."""
+    ds = pattern_image(study, f"image {number}")
+    ds.PatientName, ds.Rows, ds.Columns = "ZEBRA^QUAGGA", rows, columns
+    ds.PixelData = bytes((x + y) % 251 for y in range(rows) for x in range(columns))
+    for keyword, value in tags.items():
+        setattr(ds, keyword, value)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return to_bytes(ds, "1.2.840.10008.1.2.1")
+
+
+def analyse(
+    api: Any, study: str, bundle: str = "first", call: Call = Call.LIKELY, manifest: dict[str, Any] | None = None
+) -> None:
+    """Claim and finish a study as the worker does, every image with the same call."""
+    severity = Severity.MILD if call in (Call.LIKELY, Call.POSSIBLE) else Severity.NONE
+    scope = "a region that the model does not know" if call is Call.ABSTAINED else IN_SCOPE
+    hot = Heatmap(bytes(24) + b"\xff" + bytes(24), 7, 7)  # in the middle
+    found = Finding(1, bundle, "hand", 0.98, PROBABILITY[call], call, severity, scope, hot)
+    with api.database.transaction() as session:
+        session.get_one(StudyRow, UUID(study)).status = StudyStatus.QUEUED
+        add_bundle(session, bundle, sha256_of(bundle.encode()), manifest or MANIFEST)
+        activate_bundle(session, bundle)
+    with api.database.transaction() as session:
+        (held,) = claim(session, [UUID(study)], bundle, clock(session), timedelta(seconds=30), max_attempts=4)
+        assert isinstance(held, Claim)
+    with api.database.transaction() as session:
+        results = [InstanceResult(instance.id, [found]) for instance in held.instances]
+        assert finish(session, [Analysed(held, results, bundle)], clock(session)) == [True]
+
+
+def say(api: Any, study: str, key: str | None = None, role: str = "radiologist", **said: Any) -> Any:
+    """Answer over HTTP."""
+    headers = api.headers(role) | ({"Idempotency-Key": key} if key else {})
+    return api.http.post(f"/studies/{study}/answers", json=said, headers=headers)

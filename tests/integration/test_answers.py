@@ -1,0 +1,271 @@
+"""The ledger of readers' answers: over HTTP, in Postgres, and when somebody tampers with it."""
+
+import threading
+from collections.abc import Callable
+from typing import Any
+from uuid import uuid4
+
+import psycopg2
+import pytest
+from sqlalchemy import delete, select, update
+from sqlalchemy.exc import DBAPIError
+
+from shared.repository import answers
+from shared.repository.access import Role, add_key
+from shared.repository.work import clock
+from shared.tables import AnswerRow, IdentityReadRow
+from tests.answered import ONE, analyse, say, study_file
+
+SECRET = "Mrs Zebra fell from a ladder"
+
+
+@pytest.fixture
+def study(in_process: Any) -> str:
+    """An analysed study of two images."""
+    made: str = in_process.post({"a": study_file(1, 1), "b": study_file(1, 2)}).json()["studies"][0]["id"]
+    analyse(in_process, made)
+    return made
+
+
+def entries(api: Any, study: str, role: str = "radiologist") -> list[dict[str, Any]]:
+    answer = api.http.get(f"/studies/{study}/answers", headers=api.headers(role))
+    assert answer.status_code == 200, answer.text
+    return list(answer.json()["entries"])
+
+
+def checked(api: Any, noted: tuple[int, str] | None = None) -> answers.Check:
+    with api.database.transaction() as session:
+        return answers.check(session, "default", noted)
+
+
+def superuser(api: Any, *statements: str) -> None:
+    """Run SQL as the tables' owner does, who can switch triggers off."""
+    connection = psycopg2.connect(api.settings.database_url.get_secret_value().replace("+psycopg2", ""))
+    with connection, connection.cursor() as cursor:
+        for statement in statements:
+            cursor.execute(statement)
+    connection.close()
+
+
+def test_an_answer_is_kept_with_who_and_when(in_process: Any, study: str) -> None:
+    """Verdict, what the reader sees instead, marks and words come back as they were said, with who and when."""
+    mark = {"image": 2, "frame": 1, "x": 0.25, "y": 0.5, "width": 0.125, "height": 0.0625}
+    said = ONE | {"verdict": "disagree", "fracture": "no", "region": "leg", "marks": [mark], "text": f" {SECRET} "}
+    answer = say(in_process, study, **said)
+    assert answer.status_code == 201, answer.text
+    (entry,) = entries(in_process, study)
+    assert answer.json()["entries"] == [entry]
+    for name, value in (said | {"text": SECRET, "reader": "radiologist", "mine": True, "number": 1}).items():
+        assert entry[name] == value, name
+    assert not entries(in_process, study, "admin")[0]["mine"]
+    with in_process.database.transaction() as session:
+        row = session.scalars(select(AnswerRow)).one()
+        assert (clock(session) - row.answered_at).total_seconds() < 60
+        assert SECRET.encode() not in bytes(row.words or b"")
+
+
+def test_words_are_read_under_audit(in_process: Any, study: str) -> None:
+    """Free text can name a patient: each reading leaves an audit row; answers without text leave none."""
+
+    def reads() -> int:
+        with in_process.database.transaction() as session:
+            return len(session.scalars(select(IdentityReadRow)).all())
+
+    say(in_process, study, **ONE)
+    entries(in_process, study)
+    assert reads() == 0
+    say(in_process, study, **ONE | {"verdict": "supplement", "text": SECRET})
+    before = reads()
+    entries(in_process, study)
+    assert reads() == before + 1
+
+
+def test_a_retry_writes_once(in_process: Any, study: str) -> None:
+    """The same request, twice and at once, is one entry; the same key with other words is refused."""
+    gate, statuses = threading.Barrier(6), []
+
+    def send() -> None:
+        gate.wait()
+        statuses.append(say(in_process, study, "click-1", **ONE).status_code)
+
+    threads = [threading.Thread(target=send) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert statuses == [201] * 6
+    assert len(entries(in_process, study)) == 1
+    assert say(in_process, study, "click-1", **ONE | {"text": "other"}).status_code == 409
+    analyse(in_process, study, "second")
+    assert say(in_process, study, "click-1", **ONE).status_code == 201  # even though another finding is shown now
+    assert len(entries(in_process, study)) == 1
+
+
+def test_many_at_once_make_one_chain(in_process: Any, study: str) -> None:
+    """Readers who answer at the same moment get consecutive numbers, and the chain holds."""
+    gate = threading.Barrier(8)
+
+    def send(number: int) -> None:
+        gate.wait()
+        for _ in range(3):
+            assert say(in_process, study, **ONE | {"verdict": "supplement", "text": f"{number}"}).status_code == 201
+
+    threads = [threading.Thread(target=send, args=(number,)) for number in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [entry["number"] for entry in entries(in_process, study)] == list(range(1, 25))
+    assert checked(in_process).problems == []
+
+
+def test_a_new_verdict_takes_the_old_ones_place(in_process: Any, study: str) -> None:
+    """A reader's second verdict on a finding supersedes the first; another reader's, and a supplement, stand beside."""
+    say(in_process, study, **ONE)
+    say(in_process, study, role="admin", **ONE)
+    say(in_process, study, **ONE | {"verdict": "supplement", "text": "also"})
+    say(in_process, study, **ONE | {"verdict": "disagree", "fracture": "no"})
+    told = entries(in_process, study)
+    assert [entry["superseded_by"] for entry in told] == [told[3]["id"], None, None, None]
+    assert told[3]["supersedes"] == told[0]["id"]
+    again = say(in_process, study, **ONE | {"verdict": "supplement", "text": "x", "supersedes": told[0]["id"]})
+    assert (again.status_code, "corrected already" in again.json()["detail"]) == (404, True)
+    others = ONE | {"verdict": "disagree", "supersedes": told[1]["id"]}
+    assert say(in_process, study, **others).status_code == 404  # what somebody else said is theirs to correct
+    mine = say(in_process, study, **ONE | {"verdict": "supplement", "text": "not also", "supersedes": told[2]["id"]})
+    assert mine.json()["entries"][2]["superseded_by"] == mine.json()["entries"][4]["id"]
+
+
+def test_only_the_finding_on_the_screen_is_answered(in_process: Any, study: str) -> None:
+    """Once a newer bundle's finding is shown, an answer to the older one is 409, unless it is meant."""
+    analyse(in_process, study, "second")
+    refused = say(in_process, study, **ONE)
+    assert (refused.status_code, "second" in refused.json()["detail"]) == (409, True)
+    assert say(in_process, study, **ONE | {"older_bundle": True}).status_code == 201
+    assert say(in_process, study, **ONE | {"bundle": "nobody's", "older_bundle": True}).status_code == 409
+    assert say(in_process, study, **ONE | {"bundle": "second"}).status_code == 201
+
+
+@pytest.mark.parametrize(
+    ("change", "status"),
+    [
+        ({"verdict": "maybe"}, 422),
+        ({"image": 3}, 404),
+        ({"frame": 2}, 404),
+        ({"image": None}, 422),
+        ({"verdict": "done"}, 422),
+        ({"verdict": "supplement"}, 422),
+        ({"text": "x" * 4001}, 422),
+        ({"region": "\0"}, 422),
+        ({"unknown": 1}, 422),
+        ({"marks": [{"image": 1, "x": 0.9, "y": 0, "width": 0.2, "height": 0.1}]}, 422),
+        ({"marks": [{"image": 1, "x": 0.9, "y": 0, "width": 0, "height": 0.1}]}, 422),
+        ({"marks": [{"image": 7, "x": 0, "y": 0, "width": 0.2, "height": 0.1}]}, 404),
+        ({"marks": [{"image": 1, "frame": 2, "x": 0, "y": 0, "width": 0.2, "height": 0.1}]}, 400),
+        ({"supersedes": str(uuid4())}, 404),
+    ],
+)
+def test_what_makes_no_sense_is_refused(in_process: Any, study: str, change: dict[str, Any], status: int) -> None:
+    """An answer that cannot be meant is refused, and leaves nothing."""
+    assert say(in_process, study, **ONE | change).status_code == status
+    assert entries(in_process, study) == []
+
+
+def test_only_readers_of_the_site_answer(in_process: Any, study: str) -> None:
+    """A sender may not, another site's reader does not even find the study, and a stranger is 401."""
+    with in_process.database.transaction() as session:
+        add_key(session, "elsewhere", "other", Role.RADIOLOGIST, "osk_elsewhere")
+    in_process.keys["other"] = "osk_elsewhere"
+    assert say(in_process, study, role="submitter", **ONE).status_code == 403
+    assert say(in_process, study, role="other", **ONE).status_code == 404
+    assert in_process.http.post(f"/studies/{study}/answers", json=ONE).status_code == 401
+    assert in_process.http.get(f"/studies/{study}/answers", headers=in_process.headers("other")).status_code == 404
+
+
+def test_done_marks_the_study_read_and_leads_on(in_process: Any, study: str) -> None:
+    """Done sets when it was read and names the next unread study; reopening clears it; both are entries."""
+    other = in_process.post({"c": study_file(2, 1)}).json()["studies"][0]["id"]
+    analyse(in_process, other)
+    done = say(in_process, study, verdict="done").json()
+    assert (done["next_study"], done["read_at"]) == (f"/view/{other}", done["entries"][0]["answered_at"])
+    assert say(in_process, other, verdict="done").json()["next_study"] is None
+    reopened = say(in_process, study, verdict="reopened").json()
+    assert reopened["read_at"] is None
+    assert [entry["verdict"] for entry in reopened["entries"]] == ["done", "reopened"]
+    assert reopened["entries"][0]["superseded_by"] == reopened["entries"][1]["id"]
+
+
+@pytest.mark.parametrize("change", [
+    lambda: update(AnswerRow).values(verdict="agree"),
+    lambda: delete(AnswerRow),
+])  # fmt: skip
+def test_postgres_refuses_to_change_an_entry(in_process: Any, study: str, change: Callable[[], Any]) -> None:
+    """Neither UPDATE nor DELETE is possible, whoever asks."""
+    say(in_process, study, **ONE)
+    with pytest.raises(DBAPIError, match="never changed"), in_process.database.transaction() as session:
+        session.execute(change())
+    assert len(entries(in_process, study)) == 1
+
+
+@pytest.mark.parametrize("statement", [
+    "UPDATE answers SET verdict = 'disagree'", "DELETE FROM answers", "TRUNCATE answers", "TRUNCATE studies CASCADE",
+    "DELETE FROM studies",
+])  # fmt: skip
+def test_psql_cannot_either(in_process: Any, study: str, statement: str) -> None:
+    """The refusal is Postgres' own: past SQLAlchemy it is the same, and a study that was answered cannot vanish."""
+    say(in_process, study, **ONE)
+    with pytest.raises(psycopg2.Error, match=r"never changed|violates foreign key"):
+        superuser(in_process, statement)
+    assert len(entries(in_process, study)) == 1
+
+
+@pytest.mark.parametrize(
+    ("statement", "word"),
+    [
+        ("UPDATE answers SET verdict = 'agree' WHERE number = 2", "entry 2 was changed"),
+        ("UPDATE answers SET answered_at = answered_at + interval '1 microsecond' WHERE number = 3", "entry 3 was changed"),
+        ("UPDATE answers SET marks = '[]' WHERE number = 1", "entry 1 was changed"),
+        ("UPDATE answers SET words = 'x' WHERE number = 1", "entry 1 was changed"),
+        ("DELETE FROM answers WHERE number = 2", "entry 2 is missing"),
+        ("UPDATE answers SET hash = repeat('0', 64) WHERE number = 1", "entry 2 does not follow"),
+    ],
+)
+def test_tampering_shows(in_process: Any, study: str, statement: str, word: str) -> None:
+    """Who owns the tables can switch the trigger off; what is changed then breaks the chain, and the entry is named."""
+    mark = {"image": 1, "frame": 1, "x": 0.1, "y": 0.2, "width": 0.333333, "height": 0.1}
+    say(in_process, study, **ONE | {"text": SECRET, "marks": [mark]})
+    say(in_process, study, **ONE | {"verdict": "disagree", "fracture": "no"})
+    say(in_process, study, role="admin", **ONE)
+    assert checked(in_process).problems == []
+    disarm = "ALTER TABLE answers DISABLE TRIGGER answers_stay; ALTER TABLE answers DROP CONSTRAINT fk_answers_supersedes"
+    superuser(in_process, disarm, statement)
+    assert any(word in problem for problem in checked(in_process).problems)
+
+
+def test_a_cut_off_end_shows_against_what_was_noted(in_process: Any, study: str) -> None:
+    """A chain cannot tell that its last entries are gone; the head that somebody wrote down can."""
+    for text in ("one", "two", "three"):
+        say(in_process, study, **ONE | {"verdict": "supplement", "text": text})
+    before = checked(in_process)
+    assert checked(in_process, (3, before.head)).problems == []
+    superuser(in_process, "ALTER TABLE answers DISABLE TRIGGER answers_stay", "DELETE FROM answers WHERE number = 3")
+    assert checked(in_process).problems == []
+    assert checked(in_process, (3, before.head)).problems == ["entry 3 is missing"]
+    say(in_process, study, **ONE)
+    assert checked(in_process, (3, before.head)).problems == ["entry 3 is another one than was noted"]
+
+
+def test_drift_is_logged_once(in_process: Any, study: str, caplog: pytest.LogCaptureFixture) -> None:
+    """An alarm is one warning with bundle, region and time, however often the page is looked at; nobody is named."""
+    for number in range(90):
+        verdict = {"verdict": "agree"} if number < 52 else {"verdict": "disagree", "fracture": "no"}
+        with in_process.database.transaction() as session:
+            add_key(session, "default", f"reader {number}", Role.RADIOLOGIST, f"osk_reader_{number}")
+        in_process.keys["other"] = f"osk_reader_{number}"
+        assert say(in_process, study, role="other", **ONE | verdict).status_code == 201
+    for _ in range(2):
+        answer = in_process.http.get("/agreement", headers=in_process.headers("radiologist"))
+        assert [one["alarm"] for one in answer.json()["drift"]] == [True]
+        assert "reader 1" not in answer.text
+    told = [record for record in caplog.records if "readers agree" in record.getMessage()]
+    assert [(one.levelname, one.bundle, one.region) for one in told] == [("WARNING", "first", "hand")]

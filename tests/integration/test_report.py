@@ -1,0 +1,177 @@
+"""Reports of real studies: what stands on them, how many pages they have, what no font draws."""
+
+import io
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import pytest
+from PIL import Image
+from sqlalchemy import select
+
+from api.pages.paper import MISSING, drawable
+from shared.findings import RESEARCH_USE, Call
+from shared.storage import preview_key, sha256_of
+from shared.tables import IdentityReadRow
+from tests.answered import MANIFEST, ONE, analyse, say, study_file
+
+KNOWN = MANIFEST | {
+    "modalities": ["CR", "DX"], "data": {"sources": ["FracAtlas"]}, "limits": "Elbows are weak.",
+    "metrics": {"films": 703, "fractured": 92, "operating_points": {
+        "sensitive": {"sensitivity": [0.978, 0.943, 1.0], "specificity": [0.455, 0.4, 0.51]},
+        "specific": {"sensitivity": [0.73, 0.54, 0.87], "specificity": [0.96, 0.94, 0.98]},
+    }},
+}  # fmt: skip
+needs_poppler = pytest.mark.skipif(shutil.which("pdftotext") is None, reason="needs poppler-utils: apt-get install it")
+
+
+def made(api: Any, images: int = 1, call: Call = Call.LIKELY, **tags: str) -> str:
+    """An analysed study with pictures in the store."""
+    files = {f"{number}": study_file(1, number, 160, 120, **tags) for number in range(1, images + 1)}
+    study: str = api.post(files).json()["studies"][0]["id"]
+    analyse(api, study, call=call, manifest=KNOWN)
+    for number, content in enumerate(files.values(), start=1):
+        out = io.BytesIO()
+        Image.linear_gradient("L").resize((120, 160)).rotate(90 * number).save(out, "JPEG")
+        key = preview_key(sha256_of(content), 1)
+        api.http.app.state.parts.store.put(key, io.BytesIO(out.getvalue()), out.getbuffer().nbytes)
+    return study
+
+
+def paper(api: Any, study: str) -> bytes:
+    answer = api.http.get(f"/studies/{study}/report.pdf", headers=api.headers("radiologist"))
+    assert (answer.status_code, answer.headers["content-type"]) == (200, "application/pdf"), answer.text
+    return answer.content
+
+
+def pages_of(content: bytes, tmp_path: Path) -> list[str]:
+    """The text of each page."""
+    (tmp_path / "report.pdf").write_bytes(content)
+    done = subprocess.run(["pdftotext", "-layout", tmp_path / "report.pdf", "-"], check=True, capture_output=True)
+    return done.stdout.decode().split("\f")[:-1]
+
+
+def flat(text: str) -> str:
+    return " ".join(text.split())
+
+
+@needs_poppler
+@pytest.mark.parametrize("images", [1, 2, 3, 4])
+def test_up_to_four_images_stand_on_one_page(in_process: Any, tmp_path: Path, images: int) -> None:
+    """Identity, findings, limits, an answer and the banner, all on one A4 page."""
+    study = made(in_process, images)
+    say(in_process, study, **ONE | {"verdict": "supplement", "text": "old break of the radius"})
+    (page,) = pages_of(paper(in_process, study), tmp_path)
+    text = flat(page)
+    for words in (
+        RESEARCH_USE.upper(), "ZEBRA, QUAGGA", "Likely fracture, hand, extent mild", "possible from 20 %, likely from 70 %",
+        "not a clinical grade", "Trained on FracAtlas.", "sensitivity 0.98 (0.94 to 1.00)", "Elbows are weak.",
+        "old break of the radius", "page 1 of 1", "Study Instance UID", "by radiologist", f"Image {images}",
+    ):  # fmt: skip
+        assert words in text, words
+    info = subprocess.run(["pdfinfo", tmp_path / "report.pdf"], check=True, capture_output=True, text=True).stdout
+    assert "A4" in info
+
+
+@needs_poppler
+def test_long_reports_go_on(in_process: Any, tmp_path: Path) -> None:
+    """Nine images and many answers take more pages; each has the banner and its number, and nothing is cut off."""
+    study = made(in_process, 9)
+    for number in range(30):
+        say(in_process, study, **ONE | {"verdict": "supplement", "text": f"remark {number} " + "words " * 60})
+    pages = pages_of(paper(in_process, study), tmp_path)
+    assert len(pages) > 2
+    for number, page in enumerate(pages, start=1):
+        assert RESEARCH_USE.upper() in page
+        assert f"page {number} of {len(pages)}" in page
+    text = flat(" ".join(pages))
+    assert all(f"remark {number} words" in text for number in range(30))
+    assert all(f"Image {number} (" in text for number in range(1, 10))
+
+
+@needs_poppler
+def test_abstention_is_said_plainly(in_process: Any, tmp_path: Path) -> None:
+    """Where the model abstains, the report says so, and that this is not normal; no probability is printed."""
+    text = flat(" ".join(pages_of(paper(in_process, made(in_process, call=Call.ABSTAINED)), tmp_path)))
+    assert "The model abstains: a region that the model does not know. Silence is not normal." in text
+    assert "robability 60" not in text
+
+
+@needs_poppler
+@pytest.mark.parametrize(
+    ("name", "charset", "words"),
+    [
+        ("Иванов^Пётр", "ISO_IR 144", "Иванов, Пётр"),
+        ("Διονυσιος", "ISO_IR 126", "Διονυσιος"),
+        ("Yamada^Tarou=山田^太郎", "ISO_IR 192", "Yamada, Tarou / 山田, 太郎"),
+        ("Müller^Zoë <b>", "ISO_IR 192", "Müller, Zoë <b>"),
+    ],
+)
+def test_names_of_many_scripts_are_drawn(in_process: Any, tmp_path: Path, name: str, charset: str, words: str) -> None:
+    """Latin, Greek, Cyrillic and Japanese names stand on the paper as they stand in the header, and as text."""
+    study = made(in_process, SpecificCharacterSet=charset, PatientName=name)
+    text = flat(" ".join(pages_of(paper(in_process, study), tmp_path)))
+    assert words in text
+    assert "cannot draw" not in text
+
+
+@needs_poppler
+def test_what_no_font_draws_is_said(in_process: Any, tmp_path: Path) -> None:
+    """A name in Arabic letters is not drawn wrongly, nor dropped: squares stand there, and a sentence says why."""
+    study = made(in_process, SpecificCharacterSet="ISO_IR 192", PatientName="Qabbani=قباني")
+    text = flat(" ".join(pages_of(paper(in_process, study), tmp_path)))
+    assert "Qabbani" in text
+    assert f"{MISSING} stands for characters that this PDF cannot draw (U+0642" in text
+    page = in_process.http.get(f"/studies/{study}/report.html", headers=in_process.headers("radiologist")).text
+    assert "قباني" in page
+
+
+@pytest.mark.parametrize(
+    ("text", "missing"),
+    [("Ł ő ß ş Ђ ϑ", ""), ("王^小东", ""), ("김희중", ""), ("ไทย", "ไทย"), ("שרה", "שרה"), ("a\U0001f9b4", "\U0001f9b4"), ("\x01", "\x01")],
+)
+def test_every_character_is_drawn_or_named(text: str, missing: str) -> None:
+    """No character vanishes: a font has it, or it is in the list of those that no font has."""
+    markup, gone = drawable(text)
+    assert "".join(gone) == missing
+    assert markup.count(MISSING) == len(missing)
+
+
+def test_a_report_is_read_under_audit_and_by_readers_only(in_process: Any) -> None:
+    """Page and paper each leave a row for the identity that they show; a sender is refused."""
+    study = made(in_process)
+
+    def reads() -> int:
+        with in_process.database.transaction() as session:
+            return len(session.scalars(select(IdentityReadRow).where(IdentityReadRow.study_id == UUID(study))).all())
+
+    for count, path in enumerate(("report.html", "report.pdf"), start=1):
+        url = f"/studies/{study}/{path}"
+        assert in_process.http.get(url, headers=in_process.headers("submitter")).status_code == 403
+        assert in_process.http.get(url, headers=in_process.headers("radiologist")).status_code == 200
+        assert reads() == count
+
+
+def test_a_missing_picture_is_said(in_process: Any) -> None:
+    """A report of a study whose picture is gone from the store comes all the same."""
+    study: str = in_process.post({"a": study_file(1)}).json()["studies"][0]["id"]
+    analyse(in_process, study)
+    assert paper(in_process, study).startswith(b"%PDF")
+
+
+def test_marks_and_heatmap_are_drawn_where_they_are(in_process: Any) -> None:
+    """In the picture, the heatmap colours its place, a mark's edge is blue there, and elsewhere the film is gray."""
+    study = made(in_process)
+    mark = {"image": 1, "frame": 1, "x": 0.1, "y": 0.1, "width": 0.2, "height": 0.2}
+    say(in_process, study, **ONE | {"marks": [mark]})
+    answer = in_process.http.get(f"/studies/{study}/overlay.jpg", headers=in_process.headers("radiologist"))
+    picture = Image.open(io.BytesIO(answer.content))
+    assert picture.size == (120, 160)
+    red, _, blue = picture.getpixel((60, 80))
+    assert red > blue + 50
+    red, _, blue = picture.getpixel((24, 16))
+    assert blue > red + 50
+    red, green, blue = picture.getpixel((110, 5))
+    assert max(red, green, blue) - min(red, green, blue) < 25

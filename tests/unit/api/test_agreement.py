@@ -1,0 +1,78 @@
+"""Rates of agreement from invented answers."""
+
+import random
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from api.agreement import drift, summary
+from shared.repository.answers import Judged
+
+MONDAY = datetime(2026, 3, 2, tzinfo=UTC)
+
+
+def row(number: int, agrees: bool, **changes: Any) -> Judged:
+    values = {"answered_at": MONDAY + timedelta(hours=number), "fracture": None, "call": "likely", "region": "hand",
+              "bundle": "a", "scanner": "AGFA DX"} | changes  # fmt: skip
+    return Judged(number=number, agrees=agrees, **values)
+
+
+ROWS = st.lists(
+    st.tuples(st.booleans(), st.sampled_from(["likely", "possible", "none", "abstained"]), st.sampled_from(["hand", "leg"]),
+              st.sampled_from([None, "yes", "no", "unsure"])), max_size=60,
+)  # fmt: skip
+
+
+def rows_of(drawn: list[Any]) -> list[Judged]:
+    return [row(n, agrees, call=call, region=region, fracture=None if agrees else fracture)
+            for n, (agrees, call, region, fracture) in enumerate(drawn, start=1)]  # fmt: skip
+
+
+@given(ROWS, st.randoms())
+def test_rates_do_not_depend_on_the_order_of_rows(drawn: list[Any], dice: random.Random) -> None:
+    """Whatever order the database gives, rates and charts are the same: charts go by the entries' numbers."""
+    rows = rows_of(drawn)
+    shuffled = list(rows)
+    dice.shuffle(shuffled)
+    assert summary(shuffled, None, drift(shuffled)) == summary(rows, None, drift(rows))
+
+
+@given(ROWS)
+def test_every_split_adds_up(drawn: list[Any]) -> None:
+    """Each way to divide the answers holds every answer exactly once."""
+    found = summary(rows_of(drawn), None, [])
+    for split in (found.model, found.weeks, found.regions, found.bundles, found.scanners):
+        assert (sum(rate.of for rate in split), sum(rate.hits for rate in split)) == (found.overall.of, found.overall.hits)
+
+
+def test_what_readers_see_is_the_reference() -> None:
+    """Sensitivity and specificity count what is known: who agrees, and who says what they see; never abstentions."""
+    rows = [
+        row(1, True), row(2, True), row(3, False, fracture="no"), row(4, True, call="none"),
+        row(5, False, call="none", fracture="yes"), row(6, False, fracture="unsure"), row(7, False),
+        row(8, True, call="abstained"),
+    ]  # fmt: skip
+    sensitivity, specificity = summary(rows, None, []).reference
+    assert (sensitivity.hits, sensitivity.of) == (2, 3)
+    assert (specificity.hits, specificity.of) == (1, 2)
+
+
+def test_weeks_without_answers_are_there() -> None:
+    """Time goes on where nobody answers: the list of weeks has no holes."""
+    rows = [row(1, True), row(2, False, answered_at=MONDAY + timedelta(weeks=3, days=6))]
+    assert [(week.name, week.of) for week in summary(rows, None, []).weeks] == [
+        ("2026-03-02", 1), ("2026-03-09", 0), ("2026-03-16", 0), ("2026-03-23", 1),
+    ]  # fmt: skip
+
+
+def test_drift_is_each_bundles_and_regions_own() -> None:
+    """A shift in one region alarms there, however many steady answers of another stand between."""
+    bad = [row(2 * n, n < 120 and n % 10 > 0, region="leg") for n in range(1, 180)]
+    steady = [row(2 * n + 1, n % 10 > 0) for n in range(1, 180)]
+    found = {(one.bundle, one.region): one for one in drift(steady + bad)}
+    assert {where: one.alarm for where, one in found.items()} == {("a", "hand"): False, ("a", "leg"): True}
+    since = found["a", "leg"].alarm_since
+    assert since is not None
+    assert since > bad[118].answered_at
