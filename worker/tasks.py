@@ -19,6 +19,7 @@ from shared.study import Claim
 from shared.vision.engines import lanes
 from shared.vision.pixels import PixelLimits
 from shared.vision.reader import Reader
+from worker import metrics
 from worker.analysis import ModelBatcher, analyse
 from worker.batching import Batcher
 from worker.decoding import Decoders, DecodingFailed
@@ -49,10 +50,11 @@ class Engine:
             limit_s=settings.decode_limit_s,
             memory_bytes=settings.decode_memory_bytes,
             log_level=settings.log_level,
+            observe=metrics.DECODING.observe,
         )
         self.batcher: ModelBatcher = Batcher(
             "model",
-            predict,
+            metrics.measured(predict),
             max_batch=max(1, settings.batch_size // lanes()),
             max_wait_s=settings.batch_wait_ms / 1000,
             lanes=lanes(),
@@ -78,7 +80,9 @@ class Engine:
     def analyse_study(self, study_id: UUID) -> str:
         """Analyse one study to its end; returns one word for Flower. Messages may come twice, or for nothing."""
         with self.load.one():
-            return self._analysed(study_id)
+            outcome = self._analysed(study_id)
+        metrics.count(outcome)
+        return outcome
 
     def _analysed(self, study_id: UUID) -> str:
         try:
@@ -129,6 +133,8 @@ class Engine:
         except Exception as wrong:
             log.exception("analysis failed", extra=study)
             return self._later(claim, f"analysis failed ({type(wrong).__name__})", study)
+        if written:
+            metrics.waited(claim)
         log.info("analysed" if written else "lease lost", extra=study | {"images": len(results)})
         return "analysed" if written else "lease lost"
 

@@ -4,6 +4,7 @@ from shared.tables.access import IdentityReadRow, IdentityRow, KeyRow, SiteRow
 from shared.tables.base import Base
 from shared.tables.findings import BundleRow, FindingRow
 from shared.tables.nights import BacklogRunRow
+from shared.tables.operations import HoldingRow, RefusalRow, SampleRow, WorkerRow
 from shared.tables.studies import InstanceRow, StudyRow, UploadRow
 
 __all__ = [
@@ -11,11 +12,15 @@ __all__ = [
     "Base",
     "BundleRow",
     "FindingRow",
+    "HoldingRow",
     "IdentityReadRow",
     "IdentityRow",
     "InstanceRow",
     "KeyRow",
+    "RefusalRow",
+    "SampleRow",
     "SiteRow",
     "StudyRow",
     "UploadRow",
+    "WorkerRow",
 ]
