@@ -3,7 +3,7 @@
 from fastapi import APIRouter
 from starlette.staticfiles import StaticFiles
 
-from api.pages import login, study, worklist
+from api.pages import login, operations, study, worklist
 from api.pages.login import problem_page, to_login, wants_page
 from api.pages.render import HERE
 
@@ -11,5 +11,5 @@ __all__ = ["STATIC", "problem_page", "router", "to_login", "wants_page"]
 
 STATIC = StaticFiles(directory=HERE / "static")
 router = APIRouter(include_in_schema=False)
-for page in (login, worklist, study):
+for page in (login, worklist, study, operations):
     router.include_router(page.router)

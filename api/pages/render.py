@@ -15,7 +15,7 @@ from shared.findings import RESEARCH_USE, Call, Severity
 from shared.repository.access import Key, Role
 
 HERE = Path(__file__).parent
-ROOMS = [("/", "Worklist", Role.RADIOLOGIST)]
+ROOMS = [("/", "Worklist", Role.RADIOLOGIST), ("/admin", "Operations", Role.ADMIN)]
 GRAVEST_FIRST = [Call.LIKELY, Call.POSSIBLE, Call.ABSTAINED, Call.NONE]
 
 

@@ -1,5 +1,6 @@
 """Which model bundles there are, and which one is active."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from sqlalchemy import select, update
@@ -13,6 +14,13 @@ from shared.tables import BundleRow
 def active_bundle(session: Session) -> BundleRow | None:
     """The bundle that workers analyse with; None before the first activation."""
     return session.scalar(select(BundleRow).where(BundleRow.active))
+
+
+def all_bundles(session: Session, most: int = 50) -> Sequence[BundleRow]:
+    """The active bundle first, then the latest."""
+    return session.scalars(
+        select(BundleRow).order_by(BundleRow.active.desc(), BundleRow.added_at.desc()).limit(most)
+    ).all()
 
 
 def add_bundle(session: Session, name: str, sha256: str, manifest: dict[str, Any]) -> None:

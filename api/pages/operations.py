@@ -1,0 +1,114 @@
+"""How the system does, as a page for administrators."""
+
+from datetime import datetime, timedelta
+
+from fastapi import APIRouter, Request, Response
+from pydantic import BaseModel
+
+from api.dependencies import Admin, PartsDep
+from api.operations import LISTED, Operations, Point, Range, overview_of
+from api.pages.plots import Plot, Value, length, plot
+from api.pages.render import render, version_of
+from api.responses import BacklogRunView
+from shared.errors import BadRequest
+from shared.repository.access import Role
+from shared.repository.samples import GRACE
+
+router = APIRouter(include_in_schema=False)
+RANGES = {Range.HOUR: "1 hour", Range.DAY: "24 hours", Range.MONTH: "30 days"}
+STEPS = {Range.HOUR: "minute", Range.DAY: "15 minutes", Range.MONTH: "6 hours"}
+
+
+@router.get("/admin")
+def operations(request: Request, parts: PartsDep, key: Admin) -> Response:
+    """Queues, workers, history, quarantine, refusals, nights, bundles, storage, keys."""
+    try:
+        chosen = Range(request.query_params.get("range") or Range.HOUR)
+    except ValueError:
+        raise BadRequest(f"Choose one of: {', '.join(Range)}") from None
+    view = overview_of(parts, key, chosen)
+    version = version_of(view, key)
+    if request.headers.get("if-none-match") == version:
+        return Response(status_code=304, headers={"ETag": version})
+    context = {
+        "key": key,
+        "counts": view.counts,
+        "view": view,
+        "version": version,
+        "plots": plots(view),
+        "ranges": RANGES,
+        "roles": list(Role),
+        "nights": [cells(run) for run in view.nights],
+        "night_heads": heads(BacklogRunView),
+        "listed": LISTED,
+        "size": size,
+        "length": length,
+    }
+    return render("operations.html", 200, {"ETag": version}, **context)
+
+
+def plots(view: Operations) -> list[Plot]:
+    """The history as four plots."""
+    step, found = timedelta(seconds=view.step_s), {point.at: point for point in view.history}
+    times = [view.start + n * step for n in range(int((view.end - view.start) / step))]
+    # of the latest minute nobody knows yet; what is known to have been quiet is a zero
+    known = view.end - timedelta(minutes=1) - GRACE if view.range is Range.HOUR else view.end
+    points = [found.get(at) for at in times]
+
+    def counts(name: str) -> list[Value]:
+        return [_count(point, name, at < known) for at, point in zip(times, points, strict=True)]
+
+    def seconds(name: str) -> list[Value]:
+        return [getattr(point, name) if point else None for point in points]
+
+    per = STEPS[view.range]
+    return [
+        plot(
+            "throughput", f"Studies per {per}", "How many came, how many were answered, how many were set aside.", times,
+            [(name, counts(name)) for name in ("received", "analysed", "failed")], step,
+        ),
+        plot(
+            "waits", "Wait for an answer", "From the queue to the answer, of urgent and routine studies: the middle one, "
+            "and the slowest twentieth of the worst minute.", times,
+            [("median", seconds("wait_p50_s")), ("95th percentile", seconds("wait_p95_s"))], step, seconds=True,
+        ),
+        plot(
+            "work", "Time in the worker", "From the claim to the answer, decoding and model included.", times,
+            [("median", seconds("work_p50_s")), ("95th percentile", seconds("work_p95_s"))], step, seconds=True,
+        ),
+        plot(
+            "queue", "Studies waiting", f"The most that waited at a minute's end, for each {per}; gaps: nobody looked.",
+            times, [(name, counts(name)) for name in ("urgent", "routine", "backlog")], step,
+        ),
+    ]  # fmt: skip
+
+
+def _count(point: Point | None, name: str, known: bool) -> Value:  # noqa: FBT001 - of a pair
+    if point is None:
+        return 0.0 if known else None
+    if name in ("urgent", "routine", "backlog"):
+        looked = any(value is not None for value in (point.urgent, point.routine, point.backlog))
+        return float(getattr(point, name) or 0) if looked else None
+    return float(getattr(point, name))
+
+
+def heads(kind: type[BaseModel]) -> list[str]:
+    """The names of a record's fields, as people read them."""
+    return [name.removesuffix("_at").replace("_", " ") for name in kind.model_fields]
+
+
+def cells(record: BaseModel) -> list[object]:
+    """A record's fields in order: times as they are, everything else in words."""
+    values = [getattr(record, name) for name in type(record).model_fields]
+    return [
+        value if isinstance(value, datetime) else "–" if value is None or value == "" else str(value)
+        for value in values
+    ]
+
+
+def size(count: int) -> str:
+    """Bytes in three digits, as "1.25 GB"."""
+    value, units = float(count), ["B", "kB", "MB", "GB", "TB"]
+    while value >= 1000 and len(units) > 1:
+        value, units = value / 1000, units[1:]
+    return f"{value:.3g}\N{NO-BREAK SPACE}{units[0]}" if value < 1000 else f"{value:,.0f}\N{NO-BREAK SPACE}{units[0]}"
