@@ -280,9 +280,7 @@ def figures(manifest: dict[str, Any]) -> dict[str, str]:
     measured = manifest.get("metrics") or {}
     if "films" in measured:
         found["films"] = f"{measured['films']}, {measured.get('fractured', '?')} fractured"
-    for name in FIGURES:
-        if name in measured:
-            found[FIGURES[name]] = _figure(measured[name])
+    found |= {words: _figure(measured[name]) for name, words in FIGURES.items() if name in measured}
     return found
 
 

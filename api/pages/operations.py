@@ -7,7 +7,7 @@ from pydantic import BaseModel
 
 from api.dependencies import Admin, PartsDep
 from api.operations import LISTED, Operations, Point, Range, overview_of
-from api.pages.plots import Plot, Value, length, plot
+from api.pages.plots import NOTHING, Plot, Value, length, plot
 from api.pages.render import render, version_of
 from api.responses import BacklogRunView
 from shared.errors import BadRequest
@@ -62,25 +62,41 @@ def plots(view: Operations) -> list[Plot]:
         return [getattr(point, name) if point else None for point in points]
 
     per = STEPS[view.range]
+    both = ("median", "p50_s"), ("95th percentile", "p95_s")
+
+    def drawn(name: str, title: str, about: str, lines: list[tuple[str, list[Value]]], *, seconds: bool) -> Plot:
+        return plot(name, title, about, times, lines, step, seconds=seconds)
+
     return [
-        plot(
-            "throughput", f"Studies per {per}", "How many came, how many were answered, how many were set aside.", times,
-            [(name, counts(name)) for name in ("received", "analysed", "failed")], step,
+        drawn(
+            "throughput",
+            f"Studies per {per}",
+            "How many came, how many were answered, how many were set aside.",
+            [(name, counts(name)) for name in ("received", "analysed", "failed")],
+            seconds=False,
         ),
-        plot(
-            "waits", "Wait for an answer", "From the queue to the answer, of urgent and routine studies: the middle one, "
-            "and the slowest twentieth of the worst minute.", times,
-            [("median", seconds("wait_p50_s")), ("95th percentile", seconds("wait_p95_s"))], step, seconds=True,
+        drawn(
+            "waits",
+            "Wait for an answer",
+            "From the queue to the answer, of urgent and routine studies; of the 95th percentile the worst minute.",
+            [(words, seconds(f"wait_{name}")) for words, name in both],
+            seconds=True,
         ),
-        plot(
-            "work", "Time in the worker", "From the claim to the answer, decoding and model included.", times,
-            [("median", seconds("work_p50_s")), ("95th percentile", seconds("work_p95_s"))], step, seconds=True,
+        drawn(
+            "work",
+            "Time in the worker",
+            "From the claim to the answer, decoding and model included.",
+            [(words, seconds(f"work_{name}")) for words, name in both],
+            seconds=True,
         ),
-        plot(
-            "queue", "Studies waiting", f"The most that waited at a minute's end, for each {per}; gaps: nobody looked.",
-            times, [(name, counts(name)) for name in ("urgent", "routine", "backlog")], step,
+        drawn(
+            "queue",
+            "Studies waiting",
+            "The most that waited at the end of a minute; gaps are times at which nobody looked.",
+            [(name, counts(name)) for name in ("urgent", "routine", "backlog")],
+            seconds=False,
         ),
-    ]  # fmt: skip
+    ]
 
 
 def _count(point: Point | None, name: str, known: bool) -> Value:  # noqa: FBT001 - of a pair
@@ -101,7 +117,7 @@ def cells(record: BaseModel) -> list[object]:
     """A record's fields in order: times as they are, everything else in words."""
     values = [getattr(record, name) for name in type(record).model_fields]
     return [
-        value if isinstance(value, datetime) else "–" if value is None or value == "" else str(value)
+        value if isinstance(value, datetime) else NOTHING if value is None or value == "" else str(value)
         for value in values
     ]
 

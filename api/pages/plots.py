@@ -1,4 +1,4 @@
-"""History as lines: numbers in, SVG coordinates and words out. No script and no style attribute is needed to draw them."""
+"""History as lines: numbers in, SVG coordinates and words out, drawn without any script or style attribute."""
 
 import math
 from collections.abc import Sequence
@@ -9,6 +9,7 @@ WIDTH, HEIGHT = 640, 190  # of the viewBox
 LEFT, RIGHT, TOP, BOTTOM = 64, 632, 10, 180
 TICKS_ACROSS = 5
 SECONDS = (0.1, 0.2, 0.5, 1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 4 * 3600, 8 * 3600, 86400)
+NOTHING = "\N{EN DASH}"
 Value = float | None
 
 
@@ -52,7 +53,7 @@ def plot(
     top, word = marks[-1], (length if seconds else number)
     lines = [_line(name, values, top, word) for name, values in series]
     rows = [
-        (at, ["–" if value is None else word(value) for value in values])
+        (at, [NOTHING if value is None else word(value) for value in values])
         for at, *values in zip(times, *(values for _, values in series), strict=True)
         if any(value for value in values)
     ]
@@ -89,7 +90,7 @@ def _line(name: str, values: Sequence[Value], top: float, word: object) -> Line:
             dots.append(point)
     last = next((value for value in reversed(values) if value is not None), None)
     assert callable(word)
-    return Line(name, "".join(path), dots, "–" if last is None else word(last))
+    return Line(name, "".join(path), dots, NOTHING if last is None else word(last))
 
 
 def _x(index: int, count: int) -> float:
