@@ -230,9 +230,9 @@ def test_stops_arrive(name):
 
 @pytest.mark.parametrize("name", sorted(SERVICES))
 def test_ports_are_local(name):
-    """A published port listens on 127.0.0.1 only, and only the page and Flower publish one."""
+    """A published port listens on 127.0.0.1 only, and only the page, Flower and Grafana publish one."""
     ports = SERVICES[name].get("ports", [])
-    assert bool(ports) == (name in ("api", "flower"))
+    assert bool(ports) == (name in ("api", "flower", "grafana"))
     for port in ports:
         assert port.startswith("127.0.0.1:"), port
 
