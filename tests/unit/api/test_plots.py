@@ -1,5 +1,6 @@
 """The administrator's plots: every value has its place, gaps stay gaps, marks are round."""
 
+import itertools
 import re
 from datetime import UTC, datetime, timedelta
 
@@ -33,14 +34,14 @@ def test_every_known_value_is_drawn_inside(values, seconds):
     assert len(found) == len(known)
     assert all(LEFT <= x <= RIGHT and TOP - 0.1 <= y <= BOTTOM + 0.1 for x, y in found)
     heights = sorted(zip(known, (-y for _, y in found), strict=True))
-    assert all(low[1] <= high[1] + 0.1 for low, high in zip(heights, heights[1:], strict=False))
+    assert all(low[1] <= high[1] + 0.1 for low, high in itertools.pairwise(heights))
 
 
 @given(VALUES)
 def test_a_gap_is_never_bridged(values):
     """A stroke joins neighbours only; a value between two gaps is a dot."""
     line = drawn(values).lines[0]
-    joined = sum(a is not None and b is not None for a, b in zip(values, values[1:], strict=False))
+    joined = sum(a is not None and b is not None for a, b in itertools.pairwise(values))
     assert line.path.count("L") == joined
     padded = [None, *values, None]
     alone = sum(b is not None and a is None and c is None for a, b, c in zip(padded, padded[1:], padded[2:], strict=False))
