@@ -182,7 +182,7 @@ def test_one_study(site):
     """One study that was analysed shows in all ranges, in the plot and in its table."""
     site.beat("reading-1", taken=1, in_hand=0)
     site.sql(
-        MANY.replace("100000", "1").replace("25.9 seconds", "0 seconds").replace("now() -", "now() - interval '5 minutes' -")
+        MANY.replace("100000", "1").replace("25.9 seconds", "0 seconds").replace("now() -", "date_trunc('minute', now()) - interval '5 minutes' -")
     )
     site.sampled()
     for query in ("", "?range=24h", "?range=30d"):
