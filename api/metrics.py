@@ -18,6 +18,7 @@ from shared.repository import operations
 from shared.repository.access import Role, find_key
 from shared.repository.nights import nights
 from shared.repository.reading import all_status_counts
+from shared.repository.work import clock
 from shared.storage import disk_of
 
 router = APIRouter(tags=["operate"])
@@ -83,7 +84,7 @@ class Rows(Collector):
         """As prometheus_client has it. Raises Unavailable."""
         with self._parts.database.transaction() as session:
             queues = operations.queues(session)
-            now = operations.clock(session)
+            now = clock(session)
             counts = all_status_counts(session)
             living = operations.living_workers(session)
             runs = nights(session, 1)

@@ -102,8 +102,8 @@ def queues(session: Session, site_id: UUID | None = None) -> list[Queue]:
         .where(text("status IN ('queued', 'retrying')"))  # as the index says it
         .group_by(StudyRow.queue)
     )
-    found = {queue: tuple(rest) for queue, *rest in rows}
-    return [Queue(queue, *found.get(queue, (0, None, 0, None))) for queue in Priority]
+    found = {row[0]: Queue(Priority(row[0]), *row[1:]) for row in rows}
+    return [found.get(queue, Queue(queue, 0, None, 0, None)) for queue in Priority]
 
 
 def in_hand(session: Session, site_id: UUID, most: int) -> Sequence[StudyRow]:
