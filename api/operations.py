@@ -23,7 +23,7 @@ from shared.study import Priority, StudyStatus
 from shared.tables import StudyRow, WorkerRow
 
 router = APIRouter(tags=["administer"])
-LISTED = 50  # studies of the quarantine
+LISTED = 20  # studies of the quarantine
 LISTED_IN_HAND = 20
 URGENT_LIMIT = timedelta(minutes=2)
 IDLE_LIMIT = timedelta(minutes=5)  # studies wait, workers live, and nothing is finished
