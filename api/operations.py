@@ -2,24 +2,39 @@
 
 from collections.abc import Sequence
 from datetime import datetime, timedelta
-from enum import StrEnum
 from typing import Any
 from uuid import UUID
 
 from fastapi import APIRouter
-from pydantic import BaseModel, Field
 from sqlalchemy.orm import Session
 
 from api.backlog import backlog
 from api.dependencies import Admin, Parts, PartsDep
 from api.health import health
-from api.keys import KeyView, key_views
-from api.responses import BacklogRunView, Health
+from api.keys import key_views
+from api.overview import (
+    SPANS,
+    BundleView,
+    Operations,
+    Point,
+    QuarantinedStudy,
+    QueueView,
+    Range,
+    ReasonView,
+    RefusalView,
+    Released,
+    ReleaseReason,
+    StorageView,
+    StudyInHand,
+    WorkerState,
+    WorkerView,
+)
+from api.responses import Health
 from shared.repository import bundles, operations, samples, work
 from shared.repository.access import Key
 from shared.settings import Settings
 from shared.storage import disk_of
-from shared.study import Priority, StudyStatus
+from shared.study import Priority
 from shared.tables import StudyRow, WorkerRow
 
 router = APIRouter(tags=["administer"])
@@ -34,158 +49,6 @@ FIGURES = {  # of a card, and what they are called
     "pointing_game": "pointing game",
 }
 REFUSALS_OF = timedelta(days=30)
-
-
-class Range(StrEnum):
-    """How much of the history to show."""
-
-    HOUR = "1h"
-    DAY = "24h"
-    MONTH = "30d"
-
-
-SPANS = {  # length and step
-    Range.HOUR: (timedelta(hours=1), timedelta(minutes=1)),
-    Range.DAY: (timedelta(days=1), timedelta(minutes=15)),
-    Range.MONTH: (timedelta(days=30), timedelta(hours=6)),
-}
-
-
-class WorkerState(StrEnum):
-    """What is known of a worker process."""
-
-    ALIVE = "alive"
-    SILENT = "silent"  # it ended without a word, or cannot reach Postgres
-    STOPPED = "stopped"  # as it was asked to
-
-
-class QueueView(BaseModel):
-    """What waits in one queue."""
-
-    queue: Priority
-    waiting: int = Field(description="studies of your site")
-    oldest_at: datetime | None = Field(description="since when the oldest of them waits")
-    waiting_everywhere: int = Field(description="studies of all sites: the same workers serve them")
-    late: bool = Field(description="the oldest waits longer than this queue should let it")
-
-
-class WorkerView(BaseModel):
-    """One worker process."""
-
-    id: UUID
-    host: str
-    pid: int
-    device: str
-    bundle: str
-    threads: int
-    taken: int = Field(description="studies since its start")
-    in_hand: int
-    started_at: datetime
-    seen_at: datetime
-    state: WorkerState
-
-
-class StudyInHand(BaseModel):
-    """A study that a worker holds."""
-
-    id: UUID
-    queue: Priority
-    started_at: datetime | None
-    attempts: int
-    flower_url: str
-
-
-class QuarantinedStudy(BaseModel):
-    """A study that was set aside."""
-
-    id: UUID
-    reason: str
-    attempts: int
-    images: int
-    since: datetime | None
-    flower_url: str
-
-
-class ReasonView(BaseModel):
-    """Why studies were set aside, and how many."""
-
-    reason: str
-    studies: int
-    first_at: datetime | None
-    last_at: datetime | None
-
-
-class RefusalView(BaseModel):
-    """Why files were refused, and how many."""
-
-    reason: str
-    failure: str
-    text: str = Field(description="what the last sender was told")
-    files: int
-    last_at: datetime
-
-
-class BundleView(BaseModel):
-    """A model bundle, with the figures of its card."""
-
-    name: str
-    active: bool
-    added_at: datetime
-    sha256: str
-    figures: dict[str, str]
-
-
-class StorageView(BaseModel):
-    """What your site has stored, and the room that is left."""
-
-    counted_at: datetime | None
-    images: int
-    size_bytes: int
-    a_week_ago_bytes: int | None
-    kind: str = Field(description="directory or S3")
-    disk_bytes: int | None = Field(description="of the directory's disk; an S3 server does not tell")
-    free_bytes: int | None
-    days_left: int | None = Field(description="until the disk is full, if it goes on as in the last week")
-
-
-class Point(BaseModel):
-    """A stretch of the history; times in seconds, null where nothing was finished or nobody looked."""
-
-    at: datetime
-    received: int
-    analysed: int
-    failed: int
-    wait_p50_s: float | None
-    wait_p95_s: float | None
-    work_p50_s: float | None
-    work_p95_s: float | None
-    urgent: int | None
-    routine: int | None
-    backlog: int | None
-
-
-class Operations(BaseModel):
-    """All that the administrator's page shows."""
-
-    health: Health
-    troubles: list[str] = Field(description="what is stuck, and the cure, in words")
-    counts: dict[StudyStatus, int]
-    queues: list[QueueView]
-    workers: list[WorkerView]
-    in_hand: list[StudyInHand]
-    range: Range
-    start: datetime
-    end: datetime
-    step_s: int
-    history: list[Point]
-    quarantine: list[ReasonView]
-    quarantined: list[QuarantinedStudy]
-    refusals: list[RefusalView]
-    nights: list[BacklogRunView]
-    bundles: list[BundleView]
-    storage: StorageView
-    keys: list[KeyView]
-    flower_url: str
 
 
 @router.get("/operations")
@@ -241,19 +104,6 @@ def overview_of(parts: Parts, key: Key, chosen: Range) -> Operations:
             keys=key_views(parts, key),
             flower_url=settings.flower_url,
         )
-
-
-class ReleaseReason(BaseModel):
-    """Which studies to release."""
-
-    reason: str = Field(max_length=2000, description="the reason, exactly as GET /operations gives it")
-
-
-class Released(BaseModel):
-    """What a release came to."""
-
-    released: int
-    left: int = Field(description="studies of the same reason that are left; call again for the next ones")
 
 
 @router.post("/quarantine/release")

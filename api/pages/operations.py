@@ -6,7 +6,8 @@ from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel
 
 from api.dependencies import Admin, PartsDep
-from api.operations import LISTED, Operations, Point, Range, overview_of
+from api.operations import LISTED, overview_of
+from api.overview import Operations, Point, Range
 from api.pages.plots import NOTHING, Plot, Value, length, plot
 from api.pages.render import render, version_of
 from api.responses import BacklogRunView

@@ -10,7 +10,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from sqlalchemy import select, text, update
 
 from api.main import create_app
-from api.operations import Operations
+from api.overview import Operations
 from shared.repository import operations
 from shared.settings import Settings
 from shared.tables import KeyRow, RefusalRow, StudyRow, WorkerRow
