@@ -1,7 +1,7 @@
 """The bundles: which there are, one that looks at history unseen, how it compares, and its promotion."""
 
 from datetime import datetime
-from typing import Annotated
+from typing import Annotated, Literal
 
 from fastapi import APIRouter, Path
 from sqlalchemy.orm import Session
@@ -72,7 +72,7 @@ def _view(session: Session, row: BundleRow, now: datetime) -> BundleView:
     run = reports.shadow_run(session, row.name)
     return BundleView(
         name=row.name,
-        state="active" if row.active else "shadow" if row.shadow else "available",
+        state=state_of(row),
         added_at=row.added_at,
         activated_at=row.activated_at,
         sensitive=row.manifest.get("sensitive"),
@@ -81,3 +81,8 @@ def _view(session: Session, row: BundleRow, now: datetime) -> BundleView:
         metrics=row.manifest.get("metrics", {}),
         run=RunView.of(run, reports.forecast_of(session, run, now)) if run else None,
     )
+
+
+def state_of(row: BundleRow) -> Literal["active", "shadow", "available"]:
+    """What a bundle does now."""
+    return "active" if row.active else "shadow" if row.shadow else "available"

@@ -33,11 +33,11 @@ def parts(request: Request) -> Parts:
 
 
 PartsDep = Annotated[Parts, Depends(parts)]
-_bearer = HTTPBearer(auto_error=False, description="an API key: Authorization: Bearer osk_…")
+bearer = HTTPBearer(auto_error=False, description="an API key: Authorization: Bearer osk_…")
 
 
 def reader(
-    request: Request, parts: PartsDep, shown: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)]
+    request: Request, parts: PartsDep, shown: Annotated[HTTPAuthorizationCredentials | None, Depends(bearer)]
 ) -> Key:
     """The key that the request shows, in its header or in the page's login cookie. 401 without one."""
     with parts.database.transaction() as session:

@@ -1,30 +1,44 @@
 """The application: everything real enters here, once."""
 
 import http
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from celery import Celery
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse
 from fastapi_offline import FastAPIOffline
-from sqlalchemy import text
 from starlette.datastructures import MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.middleware.sessions import SessionMiddleware
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from api import agreement, alerts, answers, backlog, bundles, films, pages, studies, uploads, worklist
-from api.dependencies import Parts, PartsDep
+from api import (
+    agreement,
+    alerts,
+    answers,
+    backlog,
+    bundles,
+    films,
+    health,
+    keys,
+    metrics,
+    operations,
+    pages,
+    studies,
+    uploads,
+    worklist,
+)
+from api.dependencies import Parts
 from api.ingest import RequestTooLarge, WrongContentType
-from api.responses import Health, Problem
+from api.responses import Problem
 from shared.errors import BadRequest, NotFound, NotNow, ObjectMissing, OsteonError, Unavailable
 from shared.findings import RESEARCH_USE
 from shared.jobs import Doorbell, celery_app
 from shared.logs import configure_logs
 from shared.repository import Database
-from shared.repository.access import Vault
+from shared.repository.access import LastAdmin, Vault
 from shared.settings import Settings
 from shared.storage import open_store
 
@@ -35,6 +49,7 @@ STATUS_OF: list[tuple[type[OsteonError], int]] = [
     (NotFound, 404),
     (NotNow, 409),
     (ObjectMissing, 404),
+    (LastAdmin, 409),
     (Unavailable, 503),
     (OsteonError, 500),
 ]
@@ -88,15 +103,15 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         https_only=settings.secure_cookies,
     )
     app.add_middleware(Headers)
-    rooms = (uploads, studies, films, answers, agreement, worklist, alerts, backlog, bundles)
-    for router in (*(room.router for room in rooms), pages.papers, pages.router):
+    app.add_middleware(metrics.Measured)
+    reading = (studies, films, answers, agreement, worklist, alerts)
+    operating = (backlog, bundles, operations, keys, health, metrics)
+    for router in (*(room.router for room in (uploads, *reading, *operating)), pages.papers, pages.router):
         app.include_router(router)
     app.mount("/static", pages.STATIC)
     app.add_exception_handler(OsteonError, _known)
     app.add_exception_handler(HTTPException, _http)
     app.add_exception_handler(ClientDisconnect, _hung_up)
-    app.get("/healthz", tags=["operate"])(healthz)
-    app.get("/readyz", tags=["operate"], response_model=Health)(readyz)
     return app
 
 
@@ -104,38 +119,6 @@ def _impatient(app: Celery) -> Celery:
     """A broker that hangs must not hold an upload: the reconciler sends what is left unsent."""
     app.conf.broker_transport_options |= {"socket_connect_timeout": 1, "socket_timeout": 1, "interval_start": 0}
     return app
-
-
-def healthz() -> dict[str, str]:
-    """Whether this process is alive; says nothing of the parts behind it."""
-    return {"status": "alive"}
-
-
-def readyz(parts: PartsDep, response: Response) -> Health:
-    """Whether uploads can be taken: database and store must answer. The broker may be down; uploads wait for it."""
-    answers = {
-        "database": _ask(lambda: _query(parts)),
-        "store": _ask(parts.store.check),
-        "broker": _ask(parts.doorbell.waiting),
-    }
-    ready = answers["database"] == answers["store"] == "ok"
-    response.status_code = 200 if ready else 503
-    return Health(ready=ready, parts=answers)
-
-
-def _query(parts: Parts) -> None:
-    with parts.database.transaction() as session:
-        session.execute(text("SELECT 1 FROM bundles LIMIT 1"))
-
-
-def _ask(question: Callable[[], object]) -> str:
-    try:
-        question()
-    except OsteonError as wrong:
-        return str(wrong)
-    except Exception as wrong:  # noqa: BLE001 - a health check reports whatever it meets
-        return f"failed ({type(wrong).__name__}): run the migrations (alembic upgrade head)"
-    return "ok"
 
 
 class Headers:

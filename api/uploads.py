@@ -21,11 +21,13 @@ from starlette.concurrency import run_in_threadpool
 from api.archives import is_archive, unpack
 from api.dependencies import Parts, PartsDep, Submitter
 from api.ingest import DISK, Spool, SpooledFile, SpoolFull, open_spool, receive
+from api.metrics import count_files
 from api.responses import FileReceipt, Outcome, Receipt, StudyReceipt
 from shared.dicom import HeaderLimits, read_header
 from shared.errors import BadRequest, Conflict, Rejected, TooLarge, Unavailable
 from shared.repository.access import Key
 from shared.repository.intake import Known, Taken, lock_upload, look_up, take_in
+from shared.repository.operations import note_refusals
 from shared.repository.work import clock, sending_failed, unsent
 from shared.settings import Settings
 from shared.storage import original_key
@@ -106,6 +108,7 @@ async def upload(
     else:
         # once the receipt is on its way: what is stored is stored, whatever the broker does
         later.add_task(ring, parts, [study.id for study in receipt.studies])
+        later.add_task(note, parts, key.site_id, receipt.files)
     return receipt
 
 
@@ -275,6 +278,23 @@ class Taking:
             "receipt": self.parts.vault.seal(receipt.model_dump(mode="json")),
         }
         session.execute(insert(UploadRow).values(values).on_conflict_do_nothing())
+
+
+def note(parts: Parts, site_id: UUID, lines: list[FileReceipt]) -> None:
+    """Count the files of a request, and keep why some were refused; names stay in the receipt. Fails no upload."""
+    for line in lines:
+        count_files(line.outcome, line.reason)
+    refused = [
+        (line.reason or "", line.failure or "", line.text or "") for line in lines if line.outcome is Outcome.REJECTED
+    ]
+    try:
+        if refused:
+            with parts.database.transaction() as session:
+                note_refusals(session, site_id, refused)
+    except Unavailable:
+        log.warning("refusals not noted: Postgres does not answer", extra={"files": len(refused)})
+    except Exception:
+        log.exception("refusals not noted")
 
 
 def ring(parts: Parts, study_ids: list[UUID]) -> None:

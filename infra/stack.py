@@ -1,6 +1,7 @@
 """The local stack: Postgres, Valkey, API, worker, beat and Flower under one supervisor that restarts what dies."""
 
 import contextlib
+import hmac
 import os
 import signal
 import threading
@@ -21,6 +22,7 @@ from shared.settings import ROOT, Settings
 READY_LIMIT_S = 120.0
 STEP_LIMIT_S = 600.0
 MAX_RESTARTS, RESTARTS_WINDOW_S = 5, 60.0
+METRICS_PORT = 9810  # the worker's, the first that is tried
 
 
 class Stack:
@@ -265,6 +267,7 @@ class Stack:
             "api": f"http://{reachable(config.api_host)}:{api_port}",
             "flower": f"http://{reachable(config.flower_host)}:{flower_port}",
         }
+        session_secret = config.session_secret.get_secret_value() or secrets["session_secret"]
         own = {
             "HOME": str(self.home),
             "DATABASE_URL": self.urls["database"],
@@ -272,16 +275,34 @@ class Stack:
             "STORE_URL": store,
             "SPOOL_DIR": str(config.spool_dir or self.home / "spool"),  # not /tmp, which may be memory
             "IDENTITY_KEY": config.identity_key.get_secret_value() or secrets["identity_key"],
-            "SESSION_SECRET": config.session_secret.get_secret_value() or secrets["session_secret"],
+            "SESSION_SECRET": session_secret,
+            "METRICS_TOKEN": config.metrics_token.get_secret_value() or self._metrics_token(session_secret),
+            "WORKER_METRICS_PORT": str(self._metrics_port()),
             "API_HOST": config.api_host,
             "API_PORT": str(api_port),
             "FLOWER_HOST": config.flower_host,
             "FLOWER_PORT": str(flower_port),
+            "FLOWER_URL": config.flower_url if _given(config, "flower_url") else self.urls["flower"],
         }
         path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
         # the working folder stays, so that relative paths in settings keep their meaning; code comes from ROOT only
         python = {"PYTHONPATH": path, "PYTHONSAFEPATH": "1", "PYTHONUNBUFFERED": "1"}
         return {**os.environ, **python, **{f"OSTEON_{name}": value for name, value in own.items()}}
+
+    def _metrics_token(self, session_secret: str) -> str:
+        """What opens GET /metrics, made of a secret that is there; Prometheus reads it in home/metrics-token."""
+        token = hmac.digest(session_secret.encode(), b"metrics", "sha256").hex()
+        file = self.home / "metrics-token"
+        file.touch(mode=0o600)
+        file.write_text(token)
+        return token
+
+    def _metrics_port(self) -> int:
+        """Where the worker tells its metrics: the port of the settings, else the next free one, else none."""
+        if _given(self.config, "worker_metrics_port"):
+            return self.config.worker_metrics_port
+        host = self.config.worker_metrics_host
+        return next((port for port in range(METRICS_PORT, METRICS_PORT + 100) if is_free(port, host)), 0)
 
     def _port(self, name: str) -> int:
         """The port of the settings, or when nobody chose it and it is taken, the next free one."""

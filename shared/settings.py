@@ -37,6 +37,10 @@ class Settings(BaseSettings):
     api_port: int = 8080
     flower_host: str = "127.0.0.1"
     flower_port: int = 5555
+    flower_url: str = Field("http://127.0.0.1:5555", description="where the administrator's browser finds Flower")
+    metrics_token: SecretStr = Field(SecretStr(""), description="opens GET /metrics, as an admin's key does")
+    worker_metrics_host: str = "127.0.0.1"
+    worker_metrics_port: int = Field(0, ge=0, le=65535, description="where a worker tells its metrics; 0: nowhere")
     session_hours: int = 12
     secure_cookies: bool = Field(False, description="set behind TLS: the login cookie then travels on HTTPS only")
     site: str = Field("default", description="the site that `osteon up` makes its keys for")

@@ -5,8 +5,10 @@ import errno
 import hashlib
 import os
 import re
+import shutil
 import tempfile
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Protocol
 from urllib.parse import unquote, urlsplit
@@ -85,6 +87,25 @@ def open_store(url: str) -> Store:
             parts.scheme == "s3s",
         )
     raise OsteonError("OSTEON_STORE_URL must be file:DIR or s3://KEY:SECRET@HOST:PORT/BUCKET")
+
+
+@dataclass(frozen=True)
+class Disk:
+    """A disk's room, in bytes."""
+
+    total: int
+    free: int
+
+
+def disk_of(store: Store) -> Disk | None:
+    """Size and free room of the disk under a directory store; None for an S3 server, which does not tell its own."""
+    if not isinstance(store, DirectoryStore):
+        return None
+    try:
+        usage = shutil.disk_usage(store.folder)
+    except OSError:
+        return None
+    return Disk(usage.total, usage.free)
 
 
 class DirectoryStore:

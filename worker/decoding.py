@@ -12,6 +12,7 @@ import resource
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as TooSlow
@@ -72,9 +73,21 @@ class Decoders:
     """A few children that decode, the most urgent first; one that dies or hangs is replaced."""
 
     def __init__(
-        self, store_url: str, limits: PixelLimits, *, count: int, limit_s: float, memory_bytes: int, log_level: str
+        self,
+        store_url: str,
+        limits: PixelLimits,
+        *,
+        count: int,
+        limit_s: float,
+        memory_bytes: int,
+        log_level: str,
+        observe: Callable[[float], object] = lambda seconds: None,  # noqa: ARG005
     ) -> None:
-        """limit_s: for one instance with all its frames; memory_bytes: what one child may take."""
+        """limit_s: for one instance with all its frames; memory_bytes: what one child may take.
+
+        observe: told how many seconds each instance took.
+        """
+        self._observe = observe
         self._limit_s, self._memory_bytes = limit_s, memory_bytes
         self._setup = (store_url, limits, memory_bytes, log_level)
         # a pool of one for each lane: a child that dies while it holds its pool's lock stops no other
@@ -99,9 +112,12 @@ class Decoders:
 
     def _answer(self, jobs: "Sequence[Work]") -> list[Any]:
         ((work, job),) = jobs
+        start = time.perf_counter()
         for _ in range(2):  # a child that died between two images is no image's fault
             try:
-                return [self._pool().schedule(work, args=(job,), timeout=self._limit_s).result()]
+                decoded = self._pool().schedule(work, args=(job,), timeout=self._limit_s).result()
+                self._observe(time.perf_counter() - start)
+                return [decoded]
             except TooSlow:
                 raise DecodingFailed(f"Decoding took more than {self._limit_s:.0f} s and was stopped") from None
             except ProcessExpired as died:

@@ -15,6 +15,7 @@ from shared.logs import configure_logs
 from shared.settings import settings
 
 if TYPE_CHECKING:
+    from worker.pulse import Heart
     from worker.sweeps import Sweeper
     from worker.tasks import Engine
 
@@ -22,6 +23,7 @@ app = celery_app(settings())
 app.conf.worker_consumer = "worker.consumer:Consumer"
 _engine: "Engine | None" = None
 _sweeper: "Sweeper | None" = None
+_heart: "Heart | None" = None
 
 
 @setup_logging.connect
@@ -63,12 +65,15 @@ def nightly() -> int | None:
 
 @worker_ready.connect
 def _start(**_: object) -> None:
-    global _sweeper  # noqa: PLW0603 - one per process, by Celery's signals
+    global _sweeper, _heart  # noqa: PLW0603 - one per process, by Celery's signals
+    from shared.vision.engines import device  # noqa: PLC0415
+    from worker.pulse import Heart  # noqa: PLC0415
     from worker.sweeps import Sweeper  # noqa: PLC0415
     from worker.tasks import threads_for  # noqa: PLC0415
 
-    held = engine()
-    _sweeper = Sweeper(settings(), held.database, Doorbell(app), held.load, threads_for(settings()))
+    held, threads = engine(), threads_for(settings())
+    _heart = Heart(held.database, held.load, device=device(), threads=threads, bundle=lambda: held.reader.name)
+    _sweeper = Sweeper(settings(), held.database, Doorbell(app), held.load, threads, beat=_heart.beat)
 
 
 @worker_shutting_down.connect
@@ -80,10 +85,13 @@ def _shutting_down(**_: object) -> None:
 @worker_shutdown.connect
 @worker_process_shutdown.connect
 def _stop(**_: object) -> None:
-    global _engine, _sweeper  # noqa: PLW0603
+    global _engine, _sweeper, _heart  # noqa: PLW0603
     if _sweeper is not None:
         _sweeper.close()
         _sweeper = None
+    if _heart is not None:
+        _heart.stop()
+        _heart = None
     if _engine is not None:
         _engine.close()
         _engine = None
@@ -92,9 +100,11 @@ def _stop(**_: object) -> None:
 def main() -> None:
     """Start the engine, then the Celery worker, until SIGTERM; a second SIGTERM is not needed."""
     global _engine  # noqa: PLW0603
+    from worker.metrics import serve  # noqa: PLC0415
     from worker.tasks import Engine, threads_for  # noqa: PLC0415
 
     configure_logs(settings().log_level)
+    serve(settings())
     _engine = Engine(settings())
     _engine.warm_up()
     app.worker_main(

@@ -38,6 +38,11 @@ class ActiveReader:
         self._other_lock = threading.Lock()  # while another bundle is loaded, live studies go on
         torch.set_num_threads(max(1, cpu_count() // lanes()))
 
+    @property
+    def name(self) -> str:
+        """The bundle in memory; "" before the first."""
+        return self._name
+
     def current(self) -> Reader:
         """The reader for a study that starts now. Raises NoBundle, Unavailable, ObjectMissing, BadBundle."""
         with self._lock:

@@ -57,8 +57,13 @@ class Sweeper:
         load: Load,
         threads: int,
         end: Callable[[str], None] = end_process,
+        beat: Callable[[], None] = lambda: None,
     ) -> None:
-        """threads: how many studies this worker takes at a time; end: told why, when its consumer stands still."""
+        """threads: how many studies this worker takes at a time; end: told why, when its consumer stands still.
+
+        beat: called before each sweep; raises nothing.
+        """
+        self._beat = beat
         self._settings = settings
         self._every_s, self._grace = settings.reconcile_every_s, timedelta(seconds=settings.resend_grace_s)
         self._limits = {
@@ -82,7 +87,9 @@ class Sweeper:
 
     def _run(self) -> None:
         before = self._load.taken
+        self._beat()
         while not self._stop.wait(self._every_s):
+            self._beat()
             try:
                 taken = self._load.taken
                 self._sweep(taken - before)

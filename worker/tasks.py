@@ -21,6 +21,7 @@ from shared.study import Claim
 from shared.vision.engines import lanes
 from shared.vision.pixels import PixelLimits
 from shared.vision.reader import Reader
+from worker import metrics
 from worker.analysis import ModelBatcher, analyse
 from worker.batching import Batcher
 from worker.decoding import Decoders, DecodingFailed, FilmJob
@@ -60,10 +61,11 @@ class Engine:
             limit_s=settings.decode_limit_s,
             memory_bytes=settings.decode_memory_bytes,
             log_level=settings.log_level,
+            observe=metrics.DECODING.observe,
         )
         self.batcher: ModelBatcher = Batcher(
             "model",
-            predict,
+            metrics.measured(predict),
             max_batch=max(1, settings.batch_size // lanes()),
             max_wait_s=settings.batch_wait_ms / 1000,
             lanes=lanes(),
@@ -91,7 +93,9 @@ class Engine:
     def analyse_study(self, study_id: UUID) -> str:
         """Analyse one study to its end; returns one word for Flower. Messages may come twice, or for nothing."""
         with self.load.one():
-            return self._analysed(Wanted(study_id))
+            outcome = self._analysed(Wanted(study_id))
+        metrics.count(outcome)
+        return outcome
 
     def second_look(self, study_id: UUID, bundle: str) -> str:
         """Let this bundle look at a study; as `analyse_study`, on the same way, behind all live work."""
@@ -181,6 +185,8 @@ class Engine:
         except Exception as wrong:
             log.exception("analysis failed", extra=study)
             return self._later(claim, f"analysis failed ({type(wrong).__name__})", study, ledger)
+        if written and ledger is self.ledger:  # of a second look the arrival tells nothing
+            metrics.waited(claim)
         log.info("analysed" if written else "lease lost", extra=study | {"images": len(results)})
         return "analysed" if written else "lease lost"
 

@@ -3,7 +3,7 @@
 from fastapi import APIRouter
 from starlette.staticfiles import StaticFiles
 
-from api.pages import agreement, alerts, login, report, study, worklist
+from api.pages import agreement, alerts, login, operations, report, study, worklist
 from api.pages.login import problem_page, to_login, wants_page
 from api.pages.render import HERE
 
@@ -13,5 +13,5 @@ __all__ = ["STATIC", "papers", "problem_page", "router", "to_login", "wants_page
 
 STATIC = StaticFiles(directory=HERE / "static")
 router = APIRouter(include_in_schema=False)
-for page in (login, worklist, study, alerts, agreement):
+for page in (login, worklist, study, alerts, agreement, operations):
     router.include_router(page.router)

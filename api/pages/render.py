@@ -19,6 +19,7 @@ ROOMS = [
     ("/", "Worklist", Role.RADIOLOGIST),
     ("/second-looks", "Second looks", Role.RADIOLOGIST),
     ("/agreement.html", "Agreement", Role.RADIOLOGIST),
+    ("/admin", "Operations", Role.ADMIN),
 ]
 GRAVEST_FIRST = [Call.LIKELY, Call.POSSIBLE, Call.ABSTAINED, Call.NONE]
 

@@ -6,10 +6,11 @@ from uuid import UUID
 from fastapi import APIRouter, Query, Response
 
 from api.dependencies import PartsDep, Radiologist
+from api.films import FrameNumber, ImageNumber
 from api.pages.paper import pdf
 from api.pages.render import render
 from api.report import EXTENT, overlay_jpeg, report_of
-from api.studies import PICTURE, FrameNumber, ImageNumber
+from api.studies import PICTURE
 from shared.errors import ObjectMissing
 
 router = APIRouter(tags=["read"])

@@ -2,7 +2,8 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
+import secrets
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 from uuid import UUID
@@ -13,9 +14,13 @@ from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 from sqlalchemy.sql import func
 
-from shared.errors import OsteonError
+from shared.errors import NotFound, OsteonError
 from shared.study import Identity
 from shared.tables import IdentityReadRow, IdentityRow, KeyRow, SiteRow
+
+
+class LastAdmin(OsteonError):
+    """This is the site's last admin key: without it nobody could make another. Make a new admin key first."""
 
 
 class Role(StrEnum):
@@ -85,6 +90,41 @@ def revoke_key(session: Session, site: str, name: str) -> int:
         .values(revoked_at=func.now())
     )
     return int(done.rowcount)  # type: ignore[attr-defined]
+
+
+def keys(session: Session, site_id: UUID) -> Sequence[KeyRow]:
+    """The site's keys, those that are valid first, then by name."""
+    mine = select(KeyRow).where(KeyRow.site_id == site_id)
+    return session.scalars(mine.order_by(KeyRow.revoked_at.is_not(None), KeyRow.name, KeyRow.created_at)).all()
+
+
+def make_key(session: Session, site_id: UUID, name: str, role: Role) -> tuple[KeyRow, str]:
+    """A new key of the site and its secret, which stands nowhere else."""
+    secret = f"osk_{secrets.token_urlsafe(32)}"
+    row = KeyRow(site_id=site_id, name=name, role=role, sha256=key_hash(secret))
+    session.add(row)
+    session.flush()
+    session.refresh(row)
+    return row, secret
+
+
+def revoke_key_by_id(session: Session, site_id: UUID, key_id: UUID) -> KeyRow:
+    """Make one key of the site invalid. Raises NotFound, and LastAdmin for the only key that could make another."""
+    # all of the site's admin keys are locked, so that two admins cannot revoke each other
+    admins = session.scalars(
+        select(KeyRow)
+        .where(KeyRow.site_id == site_id, KeyRow.role == Role.ADMIN, KeyRow.revoked_at.is_(None))
+        .order_by(KeyRow.id)
+        .with_for_update()
+    ).all()
+    row = session.scalar(select(KeyRow).where(KeyRow.id == key_id, KeyRow.site_id == site_id))
+    if row is None:
+        raise NotFound(f"there is no key {key_id} here")
+    if [admin.id for admin in admins] == [key_id]:
+        raise LastAdmin
+    if row.revoked_at is None:
+        row.revoked_at = session.scalar(select(func.clock_timestamp()))
+    return row
 
 
 class Vault:

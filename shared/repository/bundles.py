@@ -68,9 +68,3 @@ def thresholds(session: Session, names: set[str]) -> dict[str, tuple[float, floa
     """The (sensitive, specific) operating points of these bundles, as probabilities."""
     rows = session.scalars(select(BundleRow).where(BundleRow.name.in_(names)))
     return {row.name: (row.manifest["sensitive"], row.manifest["specific"]) for row in rows}
-
-
-def manifests(session: Session, names: set[str]) -> dict[str, dict[str, Any]]:
-    """What these bundles say of themselves."""
-    rows = session.scalars(select(BundleRow).where(BundleRow.name.in_(names)))
-    return {row.name: row.manifest for row in rows}

@@ -84,6 +84,11 @@ def night(session: Session, on: date) -> BacklogRun:
     return _run(row)
 
 
+def last_night(session: Session) -> datetime | None:
+    """When the latest night began."""
+    return session.scalar(select(func.max(BacklogRunRow.started_at)).where(BacklogRunRow.night.is_not(None)))
+
+
 def shadow_run(session: Session, bundle: str) -> BacklogRun | None:
     """A bundle's latest run as a shadow."""
     row = session.scalar(

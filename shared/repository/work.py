@@ -397,6 +397,7 @@ def _check_move(now: str, then: StudyStatus) -> None:
 def _quarantine(row: StudyRow, reason: str) -> None:
     _move(row, StudyStatus.QUARANTINED)
     row.reason, row.lease_token, row.lease_until, row.not_before = reason, None, None, None
+    row.quarantined_at = func.clock_timestamp()
 
 
 def _end(session: Session, row: Row[*tuple[Any, ...]], done: Analysed, now: datetime) -> dict[str, Any]:
@@ -427,7 +428,7 @@ def _end(session: Session, row: Row[*tuple[Any, ...]], done: Analysed, now: date
         }
     else:
         reason = _first_error(session, row.id) or "the study has no image"
-        values |= {"status": StudyStatus.QUARANTINED, "reason": reason}
+        values |= {"status": StudyStatus.QUARANTINED, "reason": reason, "quarantined_at": now}
     _check_move(row.status, values["status"])
     return values
 

@@ -5,6 +5,7 @@ from shared.tables.answers import AnswerRow
 from shared.tables.base import Base
 from shared.tables.findings import BundleRow, FindingRow
 from shared.tables.nights import AlertRow, BacklogRunRow, SecondLookRow
+from shared.tables.operations import HoldingRow, RefusalRow, SampleRow, WorkerRow
 from shared.tables.studies import InstanceRow, StudyRow, UploadRow
 
 __all__ = [
@@ -14,12 +15,16 @@ __all__ = [
     "Base",
     "BundleRow",
     "FindingRow",
+    "HoldingRow",
     "IdentityReadRow",
     "IdentityRow",
     "InstanceRow",
     "KeyRow",
+    "RefusalRow",
+    "SampleRow",
     "SecondLookRow",
     "SiteRow",
     "StudyRow",
     "UploadRow",
+    "WorkerRow",
 ]

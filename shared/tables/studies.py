@@ -32,6 +32,7 @@ class StudyRow(Base):
     lease_until: Mapped[datetime | None]
     started_at: Mapped[datetime | None]
     analysed_at: Mapped[datetime | None]
+    quarantined_at: Mapped[datetime | None]  # last
     reason: Mapped[str] = mapped_column(default="")  # why quarantined or retrying; never patient data
     # the summary
     due_at: Mapped[datetime]
@@ -67,6 +68,17 @@ class StudyRow(Base):
             "id",
             postgresql_where=text("status = 'analysed'"),
         ),
+        # what the administrator sees: what waits and since when, what was set aside, and each minute's studies
+        Index(
+            "ix_studies_waiting",
+            "site_id",
+            "queue",
+            "queued_at",
+            postgresql_where=text("status IN ('queued', 'retrying')"),
+        ),
+        Index("ix_studies_quarantined_at", "quarantined_at", postgresql_where=text("status = 'quarantined'")),
+        Index("ix_studies_received_at", "received_at"),
+        Index("ix_studies_analysed_at", "analysed_at", postgresql_where=text("analysed_at IS NOT NULL")),
     )
 
 

@@ -63,6 +63,18 @@ def lanes() -> int:
     return min(MOST_STREAMS, cpu_count())
 
 
+def device() -> str:
+    """What the network runs on here, in words: "CPU, 2 lanes, OpenVINO bf16", or the GPU's name."""
+    if torch.cuda.is_available():
+        return f"{torch.cuda.get_device_name()}, torch bf16"
+    if not importlib.util.find_spec("openvino"):
+        return "CPU, torch float32"
+    import openvino  # noqa: PLC0415 - an extra
+
+    half = "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    return f"CPU, {lanes()} lane{'s' * (lanes() > 1)}, OpenVINO {'bf16' if half else 'float32'}"
+
+
 def half_precision(device: torch.device) -> torch.autocast:
     """For training: bfloat16 where the hardware multiplies it, else no change."""
     fast = device.type == "cuda" or bool(torch.cpu.get_capabilities().get("amx_bf16"))

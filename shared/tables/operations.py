@@ -1,0 +1,69 @@
+"""What the administrator sees: workers, one sample a minute, what is stored, and what was refused."""
+
+from datetime import datetime
+from uuid import UUID
+
+from sqlalchemy import BigInteger, ForeignKey, String, func
+from sqlalchemy.orm import Mapped, mapped_column
+
+from shared.tables.base import Base
+
+
+class WorkerRow(Base):
+    """One worker process, from its start to its end; it writes here every few seconds."""
+
+    __tablename__ = "workers"
+    id: Mapped[UUID] = mapped_column(primary_key=True)  # made anew at each start
+    host: Mapped[str] = mapped_column(String(255))
+    pid: Mapped[int]
+    device: Mapped[str] = mapped_column(String(255))  # in words
+    bundle: Mapped[str] = mapped_column(server_default="")  # the one in its memory; "" before the first
+    threads: Mapped[int]
+    taken: Mapped[int] = mapped_column(server_default="0")  # studies since its start
+    in_hand: Mapped[int] = mapped_column(server_default="0")
+    started_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    seen_at: Mapped[datetime] = mapped_column(server_default=func.now(), index=True)
+    stopped_at: Mapped[datetime | None]  # set by a worker that ended as it was asked to
+
+
+class SampleRow(Base):
+    """One minute of one site and queue, summed up from the rows of its studies; a minute without any has none."""
+
+    __tablename__ = "samples"
+    site_id: Mapped[UUID] = mapped_column(ForeignKey("sites.id"), primary_key=True)
+    at: Mapped[datetime] = mapped_column(primary_key=True)  # its beginning
+    queue: Mapped[str] = mapped_column(String(16), primary_key=True)
+    received: Mapped[int]
+    analysed: Mapped[int]
+    failed: Mapped[int]  # quarantined
+    # seconds, of the studies that were analysed in it
+    wait_p50_s: Mapped[float | None]  # from the queue to the answer
+    wait_p95_s: Mapped[float | None]
+    work_p50_s: Mapped[float | None]  # from the claim to the answer
+    work_p95_s: Mapped[float | None]
+    # at its end; null where nobody looked, for no worker ran
+    waiting: Mapped[int | None]
+    oldest_s: Mapped[float | None]
+
+
+class HoldingRow(Base):
+    """How many images of a site are stored, and their bytes, once an hour."""
+
+    __tablename__ = "holdings"
+    site_id: Mapped[UUID] = mapped_column(ForeignKey("sites.id"), primary_key=True)
+    at: Mapped[datetime] = mapped_column(primary_key=True)
+    images: Mapped[int] = mapped_column(BigInteger)
+    size_bytes: Mapped[int] = mapped_column(BigInteger)
+
+
+class RefusalRow(Base):
+    """Files of one site that were refused for one reason within one hour. No names: those may name patients."""
+
+    __tablename__ = "refusals"
+    site_id: Mapped[UUID] = mapped_column(ForeignKey("sites.id"), primary_key=True)
+    hour: Mapped[datetime] = mapped_column(primary_key=True)
+    reason: Mapped[str] = mapped_column(String(64), primary_key=True)
+    failure: Mapped[str] = mapped_column(String(8))  # DICOM Failure Reason, hexadecimal
+    text: Mapped[str]  # of the last one
+    files: Mapped[int]
+    last_at: Mapped[datetime]

@@ -1,0 +1,327 @@
+"""The administrator's page in a real browser: empty, with one study, with 100,000."""
+
+import os
+import re
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import uvicorn
+from axe_playwright_python.sync_playwright import Axe
+from playwright.sync_api import Page, expect, sync_playwright
+from sqlalchemy import select, text
+
+from api.main import create_app
+from infra.prepare import publish
+from infra.process import free_port
+from shared.repository import Database, operations, samples, work
+from shared.repository.access import Role, add_key
+from shared.settings import Settings
+from shared.tables import KeyRow, StudyRow
+from tests.browsing import ARGUMENTS, CHROMIUM, needs_chromium, watched
+
+pytestmark = needs_chromium
+SECRET = "osk_admin_of_these_tests"
+SHOTS = Path(os.environ.get("OSTEON_SHOTS", "")) if os.environ.get("OSTEON_SHOTS") else None
+# as after a month: mostly analysed, 30,000 waiting, 300 set aside for four reasons
+MANY = """
+INSERT INTO studies (id, site_id, study_instance_uid, priority, status, received_at, queue, queued_at, attempts, reason,
+    due_at, modality, region, scope, bundle, images, failed_images, analysed_at, started_at, quarantined_at)
+SELECT gen_random_uuid(), (SELECT id FROM sites), '1.2.' || n, class, status, at, class, at, 1,
+    CASE status WHEN 'quarantined' THEN (ARRAY['Decoding took more than 60 s and was stopped', 'an object is missing',
+        'analysis failed (RuntimeError)', '4 attempts ended without a result: the worker died or hung each time'])[1 + n % 4]
+        ELSE '' END,
+    at + interval '1 hour', 'DX', 'hand', 'in scope', 'second-look', 1, 0,
+    CASE status WHEN 'analysed' THEN at + wait END, CASE status WHEN 'analysed' THEN at + wait - interval '2 seconds' END,
+    CASE status WHEN 'quarantined' THEN at + wait END
+FROM (
+    SELECT n, now() - (100000 - n) * interval '25.9 seconds' AS at,
+        interval '1 second' * (3 + 20 * random() + 200 * power(sin(n / 3000.0), 8) * random()) AS wait,
+        CASE WHEN n % 20 = 0 THEN 'urgent' WHEN n % 5 = 0 THEN 'backlog' ELSE 'routine' END AS class,
+        CASE WHEN n % 333 = 0 THEN 'quarantined' WHEN n > 70000 AND n % 20 <> 0 THEN 'queued'
+             WHEN n > 99990 THEN 'running' ELSE 'analysed' END AS status
+    FROM generate_series(1, 100000) AS n) AS thrown"""
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with sync_playwright() as playwright:
+        expect.set_options(timeout=20_000)
+        opened = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
+        yield opened
+        opened.close()
+
+
+class Site:
+    """An API of the test's own on an empty database, and a browser that an administrator is logged in with."""
+
+    def __init__(self, url: str, settings: Settings, database: Database, page: Page) -> None:
+        self.url, self.settings, self.database, self.page = url, settings, database, page
+
+    def open(self, query: str = "") -> Page:
+        self.page.goto(f"{self.url}/admin{query}")
+        expect(self.page.get_by_role("heading", name="Operations", level=1)).to_be_visible()
+        return self.page
+
+    def sql(self, statement: str, **values: object) -> None:
+        with self.database.transaction() as session:
+            session.execute(text(statement), values)
+
+    def sampled(self) -> None:
+        """The history as a worker writes it."""
+        for _ in range(1000):
+            with self.database.transaction() as session:
+                if not samples.sample(session, work.clock(session)):
+                    break
+        with self.database.transaction() as session:
+            samples.count_stored(session)
+
+    def beat(self, host: str, **more: object) -> None:
+        with self.database.transaction() as session:
+            pulse = {
+                "id": session.scalar(text("SELECT gen_random_uuid()")), "host": host, "pid": 4711,
+                "device": "CPU, 2 lanes, OpenVINO bf16", "bundle": "second-look", "threads": 32, "taken": 68_123,
+                "in_hand": 8,
+            }  # fmt: skip
+            operations.beat(session, operations.Pulse(**(pulse | more)))
+
+    def shot(self, name: str) -> None:
+        if SHOTS:
+            SHOTS.mkdir(exist_ok=True)
+            self.page.screenshot(path=SHOTS / f"{name}.png", full_page=True)
+
+
+@pytest.fixture
+def site(browser, make_settings) -> Iterator[Site]:
+    port = free_port()
+    settings = make_settings(flower_url="http://127.0.0.1:5599")
+    database = Database(settings.database_url.get_secret_value(), 4)
+    with database.transaction() as session:
+        add_key(session, "default", "admin", Role.ADMIN, SECRET)
+    server = uvicorn.Server(uvicorn.Config(create_app(settings), port=port, log_level="warning", access_log=False))
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    try:
+        while not server.started:
+            assert thread.is_alive()
+            time.sleep(0.05)
+        with watched(browser, width=1600, refused=(409,)) as page:
+            url = f"http://127.0.0.1:{port}"
+            page.goto(f"{url}/login?next=/admin")
+            page.get_by_label("Your key").fill(SECRET)
+            page.get_by_role("button", name="Log in").click()
+            yield Site(url, settings, database, page)
+    finally:
+        server.should_exit = True
+        thread.join(20)
+        database.close()
+
+
+@pytest.fixture
+def filled(site) -> Site:
+    """100,000 studies, their history, two living workers and one that was killed, a bundle, nights, refusals."""
+    publish(site.settings, site.database, site.settings.bundle_path, activate=True)
+    site.sql(MANY)
+    site.sql("INSERT INTO bundles SELECT 'third-look', repeat('ab', 32), manifest, false, now() FROM bundles")
+    site.sql(
+        "INSERT INTO backlog_runs (id, night, started_at, finished_at, failed, stranded, outdated, bundle) SELECT "
+        "gen_random_uuid(), current_date - n, current_date - n + interval '2 hours', current_date - n + interval '3 hours', "
+        "n % 5, 0, 300 - n, 'second-look' FROM generate_series(0, 12) AS n"
+    )
+    site.sql(
+        "INSERT INTO instances (id, site_id, study_id, sop_instance_uid, sop_class_uid, transfer_syntax_uid, sha256, "
+        "size_bytes, modality, body_part, rows, columns, frames, received_at, error_reason, error_text) SELECT "
+        "gen_random_uuid(), site_id, id, study_instance_uid || '.1', '1', '1', repeat('0', 64), 8400000, 'DX', 'HAND', 9, 9, "
+        "1, received_at, '', '' FROM studies"
+    )
+    with site.database.transaction() as session:
+        where = session.scalar(select(KeyRow.site_id))
+        told = "The transfer syntax is not one that Osteon can decode. Send the image uncompressed or as JPEG-LS or JPEG 2000."
+        operations.note_refusals(session, where, [("unknown-transfer-syntax", "0xC000", told)] * 412)
+        words = "This is not a DICOM file: no DICM mark and no DICOM file meta information at its start."
+        operations.note_refusals(session, where, [("not-dicom", "0xC000", words)])
+    site.beat("reading-1")
+    site.beat("reading-2", pid=812, device="NVIDIA L4, torch bf16", in_hand=31, taken=912_004)
+    site.beat("reading-3", pid=99)
+    site.sql("UPDATE workers SET seen_at = now() - interval '7 minutes' WHERE host = 'reading-3'")
+    site.sampled()
+    return site
+
+
+def accessible(page: Page) -> None:
+    """No serious or critical finding of axe."""
+    found = Axe().run(page).response["violations"]
+    grave = [(one["id"], [node["html"] for node in one["nodes"]][:3]) for one in found if one["impact"] in ("serious", "critical")]
+    assert grave == []
+
+
+def fits(page: Page, width: int) -> None:
+    page.set_viewport_size({"width": width, "height": 1000})
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+
+
+def test_an_empty_system(site):
+    """Before the first study the page says what is missing, draws nothing, and breaks nowhere."""
+    page = site.open()
+    expect(page.locator("#now")).to_contain_text("No worker is alive")
+    expect(page.locator("#now")).to_contain_text("No bundle is active")
+    expect(page.locator("#quarantine")).to_contain_text("No study is in quarantine")
+    expect(page.locator("#refusals")).to_contain_text("No file was refused")
+    expect(page.locator("#nights")).to_contain_text("No night has run yet")
+    expect(page.locator("#history")).to_contain_text("Nothing happened in this time")
+    accessible(page)
+    site.shot("empty-1600")
+    fits(page, 1180)
+    site.shot("empty-1180")
+    fits(page, 480)
+
+
+def test_one_study(site):
+    """One study that was analysed shows in all ranges, in the plot and in its table."""
+    site.beat("reading-1", taken=1, in_hand=0)
+    site.sql(
+        MANY.replace("100000", "1").replace("25.9 seconds", "0 seconds").replace("now() -", "date_trunc('minute', now()) - interval '5 minutes' -")
+    )
+    site.sampled()
+    for query in ("", "?range=24h", "?range=30d"):
+        page = site.open(query)
+        plot = page.locator("#plot-throughput")
+        expect(plot.get_by_role("img", name=re.compile("Studies per"))).to_be_visible()
+        plot.locator("summary").click()
+        expect(plot.locator("tbody tr")).to_have_count(1)
+        expect(plot.locator("tbody td").first).to_have_text("1")
+        site.shot(f"one{query[-3:]}")
+    accessible(page)
+
+
+def test_a_hundred_thousand(filled):
+    """With 100,000 studies every part holds its numbers, fits its width, and is free of grave faults of access."""
+    page = filled.open("?range=30d")
+    expect(page.locator("#now")).to_contain_text(re.compile(r"backlog\s*[\d,]+\s*[\d]+ d"))
+    silent = page.locator("tr.worker-silent")
+    expect(silent).to_have_count(1)
+    expect(silent).to_contain_text("reading-3")
+    expect(silent).to_contain_text("silent")
+    expect(page.locator("#quarantine h2")).to_contain_text("300 studies")
+    expect(page.locator("#quarantine table").first.locator("tbody tr")).to_have_count(4)
+    expect(page.locator("#refusals tbody tr")).to_have_count(2)
+    expect(page.locator("#nights tbody tr")).to_have_count(13)
+    expect(page.locator("#storage")).to_contain_text("100,000 images, 840 GB")
+    assert page.locator("#plot-waits path.line-2").last.get_attribute("d").count("L") > 50
+    for query in ("?range=30d", "?range=24h", "?range=1h"):
+        filled.open(query)
+        for width in (1600, 1180):
+            fits(page, width)
+            accessible(page)
+            filled.shot(f"many-{query[-3:]}-{width}".replace("=", ""))
+    fits(page, 480)
+    filled.shot("many-480")
+
+
+def test_a_study_is_released_by_its_button(filled):
+    """Release sends one study back to its queue, says so, and leaves the keyboard where it was: in that part."""
+    page = filled.open()
+    button = page.locator("#quarantine").get_by_role("button", name=re.compile("^Release study")).first
+    study = str(button.get_attribute("id")).removeprefix("release-")
+    button.focus()
+    page.keyboard.press("Enter")
+    expect(page.locator("#said")).to_contain_text(re.compile("released|Done: release"))
+    expect(page.locator(f"#release-{study}")).to_have_count(0)
+    expect(page.locator("#quarantine-title")).to_be_focused()
+    with filled.database.transaction() as session:
+        assert session.scalar(select(StudyRow.status).where(StudyRow.id == study)) == "queued"
+
+
+def test_a_reason_is_released_by_its_button(filled):
+    """Release all empties one reason and no other."""
+    page = filled.open()
+    rows = page.locator("#quarantine table").first.locator("tbody tr")
+    expect(rows).to_have_count(4)
+    row = rows.filter(has_text="an object is missing")
+    expect(row).to_have_count(1)
+    row.get_by_role("button").click()
+    expect(page.locator("#said")).to_contain_text("75 released")
+    expect(rows).to_have_count(3)
+    expect(page.locator("#quarantine h2")).to_contain_text("225 studies")
+
+
+def test_a_refusal_of_the_server_is_shown(site):
+    """What the server refuses is told in its own words, and the page goes on."""
+    page = site.open()
+    page.get_by_role("button", name="Revoke the key of admin").click()
+    expect(page.get_by_role("dialog")).to_contain_text("Revoke the key of admin?")
+    page.get_by_role("button", name="Yes").click()
+    expect(page.locator("#wrong")).to_contain_text("Make a new admin key first")
+
+
+def test_a_key_is_made_used_and_revoked_by_page(site):
+    """A key made on the page works at once; its secret is shown once; revoked on the page, it opens nothing."""
+    page = site.open()
+    page.get_by_label("Who will hold it").fill("emergency room")
+    page.locator("#new-key select").select_option("radiologist")
+    page.get_by_role("button", name="Make key").click()
+    secret = page.locator("#secret code")
+    expect(secret).to_have_text(re.compile("^osk_"))
+    expect(page.locator("#secret")).to_be_focused()
+    accessible(page)
+    site.shot("key")
+    key = secret.inner_text()
+    use = {"Authorization": f"Bearer {key}"}
+    assert page.request.get(f"{site.url}/worklist", headers=use).status == 200
+    page.evaluate("refresh()")
+    expect(secret).to_have_text(key)
+    page.get_by_role("button", name="Hide").click()
+    assert key not in page.content()
+    page.get_by_role("button", name="Revoke the key of emergency room").click()
+    page.get_by_role("button", name="Cancel").click()
+    assert page.request.get(f"{site.url}/worklist", headers=use).status == 200
+    page.get_by_role("button", name="Revoke the key of emergency room").click()
+    page.get_by_role("button", name="Yes").click()
+    expect(page.locator("#key-list tr", has_text="emergency room")).to_contain_text("revoked")
+    assert page.request.get(f"{site.url}/worklist", headers=use).status == 401
+
+
+def test_a_refresh_moves_nothing(filled):
+    """New numbers come in place: the focus, an opened table and what is being typed stay."""
+    page = filled.open()
+    page.evaluate("window.same = true")
+    page.get_by_label("Who will hold it").fill("half a na")
+    page.locator("#table-queue summary").click()
+    button = page.locator("[id^=release-all]").nth(1)
+    button.focus()
+    identity = button.get_attribute("id")
+    filled.beat("reading-9")
+    page.evaluate("refresh()")
+    expect(page.locator("#now")).to_contain_text("reading-9")
+    expect(page.locator(f"#{identity}")).to_be_focused()
+    expect(page.locator("#table-queue")).to_have_attribute("open", "")
+    expect(page.get_by_label("Who will hold it")).to_have_value("half a na")
+    assert page.evaluate("window.same")
+
+
+def test_buttons_of_bundles_call_what_they_say(filled):
+    """Activate asks first, then posts; Shadow and Retire post; Compare shows what the server answers."""
+    page = filled.open()
+    asked = []
+
+    def answer(route):
+        asked.append((route.request.method, route.request.url.removeprefix(filled.url)))
+        route.fulfill(json={"films": 12, "agreement": {"calls": 0.9, "kappa": None}})
+
+    page.route("**/bundles/**", answer)
+    page.get_by_role("button", name="Activate third-look").click()
+    expect(page.get_by_role("dialog")).to_contain_text("Analyse from now on with third-look?")
+    assert asked == []
+    page.get_by_role("button", name="Yes").click()
+    expect(page.locator("#said")).to_contain_text("Done: activate third-look.")
+    page.get_by_role("button", name="Shadow third-look").click()
+    expect(page.locator("#said")).to_contain_text("Done: shadow third-look.")
+    page.get_by_role("button", name="Compare third-look with second-look").click()
+    expect(page.locator("#compared")).to_contain_text("agreement")
+    expect(page.locator("#compared")).to_contain_text("0.900")
+    assert asked == [
+        ("POST", "/bundles/third-look/activate"), ("POST", "/bundles/third-look/shadow"),
+        ("GET", "/bundles/second-look/compare/third-look"),
+    ]  # fmt: skip
