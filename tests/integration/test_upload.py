@@ -679,6 +679,12 @@ ROUTES = {
     ("POST", "/studies/{study_id}/release"): ADMINISTERS,
     ("GET", "/worklist"): READS,
     ("GET", "/backlog"): ADMINISTERS,
+    ("GET", "/operations"): ADMINISTERS,
+    ("POST", "/quarantine/release"): ADMINISTERS,
+    ("GET", "/keys"): ADMINISTERS,
+    ("POST", "/keys"): ADMINISTERS,
+    ("POST", "/keys/{key_id}/revoke"): ADMINISTERS,
+    ("GET", "/metrics"): ADMINISTERS,
     ("GET", "/healthz"): None,
     ("GET", "/readyz"): None,
 }
@@ -689,7 +695,7 @@ def test_roles(in_process: Any) -> None:
     schema = in_process.http.get("/openapi.json").json()
     assert {(m.upper(), path) for path, methods in schema["paths"].items() for m in methods} == set(ROUTES)
     for (method, path), allowed in ROUTES.items():
-        url = path.format(study_id=STUDY)
+        url = path.format(study_id=STUDY, key_id=STUDY)
         call = lambda headers: in_process.http.request(method, url, headers=headers).status_code  # noqa: E731, B023
         if allowed is None:
             assert call({}) == 200
