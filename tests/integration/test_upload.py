@@ -690,6 +690,12 @@ ROUTES = {
     ("GET", "/bundles/{old}/compare/{new}"): ADMINISTERS,
     ("GET", "/alerts"): READS,
     ("POST", "/alerts/{alert_id}/seen"): READS,
+    ("GET", "/operations"): ADMINISTERS,
+    ("POST", "/quarantine/release"): ADMINISTERS,
+    ("GET", "/keys"): ADMINISTERS,
+    ("POST", "/keys"): ADMINISTERS,
+    ("POST", "/keys/{key_id}/revoke"): ADMINISTERS,
+    ("GET", "/metrics"): ADMINISTERS,
     ("GET", "/healthz"): None,
     ("GET", "/readyz"): None,
 }
@@ -700,7 +706,8 @@ def test_roles(in_process: Any) -> None:
     schema = in_process.http.get("/openapi.json").json()
     assert {(m.upper(), path) for path, methods in schema["paths"].items() for m in methods} == set(ROUTES)
     for (method, path), allowed in ROUTES.items():
-        url = path.format(study_id=STUDY, alert_id=STUDY, night="2026-01-12", name="none", old="none", new="none")
+        names = {"night": "2026-01-12", "name": "none", "old": "none", "new": "none"}
+        url = path.format(study_id=STUDY, alert_id=STUDY, key_id=STUDY, **names)
         call = lambda headers: in_process.http.request(method, url, headers=headers).status_code  # noqa: E731, B023
         if allowed is None:
             assert call({}) == 200
