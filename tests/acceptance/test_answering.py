@@ -308,7 +308,7 @@ def test_report_is_reached_and_prints_on_one_page(reader: Page, in_process: Any,
     expect(reader.get_by_role("heading", name="Osteon report")).to_be_visible()
     expect(reader.get_by_role("main")).to_contain_text("radiologist agrees on image 1")
     expect(reader.get_by_role("note")).to_contain_text(RESEARCH_USE)
-    reader.wait_for_function("[...document.images].every(image => image.complete && image.naturalWidth > 0)")
+    reader.wait_for_function("() => [...document.images].every(image => image.complete && image.naturalWidth > 0)")
     assert reader.locator(".films img").count() == 2
     shoot(reader, "report", tmp_path)
     assert grave(reader) == []
