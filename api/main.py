@@ -15,8 +15,9 @@ from starlette.middleware.sessions import SessionMiddleware
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from api import backlog, pages, studies, uploads, worklist
+from api import allowances, backlog, claims, events, filters, pages, studies, uploads, worklist
 from api.dependencies import Parts, PartsDep
+from api.hub import Events
 from api.ingest import RequestTooLarge, WrongContentType
 from api.responses import Health, Problem
 from shared.errors import BadRequest, NotFound, ObjectMissing, OsteonError, Unavailable
@@ -61,11 +62,13 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         open_store(settings.store_url.get_secret_value()),
         Vault(settings.identity_key.get_secret_value()),
         Doorbell(_impatient(celery_app(settings))),
+        Events(settings.database_url.get_secret_value()),
     )
 
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
-        yield
+        with parts.events.open():
+            yield
         parts.database.close()
 
     app = FastAPIOffline(
@@ -87,8 +90,9 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         https_only=settings.secure_cookies,
     )
     app.add_middleware(Headers)
-    for router in (uploads.router, studies.router, worklist.router, backlog.router, pages.router):
-        app.include_router(router)
+    rooms = (uploads, studies, worklist, events, claims, filters, allowances, backlog, pages)
+    for room in rooms:
+        app.include_router(room.router)
     app.mount("/static", pages.STATIC)
     app.add_exception_handler(OsteonError, _known)
     app.add_exception_handler(HTTPException, _http)

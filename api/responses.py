@@ -92,7 +92,7 @@ WORKLIST: JsonDict = {
             "rank": 1,
             "study_id": STUDY_ID,
             "url": f"/studies/{STUDY_ID}",
-            "why": "due 08:30 UTC: routine likely fracture, elbow, extent moderate",
+            "why": "due 08:30 UTC: routine, likely fracture, elbow, extent moderate",
             "due_at": "2026-01-12T08:30:00Z",
             "overdue": False,
             "received_at": "2026-01-12T08:00:00Z",
@@ -111,6 +111,15 @@ WORKLIST: JsonDict = {
     ],
     "next": "WyIyMDI2LTAxLTEyVDA4OjMwOjAwKzAwOjAwIiwgIjNmMGMyYjFlLTZmMGUtNGE1My05YzFjLTBkN2IxZDBlOGExMSJd",
     "counts": {"queued": 0, "running": 0, "retrying": 0, "analysed": 1, "quarantined": 0},
+    "notice": RESEARCH_USE,
+}
+CLAIM: JsonDict = {
+    "mine": True,
+    "name": "dr-lovelace",
+    "same_key": False,
+    "since": "2026-01-12T08:05:00Z",
+    "until": "2026-01-12T08:07:30Z",
+    "claim": "4f6c1d0e-8a4b-4c0c-9a53-2f3b8f7a1c55",
     "notice": RESEARCH_USE,
 }
 NIGHT: JsonDict = {
@@ -241,6 +250,9 @@ class WorklistRow(BaseModel):
     images: int
     failed_images: int
     reason: str
+    read_at: datetime | None = None
+    reader: str = Field("", description="the name of the key that reads this study now; empty: nobody does")
+    reading_since: datetime | None = None
 
 
 class WorklistPage(BaseModel):
@@ -252,6 +264,67 @@ class WorklistPage(BaseModel):
     next: str | None
     counts: dict[StudyStatus, int]
     notice: str = RESEARCH_USE
+
+
+class ClaimView(BaseModel):
+    """Who reads a study."""
+
+    model_config = ConfigDict(json_schema_extra={"example": CLAIM})
+
+    mine: bool = Field(description="whether the study is yours now")
+    name: str = Field(description="the name of the reader's key; empty: nobody reads the study")
+    same_key: bool = Field(False, description="held with your own key, but from another login")
+    since: datetime | None
+    until: datetime | None = Field(description="when the claim ends unless it is made again")
+    claim: UUID | None = Field(None, description="gives the study back: DELETE /studies/{id}/claim/{claim}")
+    notice: str = RESEARCH_USE
+
+
+class PastClaimView(BaseModel):
+    """One reader in a study's history."""
+
+    name: str
+    claimed_at: datetime
+    taken_from: str | None = Field(description="whose study it was until this reader took it over")
+    ended_at: datetime | None
+    ended: str = Field(description="released, expired, taken over, read; empty while it lasts")
+
+
+class Search(BaseModel):
+    """What to search by; in a body, for addresses are logged."""
+
+    number: str = Field(min_length=1, max_length=64, description="an accession number or a patient id, whole")
+
+
+class SavedFilter(BaseModel):
+    """A choice of filters under a name."""
+
+    name: str = Field(min_length=1, max_length=40, pattern=r"^[^\x00-\x1f]*\S[^\x00-\x1f]*$")
+    query: str = Field(max_length=400, description="as in the worklist's address, e.g. `call=likely&region=hand`")
+
+
+class SavedFilterView(SavedFilter):
+    """A saved filter."""
+
+    id: UUID
+
+
+class AllowancesChoice(BaseModel):
+    """Minutes that a study may wait for its reader, by class (the gravest first) and priority."""
+
+    minutes: dict[str, dict[Priority, int]]
+
+
+class AllowancesView(AllowancesChoice):
+    """The table in force."""
+
+    classes: list[str] = Field(description="the rows, the gravest first; none may wait longer than the next")
+    priorities: list[Priority] = Field(description="the columns, the soonest first; none may wait longer than the next")
+    longest_minutes: int = Field(description="the hard maximum of this table: nobody waits longer on a kept-up list")
+    most_minutes: int = Field(description="the most that any table may allow")
+    chosen_by: str | None = Field(description="whose choice it is; null for the table that is built in")
+    chosen_at: datetime | None
+    moved: int | None = Field(None, description="after a change: how many unread studies got another place")
 
 
 class BacklogRunView(BaseModel):

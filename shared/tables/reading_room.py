@@ -11,7 +11,7 @@ from shared.tables.base import Base
 
 
 class AllowancesRow(Base):
-    """How long a site lets its studies wait; the newest row counts, the others tell what was before and who chose it."""
+    """How long a site lets its studies wait; its newest row counts, the others tell what was before."""
 
     __tablename__ = "allowances"
     id: Mapped[int] = mapped_column(primary_key=True)

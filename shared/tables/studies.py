@@ -8,7 +8,6 @@ from sqlalchemy.orm import Mapped, mapped_column
 
 from shared.tables.base import Base
 
-
 UNREAD, READ = text("read_at IS NULL"), text("read_at IS NOT NULL")
 AGE_BAND = "width_bucket(age_years, '{18,40,65}'::integer[])"  # 0 to 3, null where the age is not known
 FILTERS: list[tuple[tuple[str, ...], tuple[str | TextClause, ...]]] = [
@@ -56,10 +55,12 @@ class StudyRow(Base):
     scanner: Mapped[str] = mapped_column(String(128), server_default="")  # manufacturer and model
     __table_args__ = (
         UniqueConstraint("site_id", "study_instance_uid"),
-        # the worklist, of all and with one filter, of what is unread in order of its due time, of what was read with the
-        # last first; each study stands in one of the two halves, so that a worker's write touches no more than one
+        # the worklist, whole and with one filter: what is unread in order of its due time, what was read in order of
+        # that; each study stands in one half only, so that a worker's write touches no more indexes than before
         *(
-            Index(f"ix_studies_{'_'.join(('unread', *name))}", "site_id", *column, "due_at", "id", postgresql_where=UNREAD)
+            Index(
+                f"ix_studies_{'_'.join(('unread', *name))}", "site_id", *column, "due_at", "id", postgresql_where=UNREAD
+            )
             for name, column in FILTERS
         ),
         *(
