@@ -1,9 +1,10 @@
 """Who reads a study: claimed while its page is open, seen by the others, taken over on purpose only."""
 
 from datetime import timedelta
+from typing import Annotated
 from uuid import UUID
 
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter, Query, Request, Response
 
 from api.dependencies import PartsDep, Radiologist
 from api.responses import ClaimView, PastClaimView
@@ -15,7 +16,14 @@ router = APIRouter(tags=["read"])
 
 @router.post("/studies/{study_id}/claim", responses={409: {"model": ClaimView, "description": "somebody else has it"}})
 def claim(
-    request: Request, response: Response, study_id: UUID, parts: PartsDep, key: Radiologist, *, take_over: bool = False
+    request: Request,
+    response: Response,
+    study_id: UUID,
+    parts: PartsDep,
+    key: Radiologist,
+    *,
+    token: Annotated[UUID | None, Query(description="the `claim` that you were given, to keep it")] = None,
+    take_over: bool = False,
 ) -> ClaimView:
     """Claim a study for reading, or keep it: ask again before `until`. 409, and by whom, while somebody else reads it.
 
@@ -25,7 +33,7 @@ def claim(
     desk = str(request.session.get("desk", ""))[:32]
     with parts.database.transaction() as session:
         reading.study(session, key.site_id, study_id)
-        got = reading_room.claim(session, study_id, key, desk, clock(session), lease, take_over=take_over)
+        got = reading_room.claim(session, study_id, key, desk, clock(session), lease, token=token, take_over=take_over)
     if isinstance(got, reading_room.Claimed):
         return ClaimView(mine=True, name=key.name, since=got.since, until=got.until, claim=got.token)
     response.status_code = 409

@@ -14,6 +14,8 @@ from shared.repository.notices import worklist_changed
 from shared.tables import KeyRow, SavedFilterRow, StudyClaimRow, StudyRow
 
 MOST_FILTERS = 30  # a key
+RELOAD = timedelta(seconds=10)  # a page that is loaded again gives its study back in between
+CLAIM_LOCK = 0x05_7E_0A_02
 
 
 @dataclass(frozen=True)
@@ -54,55 +56,47 @@ def claim(
     now: datetime,
     lease: timedelta,
     *,
+    token: UUID | None = None,
     take_over: bool = False,
 ) -> Claimed | HeldBy:
     """Claim a study of the key's site for reading, or prolong the claim; somebody else's is only taken over on purpose.
 
-    desk: which login of the key asks, for two people may share one. Every change of hands stays on record.
+    desk: which login of the key asks, for two people may share one. token: of the claim to prolong; a page that has
+    none gets a new one, and the older page can no longer give the study back. Every change of hands stays on record.
     """
-    token, until = uuid4(), now + lease
-    while True:
-        held = session.scalar(_OPEN.where(StudyClaimRow.study_id == study_id).with_for_update())
-        if held is not None and held.key_id == key.id and held.desk == desk:
-            if held.until < now:  # a new row, so that the record does not show it read through the gap
-                _end(held, held.until, "expired")
-                session.flush()
-                held = None
-            else:
-                held.token, held.until = token, until
-                return Claimed(token, held.claimed_at, until)
-        if held is not None and held.until >= now and not take_over:
-            name = session.get_one(KeyRow, held.key_id).name
-            return HeldBy(name, held.claimed_at, held.until, held.key_id == key.id)
-        taken_from = None
-        if held is not None:
-            late = held.until < now
-            taken_from = None if late else held.key_id
-            _end(held, held.until if late else now, "expired" if late else "taken over")
-            session.flush()
-        made = session.scalar(
-            insert(StudyClaimRow)
-            .values(
-                id=uuid4(), study_id=study_id, key_id=key.id, desk=desk, token=token, claimed_at=now, until=until,
-                taken_from=taken_from,
-            )
-            .on_conflict_do_nothing()
-            .returning(StudyClaimRow.id)
-        )  # fmt: skip
-        if made is not None:
-            worklist_changed(session, [key.site_id])
-            return Claimed(token, now, until)
-        # somebody was faster: the next look sees who
+    until = now + lease
+    held = _held(session, study_id)
+    if held is not None and held.until < now:  # ended by itself; the record must not show it read through the gap
+        _end(held, held.until, "expired")
+        session.flush()
+        held = None
+    if held is not None and (held.key_id, held.desk) == (key.id, desk):
+        held.token = held.token if held.token == token else uuid4()
+        held.until = until
+        return Claimed(held.token, held.claimed_at, until)
+    if held is not None and not take_over:
+        name = session.get_one(KeyRow, held.key_id).name
+        return HeldBy(name, held.claimed_at, held.until, held.key_id == key.id)
+    worklist_changed(session, [key.site_id])
+    last = _last(session, study_id)
+    if held is not None:
+        _end(held, now, "taken over")
+        session.flush()
+    elif last is not None and _just_left(last, key, desk, now):
+        last.ended_at, last.ended, last.token, last.until = None, "", uuid4(), until
+        return Claimed(last.token, last.claimed_at, until)
+    made = StudyClaimRow(
+        study_id=study_id, key_id=key.id, desk=desk, token=uuid4(), claimed_at=now, until=until,
+        taken_from=held.key_id if held is not None else None,
+    )  # fmt: skip
+    session.add(made)
+    return Claimed(made.token, now, until)
 
 
 def release(session: Session, study_id: UUID, key: Key, token: UUID, now: datetime) -> bool:
     """Give a claim back; False if the token is not the newest: another page of the reader's has it open."""
-    held = session.scalar(
-        _OPEN.where(
-            StudyClaimRow.study_id == study_id, StudyClaimRow.key_id == key.id, StudyClaimRow.token == token
-        ).with_for_update()
-    )
-    if held is None:
+    held = _held(session, study_id)
+    if held is None or held.key_id != key.id or held.token != token:
         return False
     _end(held, min(now, held.until), "released")
     worklist_changed(session, [key.site_id])
@@ -111,11 +105,9 @@ def release(session: Session, study_id: UUID, key: Key, token: UUID, now: dateti
 
 def mark_read(session: Session, study_id: UUID, key: Key, now: datetime) -> None:
     """The reader is done with a study of their site: it leaves the list, and their claim on it ends."""
+    held = _held(session, study_id)
     session.execute(_of_site(study_id, key).values(read_at=now))
-    held = session.scalar(
-        _OPEN.where(StudyClaimRow.study_id == study_id, StudyClaimRow.key_id == key.id).with_for_update()
-    )
-    if held is not None:
+    if held is not None and held.key_id == key.id:
         _end(held, now, "read")
     else:
         session.add(
@@ -183,7 +175,22 @@ def forget_filter(session: Session, key: Key, filter_id: UUID) -> bool:
     return bool(gone.rowcount)  # type: ignore[attr-defined]
 
 
-_OPEN = select(StudyClaimRow).where(StudyClaimRow.ended_at.is_(None))
+def _held(session: Session, study_id: UUID) -> StudyClaimRow | None:
+    """The open claim of a study. Until the transaction ends nobody else writes one of this study."""
+    session.execute(select(func.pg_advisory_xact_lock(func.hashtextextended(str(study_id), CLAIM_LOCK))))
+    return session.scalar(
+        select(StudyClaimRow).where(StudyClaimRow.study_id == study_id, StudyClaimRow.ended_at.is_(None))
+    )
+
+
+def _last(session: Session, study_id: UUID) -> StudyClaimRow | None:
+    ended = select(StudyClaimRow).where(StudyClaimRow.study_id == study_id, StudyClaimRow.ended_at.is_not(None))
+    return session.scalar(ended.order_by(StudyClaimRow.ended_at.desc()).limit(1))
+
+
+def _just_left(last: StudyClaimRow, key: Key, desk: str, now: datetime) -> bool:
+    same = (last.key_id, last.desk, last.ended) == (key.id, desk, "released")
+    return same and last.ended_at is not None and now - last.ended_at <= RELOAD
 
 
 def _of_site(study_id: UUID, key: Key) -> Update:

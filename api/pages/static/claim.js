@@ -42,8 +42,8 @@
   async function claim(takeOver = false) {
     let answer, held;
     try {
-      const query = takeOver ? "?take_over=true" : "";
-      answer = await fetch(url + query, { method: "POST", signal: AbortSignal.timeout(8000) });
+      const query = new URLSearchParams({ ...(token && { token }), ...(takeOver && { take_over: true }) });
+      answer = await fetch(`${url}?${query}`, { method: "POST", signal: AbortSignal.timeout(8000) });
       held = answer.ok || answer.status === 409 ? await answer.json() : null;
     } catch {
       held = null;
