@@ -299,7 +299,7 @@ class Search(BaseModel):
 class SavedFilter(BaseModel):
     """A choice of filters under a name."""
 
-    name: str = Field(min_length=1, max_length=40, pattern=r"^[^\x00-\x1f]*\S[^\x00-\x1f]*$")
+    name: str = Field(min_length=1, max_length=40, pattern=r"^[^\x00-\x1f]*[^\x00-\x20][^\x00-\x1f]*$")
     query: str = Field(max_length=400, description="as in the worklist's address, e.g. `call=likely&region=hand`")
 
 

@@ -21,6 +21,7 @@ from shared.repository.reading_room import mark_read
 from shared.storage import open_store, preview_key
 from shared.study import Identity
 from shared.tables import FindingRow, InstanceRow, StudyRow
+from tests.plant import Plant
 
 CHROMIUM = "/usr/bin/chromium"
 ARGUMENTS = [
@@ -51,7 +52,7 @@ pytestmark = pytest.mark.skipif(
 class Room:
     """An API, and readers of sites with none, one, some and many studies."""
 
-    def __init__(self, plant: Any) -> None:
+    def __init__(self, plant: Plant) -> None:
         self.url, self.database = plant.url, Database(plant.postgres.url, 2)
         self.vault = Vault(plant.environment["OSTEON_IDENTITY_KEY"])
         self.store = open_store(plant.environment["OSTEON_STORE_URL"])
@@ -103,8 +104,6 @@ class Room:
 
 @pytest.fixture(scope="module")
 def room(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Room]:
-    from plant import Plant
-
     plant = Plant(tmp_path_factory.mktemp("room"))
     try:
         plant.start()
