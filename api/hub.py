@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
+from typing import Any
 from uuid import UUID
 
 import psycopg2
@@ -137,8 +138,9 @@ class Events:
             connection.set_isolation_level(ISOLATION_LEVEL_AUTOCOMMIT)
             connection.cursor().execute(f"LISTEN {CHANNEL}")
             self._poke(None)  # what changed while nobody listened
+            sources: list[Any] = [connection, self._woken]
             while not self._stopping:
-                select.select([connection, self._woken], [], [], HEARTBEAT_S)
+                select.select(sources, [], [], HEARTBEAT_S)
                 connection.poll()
                 sites = {notice.payload for notice in connection.notifies}
                 connection.notifies.clear()

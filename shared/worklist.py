@@ -33,7 +33,7 @@ def longest_wait(allowances: Allowances = ALLOWANCES) -> timedelta:
     return timedelta(minutes=max(max(row.values()) for row in allowances.values()))
 
 
-def objections(allowances: Mapping[str, Mapping[str, int]]) -> list[str]:
+def objections(allowances: Allowances) -> list[str]:
     """What is wrong with a table of allowances, in words; empty for a sound one.
 
     Sound: every class and priority has whole minutes from 1 to HARD_MAXIMUM, a graver class never waits longer than a

@@ -104,12 +104,13 @@ def _search(parts: Parts, key: Key, number: str) -> str:
 def _number(parts: Parts, key: Key, sealed: str) -> str:
     """What `_search` sealed. Raises BadRequest for anything else, and for what another site searched for."""
     try:
-        word, site, number = parts.vault.open(sealed.encode())  # type: ignore[misc]
-    except (OsteonError, ValueError, TypeError):
-        raise BadRequest("This is no search of this installation. Search again") from None
-    if word != "search" or site != str(key.site_id):
-        raise BadRequest("This is no search of your site. Search again")
-    return str(number)
+        opened = parts.vault.open(sealed.encode())
+    except OsteonError:
+        opened = None
+    match opened:
+        case ["search", site, str(number)] if site == str(key.site_id):
+            return number
+    raise BadRequest("This is no search of your site. Search again")
 
 
 def _options(session: Session, key: Key, chosen: reading.WorklistFilter) -> Mapping[str, list[tuple[str, str]]]:

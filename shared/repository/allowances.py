@@ -43,7 +43,7 @@ def chosen_by(session: Session, site_id: UUID) -> tuple[str, datetime] | None:
     return (row[0], row[1]) if row else None
 
 
-def choose_allowances(session: Session, key: Key, allowances: Mapping[str, Mapping[str, int]]) -> None:
+def choose_allowances(session: Session, key: Key, allowances: Allowances) -> None:
     """Give the key's site another table; earlier ones stay on record. Commit, then `redue` until nothing moves.
 
     Raises BadRequest, in words, for a table that is not sound.

@@ -36,7 +36,7 @@
     if (!dialog.open) dialog.showModal();
     document.getElementById("claim-who").textContent = before
       ? `${reader(held)} took this study over at ${clock(held.since)} and reads it now.`
-      : `${reader(held)} has been reading it ${since}. Two reports on one study would help nobody.`;
+      : `${reader(held)} has been reading it ${since}.`;
   }
 
   async function claim(takeOver = false) {
