@@ -27,7 +27,8 @@ def claim(
 ) -> ClaimView:
     """Claim a study for reading, or keep it: ask again before `until`. 409, and by whom, while somebody else reads it.
 
-    With take_over the study is yours all the same, and both names stay on record.
+    With take_over the study is yours all the same, and both names stay on record. From another login of your own key it
+    is taken over at once, and `own_since` says so; that other one gets 409 when it asks to keep it.
     """
     lease = timedelta(seconds=parts.settings.claim_lease_s)
     desk = str(request.session.get("desk", ""))[:32]
@@ -35,7 +36,10 @@ def claim(
         reading.study(session, key.site_id, study_id)
         got = reading_room.claim(session, study_id, key, desk, clock(session), lease, token=token, take_over=take_over)
     if isinstance(got, reading_room.Claimed):
-        return ClaimView(mine=True, name=key.name, since=got.since, until=got.until, claim=got.token)
+        return ClaimView(
+            mine=True, name=key.name, same_key=got.own_since is not None, own_since=got.own_since, since=got.since,
+            until=got.until, claim=got.token,
+        )  # fmt: skip
     response.status_code = 409
     return ClaimView(mine=False, name=got.name, same_key=got.same_key, since=got.since, until=got.until)
 

@@ -117,6 +117,7 @@ CLAIM: JsonDict = {
     "mine": True,
     "name": "dr-lovelace",
     "same_key": False,
+    "own_since": None,
     "since": "2026-01-12T08:05:00Z",
     "until": "2026-01-12T08:07:30Z",
     "claim": "4f6c1d0e-8a4b-4c0c-9a53-2f3b8f7a1c55",
@@ -273,7 +274,8 @@ class ClaimView(BaseModel):
 
     mine: bool = Field(description="whether the study is yours now")
     name: str = Field(description="the name of the reader's key; empty: nobody reads the study")
-    same_key: bool = Field(False, description="held with your own key, but from another login")
+    same_key: bool = Field(False, description="another login of your own key has it, or had it until now")
+    own_since: datetime | None = Field(None, description="since when that other login had it, if it is yours now")
     since: datetime | None
     until: datetime | None = Field(description="when the claim ends unless it is made again")
     claim: UUID | None = Field(None, description="gives the study back: DELETE /studies/{id}/claim/{claim}")

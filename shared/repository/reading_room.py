@@ -25,6 +25,7 @@ class Claimed:
     token: UUID  # gives it back
     since: datetime
     until: datetime
+    own_since: datetime | None = None  # taken over from another login of the reader's own key, which had it since then
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ class HeldBy:
     name: str
     since: datetime
     until: datetime
-    same_key: bool  # the reader's own key, at another desk
+    same_key: bool  # the reader's own key, at another login
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,8 @@ def claim(
 ) -> Claimed | HeldBy:
     """Claim a study of the key's site for reading, or prolong the claim; somebody else's is only taken over on purpose.
 
-    desk: which login of the key asks, for two people may share one. token: of the claim to prolong; a page that has
+    desk: which login of the key asks. One person may change desks, and two may share a key: a fresh login gets the study
+    and hears of the other, which hears of it when it asks to prolong. token: of the claim to prolong; a page that has
     none gets a new one, and the older page can no longer give the study back. Every change of hands stays on record.
     """
     until = now + lease
@@ -74,7 +76,8 @@ def claim(
         held.token = held.token if held.token == token else uuid4()
         held.until = until
         return Claimed(held.token, held.claimed_at, until)
-    if held is not None and not take_over:
+    own = held is not None and held.key_id == key.id
+    if held is not None and not take_over and not (own and token is None):
         name = session.get_one(KeyRow, held.key_id).name
         return HeldBy(name, held.claimed_at, held.until, held.key_id == key.id)
     worklist_changed(session, [key.site_id])
@@ -90,7 +93,7 @@ def claim(
         taken_from=held.key_id if held is not None else None,
     )  # fmt: skip
     session.add(made)
-    return Claimed(made.token, now, until)
+    return Claimed(made.token, now, until, held.claimed_at if held is not None and own else None)
 
 
 def release(session: Session, study_id: UUID, key: Key, token: UUID, now: datetime) -> bool:

@@ -411,7 +411,12 @@ def test_one_key_in_two_browsers_is_two_readers(room: Room, reader: Callable[...
     tab.goto(f"{room.url}/view/{study}")
     expect(tab.locator("#claim")).to_contain_text("You read this study")
     other.goto(f"{room.url}/view/{study}")
-    expect(other.get_by_role("alert")).to_contain_text("Your own key, dr-ada, at another login has been reading it")
+    expect(other.get_by_role("alert")).to_contain_text("Another login of your key, dr-ada, had it open since")
+    assert not hidden(other)
+    shoot(other, "shared")
+    one.evaluate("document.dispatchEvent(new Event('visibilitychange'))")
+    expect(one.get_by_role("alert")).to_contain_text("Another login of your own key, dr-ada, took this study over")
+    assert hidden(one)
 
 
 # -- tablets --------------------------------------------------------------------------------------------------------

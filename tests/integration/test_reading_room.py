@@ -94,13 +94,20 @@ def test_a_takeover_is_on_record(ward: Any) -> None:
 
 
 def test_two_people_with_one_key_are_two_readers(ward: Any) -> None:
-    """A key that a department shares does not let two desks read one study unknowingly."""
+    """A fresh login of the same key gets the study and hears of the other; that one is told, and does not snatch it back."""
     study, ada = ward.study(), key_of(ward, "ada")
     with ward.database.transaction() as session:
-        claim(session, study, ada, "one desk", NOW, LEASE)
+        one = claim(session, study, ada, "one desk", NOW, LEASE)
+        assert isinstance(one, Claimed)
+        assert one.own_since is None
         other = claim(session, study, ada, "another", NOW + S, LEASE)
-    assert isinstance(other, HeldBy)
-    assert other.same_key
+        assert isinstance(other, Claimed)
+        assert other.own_since == NOW
+        told = claim(session, study, ada, "one desk", NOW + 2 * S, LEASE, token=one.token)
+        assert told == HeldBy("ada", NOW + S, NOW + S + LEASE, same_key=True)
+        kept = claim(session, study, ada, "another", NOW + 3 * S, LEASE, token=other.token)
+        assert isinstance(kept, Claimed)
+        assert [(one.ended, one.taken_from) for one in claims_of(session, study)] == [("taken over", None), ("", "ada")]
 
 
 def test_only_the_newest_page_gives_the_study_back(ward: Any) -> None:

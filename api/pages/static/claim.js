@@ -13,13 +13,14 @@
 
   function show(state, text) {
     panel.dataset.state = state;
+    words.setAttribute("role", state === "mine" || state === "asking" ? "status" : "alert");
     if (words.textContent !== text) words.textContent = text; // said aloud only when it changes
   }
 
   const clock = (at) => new Intl.DateTimeFormat(undefined, { hour: "2-digit", minute: "2-digit", hourCycle: "h23" }).format(new Date(at));
 
   function reader(held) {
-    if (held.same_key) return `Your own key, ${held.name}, at another login`;
+    if (held.same_key) return `Another login of your own key, ${held.name},`;
     return held.name;
   }
 
@@ -56,10 +57,13 @@
     }
     overdue = 0;
     if (!held.mine) return lost(held);
+    const first = token !== held.claim;
     token = held.claim;
     looking = false;
     if (dialog.open) dialog.close();
-    show("mine", `You read this study, since ${clock(held.since)}; others see that.`);
+    const yours = `You read this study, since ${clock(held.since)}; others see that.`;
+    if (held.own_since) show("shared", `${yours} Another login of your key, ${held.name}, had it open since ${clock(held.own_since)}, and is told.`);
+    else if (first || panel.dataset.state !== "shared") show("mine", yours);
   }
 
   function release() {
