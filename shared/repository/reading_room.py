@@ -62,9 +62,9 @@ def claim(
 ) -> Claimed | HeldBy:
     """Claim a study of the key's site for reading, or prolong the claim; somebody else's is only taken over on purpose.
 
-    desk: which login of the key asks. One person may change desks, and two may share a key: a fresh login gets the study
-    and hears of the other, which hears of it when it asks to prolong. token: of the claim to prolong; a page that has
-    none gets a new one, and the older page can no longer give the study back. Every change of hands stays on record.
+    desk: which login of the key asks. One person may change desks, and two may share a key: a fresh login gets the
+    study and hears of the other, which hears of it when it asks to prolong. token: of the claim to prolong; a page that
+    has none gets a new one, and the older page can no longer give the study back. Every change of hands is on record.
     """
     until = now + lease
     held = _held(session, study_id)

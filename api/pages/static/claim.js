@@ -7,7 +7,8 @@
   const words = document.getElementById("claim-words");
   const dialog = document.getElementById("claim-held");
   const url = `/studies/${panel.dataset.study}/claim`;
-  let token = null; // gives the claim back
+  let token = null; // gives the claim back; kept when the claim is lost, so that asking does not snatch it back
+  let mine = false;
   let looking = false; // somebody else has it, and the reader knows
   let overdue = 0; // rounds without an answer
 
@@ -25,8 +26,8 @@
   }
 
   function lost(held) {
-    const before = token !== null; // it was ours until now
-    token = null;
+    const before = mine; // until now
+    mine = false;
     const since = `since ${clock(held.since)}`;
     if (looking && !before) return show("look", `${reader(held)} reads this study, ${since}. You only look: it is not yours.`);
     looking = false;
@@ -52,13 +53,14 @@
     if (answer?.status === 401) return location.reload(); // logged out meanwhile
     if (held === null) {
       overdue += 1;
-      if (dialog.open || (token !== null && overdue < 6)) return; // the claim outlasts this
+      if (dialog.open || (mine && overdue < 6)) return; // the claim outlasts this
       return show("unknown", "Nobody can tell whether somebody else reads this study: the server does not answer. Trying on.");
     }
     overdue = 0;
     if (!held.mine) return lost(held);
     const first = token !== held.claim;
     token = held.claim;
+    mine = true;
     looking = false;
     if (dialog.open) dialog.close();
     const yours = `You read this study, since ${clock(held.since)}; others see that.`;
@@ -67,8 +69,8 @@
   }
 
   function release() {
-    if (token !== null) fetch(`${url}/${token}`, { method: "DELETE", keepalive: true }).catch(() => {});
-    token = null;
+    if (mine) fetch(`${url}/${token}`, { method: "DELETE", keepalive: true }).catch(() => {});
+    mine = false;
   }
 
   document.getElementById("claim-take").addEventListener("click", () => claim(true));
