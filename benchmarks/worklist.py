@@ -52,7 +52,8 @@ FROM (
         CASE WHEN dice[7] < .985 THEN 'analysed' WHEN dice[7] < .995 THEN 'queued' WHEN dice[7] < .996 THEN 'running'
              WHEN dice[7] < .998 THEN 'retrying' ELSE 'quarantined' END AS status
     FROM (
-        SELECT number, (SELECT array_agg(random() + 0 * number) FROM generate_series(1, 10)) AS dice
+        SELECT number, ARRAY[random(), random(), random(), random(), random(), random(), random(), random(), random(),
+            random()] AS dice
         FROM generate_series(1, %(count)s) AS number
     ) AS thrown
 ) AS made"""

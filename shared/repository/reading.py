@@ -72,7 +72,7 @@ _SHOWN = select(
 _HOLDERS = select(StudyClaimRow.study_id, KeyRow.name, StudyClaimRow.claimed_at).join(
     KeyRow, KeyRow.id == StudyClaimRow.key_id
 )
-_AGE_BAND = literal_column(AGE_BAND, Integer)  # as the index has it
+_age_band = literal_column(AGE_BAND, Integer)  # as the index has it
 
 
 @dataclass(frozen=True)
@@ -192,7 +192,7 @@ def _chosen(query: Select[*tuple[Any, ...]], site_id: UUID, chosen: WorklistFilt
     read = StudyRow.read_at.is_not(None) if chosen.state is ReadState.READ else StudyRow.read_at.is_(None)
     query = query.where(StudyRow.site_id == site_id, read)
     if chosen.age is not None:
-        query = query.where(list(AgeBand).index(chosen.age) == _AGE_BAND)
+        query = query.where(_age_band == list(AgeBand).index(chosen.age))
     for column, value in (
         (StudyRow.status, chosen.status),
         (StudyRow.call, chosen.call),

@@ -14,7 +14,7 @@
 
   function show(state, text) {
     panel.dataset.state = state;
-    words.setAttribute("role", state === "mine" || state === "asking" ? "status" : "alert");
+    words.setAttribute("role", ["look", "unknown", "shared"].includes(state) ? "alert" : "status");
     if (words.textContent !== text) words.textContent = text; // said aloud only when it changes
   }
 
