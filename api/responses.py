@@ -9,6 +9,7 @@ from pydantic.config import JsonDict
 
 from shared.findings import RESEARCH_USE, Call, Severity
 from shared.study import Priority, StudyStatus
+from shared.worklist import ALLOWANCES
 
 # the OpenAPI document's examples; tests/integration/test_upload.py holds them to the models
 STUDY_ID = "3f0c2b1e-6f0e-4a53-9c1c-0d7b1d0e8a11"
@@ -122,6 +123,16 @@ CLAIM: JsonDict = {
     "until": "2026-01-12T08:07:30Z",
     "claim": "4f6c1d0e-8a4b-4c0c-9a53-2f3b8f7a1c55",
     "notice": RESEARCH_USE,
+}
+ALLOWANCES_IN_FORCE: JsonDict = {
+    "minutes": {name: {str(priority): row[priority] for priority in Priority} for name, row in ALLOWANCES.items()},
+    "classes": list(ALLOWANCES),
+    "priorities": [str(priority) for priority in Priority],
+    "longest_minutes": 2880,
+    "most_minutes": 10080,
+    "chosen_by": "head-of-radiology",
+    "chosen_at": "2026-01-12T07:00:00Z",
+    "moved": 118,
 }
 NIGHT: JsonDict = {
     "night": "2026-01-12",
@@ -319,6 +330,8 @@ class AllowancesChoice(BaseModel):
 
 class AllowancesView(AllowancesChoice):
     """The table in force."""
+
+    model_config = ConfigDict(json_schema_extra={"example": ALLOWANCES_IN_FORCE})
 
     classes: list[str] = Field(description="the rows, the gravest first; none may wait longer than the next")
     priorities: list[Priority] = Field(description="the columns, the soonest first; none may wait longer than the next")

@@ -678,6 +678,17 @@ ROUTES = {
     ("GET", "/studies/{study_id}/heatmap.png"): READS,
     ("POST", "/studies/{study_id}/release"): ADMINISTERS,
     ("GET", "/worklist"): READS,
+    ("POST", "/worklist/search"): READS,
+    ("GET", "/worklist/events"): READS,
+    ("POST", "/studies/{study_id}/claim"): READS,
+    ("GET", "/studies/{study_id}/claim"): READS,
+    ("DELETE", "/studies/{study_id}/claim/{token}"): READS,
+    ("GET", "/studies/{study_id}/claims"): READS,
+    ("GET", "/filters"): READS,
+    ("POST", "/filters"): READS,
+    ("DELETE", "/filters/{filter_id}"): READS,
+    ("GET", "/allowances"): ADMINISTERS,
+    ("PUT", "/allowances"): ADMINISTERS,
     ("GET", "/backlog"): ADMINISTERS,
     ("GET", "/healthz"): None,
     ("GET", "/readyz"): None,
@@ -689,7 +700,7 @@ def test_roles(in_process: Any) -> None:
     schema = in_process.http.get("/openapi.json").json()
     assert {(m.upper(), path) for path, methods in schema["paths"].items() for m in methods} == set(ROUTES)
     for (method, path), allowed in ROUTES.items():
-        url = path.format(study_id=STUDY)
+        url = path.format(study_id=STUDY, token=STUDY, filter_id=STUDY)
         call = lambda headers: in_process.http.request(method, url, headers=headers).status_code  # noqa: E731, B023
         if allowed is None:
             assert call({}) == 200
@@ -698,6 +709,8 @@ def test_roles(in_process: Any) -> None:
         assert call({"Authorization": "Bearer osk_wrong"}) == 401, path
         assert call({"Authorization": "Basic b3NrOg=="}) == 401, path
         for role in ("submitter", "radiologist", "admin"):
+            if path == "/worklist/events" and role in allowed:
+                continue  # has no end; see test_events.py
             assert (call(in_process.headers(role)) not in (401, 403)) == (role in allowed), (path, role)
 
 
@@ -774,7 +787,7 @@ def test_openapi_has_examples(in_process: Any) -> None:
     from api import responses
 
     schemas = in_process.http.get("/openapi.json").json()["components"]["schemas"]
-    for name in ("Receipt", "StudyReport", "WorklistPage", "BacklogRunView", "Health", "Problem"):
+    for name in ("Receipt", "StudyReport", "WorklistPage", "ClaimView", "AllowancesView", "BacklogRunView", "Health", "Problem"):
         getattr(responses, name).model_validate(schemas[name]["example"])
 
 
