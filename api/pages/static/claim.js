@@ -98,5 +98,6 @@
   setInterval(round, EVERY_MS);
   document.addEventListener("visibilitychange", () => document.hidden || round());
   addEventListener("pagehide", release);
+  document.querySelector("form.who")?.addEventListener("submit", release); // afterwards the login is gone
   addEventListener("pageshow", (event) => event.persisted && claim());
 })();
