@@ -7,6 +7,7 @@ from uuid import UUID
 from fastapi import Depends, HTTPException, Request
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
+from api.hub import Events
 from shared.jobs import Doorbell
 from shared.repository import Database
 from shared.repository.access import Key, Role, Vault, find_key, find_key_by_id
@@ -24,6 +25,7 @@ class Parts:
     store: Store
     vault: Vault
     doorbell: Doorbell
+    events: Events
     counts: StatusCounts = field(default_factory=StatusCounts)
 
 

@@ -17,10 +17,14 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from api import (
     agreement,
     alerts,
+    allowances,
     answers,
     backlog,
     bundles,
+    claims,
+    events,
     films,
+    filters,
     health,
     keys,
     metrics,
@@ -31,6 +35,7 @@ from api import (
     worklist,
 )
 from api.dependencies import Parts
+from api.hub import Events
 from api.ingest import RequestTooLarge, WrongContentType
 from api.responses import Problem
 from shared.errors import BadRequest, NotFound, NotNow, ObjectMissing, OsteonError, Unavailable
@@ -77,11 +82,13 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         open_store(settings.store_url.get_secret_value()),
         Vault(settings.identity_key.get_secret_value()),
         Doorbell(_impatient(celery_app(settings))),
+        Events(settings.database_url.get_secret_value()),
     )
 
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
-        yield
+        with parts.events.open():
+            yield
         parts.database.close()
 
     app = FastAPIOffline(
@@ -104,8 +111,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     )
     app.add_middleware(Headers)
     app.add_middleware(metrics.Measured)
-    reading = (studies, films, answers, agreement, worklist, alerts)
-    operating = (backlog, bundles, operations, keys, health, metrics)
+    reading = (studies, films, claims, answers, agreement, worklist, events, filters, alerts)
+    operating = (allowances, backlog, bundles, operations, keys, health, metrics)
     for router in (*(room.router for room in (uploads, *reading, *operating)), pages.papers, pages.router):
         app.include_router(router)
     app.mount("/static", pages.STATIC)

@@ -9,6 +9,7 @@ from pydantic.config import JsonDict
 
 from shared.findings import RESEARCH_USE, Call, Severity
 from shared.study import Priority, StudyStatus
+from shared.worklist import ALLOWANCES
 
 # the OpenAPI document's examples; tests/integration/test_upload.py holds them to the models
 STUDY_ID = "3f0c2b1e-6f0e-4a53-9c1c-0d7b1d0e8a11"
@@ -92,7 +93,7 @@ WORKLIST: JsonDict = {
             "rank": 1,
             "study_id": STUDY_ID,
             "url": f"/studies/{STUDY_ID}",
-            "why": "due 08:30 UTC: routine likely fracture, elbow, extent moderate",
+            "why": "due 08:30 UTC: routine, likely fracture, elbow, extent moderate",
             "due_at": "2026-01-12T08:30:00Z",
             "overdue": False,
             "received_at": "2026-01-12T08:00:00Z",
@@ -116,6 +117,26 @@ WORKLIST: JsonDict = {
 STATES: JsonDict = {
     "studies": [{"id": STUDY_ID, "status": "analysed", "reason": ""}],
     "unknown": ["9b1d3c52-8a3f-4a0e-8f0a-6f5d1c2b3a40"],
+}
+CLAIM: JsonDict = {
+    "mine": True,
+    "name": "dr-lovelace",
+    "same_key": False,
+    "own_since": None,
+    "since": "2026-01-12T08:05:00Z",
+    "until": "2026-01-12T08:07:30Z",
+    "claim": "4f6c1d0e-8a4b-4c0c-9a53-2f3b8f7a1c55",
+    "notice": RESEARCH_USE,
+}
+ALLOWANCES_IN_FORCE: JsonDict = {
+    "minutes": {name: {str(priority): row[priority] for priority in Priority} for name, row in ALLOWANCES.items()},
+    "classes": list(ALLOWANCES),
+    "priorities": [str(priority) for priority in Priority],
+    "longest_minutes": 2880,
+    "most_minutes": 10080,
+    "chosen_by": "head-of-radiology",
+    "chosen_at": "2026-01-12T07:00:00Z",
+    "moved": 118,
 }
 
 
@@ -275,6 +296,9 @@ class WorklistRow(BaseModel):
     images: int
     failed_images: int
     reason: str
+    read_at: datetime | None = None
+    reader: str = Field("", description="the name of the key that reads this study now; empty: nobody does")
+    reading_since: datetime | None = None
 
 
 class WorklistPage(BaseModel):
@@ -286,6 +310,70 @@ class WorklistPage(BaseModel):
     next: str | None
     counts: dict[StudyStatus, int]
     notice: str = RESEARCH_USE
+
+
+class ClaimView(BaseModel):
+    """Who reads a study."""
+
+    model_config = ConfigDict(json_schema_extra={"example": CLAIM})
+
+    mine: bool = Field(description="whether the study is yours now")
+    name: str = Field(description="the name of the reader's key; empty: nobody reads the study")
+    same_key: bool = Field(False, description="another login of your own key has it, or had it until now")
+    own_since: datetime | None = Field(None, description="since when that other login had it, if it is yours now")
+    since: datetime | None
+    until: datetime | None = Field(description="when the claim ends unless it is made again")
+    claim: UUID | None = Field(None, description="gives the study back: DELETE /studies/{id}/claim/{claim}")
+    notice: str = RESEARCH_USE
+
+
+class PastClaimView(BaseModel):
+    """One reader in a study's history."""
+
+    name: str
+    claimed_at: datetime
+    taken_from: str | None = Field(description="whose study it was until this reader took it over")
+    ended_at: datetime | None
+    ended: str = Field(description="released, expired, taken over, read; empty while it lasts")
+
+
+class Search(BaseModel):
+    """What to search by; in a body, for addresses are logged."""
+
+    number: str = Field(min_length=1, max_length=64, description="an accession number or a patient id, whole")
+
+
+class SavedFilter(BaseModel):
+    """A choice of filters under a name."""
+
+    name: str = Field(min_length=1, max_length=40, pattern=r"^[^\x00-\x1f]*[^\x00-\x20][^\x00-\x1f]*$")
+    query: str = Field(max_length=400, description="as in the worklist's address, e.g. `call=likely&region=hand`")
+
+
+class SavedFilterView(SavedFilter):
+    """A saved filter."""
+
+    id: UUID
+
+
+class AllowancesChoice(BaseModel):
+    """Minutes that a study may wait for its reader, by class (the gravest first) and priority."""
+
+    minutes: dict[str, dict[Priority, int]]
+
+
+class AllowancesView(AllowancesChoice):
+    """The table in force."""
+
+    model_config = ConfigDict(json_schema_extra={"example": ALLOWANCES_IN_FORCE})
+
+    classes: list[str] = Field(description="the rows, the gravest first; none may wait longer than the next")
+    priorities: list[Priority] = Field(description="the columns, the soonest first; none may wait longer than the next")
+    longest_minutes: int = Field(description="the hard maximum of this table: nobody waits longer on a kept-up list")
+    most_minutes: int = Field(description="the most that any table may allow")
+    chosen_by: str | None = Field(description="whose choice it is; null for the table that is built in")
+    chosen_at: datetime | None
+    moved: int | None = Field(None, description="after a change: how many unread studies got another place")
 
 
 class Health(BaseModel):

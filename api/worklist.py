@@ -1,4 +1,4 @@
-"""GET /worklist: what to read next."""
+"""GET /worklist: what to read next. POST /worklist/search: the studies of one accession number or patient."""
 
 import base64
 import binascii
@@ -10,11 +10,12 @@ from uuid import UUID
 from fastapi import APIRouter, Query
 
 from api.dependencies import Parts, PartsDep, Radiologist
-from api.responses import WorklistPage, WorklistRow
+from api.responses import Search, WorklistPage, WorklistRow
 from shared.errors import BadRequest
-from shared.findings import Call
+from shared.findings import Call, Severity
 from shared.repository import reading
 from shared.repository.access import Key
+from shared.repository.reading import AgeBand, ReadState
 from shared.study import Priority, StudyStatus
 from shared.worklist import WorklistEntry
 
@@ -31,15 +32,37 @@ def worklist(
     region: Annotated[str | None, Query(max_length=32, pattern=PRINTABLE)] = None,
     priority: Priority | None = None,
     modality: Annotated[str | None, Query(max_length=16, pattern=PRINTABLE)] = None,
+    severity: Severity | None = None,
+    age: Annotated[AgeBand | None, Query(description="of the patient at the study, in years")] = None,
+    state: Annotated[ReadState, Query(description="what waits for its reader, or what was read")] = ReadState.UNREAD,
     after: Annotated[str | None, Query(description="the `next` of the page before", max_length=200)] = None,
     limit: Annotated[int, Query(ge=1, le=500)] = 50,
 ) -> WorklistPage:
-    """Studies by due time, earliest first; every row says why it stands there.
+    """Studies by due time, earliest first; every row says why it stands there. Those read come last read first.
 
     Paging is by key, not by offset: a study that arrives meanwhile neither repeats nor hides another.
     """
-    chosen = reading.WorklistFilter(status, call, region, priority, modality)
+    chosen = reading.WorklistFilter(status, call, region, priority, modality, severity, age, state)
     return worklist_page(parts, key, chosen, after, limit)
+
+
+@router.post("/worklist/search")
+def search(parts: PartsDep, key: Radiologist, wanted: Search) -> WorklistPage:
+    """The studies with exactly this accession number or patient id, read or not. Each search is on record."""
+    with parts.database.transaction() as session:
+        found = parts.vault.search(session, key, wanted.number)
+    return found_page(parts, key, found)
+
+
+def found_page(parts: Parts, key: Key, found: list[UUID]) -> WorklistPage:
+    """The rows of studies that were searched for."""
+    with parts.database.transaction() as session:
+        entries = reading.worklist_of(session, key.site_id, found)
+        counts = parts.counts.of(session, key.site_id)
+    now = datetime.now(UTC)
+    return WorklistPage(
+        entries=[_row(rank, entry, now) for rank, entry in enumerate(entries, start=1)], next=None, counts=counts
+    )
 
 
 def worklist_page(
@@ -53,7 +76,7 @@ def worklist_page(
     now = datetime.now(UTC)
     return WorklistPage(
         entries=[_row(rank, entry, now) for rank, entry in enumerate(entries, start=1)],
-        next=_encode(entries[-1]) if more else None,
+        next=_encode(entries[-1], chosen.state) if more else None,
         counts=counts,
     )
 
@@ -65,7 +88,7 @@ def _row(rank: int, entry: WorklistEntry, now: datetime) -> WorklistRow:
         url=f"/studies/{entry.study_id}",
         why=entry.why(),
         due_at=entry.due_at,
-        overdue=entry.due_at < now,
+        overdue=entry.due_at < now and entry.read_at is None,
         received_at=entry.received_at,
         priority=entry.priority,
         status=entry.status,
@@ -78,18 +101,23 @@ def _row(rank: int, entry: WorklistEntry, now: datetime) -> WorklistRow:
         images=entry.images,
         failed_images=entry.failed_images,
         reason=entry.reason,
+        read_at=entry.read_at,
+        reader=entry.reader,
+        reading_since=entry.reading_since,
     )
 
 
-def _encode(entry: WorklistEntry) -> str:
-    return base64.urlsafe_b64encode(json.dumps([entry.due_at.isoformat(), str(entry.study_id)]).encode()).decode()
+def _encode(entry: WorklistEntry, state: ReadState) -> str:
+    time = entry.read_at if state is ReadState.READ else entry.due_at
+    assert time is not None
+    return base64.urlsafe_b64encode(json.dumps([time.isoformat(), str(entry.study_id)]).encode()).decode()
 
 
 def _decode(after: str | None) -> tuple[datetime, UUID] | None:
     if after is None:
         return None
     try:
-        due, study_id = json.loads(base64.urlsafe_b64decode(after))
-        return datetime.fromisoformat(due), UUID(study_id)
+        time, study_id = json.loads(base64.urlsafe_b64decode(after))
+        return datetime.fromisoformat(time), UUID(study_id)
     except (ValueError, TypeError, AttributeError, binascii.Error):
         raise BadRequest("`after` must be the `next` of the page before") from None

@@ -1,4 +1,4 @@
-"""The worklist among a million studies, first page, deep pages and every filter, against a look-up by primary key."""
+"""The worklist among a million studies: first and deep pages, every filter, search; against a look-up by key."""
 
 import itertools
 import random
@@ -13,13 +13,15 @@ from uuid import UUID
 
 import httpx
 import psycopg2
+from cryptography.fernet import Fernet
 from sqlalchemy import select
 
+from api.filters import chosen_filter
 from benchmarks.measure import Arm, Case, Goal, Result, Say, interleaved
 from benchmarks.plant import KEYS, Plant
 from shared.repository import Database
 from shared.repository.access import Vault, find_key
-from shared.repository.reading import StatusCounts, WorklistFilter, worklist
+from shared.repository.reading import StatusCounts, WorklistFilter, worklist, worklist_of
 from shared.study import Identity
 from shared.tables import StudyRow
 
@@ -28,11 +30,11 @@ STUDIES, QUICK_STUDIES = 1_000_000, 100_000
 PAGE = 50
 SAMPLE = 2000  # studies that are looked up, each with an image
 
-# As after two years of a hospital: nearly all analysed, a few of each other state, two sites.
+# As after two years of a hospital: nearly all analysed, a few of each other state, two sites, every other one read.
 STUDIES_SQL = """
 INSERT INTO studies (
     id, site_id, study_instance_uid, priority, status, received_at, queue, attempts, reason, due_at, modality, call,
-    severity, region, fracture_probability, scope, bundle, images, failed_images, analysed_at)
+    severity, region, fracture_probability, scope, bundle, images, failed_images, analysed_at, age_years, read_at)
 SELECT gen_random_uuid(), CASE WHEN dice[1] < .9 THEN %(ours)s::uuid ELSE %(other)s::uuid END, '1.2.3.' || number,
     CASE WHEN dice[2] < .03 THEN 'urgent' WHEN dice[2] < .2 THEN 'backlog' ELSE 'routine' END,
     status, received, 'routine', 1, '',
@@ -40,15 +42,18 @@ SELECT gen_random_uuid(), CASE WHEN dice[1] < .9 THEN %(ours)s::uuid ELSE %(othe
     CASE WHEN dice[4] < .5 THEN 'DX' WHEN dice[4] < .99 THEN 'CR' ELSE 'OT' END,
     CASE WHEN status <> 'analysed' THEN NULL WHEN dice[5] < .7 THEN 'none' WHEN dice[5] < .85 THEN 'possible'
          WHEN dice[5] < .93 THEN 'likely' ELSE 'abstained' END,
-    CASE WHEN status <> 'analysed' THEN NULL WHEN dice[5] < .7 THEN 'none' ELSE 'mild' END,
+    CASE WHEN status <> 'analysed' THEN NULL WHEN dice[5] < .7 THEN 'none' WHEN dice[8] < .6 THEN 'mild'
+         WHEN dice[8] < .95 THEN 'moderate' ELSE 'severe' END,
     (ARRAY['hand', 'elbow', 'shoulder', 'hip', 'leg'])[1 + floor(dice[6] * dice[6] * 5)::int],
-    dice[5], 'in scope', 'second-look', 1, 0, received
+    dice[5], 'in scope', 'second-look', 1, 0, received, CASE WHEN dice[9] < .9 THEN floor(dice[9] * 100)::int END,
+    CASE WHEN status = 'analysed' AND dice[10] < .5 THEN received + interval '2 hours' END
 FROM (
     SELECT number, dice, %(now)s::timestamptz - (%(count)s - number) * interval '60 seconds' AS received,
         CASE WHEN dice[7] < .985 THEN 'analysed' WHEN dice[7] < .995 THEN 'queued' WHEN dice[7] < .996 THEN 'running'
              WHEN dice[7] < .998 THEN 'retrying' ELSE 'quarantined' END AS status
     FROM (
-        SELECT number, ARRAY[random(), random(), random(), random(), random(), random(), random()] AS dice
+        SELECT number, ARRAY[random(), random(), random(), random(), random(), random(), random(), random(), random(),
+            random()] AS dice
         FROM generate_series(1, %(count)s) AS number
     ) AS thrown
 ) AS made"""
@@ -61,13 +66,25 @@ SELECT gen_random_uuid(), site_id, id, study_instance_uid || '.1', '1.2', '1.2',
 FROM studies WHERE site_id = %(ours)s ORDER BY random() LIMIT %(sample)s RETURNING study_id"""
 IDENTITIES_SQL = """
 INSERT INTO identities (study_id, ciphertext)
-SELECT id, %(sealed)s FROM studies WHERE site_id = %(ours)s ORDER BY due_at, id LIMIT 1000"""
+SELECT id, %(sealed)s FROM studies WHERE site_id = %(ours)s AND read_at IS NULL ORDER BY due_at, id LIMIT 1000"""
+TOKENS_SQL = """
+INSERT INTO identity_tokens (study_id, kind, token)
+SELECT id, kind, sha256((id::text || kind)::bytea)
+FROM studies, (VALUES ('patient_id'), ('accession_number')) AS kinds (kind)"""
+CLAIMS_SQL = """
+INSERT INTO study_claims (id, study_id, key_id, token, claimed_at, until)
+SELECT gen_random_uuid(), id, (SELECT id FROM api_keys WHERE name = 'radiologist'), gen_random_uuid(), now(),
+    now() + interval '1 day'
+FROM studies WHERE site_id = %(ours)s AND read_at IS NULL ORDER BY due_at, id LIMIT 30"""
 FILTERS: dict[str, list[dict[str, str]]] = {
     "status": [{"status": word} for word in ("queued", "running", "retrying", "analysed", "quarantined")],
     "call": [{"call": word} for word in ("none", "possible", "likely", "abstained")],
     "region": [{"region": word} for word in ("hand", "elbow", "shoulder", "hip", "leg", "foot")],  # the last is nowhere
     "priority": [{"priority": word} for word in ("urgent", "routine", "backlog")],
     "modality": [{"modality": word} for word in ("DX", "CR", "OT", "MR")],
+    "severity": [{"severity": word} for word in ("none", "mild", "moderate", "severe")],
+    "age": [{"age": word} for word in ("0-17", "18-39", "40-64", "65+")],
+    "read": [{"state": "read"}, *({"state": "read", "region": word} for word in ("hip", "foot"))],
     "two filters": [{"status": "quarantined", "region": "hip"}, {"call": "likely", "priority": "urgent"}],
 }
 
@@ -139,7 +156,9 @@ def _load(plant: Plant, count: int) -> list[UUID]:
             sealed = Vault(plant.environment["OSTEON_IDENTITY_KEY"]).seal(asdict(Identity("DOE^JANE", "4711")))
             sample = [UUID(study_id) for (study_id,) in cursor.fetchall()]
             cursor.execute(IDENTITIES_SQL, given | {"sealed": sealed})
-            for table in ("studies", "instances", "identities"):
+            cursor.execute(TOKENS_SQL)
+            cursor.execute(CLAIMS_SQL, given)
+            for table in ("studies", "instances", "identities", "identity_tokens", "study_claims"):
                 cursor.execute(f"VACUUM ANALYZE {table}")
     finally:
         connection.close()
@@ -154,6 +173,12 @@ def _queries(database: Database, studies: list[UUID], dice: random.Random) -> di
         site_id = key.site_id
         places = [(row.due_at, row.id) for row in session.execute(_PLACE.where(StudyRow.id.in_(studies)))]
     counts = StatusCounts()
+    vault = Vault(Fernet.generate_key().decode())
+
+    def search() -> None:
+        with database.transaction() as session:
+            found = vault.search(session, key, str(dice.random()))
+            worklist_of(session, site_id, found or [dice.choice(studies)])
 
     def look_up() -> None:
         with database.transaction() as session:
@@ -166,7 +191,7 @@ def _queries(database: Database, studies: list[UUID], dice: random.Random) -> di
 
     def filtered(words: list[dict[str, str]]) -> Callable[[], None]:
         """Each value in turn, the first page and then a deep one."""
-        turns = itertools.cycle([(WorklistFilter(**word), deep) for deep in (False, True) for word in words])  # type: ignore[arg-type]
+        turns = itertools.cycle([(chosen_filter(word), deep) for deep in (False, True) for word in words])
 
         def ask() -> None:
             chosen, deep = next(turns)
@@ -179,6 +204,7 @@ def _queries(database: Database, studies: list[UUID], dice: random.Random) -> di
         "first page": lambda: page(WorklistFilter(), None),
         "deep page": lambda: page(WorklistFilter(), dice.choice(places)),
         **{f"filter {name}": filtered(words) for name, words in FILTERS.items()},
+        "search": search,
     }
 
 
@@ -202,6 +228,7 @@ def _requests(url: str, studies: list[UUID], dice: random.Random) -> dict[str, C
         "first page": lambda: get("/worklist", limit=PAGE),
         "second page": lambda: get("/worklist", limit=PAGE, after=first["next"]),
         "filtered": lambda: get("/worklist", limit=PAGE, **next(words)),
+        "search": lambda: client.post("/worklist/search", json={"number": "4711"}).raise_for_status(),
         "look-up page": lambda: get(f"/view/{dice.choice(shown)}"),
         "page for people": lambda: get("/"),
     }

@@ -12,10 +12,12 @@ from pathlib import Path
 
 from shared.errors import BadBundle, OsteonError
 from shared.repository import Database
-from shared.repository.access import Role, add_key
+from shared.repository.access import Role, Vault, add_key
 from shared.repository.bundles import activate_bundle, active_bundle, add_bundle
 from shared.settings import Settings, settings
 from shared.storage import bundle_key, open_store, sha256_of
+
+SEARCHABLE_STEP, SEARCHABLE_MOST = 1000, 100_000  # studies: about a minute
 
 
 def publish(config: Settings, database: Database, path: Path, *, activate: bool) -> str:
@@ -68,6 +70,17 @@ def keys_of(config: Settings) -> dict[Role, str]:
         raise OsteonError(f"No API keys: set OSTEON_KEY_ADMIN and its sisters, or give {file}") from None
 
 
+def make_searchable(config: Settings, database: Database) -> None:
+    """Let studies from before there was a search be found, SEARCHABLE_MOST a start; needs the identities' key."""
+    if not config.identity_key.get_secret_value():
+        return
+    vault, done, step = Vault(config.identity_key.get_secret_value()), 0, 1
+    while step and done < SEARCHABLE_MOST:
+        with database.transaction() as session:
+            step = vault.make_searchable(session, SEARCHABLE_STEP)
+        done += step
+
+
 def main() -> int:
     """Prepare a migrated database; exit code 1 with one line on what is wrong."""
     config = settings()
@@ -76,6 +89,7 @@ def main() -> int:
         with database.transaction() as session:
             for role, secret in keys_of(config).items():
                 add_key(session, config.site, role.value, role, secret)
+        make_searchable(config, database)
         name = publish(config, database, config.bundle_path, activate=False)
         print(f"site {config.site} is ready; bundle {name} is stored")
     except (OsteonError, OSError, ValueError) as wrong:

@@ -49,9 +49,13 @@ LARGEST_NUMBER = 2**31 - 1  # PS3.5 6.2, IS
 _KEYWORDS = (
     "SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "Modality", "BodyPartExamined", "Rows", "Columns",
     "NumberOfFrames", "BitsAllocated", "SamplesPerPixel", "PhotometricInterpretation", "PatientName", "PatientID",
-    "PatientBirthDate", "AccessionNumber", "SpecificCharacterSet",
+    "PatientBirthDate", "AccessionNumber", "SpecificCharacterSet", "PatientAge", "StudyDate", "Manufacturer",
+    "ManufacturerModelName",
 )  # fmt: skip
 WANTED = [Tag(tag_for_keyword(keyword) or 0) for keyword in _KEYWORDS]
+OLDEST = 90  # years; of the few who are older an age would tell who they are
+AGE_PATTERN = re.compile(r"([0-9]{3})([DWMY])")
+DATE_PATTERN = re.compile(r"[0-9]{4}(0[1-9]|1[0-2])(0[1-9]|[12][0-9]|3[01])")
 UID_PATTERN = re.compile(r"[0-9]+(\.[0-9]+)*")
 _JPEG = "1.2.840.10008.1.2.4."
 # what shared.vision can decode (tests/unit/shared/test_dicom.py holds the two together)
@@ -181,6 +185,12 @@ def _header(dataset: Dataset, syntax: UID) -> Header:
             birth_date=_text(dataset, "PatientBirthDate", 8),
             accession_number=_text(dataset, "AccessionNumber", 16),
         ),
+        age_years=age_years(
+            _if_sound(dataset, "PatientAge", 8),
+            _if_sound(dataset, "PatientBirthDate", 8),
+            _if_sound(dataset, "StudyDate", 8),
+        ),
+        scanner=_scanner(_if_sound(dataset, "Manufacturer", 64), _if_sound(dataset, "ManufacturerModelName", 64)),
     )
     if count(dataset, "BitsAllocated") not in (1, 8, 16, 32):
         raise BadAttributes("Bits Allocated (0028,0100) must be 1, 8, 16 or 32")
@@ -274,6 +284,35 @@ def _text(dataset: Dataset, keyword: str, longest: int) -> str:
     # a NUL is legal padding in some writers and illegal in a Postgres text, as is half of a surrogate pair
     text = str(value_of(dataset, keyword) or "").encode("utf-8", "replace").decode()
     return text.replace("\0", "").strip()[:longest]
+
+
+def _if_sound(dataset: Dataset, keyword: str, longest: int) -> str:
+    """A text that an image may well lack: a damaged one is none, and no reason to turn the file away."""
+    try:
+        return _text(dataset, keyword, longest)
+    except BadAttributes:
+        return ""
+
+
+def age_years(age: str, birth_date: str, study_date: str) -> int | None:
+    """A patient's age at the study in whole years, at most OLDEST; None where the header does not tell.
+
+    age: Patient's Age, e.g. "034Y", "018M"; where it is missing or malformed the two dates tell.
+    Source: PS3.5 6.2, AS and DA.
+    """
+    if told := AGE_PATTERN.fullmatch(age):
+        number = int(told[1])
+        return min({"D": number // 365, "W": number * 7 // 365, "M": number // 12, "Y": number}[told[2]], OLDEST)
+    if not (DATE_PATTERN.fullmatch(birth_date) and DATE_PATTERN.fullmatch(study_date)):
+        return None
+    years = int(study_date[:4]) - int(birth_date[:4]) - (study_date[4:] < birth_date[4:])
+    return min(years, OLDEST) if years >= 0 else None
+
+
+def _scanner(maker: str, model: str) -> str:
+    """Both in one line, of which only characters that can be seen are kept; many models begin with their maker."""
+    both = model if model.casefold().startswith(maker.casefold()) else f"{maker} {model}"
+    return " ".join("".join(letter if letter.isprintable() else " " for letter in both).split())[:128]
 
 
 def _check_size(dataset: Dataset, header: Header, limits: HeaderLimits) -> None:

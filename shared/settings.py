@@ -45,6 +45,12 @@ class Settings(BaseSettings):
     secure_cookies: bool = Field(False, description="set behind TLS: the login cookie then travels on HTTPS only")
     site: str = Field("default", description="the site that `osteon up` makes its keys for")
 
+    # reading
+    claim_lease_s: float = Field(
+        150.0, gt=0, description="a reader's claim outlasts their page by this; in the background it asks once a minute"
+    )
+    streams_per_key: int = Field(32, ge=1, description="worklists that stay open and live at a time, an API process")
+
     # limits of what is taken in
     max_request_bytes: int = 8 * 2**30
     max_request_files: int = 5000

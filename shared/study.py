@@ -60,6 +60,8 @@ class Header:
     columns: int
     frames: int
     identity: "Identity"
+    age_years: int | None = None  # the patient's at the study, at most 90; None where the header does not tell
+    scanner: str = ""  # manufacturer and model
 
 
 @dataclass(frozen=True, repr=False)

@@ -4,17 +4,20 @@ A study is due at its arrival plus the wait that its class allows. Time passing 
 serves it and paging by (due_at, id) is exact; the largest allowance is the longest wait that a kept-up list can have.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from itertools import pairwise
 from uuid import UUID
 
 from shared.findings import Call, Severity, StudySummary
 from shared.study import Priority, StudyStatus
 
 PENDING = "pending"  # not analysed yet, or could not be
+Allowances = Mapping[str, Mapping[Priority, int]]  # by urgency class and priority: minutes
 
-# minutes a study of this class may wait for its reader
-ALLOWANCES: dict[str, dict[Priority, int]] = {
+# minutes a study of this class may wait for its reader, unless its site chose others; the gravest class first
+ALLOWANCES: Allowances = {
     "likely severe": {Priority.URGENT: 10, Priority.ROUTINE: 10, Priority.BACKLOG: 60},
     "likely": {Priority.URGENT: 15, Priority.ROUTINE: 30, Priority.BACKLOG: 120},
     "possible": {Priority.URGENT: 20, Priority.ROUTINE: 240, Priority.BACKLOG: 480},
@@ -22,7 +25,46 @@ ALLOWANCES: dict[str, dict[Priority, int]] = {
     PENDING: {Priority.URGENT: 25, Priority.ROUTINE: 720, Priority.BACKLOG: 1440},
     "none": {Priority.URGENT: 60, Priority.ROUTINE: 1440, Priority.BACKLOG: 2880},
 }
-LONGEST_WAIT = timedelta(minutes=max(max(row.values()) for row in ALLOWANCES.values()))
+HARD_MAXIMUM = timedelta(days=7)  # no site may let a study wait longer than this
+
+
+def longest_wait(allowances: Allowances = ALLOWANCES) -> timedelta:
+    """The hard maximum of a table: no study of a list that readers keep up with waits longer for its reader."""
+    return timedelta(minutes=max(max(row.values()) for row in allowances.values()))
+
+
+def objections(allowances: Allowances) -> list[str]:
+    """What is wrong with a table of allowances, in words; empty for a sound one.
+
+    Sound: every class and priority has whole minutes from 1 to HARD_MAXIMUM, a graver class never waits longer than a
+    milder one, and urgent never longer than routine, nor routine longer than the backlog.
+    """
+    if set(allowances) != set(ALLOWANCES):
+        return [f"Give a row for each of: {', '.join(ALLOWANCES)}"]
+    if any(set(row) != set(Priority) for row in allowances.values()):
+        return [f"Give minutes for each of: {', '.join(Priority)}"]
+    most = int(HARD_MAXIMUM.total_seconds() // 60)
+    wrong = [
+        f"{name}, {priority}: {minutes} minutes; from 1 to {most} are possible, for no study may wait longer than "
+        f"{HARD_MAXIMUM.days} days"
+        for name, row in allowances.items()
+        for priority, minutes in row.items()
+        if not 1 <= minutes <= most
+    ]
+    for graver, milder in pairwise(ALLOWANCES):
+        wrong += [
+            f"{priority}: {graver} may not wait longer ({allowances[graver][priority]} minutes) than {milder} "
+            f"({allowances[milder][priority]})"
+            for priority in Priority
+            if allowances[graver][priority] > allowances[milder][priority]
+        ]
+    for sooner, later in pairwise(Priority):
+        wrong += [
+            f"{name}: {sooner} may not wait longer ({row[sooner]} minutes) than {later} ({row[later]})"
+            for name, row in allowances.items()
+            if row[sooner] > row[later]
+        ]
+    return wrong
 
 
 @dataclass(frozen=True)
@@ -43,9 +85,12 @@ class WorklistEntry:
     images: int
     failed_images: int
     reason: str  # why quarantined or retrying
+    read_at: datetime | None = None
+    reader: str = ""  # who reads it now; empty: nobody
+    reading_since: datetime | None = None
 
     def why(self) -> str:
-        """The place of this row in words."""
+        """The place of this row in words, which do not change while it waits; the page adds for how long it has."""
         what = "not analysed" if self.call is None else explain(self)
         return f"due {self.due_at.astimezone(UTC):%H:%M} UTC: {self.priority}, {what}"
 
@@ -59,12 +104,14 @@ def urgency_class(summary: StudySummary | None) -> str:
     return str(summary.call)
 
 
-def due_at(received_at: datetime, priority: Priority, summary: StudySummary | None) -> datetime:
-    """When the study should have been read. Raises ValueError for a naive time."""
+def due_at(
+    received_at: datetime, priority: Priority, summary: StudySummary | None, allowances: Allowances = ALLOWANCES
+) -> datetime:
+    """When the study should have been read, by its site's allowances. Raises ValueError for a naive time."""
     if received_at.utcoffset() is None:
         raise ValueError("received_at must carry a time zone")
     # in UTC: elsewhere adding minutes moves the clock on the wall, which jumps twice a year
-    return received_at.astimezone(UTC) + timedelta(minutes=ALLOWANCES[urgency_class(summary)][priority])
+    return received_at.astimezone(UTC) + timedelta(minutes=allowances[urgency_class(summary)][priority])
 
 
 def explain(entry: WorklistEntry) -> str:

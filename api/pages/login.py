@@ -1,6 +1,7 @@
 """Who may come in: the login, and what a browser gets instead of a bare 401."""
 
 import asyncio
+import secrets
 from urllib.parse import parse_qs, quote
 
 from fastapi import APIRouter, Request, Response
@@ -51,6 +52,7 @@ async def login(request: Request, parts: PartsDep) -> Response:
     if key is not None and key.may(Role.RADIOLOGIST):
         request.session.clear()
         request.session["key"] = str(key.id)
+        request.session["desk"] = secrets.token_hex(8)  # two people who share a key are two readers
         return RedirectResponse(target, 303)
     await asyncio.sleep(LOGIN_DELAY_S)
     if key is None:

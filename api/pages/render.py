@@ -102,6 +102,7 @@ def render(template: str, status: int, headers: dict[str, str] | None = None, /,
     return HTMLResponse(_PAGES.get_template(template).render(context), status, headers)
 
 
-def version_of(shown: BaseModel, key: Key) -> str:
+def version_of(shown: BaseModel, key: Key, *more: str) -> str:
     """Changes when anything on the screen does, the passing of time apart."""
-    return f'"{digest(shown.model_dump_json().encode(), key.id.bytes, ASSETS.encode())}"'
+    parts = (shown.model_dump_json(), ASSETS, *more)
+    return f'"{digest(key.id.bytes, *(part.encode() for part in parts))}"'

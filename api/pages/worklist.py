@@ -1,72 +1,140 @@
-"""The worklist as a page."""
+"""The worklist as a page, and the search for a patient's studies."""
 
+import json
 from collections.abc import Mapping
 from enum import StrEnum
-from typing import TypeVar
-from urllib.parse import urlencode
+from urllib.parse import parse_qs, urlencode
 
 from fastapi import APIRouter, Request, Response
+from fastapi.responses import RedirectResponse
+from sqlalchemy.orm import Session
+from starlette.concurrency import run_in_threadpool
 
-from api.dependencies import PartsDep, Radiologist
+from api.dependencies import Parts, PartsDep, Radiologist
+from api.filters import chosen_filter, only_filters
 from api.pages.render import render, version_of
-from api.worklist import worklist_page
-from shared.errors import BadRequest
-from shared.findings import Call
-from shared.repository import reading
+from api.responses import WorklistPage
+from api.worklist import found_page, worklist_page
+from shared.errors import BadRequest, OsteonError
+from shared.findings import Call, Severity
+from shared.repository import reading, reading_room
+from shared.repository.access import Key
 from shared.repository.bundles import active_bundle
+from shared.repository.reading import AgeBand, ReadState
 from shared.study import Priority, StudyStatus
 
 router = APIRouter(include_in_schema=False)
 ROWS = 50
-Word = TypeVar("Word", bound=StrEnum)
+FORM_BYTES = 1024
+LABELS = {
+    "state": "Show",
+    "call": "Finding",
+    "severity": "Extent",
+    "region": "Region",
+    "age": "Age",
+    "modality": "Modality",
+    "priority": "Priority",
+    "status": "State",
+}
 
 
 @router.get("/")
 def worklist(request: Request, parts: PartsDep, key: Radiologist) -> Response:
     """The worklist. Asked again with the ETag of what is on the screen, it reads identities only if that changed."""
     given = request.query_params
-    chosen = _filter(given)
-    page = worklist_page(parts, key, chosen, given.get("after") or None, ROWS)
-    version = version_of(page, key)
-    if request.headers.get("if-none-match") == version:
-        return Response(status_code=304, headers={"ETag": version})
+    number = _number(parts, key, given["search"]) if given.get("search") else ""
+    chosen = chosen_filter({} if number else given)
+    if number:
+        with parts.database.transaction() as session:
+            found = parts.vault.matching(session, key, number)
+        page = found_page(parts, key, found)
+    else:
+        page = worklist_page(parts, key, chosen, given.get("after") or None, ROWS)
     with parts.database.transaction() as session:
+        saved = [(row.id, row.name, row.query) for row in reading_room.saved_filters(session, key)]
+        version = version_of(page, key, json.dumps([(str(id_), *rest) for id_, *rest in saved]))
+        if request.headers.get("if-none-match") == version:
+            return Response(status_code=304, headers={"ETag": version})
         identities = parts.vault.identities(session, key, [entry.study_id for entry in page.entries])
-        bundle = active_bundle(session)
-    regions = list(bundle.manifest.get("regions", [])) if bundle else []
-    if chosen.region and chosen.region not in regions:
-        regions.append(chosen.region)
-    filters = {name: given[name] for name in FILTERS if given.get(name)}
+        options = _options(session, key, chosen)
+    filters = {} if number else only_filters(given)
     context = {
         "key": key,
         "counts": page.counts,
         "page": page,
         "identities": identities,
         "filters": filters,
-        "options": {"status": StudyStatus, "call": Call, "region": regions, "priority": Priority},
+        "query": urlencode(filters),
+        "saved": saved,
+        "labels": LABELS,
+        "options": options,
+        "number": number,
         "version": version,
-        "first_page": f"/?{urlencode(filters)}" if given.get("after") else "",
-        "next_page": f"/?{urlencode({**filters, 'after': page.next})}" if page.next else "",
+        **_paging(page, filters, given.get("after")),
     }
     return render("worklist.html", 200, {"ETag": version}, **context)
 
 
-FILTERS = ("status", "call", "region", "priority")
-
-
-def _filter(given: Mapping[str, str]) -> reading.WorklistFilter:
-    """The chosen filters; a form sends the empty string for "any". Raises BadRequest for words that do not exist."""
-    region = given.get("region") or None
-    if region and not (region.isprintable() and len(region) <= 32):
-        raise BadRequest("There is no such region")
-    return reading.WorklistFilter(
-        _word(StudyStatus, given.get("status")), _word(Call, given.get("call")), region,
-        _word(Priority, given.get("priority")),
-    )  # fmt: skip
-
-
-def _word(kind: type[Word], text: str | None) -> Word | None:
+@router.post("/search")
+async def search(request: Request, parts: PartsDep, key: Radiologist) -> Response:
+    """Look a number up, and show what was found under an address that names nobody: it is sealed with our key."""
+    body = b""
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > FORM_BYTES:
+            raise BadRequest("No accession number or patient id is so long")
     try:
-        return kind(text) if text else None
+        number = parse_qs(body.decode("ascii"), max_num_fields=4).get("number", [""])[0].strip()
     except ValueError:
-        raise BadRequest(f"Choose one of: {', '.join(kind)}") from None
+        raise BadRequest("The search form cannot be read") from None
+    if not number:
+        return RedirectResponse("/", 303)
+    if len(number) > 64:
+        raise BadRequest("No accession number or patient id is so long")
+    sealed = await run_in_threadpool(_search, parts, key, number)
+    return RedirectResponse(f"/?{urlencode({'search': sealed})}", 303)
+
+
+def _search(parts: Parts, key: Key, number: str) -> str:
+    with parts.database.transaction() as session:
+        parts.vault.search(session, key, number)
+    return parts.vault.seal(["search", str(key.site_id), number]).decode()
+
+
+def _number(parts: Parts, key: Key, sealed: str) -> str:
+    """What `_search` sealed. Raises BadRequest for anything else, and for what another site searched for."""
+    try:
+        opened = parts.vault.open(sealed.encode())
+    except OsteonError:
+        opened = None
+    match opened:
+        case ["search", site, str(number)] if site == str(key.site_id):
+            return number
+    raise BadRequest("This is no search of your site. Search again")
+
+
+def _options(session: Session, key: Key, chosen: reading.WorklistFilter) -> Mapping[str, list[tuple[str, str]]]:
+    """The choices of each filter as (value, words)."""
+    bundle = active_bundle(session)
+    regions = list(bundle.manifest.get("regions", [])) if bundle else []
+    words: dict[str, list[str]] = {
+        "region": _with(regions, chosen.region),
+        "modality": _with(reading.modalities(session, key.site_id), chosen.modality),
+    }
+    kinds: dict[str, type[StrEnum]] = {
+        "call": Call, "severity": Severity, "age": AgeBand, "priority": Priority, "status": StudyStatus
+    }  # fmt: skip
+    words |= {name: list(kind) for name, kind in kinds.items()}
+    options = {name: [("", "any"), *((word, word) for word in found)] for name, found in words.items()}
+    return {**options, "state": [("", ReadState.UNREAD), (ReadState.READ, ReadState.READ)]}
+
+
+def _with(words: list[str], chosen: str | None) -> list[str]:
+    return [*words, chosen] if chosen and chosen not in words else words
+
+
+def _paging(page: WorklistPage, filters: dict[str, str], after: str | None) -> dict[str, str]:
+    return {
+        "first_page": f"/?{urlencode(filters)}" if after else "",
+        "next_page": f"/?{urlencode({**filters, 'after': page.next})}" if page.next else "",
+    }

@@ -1,22 +1,35 @@
 """Sites, API keys and the encrypted identities."""
 
+import base64
 import hashlib
+import hmac
 import json
 import secrets
+import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 from uuid import UUID
 
 from cryptography.fernet import Fernet, InvalidToken
-from sqlalchemy import select, update
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
+from sqlalchemy import exists, select, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 from sqlalchemy.sql import func
 
 from shared.errors import NotFound, OsteonError
 from shared.study import Identity
-from shared.tables import IdentityReadRow, IdentityRow, KeyRow, SiteRow
+from shared.tables import (
+    IdentityReadRow,
+    IdentityRow,
+    IdentitySearchRow,
+    IdentityTokenRow,
+    KeyRow,
+    SiteRow,
+    StudyRow,
+)
 
 
 class LastAdmin(OsteonError):
@@ -127,6 +140,15 @@ def revoke_key_by_id(session: Session, site_id: UUID, key_id: UUID) -> KeyRow:
     return row
 
 
+SEARCHED = ("accession_number", "patient_id")  # of Identity
+FOUND_MOST = 200
+
+
+def _normal(number: str) -> str:
+    """A number as it is compared: neither spaces nor capitals nor the way a letter is coded make another one of it."""
+    return "".join(unicodedata.normalize("NFKC", number).casefold().split())
+
+
 class Vault:
     """Encrypts what names a patient (Fernet: AES-128-CBC with HMAC-SHA256)."""
 
@@ -139,6 +161,9 @@ class Vault:
                 "OSTEON_IDENTITY_KEY is not a Fernet key. Make one with: "
                 "python -c 'from cryptography.fernet import Fernet; print(Fernet.generate_key().decode())'"
             ) from None
+        # a key of its own: what is made with one tells nothing of the other
+        derive = HKDF(SHA256(), 32, salt=None, info=b"osteon: search tokens of identities")
+        self._search_key = derive.derive(base64.urlsafe_b64decode(key))
 
     def seal(self, value: object) -> bytes:
         """Encrypt any JSON value."""
@@ -151,11 +176,62 @@ class Vault:
         except InvalidToken:
             raise OsteonError("OSTEON_IDENTITY_KEY is not the key that this database was written with") from None
 
-    def keep_identities(self, session: Session, identities: Mapping[UUID, Identity]) -> None:
-        """Store the identities of these studies, but of those that have one."""
+    def keep_identities(self, session: Session, site_id: UUID, identities: Mapping[UUID, Identity]) -> None:
+        """Store the identities of these studies of one site, and what they are searched by."""
         rows = [{"study_id": id_, "ciphertext": self.seal(asdict(identity))} for id_, identity in identities.items()]
         if rows:
             session.execute(insert(IdentityRow).on_conflict_do_nothing(), rows)
+            self._keep_tokens(session, [(id_, site_id, identity) for id_, identity in identities.items()])
+
+    def search(self, session: Session, reader: Key, number: str) -> list[UUID]:
+        """As `matching`; each search leaves an audit row, which does not say what was searched for."""
+        found = self.matching(session, reader, number)
+        session.add(IdentitySearchRow(key_id=reader.id, found=len(found)))
+        return found
+
+    def matching(self, session: Session, reader: Key, number: str) -> list[UUID]:
+        """The reader's site's studies, at most FOUND_MOST, with exactly this accession number or patient id."""
+        tokens = [self._token(reader.site_id, kind, number) for kind in SEARCHED] if _normal(number) else []
+        found = session.scalars(
+            select(IdentityTokenRow.study_id)
+            .distinct()
+            .join(StudyRow, StudyRow.id == IdentityTokenRow.study_id)
+            .where(IdentityTokenRow.token.in_(tokens), StudyRow.site_id == reader.site_id)
+            .limit(FOUND_MOST)
+        )
+        return list(found)
+
+    def make_searchable(self, session: Session, most: int) -> int:
+        """Write what up to `most` studies are searched by, of those taken in before there was a search.
+
+        Returns for how many it was written; 0 once all have it.
+        """
+        rows = session.execute(
+            select(IdentityRow.study_id, StudyRow.site_id, IdentityRow.ciphertext)
+            .join(StudyRow, StudyRow.id == IdentityRow.study_id)
+            .where(~exists().where(IdentityTokenRow.study_id == IdentityRow.study_id))
+            .limit(most)
+        ).all()
+        self._keep_tokens(session, [(row[0], row[1], Identity(**self.open(row[2]))) for row in rows])  # type: ignore[arg-type]
+        return len(rows)
+
+    def _keep_tokens(self, session: Session, identities: Sequence[tuple[UUID, UUID, Identity]]) -> None:
+        rows = [
+            {"study_id": study_id, "kind": kind, "token": self._token(site_id, kind, getattr(identity, kind))}
+            for study_id, site_id, identity in identities
+            for kind in SEARCHED
+        ]
+        if rows:
+            session.execute(insert(IdentityTokenRow).on_conflict_do_nothing(), rows)
+
+    def _token(self, site_id: UUID, kind: str, number: str) -> bytes:
+        """32 bytes that only the holder of the key can make of a number; empty for none, which nobody can ask for.
+
+        Of each site another one: a copy of the table does not tell that one patient was in two hospitals.
+        """
+        normal = _normal(number)
+        message = json.dumps([str(site_id), kind, normal]).encode()
+        return hmac.digest(self._search_key, message, "sha256") if normal else b""
 
     def identities(self, session: Session, reader: Key, study_ids: list[UUID]) -> dict[UUID, Identity]:
         """Who these studies are of; every reading leaves an audit row."""

@@ -13,9 +13,11 @@ from sqlalchemy.orm import Session
 
 from shared.findings import Call, Severity, StudySummary
 from shared.repository.access import Vault
+from shared.repository.allowances import allowances_of
+from shared.repository.notices import worklist_changed
 from shared.study import Header, Identity, Priority, StoredFile, StudyStatus, may_become
 from shared.tables import InstanceRow, StudyRow
-from shared.worklist import due_at
+from shared.worklist import Allowances, due_at
 
 
 class Known(StrEnum):
@@ -82,7 +84,8 @@ def take_in(
     images from a further one waits until none came for `settle`, unless it is urgent: one analysis instead of many.
     """
     uids = sorted({file.header.study_instance_uid for file in files})
-    _add_studies(session, site_id, priority, uids, now)
+    allowances = allowances_of(session, [site_id])[site_id]
+    _add_studies(session, site_id, priority, uids, now, allowances)
     # rows are locked in one order everywhere, so that two transactions cannot wait for each other in a ring
     again = sent_again if priority is Priority.URGENT else ()
     rows = session.scalars(
@@ -94,7 +97,7 @@ def take_in(
     studies = {row.study_instance_uid: row for row in rows}
     if priority is Priority.URGENT:
         for row in studies.values():
-            _escalate(row)
+            _escalate(row, allowances)
     taken = _add_instances(session, site_id, studies, files, now)
     first: dict[UUID, Identity] = {}
     for file, outcome in zip(files, taken, strict=True):
@@ -102,15 +105,18 @@ def take_in(
             study = studies[file.header.study_instance_uid]
             if not study.images:
                 first[study.id] = file.header.identity
-            _grow(study, file.header, now, settle)
-    vault.keep_identities(session, first)
+            _grow(study, file.header, now, settle, allowances)
+    vault.keep_identities(session, site_id, first)
     for row in studies.values():
         if not row.images:  # made for a file that another request was faster to conflict with
             session.delete(row)
+    worklist_changed(session, [site_id])
     return taken
 
 
-def _add_studies(session: Session, site_id: UUID, priority: Priority, uids: list[str], now: datetime) -> None:
+def _add_studies(
+    session: Session, site_id: UUID, priority: Priority, uids: list[str], now: datetime, allowances: Allowances
+) -> None:
     rows = [
         {
             "id": uuid4(),
@@ -121,7 +127,7 @@ def _add_studies(session: Session, site_id: UUID, priority: Priority, uids: list
             "status": StudyStatus.QUEUED,
             "received_at": now,
             "queued_at": now,
-            "due_at": due_at(now, priority, None),
+            "due_at": due_at(now, priority, None, allowances),
         }
         for uid in uids
     ]
@@ -129,11 +135,11 @@ def _add_studies(session: Session, site_id: UUID, priority: Priority, uids: list
         session.execute(insert(StudyRow).on_conflict_do_nothing(), rows)
 
 
-def _escalate(row: StudyRow) -> None:
+def _escalate(row: StudyRow, allowances: Allowances) -> None:
     if row.priority == row.queue == Priority.URGENT:
         return
     row.priority = row.queue = Priority.URGENT
-    row.due_at = min(row.due_at, due_at(row.received_at, Priority.URGENT, _summary(row)))
+    row.due_at = min(row.due_at, due_at(row.received_at, Priority.URGENT, _summary(row), allowances))
     row.sent_at = None  # its message waits in a slower queue; the next one overtakes it
 
 
@@ -186,9 +192,13 @@ def _add_instances(
     return taken
 
 
-def _grow(study: StudyRow, header: Header, now: datetime, settle: timedelta) -> None:
+def _grow(study: StudyRow, header: Header, now: datetime, settle: timedelta, allowances: Allowances) -> None:
     """A study has got a new instance."""
     study.images += 1
+    study.read_at = None  # whoever read it has not seen this one
+    study.scanner = study.scanner or header.scanner
+    if study.age_years is None:
+        study.age_years = header.age_years
     study.modality = study.modality or header.modality
     if study.queue != study.priority:  # the nightly run had it; a new image is no backlog
         study.queue, study.sent_at = study.priority, None
@@ -196,6 +206,6 @@ def _grow(study: StudyRow, header: Header, now: datetime, settle: timedelta) -> 
     if status not in (StudyStatus.QUEUED, StudyStatus.RUNNING) and may_become(status, StudyStatus.QUEUED):
         study.status, study.attempts, study.not_before, study.reason = StudyStatus.QUEUED, 0, None, ""
         study.sent_at, study.queued_at, study.queue = None, now, study.priority
-        study.due_at = min(study.due_at, due_at(study.received_at, Priority(study.priority), None))
+        study.due_at = min(study.due_at, due_at(study.received_at, Priority(study.priority), None, allowances))
     if settle and study.status == StudyStatus.QUEUED and study.received_at < now and study.priority != Priority.URGENT:
         study.not_before, study.sent_at = now + settle, None

@@ -3,31 +3,52 @@
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
+from enum import StrEnum
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Row, Select, func, literal, or_, select, tuple_
+from sqlalchemy import ColumnElement, Integer, Row, Select, func, literal, literal_column, or_, select, tuple_
 from sqlalchemy.dialects.postgresql import distinct_on
 from sqlalchemy.orm import Session
 
 from shared.errors import NotFound
 from shared.findings import Call, Heatmap, Severity
 from shared.study import Priority, StudyStatus
-from shared.tables import BundleRow, FindingRow, InstanceRow, SiteRow, StudyRow
+from shared.tables import BundleRow, FindingRow, InstanceRow, KeyRow, SiteRow, StudyClaimRow, StudyRow
+from shared.tables.studies import AGE_BAND
 from shared.worklist import WorklistEntry
+
+
+class ReadState(StrEnum):
+    """Which half of the list."""
+
+    UNREAD = "unread"  # earliest due time first
+    READ = "read"  # last read first
+
+
+class AgeBand(StrEnum):
+    """The patient's age at the study, in years."""
+
+    CHILD = "0-17"
+    YOUNG = "18-39"
+    MIDDLE = "40-64"
+    OLD = "65+"
 
 
 @dataclass(frozen=True)
 class WorklistFilter:
-    """What to show; None shows all."""
+    """What to show; None shows all, but of the two halves, which are never mixed."""
 
     status: StudyStatus | None = None
     call: Call | None = None
     region: str | None = None
     priority: Priority | None = None
     modality: str | None = None
+    severity: Severity | None = None
+    age: AgeBand | None = None
+    state: ReadState = ReadState.UNREAD
 
 
 # the columns of WorklistEntry, in its order: whole rows would cost as much again
@@ -46,7 +67,12 @@ _SHOWN = select(
     StudyRow.images,
     StudyRow.failed_images,
     StudyRow.reason,
+    StudyRow.read_at,
 )
+_HOLDERS = select(StudyClaimRow.study_id, KeyRow.name, StudyClaimRow.claimed_at).join(
+    KeyRow, KeyRow.id == StudyClaimRow.key_id
+)
+_age_band = literal_column(AGE_BAND, Integer)  # as the index has it
 
 
 @dataclass(frozen=True)
@@ -60,19 +86,64 @@ class InstanceView:
 def worklist(
     session: Session, site_id: UUID, chosen: WorklistFilter, after: tuple[datetime, UUID] | None, limit: int
 ) -> list[WorklistEntry]:
-    """A page of the worklist, most urgent first, starting behind the (due_at, id) of the page before."""
+    """A page of the worklist, starting behind the (time, id) of the page before.
+
+    What is unread comes by (due_at, id), the most urgent first; what was read by (read_at, id), the last first.
+    """
     query = _chosen(_SHOWN, site_id, chosen)
-    if after is not None:
-        query = query.where(tuple_(StudyRow.due_at, StudyRow.id) > after)
-    rows = session.execute(query.order_by(StudyRow.due_at, StudyRow.id).limit(limit))
-    return [_entry(*row) for row in rows]
+    if chosen.state is ReadState.READ:
+        place = tuple_(StudyRow.read_at, StudyRow.id)
+        query = query if after is None else query.where(place < after)
+        query = query.order_by(StudyRow.read_at.desc(), StudyRow.id.desc())
+    else:
+        place = tuple_(StudyRow.due_at, StudyRow.id)
+        query = query if after is None else query.where(place > after)
+        query = query.order_by(StudyRow.due_at, StudyRow.id)
+    return _with_readers(session, [_entry(*row) for row in session.execute(query.limit(limit))])
+
+
+def worklist_of(session: Session, site_id: UUID, study_ids: Sequence[UUID]) -> list[WorklistEntry]:
+    """These studies of a site, read or not: what is unread first, by due time."""
+    query = _SHOWN.where(StudyRow.site_id == site_id, StudyRow.id.in_(study_ids))
+    rows = session.execute(query.order_by(StudyRow.read_at.is_not(None), StudyRow.due_at, StudyRow.id))
+    return _with_readers(session, [_entry(*row) for row in rows])
+
+
+def _with_readers(session: Session, entries: list[WorklistEntry]) -> list[WorklistEntry]:
+    """The same rows, with who reads them now."""
+    held = session.execute(
+        _HOLDERS.where(
+            StudyClaimRow.study_id.in_([entry.study_id for entry in entries]),
+            StudyClaimRow.ended_at.is_(None),
+            StudyClaimRow.until >= func.now(),
+        )
+    )
+    readers = {study_id: (name, since) for study_id, name, since in held}
+    return [
+        replace(entry, reader=readers[entry.study_id][0], reading_since=readers[entry.study_id][1])
+        if entry.study_id in readers
+        else entry
+        for entry in entries
+    ]
+
+
+def modalities(session: Session, site_id: UUID) -> list[str]:
+    """Which modalities a site's unread studies have, however many there are: one step through the index for each."""
+    first = select(func.min(StudyRow.modality).label("word")).where(*_unread(site_id)).cte("found", recursive=True)
+    following = select(func.min(StudyRow.modality)).where(*_unread(site_id), StudyRow.modality > first.c.word)
+    found = first.union_all(select(following.scalar_subquery()).where(first.c.word.is_not(None)))
+    return [word for word in session.scalars(select(found.c.word)) if word]
+
+
+def _unread(site_id: UUID) -> tuple[ColumnElement[bool], ColumnElement[bool]]:
+    return StudyRow.site_id == site_id, StudyRow.read_at.is_(None)
 
 
 def status_counts(session: Session, site_id: UUID, most: int | None = None) -> dict[StudyStatus, int]:
-    """How many studies of a site stand in each status; with `most`, none is counted further than that."""
+    """How many unread studies of a site stand in each status; with `most`, none is counted further than that."""
     counts = []
     for status in StudyStatus:
-        found = select(literal(1)).where(StudyRow.site_id == site_id, StudyRow.status == status).limit(most)
+        found = select(literal(1)).where(*_unread(site_id), StudyRow.status == status).limit(most)
         counts.append(select(func.count()).select_from(found.subquery()).scalar_subquery())
     return dict(zip(StudyStatus, session.execute(select(*counts)).one(), strict=True))
 
@@ -86,7 +157,7 @@ def all_status_counts(session: Session) -> dict[StudyStatus, int]:
 
 
 class StatusCounts:
-    """How many studies of a site stand in each status, at once however many there are.
+    """How many unread studies of a site stand in each status, at once however many there are.
 
     To FEW it is counted anew each time. Above, where counting takes long and one study more tells nobody anything, it
     is counted every RECOUNT_S seconds, and never for more than a hundredth of the time.
@@ -126,13 +197,17 @@ class StatusCounts:
 
 
 def _chosen(query: Select[*tuple[Any, ...]], site_id: UUID, chosen: WorklistFilter) -> Select[*tuple[Any, ...]]:
-    query = query.where(StudyRow.site_id == site_id)
+    read = StudyRow.read_at.is_not(None) if chosen.state is ReadState.READ else StudyRow.read_at.is_(None)
+    query = query.where(StudyRow.site_id == site_id, read)
+    if chosen.age is not None:
+        query = query.where(_age_band == list(AgeBand).index(chosen.age))
     for column, value in (
         (StudyRow.status, chosen.status),
         (StudyRow.call, chosen.call),
         (StudyRow.region, chosen.region),
         (StudyRow.priority, chosen.priority),
         (StudyRow.modality, chosen.modality),
+        (StudyRow.severity, chosen.severity),
     ):
         if value is not None:
             query = query.where(column == value)

@@ -30,9 +30,11 @@ from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
 from shared.findings import Call, Finding, Heatmap, InstanceResult, Severity, summarise
+from shared.repository.allowances import allowances_of
+from shared.repository.notices import worklist_changed
 from shared.study import Claim, InstanceToAnalyse, Priority, StudyStatus, may_become
 from shared.tables import FindingRow, InstanceRow, StudyRow
-from shared.worklist import due_at
+from shared.worklist import Allowances, due_at
 
 RECONCILER_LOCK = 0x05_7E_0A_01
 DECODING_FAILED = "decoding-failed"  # error_reason of an image that broke its decoder each time
@@ -40,6 +42,7 @@ DIED = "attempts ended without a result: the worker died or hung each time"
 FASTER = {Priority.ROUTINE: Priority.URGENT, Priority.BACKLOG: Priority.ROUTINE}
 HELD = (  # what `finish` needs of a row
     StudyRow.id,
+    StudyRow.site_id,
     StudyRow.status,
     StudyRow.lease_token,
     StudyRow.priority,
@@ -143,6 +146,7 @@ def claim(
     for study_id in given_up:
         gone = session.get_one(StudyRow, study_id)
         _quarantine(gone, f"{gone.attempts} {DIED}")
+        worklist_changed(session, [gone.site_id])
     claims = [answer for answer in answers.values() if isinstance(answer, Claim)]
     if claims:
         _take(session, claims, now, lease)
@@ -252,10 +256,15 @@ def finish(session: Session, done: Sequence[Analysed], now: datetime) -> list[bo
                     .where(InstanceRow.id == result.instance_id)
                     .values(error_reason=result.error_reason, error_text=result.error_text)
                 )
-    ends = [_end(session, held[token], one, now) for token, one in mine.items()]
+    # read once the rows are ours, see `redue`; for all of them together
+    allowances = allowances_of(session, {held[token].site_id for token in mine})
+    ends = [
+        _end(session, row, one, now, allowances[row.site_id]) for token, one in mine.items() for row in [held[token]]
+    ]
     # one UPDATE for those that end alike, which nearly all do
     for _, alike in groupby(sorted(ends, key=len), key=len):
         session.execute(update(StudyRow), list(alike))
+    worklist_changed(session, allowances)
     return [mine.get(one.claim.token) is one for one in done]
 
 
@@ -269,6 +278,7 @@ def retry(
     row = _held(session, claimed)
     if row is None:
         return "lease lost"
+    worklist_changed(session, [row.site_id])
     if row.attempts >= max_attempts and not blameless:
         _quarantine(row, reason)
         return "quarantined"
@@ -299,6 +309,7 @@ def release(session: Session, site_id: UUID, study_id: UUID, now: datetime) -> T
     _move(row, StudyStatus.QUEUED)
     row.attempts, row.reason, row.not_before, row.queued_at = 0, "", None, now
     row.queue = row.priority
+    worklist_changed(session, [site_id])
     return _mark_sent(row, now)
 
 
@@ -400,7 +411,9 @@ def _quarantine(row: StudyRow, reason: str) -> None:
     row.quarantined_at = func.clock_timestamp()
 
 
-def _end(session: Session, row: Row[*tuple[Any, ...]], done: Analysed, now: datetime) -> dict[str, Any]:
+def _end(
+    session: Session, row: Row[*tuple[Any, ...]], done: Analysed, now: datetime, allowances: Allowances
+) -> dict[str, Any]:
     """The new values of a study's row, summed up from all its instances, those of earlier attempts too."""
     found = [finding for result in done.results for finding in result.findings]
     answered = sum(1 for result in done.results if result.findings)
@@ -424,7 +437,7 @@ def _end(session: Session, row: Row[*tuple[Any, ...]], done: Analysed, now: date
             "bundle": done.bundle,
             "analysed_at": now,
             "reason": "",
-            "due_at": due_at(row.received_at, Priority(row.priority), summary),
+            "due_at": due_at(row.received_at, Priority(row.priority), summary, allowances),
         }
     else:
         reason = _first_error(session, row.id) or "the study has no image"

@@ -6,10 +6,18 @@ from shared.tables.base import Base
 from shared.tables.findings import BundleRow, FindingRow
 from shared.tables.nights import AlertRow, BacklogRunRow, SecondLookRow
 from shared.tables.operations import HoldingRow, RefusalRow, SampleRow, WorkerRow
+from shared.tables.reading_room import (
+    AllowancesRow,
+    IdentitySearchRow,
+    IdentityTokenRow,
+    SavedFilterRow,
+    StudyClaimRow,
+)
 from shared.tables.studies import InstanceRow, StudyRow, UploadRow
 
 __all__ = [
     "AlertRow",
+    "AllowancesRow",
     "AnswerRow",
     "BacklogRunRow",
     "Base",
@@ -18,12 +26,16 @@ __all__ = [
     "HoldingRow",
     "IdentityReadRow",
     "IdentityRow",
+    "IdentitySearchRow",
+    "IdentityTokenRow",
     "InstanceRow",
     "KeyRow",
     "RefusalRow",
     "SampleRow",
+    "SavedFilterRow",
     "SecondLookRow",
     "SiteRow",
+    "StudyClaimRow",
     "StudyRow",
     "UploadRow",
     "WorkerRow",

@@ -3,13 +3,20 @@
 from datetime import datetime
 from uuid import UUID, uuid4
 
-from sqlalchemy import BigInteger, ForeignKey, Index, LargeBinary, String, UniqueConstraint, func, text
+from sqlalchemy import BigInteger, ForeignKey, Index, LargeBinary, String, TextClause, UniqueConstraint, func, text
 from sqlalchemy.orm import Mapped, mapped_column
 
 from shared.tables.base import Base
 
 # a study's day of arrival, as an index can hold it: in UTC, whatever the session's zone is
 ARRIVED_ON = text("date(timezone('UTC'::text, received_at))")
+UNREAD, READ = text("read_at IS NULL"), text("read_at IS NOT NULL")
+AGE_BAND = "width_bucket(age_years, '{18,40,65}'::integer[])"  # 0 to 3, null where the age is not known
+FILTERS: list[tuple[tuple[str, ...], tuple[str | TextClause, ...]]] = [
+    ((), ()),
+    *(((word,), (word,)) for word in ("status", "call", "severity", "region", "priority", "modality")),
+    (("age",), (text(f"({AGE_BAND})"),)),
+]
 
 
 class StudyRow(Base):
@@ -51,11 +58,17 @@ class StudyRow(Base):
     scanner: Mapped[str] = mapped_column(String(128), server_default="")  # manufacturer and model
     __table_args__ = (
         UniqueConstraint("site_id", "study_instance_uid"),
-        Index("ix_studies_worklist", "site_id", "due_at", "id"),
-        # the worklist with a filter, in the same order; that of the status also counts
+        # the worklist, whole and with one filter: what is unread in order of its due time, what was read in order of
+        # that; each study stands in one half only, so that a worker's write touches no more indexes than before
         *(
-            Index(f"ix_studies_{column}", "site_id", column, "due_at", "id")
-            for column in ("status", "call", "region", "priority", "modality")
+            Index(
+                f"ix_studies_{'_'.join(('unread', *name))}", "site_id", *column, "due_at", "id", postgresql_where=UNREAD
+            )
+            for name, column in FILTERS
+        ),
+        *(
+            Index(f"ix_studies_{'_'.join(('read', *name))}", "site_id", *column, "read_at", "id", postgresql_where=READ)
+            for name, column in FILTERS
         ),
         # the reconciler and the nightly run look at open studies only, which stay few
         Index("ix_studies_open", "status", "sent_at", postgresql_where=text("status <> 'analysed'")),

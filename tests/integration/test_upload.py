@@ -681,6 +681,17 @@ ROUTES = {
     ("POST", "/studies/{study_id}/release"): ADMINISTERS,
     ("POST", "/studies/states"): {"submitter", "admin"},
     ("GET", "/worklist"): READS,
+    ("POST", "/worklist/search"): READS,
+    ("GET", "/worklist/events"): READS,
+    ("POST", "/studies/{study_id}/claim"): READS,
+    ("GET", "/studies/{study_id}/claim"): READS,
+    ("DELETE", "/studies/{study_id}/claim/{token}"): READS,
+    ("GET", "/studies/{study_id}/claims"): READS,
+    ("GET", "/filters"): READS,
+    ("POST", "/filters"): READS,
+    ("DELETE", "/filters/{filter_id}"): READS,
+    ("GET", "/allowances"): ADMINISTERS,
+    ("PUT", "/allowances"): ADMINISTERS,
     ("GET", "/backlog"): ADMINISTERS,
     ("GET", "/backlog/{night}"): ADMINISTERS,
     ("GET", "/bundles"): ADMINISTERS,
@@ -707,7 +718,7 @@ def test_roles(in_process: Any) -> None:
     assert {(m.upper(), path) for path, methods in schema["paths"].items() for m in methods} == set(ROUTES)
     for (method, path), allowed in ROUTES.items():
         names = {"night": "2026-01-12", "name": "none", "old": "none", "new": "none"}
-        url = path.format(study_id=STUDY, alert_id=STUDY, key_id=STUDY, **names)
+        url = path.format(study_id=STUDY, alert_id=STUDY, key_id=STUDY, token=STUDY, filter_id=STUDY, **names)
         call = lambda headers: in_process.http.request(method, url, headers=headers).status_code  # noqa: E731, B023
         if allowed is None:
             assert call({}) == 200
@@ -716,6 +727,8 @@ def test_roles(in_process: Any) -> None:
         assert call({"Authorization": "Bearer osk_wrong"}) == 401, path
         assert call({"Authorization": "Basic b3NrOg=="}) == 401, path
         for role in ("submitter", "radiologist", "admin"):
+            if path == "/worklist/events" and role in allowed:
+                continue  # has no end; see test_events.py
             assert (call(in_process.headers(role)) not in (401, 403)) == (role in allowed), (path, role)
 
 
@@ -793,7 +806,7 @@ def test_openapi_has_examples(in_process: Any) -> None:
 
     schemas = in_process.http.get("/openapi.json").json()["components"]["schemas"]
     for room, names in (
-        (responses, ("Receipt", "StudyReport", "WorklistPage", "Health", "Problem")),
+        (responses, ("Receipt", "StudyReport", "WorklistPage", "ClaimView", "AllowancesView", "Health", "Problem")),
         (retrospect, ("RunView", "RunReport", "AlertPage", "BundleView", "ComparisonView")),
     ):
         for name in names:

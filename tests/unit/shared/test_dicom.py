@@ -22,7 +22,7 @@ from pydicom.dataset import Dataset
 
 from samples.objects import SYNTAX, pattern_image, report, set_pixels, to_bytes
 from shared import errors
-from shared.dicom import MAX_READS, HeaderLimits, read_header
+from shared.dicom import MAX_READS, HeaderLimits, age_years, read_header
 from shared.settings import ROOT
 from shared.study import Header
 from shared.vision.pixels import open_pixels
@@ -431,3 +431,67 @@ def test_what_is_taken_in_can_be_decoded() -> None:
     from shared.vision.pixels import NATIVE
 
     assert DECODABLE == {str(syntax) for syntax in NATIVE | ENCAPSULATED}
+
+
+# -- age and scanner ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("age", "born", "studied", "years"),
+    [
+        ("034Y", "", "", 34),
+        ("018M", "", "", 1),
+        ("051W", "", "", 0),
+        ("053W", "", "", 1),
+        ("900D", "", "", 2),
+        ("090Y", "", "", 90),
+        ("101Y", "", "", 90),
+        ("000D", "", "", 0),
+        ("034Y", "19000101", "20260101", 34),  # what was written at the study counts
+        ("", "20000301", "20260228", 25),
+        ("", "20000301", "20260301", 26),
+        ("", "20240229", "20250228", 0),
+        ("", "19000101", "20260101", 90),
+        ("34", "20000301", "20260301", 26),
+        ("ABCY", "", "", None),
+        ("", "20000301", "", None),
+        ("", "20000301", "19990101", None),
+        ("", "20001301", "20260301", None),
+        ("", "2000.3.1", "20260301", None),
+        ("", "", "", None),
+    ],
+)
+def test_age(age: str, born: str, studied: str, years: int | None) -> None:
+    """The age at the study in whole years, as written or by the two dates; above 90 it would tell who it is."""
+    assert age_years(age, born, studied) == years
+
+
+@given(st.text(max_size=8), st.text(max_size=8), st.text(max_size=8))
+def test_any_age_is_none_or_believable(age: str, born: str, studied: str) -> None:
+    """Whatever stands there, an age is from 0 to 90, or not known."""
+    assert age_years(age, born, studied) in {None, *range(91)}
+
+
+@pytest.mark.parametrize(
+    ("maker", "model", "scanner"),
+    [
+        ("ACME", "Ray 3", "ACME Ray 3"),
+        ("Acme", "ACME Ray 3", "ACME Ray 3"),
+        ("", "Ray 3", "Ray 3"),
+        ("ACME", "", "ACME"),
+        (" ACME  Ltd ", "Ray\t3\x1b", "ACME Ltd Ray 3"),
+        ("A" * 64, "B" * 64, "A" * 64 + " " + "B" * 63),
+        ("", "", ""),
+    ],
+)
+def test_scanner(maker: str, model: str, scanner: str) -> None:
+    """Maker and model in one line, without what cannot be seen."""
+    assert read(having(Manufacturer=maker, ManufacturerModelName=model)).scanner == scanner
+
+
+def test_age_is_read_from_the_header() -> None:
+    """Both ways an age may be written are read, and a damaged one turns no file away."""
+    assert read(having(PatientAge="007Y")).age_years == 7
+    assert read(having(PatientBirthDate="20100102", StudyDate="20260101")).age_years == 15
+    assert read(having(PatientAge="seven")).age_years is None
+    assert read(having(PatientAge=["007Y", "008Y"])).age_years is None

@@ -1,15 +1,27 @@
 """The order of the worklist: who is due when, and why."""
 
+import random
 from datetime import UTC, datetime, timedelta, timezone
+from itertools import pairwise
 from uuid import uuid4
 
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from shared.findings import Call, Severity, StudySummary
 from shared.study import Priority, StudyStatus
-from shared.worklist import ALLOWANCES, LONGEST_WAIT, PENDING, WorklistEntry, due_at, urgency_class
+from shared.worklist import (
+    ALLOWANCES,
+    HARD_MAXIMUM,
+    PENDING,
+    Allowances,
+    WorklistEntry,
+    due_at,
+    longest_wait,
+    objections,
+    urgency_class,
+)
 
 NOON = datetime(2026, 3, 1, 12, tzinfo=UTC)
 TIMES = st.datetimes(datetime(2000, 1, 1), datetime(2100, 1, 1), timezones=st.timezones())  # noqa: DTZ001
@@ -45,20 +57,109 @@ def entry(**changes: object) -> WorklistEntry:
     return WorklistEntry(**(values | changes))  # type: ignore[arg-type]
 
 
-@given(TIMES, PRIORITIES, SUMMARIES)
+@st.composite
+def tables(draw: st.DrawFn, most: int = int(HARD_MAXIMUM.total_seconds() // 60)) -> Allowances:
+    """Any table that a site may choose."""
+    table: dict[str, dict[Priority, int]] = {}
+    graver = dict.fromkeys(Priority, 1)
+    for name in URGENCY:
+        row, least = {}, 1
+        for priority in Priority:  # urgent, routine, backlog
+            least = row[priority] = draw(st.integers(max(least, graver[priority]), most))
+        table[name] = graver = row
+    return table
+
+
+@given(tables())
+def test_every_table_that_keeps_the_order_may_be_chosen(table: Allowances) -> None:
+    """A table in which nobody graver or more urgent waits longer, and nobody beyond the hard maximum, has no objection."""
+    assert objections(table) == []
+    assert longest_wait(table) <= HARD_MAXIMUM
+    assert objections(ALLOWANCES) == []
+
+
+@given(tables(most=500), st.sampled_from(URGENCY), PRIORITIES, st.integers(-5, 20_000))
+def test_a_table_that_breaks_the_order_may_not(table: Allowances, name: str, priority: Priority, minutes: int) -> None:
+    """With one cell changed, a table is refused exactly if somebody graver or more urgent would wait longer, or too long."""
+    changed = {row: dict(cells) for row, cells in table.items()}
+    changed[name][priority] = minutes
+    columns = [[changed[row][each] for row in URGENCY] for each in Priority]
+    rows = [[cells[each] for each in Priority] for cells in changed.values()]
+    sound = 1 <= minutes <= 10080 and all(line == sorted(line) for line in columns + rows)
+    assert (objections(changed) == []) == sound
+
+
+@given(TIMES, PRIORITIES, SUMMARIES, tables())
 def test_nothing_waits_longer_than_the_longest_wait(
-    received: datetime, priority: Priority, summary: StudySummary | None
+    received: datetime, priority: Priority, summary: StudySummary | None, table: Allowances
 ) -> None:
-    """Every study is due after its arrival and within LONGEST_WAIT of it: nobody starves."""
-    assert timedelta(0) < due_at(received, priority, summary) - received.astimezone(UTC) <= LONGEST_WAIT
+    """By any table, every study is due after its arrival and within the table's longest wait of it: nobody starves."""
+    wait = due_at(received, priority, summary, table) - received.astimezone(UTC)
+    assert timedelta(0) < wait <= longest_wait(table) <= HARD_MAXIMUM
 
 
-@given(st.lists(st.tuples(TIMES, PRIORITIES, SUMMARIES), min_size=2, max_size=5))
-def test_later_than_longest_wait_never_overtakes(studies: list[tuple[datetime, Priority, StudySummary | None]]) -> None:
-    """Due times order all studies, and one that came LONGEST_WAIT before another is read before it."""
-    in_order = sorted(studies, key=lambda study: due_at(*study))
+@given(st.lists(st.tuples(TIMES, PRIORITIES, SUMMARIES), min_size=2, max_size=5), tables())
+def test_later_than_longest_wait_never_overtakes(
+    studies: list[tuple[datetime, Priority, StudySummary | None]], table: Allowances
+) -> None:
+    """Due times order all studies, and one that came the longest wait before another is read before it."""
+    in_order = sorted(studies, key=lambda study: due_at(*study, table))
     for place, (received, *_) in enumerate(in_order):
-        assert all(earlier[0].astimezone(UTC) - received.astimezone(UTC) < LONGEST_WAIT for earlier in in_order[:place])
+        assert all(
+            earlier[0].astimezone(UTC) - received.astimezone(UTC) < longest_wait(table) for earlier in in_order[:place]
+        )
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 3), PRIORITIES, SUMMARIES), min_size=2, max_size=8), tables(most=5), st.randoms()
+)
+def test_the_order_is_total(
+    studies: list[tuple[int, Priority, StudySummary | None]], table: Allowances, chance: random.Random
+) -> None:
+    """By (due_at, id) the list is the same whatever order studies arrived in; of any two one comes first."""
+    places = [
+        (due_at(NOON + timedelta(minutes=minute), priority, summary, table), uuid4())
+        for minute, priority, summary in studies
+    ]
+    shuffled = chance.sample(places, len(places))
+    in_order = sorted(shuffled)
+    assert in_order == sorted(places)
+    assert all(one < other for one, other in pairwise(in_order))
+
+
+MINUTE = timedelta(minutes=1)
+
+
+def readable_in_time(studies: list[tuple[int, int]]) -> bool:
+    """Whether one reader who needs a minute a study could read all (arrival, due) in time, in whatever order.
+
+    Exactly if no span of time holds more studies that come and are due within it than minutes (Horn 1974).
+    """
+    return all(
+        sum(start <= arrived and due <= end for arrived, due in studies) <= end - start
+        for start in {arrived for arrived, _ in studies}
+        for end in {due for _, due in studies}
+    )
+
+
+@given(st.lists(st.tuples(st.integers(0, 12), PRIORITIES, SUMMARIES), min_size=1, max_size=14), tables(most=12))
+def test_the_hard_maximum_holds_on_a_list_that_is_kept_up_with(
+    arrivals: list[tuple[int, Priority, StudySummary | None]], table: Allowances
+) -> None:
+    """If any order of reading lets nobody wait beyond their due time, ours does: none waits beyond the longest wait."""
+    studies = [
+        (minute, (due_at(NOON + minute * MINUTE, priority, summary, table) - NOON) // MINUTE)
+        for minute, priority, summary in arrivals
+    ]
+    assume(readable_in_time(studies))
+    waiting, now = sorted(studies, key=lambda study: study[1]), 0
+    while waiting:
+        arrived = [study for study in waiting if study[0] <= now]
+        now += 1
+        if arrived:  # earliest due time first
+            assert now <= arrived[0][1]
+            assert (now - arrived[0][0]) * MINUTE <= longest_wait(table)
+            waiting.remove(arrived[0])
 
 
 @given(TIMES, PRIORITIES, SUMMARIES, st.timedeltas(timedelta(0), timedelta(days=30)))

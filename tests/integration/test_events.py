@@ -1,0 +1,158 @@
+"""Live worklists: who is told what, when, and how streams end; a real API process over HTTP."""
+
+import itertools
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, suppress
+from uuid import UUID, uuid4
+
+import httpx
+import pytest
+from cryptography.fernet import Fernet
+from sqlalchemy import text
+
+from infra.process import free_port
+from shared.repository import Database
+from shared.repository.access import Key, Role, add_key, find_key
+from shared.repository.notices import worklist_changed
+from shared.settings import ROOT
+
+
+class Api:
+    """An API process."""
+
+    def __init__(self, database_url: str, folder: str) -> None:
+        self.port = free_port()
+        own = {
+            "OSTEON_DATABASE_URL": database_url, "OSTEON_IDENTITY_KEY": Fernet.generate_key().decode(),
+            "OSTEON_SESSION_SECRET": "a session secret for tests", "OSTEON_STORE_URL": f"file:{folder}/objects",
+            "OSTEON_STREAMS_PER_KEY": "2", "PYTHONPATH": str(ROOT),
+        }  # fmt: skip
+        inherited = {name: value for name, value in os.environ.items() if not name.startswith("OSTEON_")}
+        command = [sys.executable, "-m", "uvicorn", "api.main:create_app", "--factory", "--port", str(self.port)]
+        self.process = subprocess.Popen(command, env=inherited | own, cwd=ROOT)
+        self.http = httpx.Client(base_url=f"http://127.0.0.1:{self.port}", timeout=30, trust_env=False)
+        deadline = time.monotonic() + 60
+        while True:
+            try:
+                self.http.get("/healthz")
+                return
+            except httpx.TransportError:
+                assert time.monotonic() < deadline
+                time.sleep(0.1)
+
+
+@pytest.fixture
+def key(database: Database) -> Key:
+    with database.transaction() as session:
+        add_key(session, "default", "ada", Role.RADIOLOGIST, "osk_ada")
+        add_key(session, "elsewhere", "bob", Role.RADIOLOGIST, "osk_bob")
+        add_key(session, "default", "sender", Role.SUBMITTER, "osk_sender")
+        found = find_key(session, "osk_ada")
+    assert found is not None
+    return found
+
+
+@pytest.fixture
+def api(database_url: str, key: Key, tmp_path: object) -> Iterator[Api]:
+    made = Api(database_url, str(tmp_path))
+    yield made
+    made.process.kill()
+    made.process.wait(20)
+
+
+def stream(api: Api, secret: str = "osk_ada") -> AbstractContextManager[httpx.Response]:
+    return api.http.stream("GET", "/worklist/events", headers={"Authorization": f"Bearer {secret}"})
+
+
+def tell(database: Database, site: UUID) -> None:
+    with database.transaction() as session:
+        worklist_changed(session, [site])
+
+
+def until(condition: Callable[[], bool], limit_s: float = 30) -> None:
+    deadline = time.monotonic() + limit_s
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def listening(database: Database) -> int:
+    with database.transaction() as session:
+        query = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'osteon listener' AND datname = current_database()"
+        return int(session.scalar(text(query)) or 0)
+
+
+def test_who_is_told_and_how_often(api: Api, database: Database, key: Key) -> None:
+    """A change is told once to those of its site; many at once are one event; a rolled back one is none."""
+    with stream(api) as answer:
+        assert (answer.status_code, answer.headers["content-type"]) == (200, "text/event-stream; charset=utf-8")
+        lines = answer.iter_lines()
+        assert next(line for line in lines if line) == "retry: 3000"
+        until(lambda: listening(database) == 1)
+        assert (
+            next(line for line in lines if line.startswith("event")) == "event: worklist"
+        )  # what was before it listened
+        time.sleep(1.5)
+        tell(database, uuid4())  # another site's
+        with suppress(RuntimeError), database.transaction() as session:
+            worklist_changed(session, [key.site_id])
+            raise RuntimeError
+        for _ in range(50):
+            tell(database, key.site_id)
+        assert next(line for line in lines if line.startswith("event")) == "event: worklist"
+        # were each of the fifty an event, fifty would come before this sign of life
+        rest = list(itertools.takewhile(lambda line: not line.startswith(": alive"), lines))
+        assert sum(line.startswith("event") for line in rest) <= 3
+
+
+def test_strangers_and_too_many_are_refused(api: Api, key: Key) -> None:
+    """Without a reader's key there is no stream; a key has so many at a time, and one more once one is closed."""
+    assert api.http.get("/worklist/events").status_code == 401
+    assert api.http.get("/worklist/events", headers={"Authorization": "Bearer osk_sender"}).status_code == 403
+    with stream(api) as first, stream(api) as second:
+        kept = [answer.iter_lines() for answer in (first, second)]  # an iterator that is let go closes its stream
+        assert all(next(line for line in lines if line) for lines in kept)
+        with stream(api) as refused:
+            assert (refused.status_code, b"2 live worklists" in refused.read()) == (429, True)
+        with stream(api, "osk_bob") as other:
+            assert other.status_code == 200
+
+    def free() -> bool:
+        with stream(api) as answer:
+            return answer.status_code == 200
+
+    until(free)
+
+
+def test_the_listener_comes_back(api: Api, database: Database, key: Key) -> None:
+    """A connection that Postgres closes is made anew, and whoever waits is told to look: they may have missed something."""
+    with stream(api) as answer:
+        lines = answer.iter_lines()
+        assert next(line for line in lines if line.startswith("event"))
+        until(lambda: listening(database) == 1)
+        with database.transaction() as session:
+            session.execute(
+                text(
+                    "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'osteon listener' AND datname = current_database()"
+                )
+            )
+        assert next(line for line in lines if line.startswith("event")) == "event: worklist"
+        tell(database, key.site_id)
+        assert next(line for line in lines if line.startswith("event")) == "event: worklist"
+
+
+def test_open_streams_do_not_hold_the_server(api: Api, key: Key) -> None:
+    """Asked to stop, the API ends its streams cleanly and is gone, however many pages are open."""
+    with stream(api) as answer:
+        lines = answer.iter_lines()
+        assert next(line for line in lines if line)
+        api.process.send_signal(signal.SIGTERM)
+        for _ in lines:
+            pass
+    api.process.wait(20)
+    assert api.process.returncode in (0, -signal.SIGTERM)
