@@ -163,21 +163,23 @@ class Engine:
 
     def _attempt(self, wanted: Wanted, *, alone: bool) -> str:
         ledger = self.looks if wanted.bundle else self.ledger
-        reader = self.reader.of(wanted.bundle) if wanted.bundle else self.reader.current()
-        claim = (ledger.claim_alone if alone else ledger.claim)(wanted.study_id, reader.manifest.name)
+        reader = None if wanted.bundle else self.reader.current()
+        bundle = reader.manifest.name if reader else wanted.bundle
+        claim = (ledger.claim_alone if alone else ledger.claim)(wanted.study_id, bundle)
         if claim is None:
             return "nothing to do"
         if claim is work.NOT_ALONE:
             return SUSPECT
         with self.leases.holding(claim):
-            return self._analyse(claim, reader, ledger)
+            return self._analyse(claim, bundle, reader, ledger)
 
-    def _analyse(self, claim: Claim, reader: Reader, ledger: Ledger) -> str:
+    def _analyse(self, claim: Claim, bundle: str, reader: Reader | None, ledger: Ledger) -> str:
         study = {"study": str(claim.study_id), "attempt": claim.attempt}
         last = claim.attempt >= self.settings.max_attempts
         try:
+            reader = reader or self.reader.of(bundle)  # one that cannot be loaded costs its second look an attempt
             results = analyse(claim, reader, self.decoders.submit, self.batcher, last_attempt=last)
-            written = ledger.finish(work.Analysed(claim, results, reader.manifest.name))
+            written = ledger.finish(work.Analysed(claim, results, bundle))
         except StoreUnavailable as wrong:
             return self._later(claim, str(wrong), study, ledger, blameless=not self._store_works())
         except (Unavailable, ObjectMissing, DecodingFailed) as wrong:

@@ -471,12 +471,17 @@ def test_a_second_look_is_read_by_its_own_bundle(ward, engine, other_bundle_path
 
 
 def test_a_second_look_by_a_bundle_that_is_gone_fails_alone(ward, engine):
-    """Where the bundle's object is missing, second looks stay where they are, and live studies go on."""
+    """Where the bundle's object is missing, second looks are retried and then fail, and live studies go on."""
     study = ward.stored(engine.store, [HAND.read_bytes()])
     engine.analyse_study(study)
     with ward.database.transaction() as session:
         add_bundle(session, "gone", "1" * 64, {})
-    assert look_again(engine, ward, "gone") == ["left"]
+    words = look_again(engine, ward, "gone")
+    for _ in range(engine.settings.max_attempts - 1):
+        with ward.database.transaction() as session:
+            session.connection().exec_driver_sql("UPDATE second_looks SET not_before = NULL")
+        words.append(engine.second_look(study, "gone"))
+    assert words == ["will look again"] * (engine.settings.max_attempts - 1) + ["second look failed"]
     assert ward.row(study).status == StudyStatus.ANALYSED
     assert engine.analyse_study(study) == "nothing to do"
 
