@@ -161,7 +161,7 @@ def answers_view(session: Session, parts: Parts, key: Key, study_id: UUID, *, wo
     if words and any(one.entry.words for one in told):
         answers.words_were_read(session, key, study_id)
     bundle = active_bundle(session)
-    following = answers.next_unread(session, key.site_id, study_id)
+    following = answers.next_unread(session, key, study_id)
     return AnswersView(
         entries=[_view(parts, key, one, numbers, words=words) for one in told],
         read_at=row.read_at,

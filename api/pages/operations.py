@@ -4,6 +4,7 @@ from datetime import timedelta
 
 from fastapi import APIRouter, Request, Response
 
+from api.allowances import allowances
 from api.dependencies import Admin, PartsDep
 from api.operations import LISTED, overview_of
 from api.overview import Operations, Point, Range
@@ -37,6 +38,7 @@ def operations(request: Request, parts: PartsDep, key: Admin) -> Response:
         "plots": plots(view),
         "ranges": RANGES,
         "roles": list(Role),
+        "allowances": allowances(parts, key),
         "listed": LISTED,
         "size": size,
         "length": length,

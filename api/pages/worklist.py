@@ -17,7 +17,7 @@ from api.responses import WorklistPage
 from api.worklist import found_page, worklist_page
 from shared.errors import BadRequest, OsteonError
 from shared.findings import Call, Severity
-from shared.repository import reading, reading_room
+from shared.repository import alerts, reading, reading_room
 from shared.repository.access import Key
 from shared.repository.bundles import active_bundle
 from shared.repository.reading import AgeBand, ReadState
@@ -25,6 +25,7 @@ from shared.study import Priority, StudyStatus
 
 router = APIRouter(include_in_schema=False)
 ROWS = 50
+MOST_COUNTED = 100  # second looks
 FORM_BYTES = 1024
 LABELS = {
     "state": "Show",
@@ -52,7 +53,9 @@ def worklist(request: Request, parts: PartsDep, key: Radiologist) -> Response:
         page = worklist_page(parts, key, chosen, given.get("after") or None, ROWS)
     with parts.database.transaction() as session:
         saved = [(row.id, row.name, row.query) for row in reading_room.saved_filters(session, key)]
-        version = version_of(page, key, json.dumps([(str(id_), *rest) for id_, *rest in saved]))
+        second_looks = alerts.unseen_count(session, key.site_id, MOST_COUNTED)
+        beside = [second_looks, *((str(id_), *rest) for id_, *rest in saved)]
+        version = version_of(page, key, json.dumps(beside))
         if request.headers.get("if-none-match") == version:
             return Response(status_code=304, headers={"ETag": version})
         identities = parts.vault.identities(session, key, [entry.study_id for entry in page.entries])
@@ -66,6 +69,8 @@ def worklist(request: Request, parts: PartsDep, key: Radiologist) -> Response:
         "filters": filters,
         "query": urlencode(filters),
         "saved": saved,
+        "second_looks": second_looks,
+        "most_counted": MOST_COUNTED,
         "labels": LABELS,
         "options": options,
         "number": number,

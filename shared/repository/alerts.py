@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from datetime import datetime
 from uuid import UUID
 
-from sqlalchemy import select, tuple_, update
+from sqlalchemy import func, select, tuple_, update
 from sqlalchemy.orm import Session
 
 from shared.errors import NotFound
@@ -21,6 +21,12 @@ def unseen(session: Session, site_id: UUID, after: tuple[float, UUID] | None, li
     if after is not None:
         query = query.where(tuple_(AlertRow.new_probability, AlertRow.id) < after)
     return session.scalars(query.order_by(AlertRow.new_probability.desc(), AlertRow.id.desc()).limit(limit)).all()
+
+
+def unseen_count(session: Session, site_id: UUID, most: int) -> int:
+    """How many of a site's alerts nobody has seen, not counted further than that."""
+    found = select(AlertRow.id).where(AlertRow.site_id == site_id, AlertRow.seen_at.is_(None)).limit(most)
+    return session.scalar(select(func.count()).select_from(found.subquery())) or 0
 
 
 def mark_seen(session: Session, reader: Key, alert_id: UUID, now: datetime) -> bool:

@@ -6,15 +6,16 @@ from datetime import datetime
 from typing import Any, TypeVar
 from uuid import UUID, uuid4
 
-from sqlalchemy import ColumnElement, Select, and_, insert, select, update
+from sqlalchemy import ColumnElement, Select, and_, func, insert, select
 from sqlalchemy.orm import Session, aliased
 
 from shared.answers import GENESIS, OF_STUDY, Entry, Mark, Verdict
 from shared.errors import NotFound
 from shared.repository.access import Key
+from shared.repository.reading_room import mark_read, unread
 from shared.repository.work import clock
 from shared.study import StudyStatus
-from shared.tables import AnswerRow, FindingRow, IdentityReadRow, InstanceRow, KeyRow, SiteRow, StudyRow
+from shared.tables import AnswerRow, FindingRow, IdentityReadRow, InstanceRow, KeyRow, SiteRow, StudyClaimRow, StudyRow
 
 Query = TypeVar("Query", bound=Select[*tuple[Any, ...]])
 
@@ -69,8 +70,10 @@ def append(session: Session, reader: Key, request_id: str, said: Said) -> Entry:
     )  # fmt: skip
     session.execute(insert(AnswerRow).values(**vars(entry), previous_hash=previous, hash=entry.hash(previous)))
     if said.verdict in OF_STUDY:
-        read_at = entry.answered_at if said.verdict is Verdict.DONE else None
-        session.execute(update(StudyRow).where(StudyRow.id == said.study_id).values(read_at=read_at))
+        if said.verdict is Verdict.DONE:
+            mark_read(session, said.study_id, reader, entry.answered_at)
+        else:
+            unread(session, said.study_id, reader)
     return entry
 
 
@@ -104,13 +107,20 @@ def has_finding(session: Session, instance_id: UUID, frame: int, bundle: str) ->
     return session.scalar(query) is not None
 
 
-def next_unread(session: Session, site_id: UUID, but: UUID) -> UUID | None:
-    """The study that should be read next: analysed or set aside, not read yet, earliest due."""
+def next_unread(session: Session, reader: Key, but: UUID) -> UUID | None:
+    """The study that should be read next: analysed or set aside, not read yet, in nobody else's hands, earliest due."""
+    others = select(StudyClaimRow.id).where(
+        StudyClaimRow.study_id == StudyRow.id,
+        StudyClaimRow.key_id != reader.id,
+        StudyClaimRow.ended_at.is_(None),
+        StudyClaimRow.until >= func.clock_timestamp(),
+    )
     return session.scalar(
         select(StudyRow.id)
         .where(
-            StudyRow.site_id == site_id,
+            StudyRow.site_id == reader.site_id,
             StudyRow.read_at.is_(None),
+            ~others.exists(),
             StudyRow.status.in_((StudyStatus.ANALYSED, StudyStatus.QUARANTINED)),
             StudyRow.id != but,
         )

@@ -145,6 +145,20 @@ document.getElementById("new-key").addEventListener("submit", async (event) => {
   box.focus();
 });
 
+// The whole table goes as one: the server says in words what does not fit together.
+document.getElementById("allowances-form").addEventListener("submit", async (event) => {
+  event.preventDefault();
+  const minutes = {};
+  for (const field of event.target.querySelectorAll("input")) {
+    const [name, priority] = field.name.split("/");
+    (minutes[name] ??= {})[priority] = field.valueAsNumber;
+  }
+  const body = JSON.stringify({ minutes });
+  const now = await call("/allowances", { method: "PUT", body, headers: { "Content-Type": "application/json" } });
+  if (now === null) return;
+  say(`Changed. ${now.moved} unread ${now.moved === 1 ? "study" : "studies"} moved; the longest wait is now ${now.longest_minutes} minutes.`);
+});
+
 document.getElementById("copy").addEventListener("click", async () => {
   const code = document.querySelector("#secret code");
   try {
