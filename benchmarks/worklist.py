@@ -75,7 +75,7 @@ CLAIMS_SQL = """
 INSERT INTO study_claims (id, study_id, key_id, token, claimed_at, until)
 SELECT gen_random_uuid(), id, (SELECT id FROM api_keys WHERE name = 'radiologist'), gen_random_uuid(), now(),
     now() + interval '1 day'
-FROM studies WHERE site_id = %(ours)s AND read_at IS NULL ORDER BY due_at, id LIMIT 30"""
+FROM studies WHERE site_id = %(ours)s AND read_at IS NULL ORDER BY due_at, studies.id LIMIT 30"""
 FILTERS: dict[str, list[dict[str, str]]] = {
     "status": [{"status": word} for word in ("queued", "running", "retrying", "analysed", "quarantined")],
     "call": [{"call": word} for word in ("none", "possible", "likely", "abstained")],
@@ -170,14 +170,14 @@ def _queries(database: Database, studies: list[UUID], dice: random.Random) -> di
     with database.transaction() as session:
         key = find_key(session, KEYS["radiologist"])
         assert key is not None
-        site_id = key.site_id
+        reader, site_id = key, key.site_id
         places = [(row.due_at, row.id) for row in session.execute(_PLACE.where(StudyRow.id.in_(studies)))]
     counts = StatusCounts()
     vault = Vault(Fernet.generate_key().decode())
 
     def search() -> None:
         with database.transaction() as session:
-            found = vault.search(session, key, str(dice.random()))
+            found = vault.search(session, reader, str(dice.random()))
             worklist_of(session, site_id, found or [dice.choice(studies)])
 
     def look_up() -> None:
