@@ -107,7 +107,7 @@ def site(browser, make_settings) -> Iterator[Site]:
         while not server.started:
             assert thread.is_alive()
             time.sleep(0.05)
-        with watched(browser, width=1600, refused=(409,)) as page:
+        with watched(browser, width=1600, refused=(409, 422)) as page:
             url = f"http://127.0.0.1:{port}"
             page.goto(f"{url}/login?next=/admin")
             page.get_by_label("Your key").fill(SECRET)
@@ -325,3 +325,24 @@ def test_buttons_of_bundles_call_what_they_say(filled):
         ("POST", "/bundles/third-look/activate"), ("POST", "/bundles/third-look/shadow"),
         ("GET", "/bundles/second-look/compare/third-look"),
     ]  # fmt: skip
+
+
+def test_allowances_are_changed_by_page(site):
+    """A table that fits is in force at once and moves what is unread; one that does not is refused in words."""
+    site.sql(MANY.replace("generate_series(1, 100000)", "generate_series(1, 50)"))
+    page = site.open()
+    field = page.get_by_label("pending, routine, minutes")
+    field.fill("60")
+    page.get_by_role("button", name="Change").click()
+    expect(page.locator("#wrong")).to_contain_text("may not wait longer")
+    for name in ("likely severe", "likely", "possible", "abstained", "pending"):
+        page.get_by_label(f"{name}, routine, minutes", exact=True).fill("5")
+        page.get_by_label(f"{name}, urgent, minutes", exact=True).fill("5")
+    page.get_by_role("button", name="Change").click()
+    expect(page.locator("#said")).to_contain_text("Changed. 50 unread studies moved; the longest wait is now 2880 minutes.")
+    with site.database.transaction() as session:
+        waits = session.scalars(
+            text("SELECT DISTINCT due_at - received_at FROM studies WHERE priority = 'routine'")
+        ).all()
+    assert [wait.total_seconds() for wait in waits] == [300]
+    site.shot("allowances")

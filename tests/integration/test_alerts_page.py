@@ -45,7 +45,7 @@ def alerted(ward, in_process):
     for study, name in zip(studies, NAMES, strict=True):
         with ward.database.transaction() as session:
             session.connection().exec_driver_sql("DELETE FROM identities WHERE study_id = %s", (str(study),))
-            vault.keep_identities(session, {study: Identity(name, f"PID-{study.hex[:4]}", "19700101", "")})
+            vault.keep_identities(session, ward.site_id, {study: Identity(name, f"PID-{study.hex[:4]}", "19700101", "")})
         claim = ward.claim(study, bundle="second-look")
         ward.finish(claim, found(claim, "second-look", 0.02, Call.NONE), "second-look")
     with ward.database.transaction() as session:
@@ -164,3 +164,20 @@ def test_a_stored_bundle_is_promoted_by_its_name(ward, in_process, alerted, monk
         assert active_bundle(session).name == "second-look"
     done = CliRunner().invoke(cli.app, ["activate", "nobody-s"])
     assert (done.exit_code, "there is no bundle nobody-s" in done.output) == (1, True)
+
+
+def test_the_worklist_says_that_second_looks_wait(alerted, in_process):
+    """Above the worklist stands how many wait, until the last one has been seen."""
+    headers = in_process.headers("radiologist")
+    in_process.http.post("/login", data={"key": in_process.keys["radiologist"]})
+
+    def told():
+        page = in_process.http.get("/", headers={"Accept": "text/html"})
+        found = re.search(r"(\d+) stud(?:y|ies) that an older model called negative", page.text)
+        return found and int(found[1])
+
+    assert told() == len(alerted)
+    for left in (2, 1, None):
+        (first, *_) = in_process.http.get("/alerts", headers=headers).json()["alerts"]
+        assert in_process.http.post(f"/alerts/{first['id']}/seen", headers=headers).status_code == 204
+        assert told() == left

@@ -195,6 +195,21 @@ def test_done_marks_the_study_read_and_leads_on(in_process: Any, study: str) -> 
     assert reopened["entries"][0]["superseded_by"] == reopened["entries"][1]["id"]
 
 
+def test_done_ends_the_claim_and_passes_by_what_others_read(in_process: Any, study: str) -> None:
+    """Whoever is done holds the study no longer, and is not led to one that somebody else has in hand."""
+    theirs, free = (in_process.post({"c": study_file(n, 1)}).json()["studies"][0]["id"] for n in (2, 3))
+    for one in (theirs, free):
+        analyse(in_process, one)
+    with in_process.database.transaction() as session:
+        add_key(session, "default", "dr-other", Role.RADIOLOGIST, "osk_other_reader")
+    in_process.keys["other"] = "osk_other_reader"
+    for one, role in ((study, "radiologist"), (theirs, "other")):
+        assert in_process.http.post(f"/studies/{one}/claim", headers=in_process.headers(role)).json()["mine"]
+    assert say(in_process, study, verdict="done").json()["next_study"] == f"/view/{free}"
+    history = in_process.http.get(f"/studies/{study}/claims", headers=in_process.headers()).json()
+    assert [(one["name"], one["ended"]) for one in history] == [("radiologist", "read")]
+
+
 @pytest.mark.parametrize("change", [
     lambda: update(AnswerRow).values(verdict="agree"),
     lambda: delete(AnswerRow),
