@@ -24,14 +24,11 @@ from shared.repository.work import clock
 from shared.storage import preview_key, sha256_of
 from shared.tables import AnswerRow, FindingRow, InstanceRow, StudyRow
 from tests.answered import analyse, study_file
+from tests.browsing import ARGUMENTS, CHROMIUM, needs_chromium
 
-CHROMIUM = "/usr/bin/chromium"
-ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-sync", "--no-first-run"]
 SCRIPT = "<img src=x onerror=alert(1)>"
 
-pytestmark = pytest.mark.skipif(
-    not Path(CHROMIUM).exists() and "CI" not in os.environ, reason="needs chromium: apt-get install chromium"
-)
+pytestmark = needs_chromium
 
 
 @pytest.fixture(scope="module")
@@ -103,8 +100,9 @@ def view(page: Page, study: str, fragment: str = "") -> None:
 
 
 def shoot(page: Page, name: str, tmp_path: Path) -> None:
-    """A screenshot for people to look at; SCREENSHOTS names a folder that keeps it."""
-    page.screenshot(path=Path(os.environ.get("SCREENSHOTS", tmp_path)) / f"{name}.png", full_page=True)
+    """A screenshot for people to look at, where OSTEON_SHOTS names a folder for it."""
+    if "OSTEON_SHOTS" in os.environ:
+        page.screenshot(path=Path(os.environ["OSTEON_SHOTS"]) / f"{name}.png", full_page=True)
 
 
 def grave(page: Page) -> list[str]:
@@ -307,7 +305,7 @@ def test_report_is_reached_and_prints_on_one_page(reader: Page, in_process: Any,
     reader.get_by_role("link", name="Report").click()
     expect(reader.get_by_role("heading", name="Osteon report")).to_be_visible()
     expect(reader.get_by_role("main")).to_contain_text("radiologist agrees on image 1")
-    expect(reader.get_by_role("note")).to_contain_text(RESEARCH_USE)
+    expect(reader.get_by_label("Research use")).to_contain_text(RESEARCH_USE)
     reader.wait_for_function("() => [...document.images].every(image => image.complete && image.naturalWidth > 0)")
     assert reader.locator(".films img").count() == 2
     shoot(reader, "report", tmp_path)

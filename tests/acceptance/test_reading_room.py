@@ -5,7 +5,6 @@ import os
 import re
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -21,17 +20,11 @@ from shared.repository.reading_room import mark_read
 from shared.storage import open_store, preview_key
 from shared.study import Identity
 from shared.tables import FindingRow, InstanceRow, StudyRow
+from tests.browsing import ARGUMENTS, CHROMIUM, WATCH_POLICY, needs_chromium
 from tests.plant import Plant
 
-CHROMIUM = "/usr/bin/chromium"
-ARGUMENTS = [
-    "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update",
-    "--disable-sync", "--no-first-run", "--disable-quic",
-]  # fmt: skip
 TABLET = {"width": 820, "height": 1180}
 SHOTS = os.environ.get("OSTEON_SHOTS", "")  # a folder: pictures to look at
-WATCH_POLICY = """document.addEventListener("securitypolicyviolation",
-    (event) => console.error(`policy violated: ${event.violatedDirective} ${event.blockedURI}`))"""
 MANY = """
 INSERT INTO studies (id, site_id, study_instance_uid, priority, status, received_at, queue, attempts, reason, due_at,
     modality, call, severity, region, fracture_probability, scope, bundle, images, failed_images, analysed_at, age_years,
@@ -44,9 +37,7 @@ SELECT gen_random_uuid(), :site, '1.9.' || n, CASE n % 20 WHEN 0 THEN 'urgent' E
     'in scope', 'second-look', 1, 0, now(), n % 90, CASE WHEN n > 100000 THEN now() END
 FROM generate_series(1, 100200) AS n"""
 
-pytestmark = pytest.mark.skipif(
-    not Path(CHROMIUM).exists() and "CI" not in os.environ, reason="needs chromium: apt-get install chromium"
-)
+pytestmark = needs_chromium
 
 
 class Room:

@@ -16,24 +16,16 @@ from playwright.sync_api import Browser, ConsoleMessage, Locator, Page, expect, 
 
 from infra.client import Client
 from samples.objects import pattern_image, set_pixels, to_bytes, uid
+from tests.browsing import ARGUMENTS, CHROMIUM, WATCH_POLICY, needs_chromium
 from tests.plant import KEYS, Plant
 
 SAMPLES = Path(__file__).parents[2] / "samples" / "studies"
-CHROMIUM = "/usr/bin/chromium"
-ARGUMENTS = [
-    "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update",
-    "--disable-sync", "--no-first-run", "--disable-quic",
-]  # fmt: skip
-WATCH_POLICY = """document.addEventListener("securitypolicyviolation",
-    (event) => console.error(`policy violated: ${event.violatedDirective} ${event.blockedURI}`))"""
 SHOTS = os.environ.get("OSTEON_SHOTS")  # a folder, for those who want to look
 CELLS = 28
 GRAVE = ("serious", "critical")
 LARGE = (2500, 2000)  # rows and columns of a film of 5 megapixels
 
-pytestmark = pytest.mark.skipif(
-    not Path(CHROMIUM).exists() and "CI" not in os.environ, reason="needs chromium: apt-get install chromium"
-)
+pytestmark = needs_chromium
 
 
 @dataclass

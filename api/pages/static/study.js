@@ -74,13 +74,13 @@ function openViewer() {
     leaving.abort();
     leaving = new AbortController();
     const { signal } = leaving;
-    const sameImage = thumb === nextThumb;
+    const [sameStudy, sameImage] = [Boolean(thumb), thumb === nextThumb];
     [thumb, finding] = [nextThumb, next];
     thumb.dataset.frame = frame;
     for (const one of thumbs) one.setAttribute("aria-pressed", one === thumb);
     for (const one of document.querySelectorAll("#findings > .image")) one.hidden = one.dataset.image !== image;
     for (const one of findings) one.hidden = one !== finding;
-    history.replaceState(null, "", `#image=${image}&frame=${frame}`);
+    if (sameStudy) history.replaceState(null, "", `#image=${image}&frame=${frame}`); // what came with the address stays at first
     offerFrames();
     byId("unloadable").hidden = true;
     const mine = thumbs.length > 1 ? `image ${image} of ${thumbs.length}` : `image ${image}`;
