@@ -144,7 +144,9 @@ class Headers:
                     headers.setdefault(name, value)
                 if path == "/docs":
                     headers["Content-Security-Policy"] = DOCS_POLICY
-                if "Cache-Control" not in headers and not path.startswith("/static"):
+                if path.startswith("/static/") and scope["query_string"].startswith(b"v="):
+                    headers["Cache-Control"] = "public, max-age=31536000, immutable"  # another content, another address
+                elif "Cache-Control" not in headers and not path.startswith("/static"):
                     headers["Cache-Control"] = "no-store"  # findings and identities do not belong in shared caches
             await send(message)
 

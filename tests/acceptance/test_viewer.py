@@ -549,10 +549,10 @@ def test_a_reader_marks_a_place(page: Page, room: Room) -> None:
     """After osteon:mark-start a drag, or the keys, give a box in shares of the film; marks that are given are drawn."""
     stage = look(page, room, "large")
     page.evaluate("document.addEventListener('osteon:mark', (event) => (window.marked = event.detail))")
-    box = stage.bounding_box()
-    assert box is not None
     seen = view(page)
     page.evaluate("document.dispatchEvent(new CustomEvent('osteon:mark-start'))")
+    box = stage.bounding_box()  # the film takes the focus, and comes into sight by that
+    assert box is not None
     page.mouse.move(box["x"] + 1 + 0.45 * (box["width"] - 2), box["y"] + 1 + 0.25 * (box["height"] - 2))
     page.mouse.down()
     page.mouse.move(box["x"] + 1 + 0.55 * (box["width"] - 2), box["y"] + 1 + 0.5 * (box["height"] - 2), steps=3)

@@ -2,6 +2,7 @@
 
 import io
 import random
+import re
 import warnings
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
@@ -388,3 +389,13 @@ def test_a_quarantined_study_is_released_once(in_process: Any) -> None:
     analyse(in_process, study, lambda instances: [InstanceResult(instances[0].id, [finding()])])
     assert in_process.http.get(f"/studies/{study}", headers=admin).json()["status"] == "analysed"
     assert in_process.http.post(f"/studies/{uuid4()}/release", headers=admin).status_code == 404
+
+
+def test_scripts_and_styles_are_kept_by_browsers(in_process: Any) -> None:
+    """What an address with a version names never changes, so nobody asks for it twice; without one it is asked for."""
+    page = in_process.http.get("/login", headers={"Accept": "text/html"}).text
+    named = re.findall(r'"(/static/[^"]+)"', page)
+    assert named
+    for address in named:
+        assert "immutable" in in_process.http.get(address).headers["Cache-Control"]
+    assert "Cache-Control" not in in_process.http.get(named[0].partition("?")[0]).headers
