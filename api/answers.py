@@ -8,7 +8,7 @@ from fastapi import APIRouter, Header, HTTPException
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 from sqlalchemy.orm import Session
 
-from api.dependencies import Parts, PartsDep, Radiologist
+from api.dependencies import PRINTABLE, Parts, PartsDep, Radiologist
 from shared.answers import OF_STUDY, Entry, Fracture, Mark, Verdict
 from shared.errors import BadRequest, NotFound
 from shared.findings import RESEARCH_USE, Severity
@@ -36,7 +36,7 @@ class MarkView(BaseModel):
 
     @model_validator(mode="after")
     def _inside(self) -> "MarkView":
-        if self.x + self.width > 1.0001 or self.y + self.height > 1.0001:
+        if self.x + self.width > 1.0003 or self.y + self.height > 1.0003:
             raise ValueError("the mark does not lie in the image: x + width and y + height are at most 1")
         return self
 
@@ -59,7 +59,7 @@ class NewAnswer(BaseModel):
     verdict: Verdict
     image: int | None = Field(None, ge=1, le=100_000)
     frame: int | None = Field(None, ge=1, le=100_000)
-    bundle: str | None = Field(None, max_length=64, description="whose finding the reader saw")
+    bundle: str | None = Field(None, max_length=64, pattern=PRINTABLE, description="whose finding the reader saw")
     older_bundle: bool = Field(False, description="answer that bundle's finding even where a newer one is shown now")
     fracture: Fracture | None = Field(None, description="what the reader sees instead")
     region: Word | None = None
@@ -68,6 +68,7 @@ class NewAnswer(BaseModel):
     text: str = Field("", max_length=LONGEST_WORDS, description="free text; kept encrypted, for it may name a patient")
     model_shown: bool = Field(True, description="whether the model's words were on the screen")
     supersedes: UUID | None = Field(None, description="the entry that this one corrects")
+    images: int | None = Field(None, ge=0, description="with done: how many images the reader was shown")
 
     @model_validator(mode="after")
     def _whole(self) -> "NewAnswer":
@@ -134,17 +135,24 @@ def answer(
 ) -> AnswersView:
     """Write one entry; sent again with its Idempotency-Key, it is written once.
 
-    409 if the finding is not the one that is shown now (send older_bundle to answer it all the same), or if the
-    Idempotency-Key came with another answer before.
+    409 if the finding is not the one that is shown now (send older_bundle to answer it all the same), if a study
+    that is done has other images by now than the reader was shown, or if the Idempotency-Key came with another answer
+    before.
     """
     request_id = idempotency_key or str(uuid4())
     with parts.database.transaction() as session:
+        if said.verdict is Verdict.DONE:
+            answers.hold(session, key.site_id, study_id)  # no image may come between the look and the entry
         reading.study(session, key.site_id, study_id)
         views = reading.instances(session, study_id)
-        entry = answers.of_request(session, key.site_id, request_id) or answers.append(
-            session, key, request_id, _said(session, parts, study_id, said, views)
-        )
-        if not _same(parts, entry, study_id, said, views):
+        entry = answers.of_request(session, key.site_id, request_id)
+        if entry is None:
+            if said.verdict is Verdict.DONE and said.images not in (None, len(views)):
+                raise HTTPException(
+                    409, f"This study has {len(views)} images by now; load the page again and look at all"
+                )
+            entry = answers.append(session, key, request_id, _said(session, parts, study_id, said, views))
+        if entry.key_id != key.id or not _same(parts, entry, study_id, said, views):
             raise HTTPException(409, "This Idempotency-Key came with another answer before; make a new one")
         return answers_view(session, parts, key, study_id)
 

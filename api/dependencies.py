@@ -34,6 +34,7 @@ def parts(request: Request) -> Parts:
     return request.app.state.parts  # type: ignore[no-any-return]
 
 
+PRINTABLE = r"^[^\x00-\x1f]*$"  # Postgres takes no NUL
 PartsDep = Annotated[Parts, Depends(parts)]
 bearer = HTTPBearer(auto_error=False, description="an API key: Authorization: Bearer osk_…")
 
@@ -49,6 +50,11 @@ def reader(
             # with the cookie, only our own pages write: another site, or another port of this host, cannot make a
             # browser do so (Fetch Metadata, https://www.w3.org/TR/fetch-metadata/)
             ours = request.method in ("GET", "HEAD") or request.headers.get("sec-fetch-site") == "same-origin"
+            if not ours and "sec-fetch-site" not in request.headers and request.session.get("key"):
+                raise HTTPException(
+                    403,
+                    "Your browser does not say which page sent this: use HTTPS (or localhost), and a current browser",
+                )
             logged_in = request.session.get("key") if ours else None
             key = find_key_by_id(session, UUID(logged_in)) if logged_in else None
     if key is None:

@@ -16,6 +16,7 @@ from shared.repository import reading_room
 from shared.repository.reading import AgeBand, ReadState, WorklistFilter
 from shared.study import Priority, StudyStatus
 
+LONGEST = 400  # characters of a saved filter
 router = APIRouter(tags=["read"])
 Word = TypeVar("Word", bound=StrEnum)
 NAMES = ("state", "status", "call", "severity", "region", "age", "modality", "priority")  # as they stand in addresses
@@ -65,7 +66,12 @@ def saved(parts: PartsDep, key: Radiologist) -> list[SavedFilterView]:
 @router.post("/filters", status_code=201)
 def save(parts: PartsDep, key: Radiologist, wanted: SavedFilter) -> list[SavedFilterView]:
     """Save a filter, in place of the one that had its name. Answers all of yours."""
-    given = only_filters(dict(parse_qsl(wanted.query, max_num_fields=32)))
+    try:
+        given = only_filters(dict(parse_qsl(wanted.query, max_num_fields=32)))
+    except ValueError:
+        raise BadRequest("These are too many filters") from None
+    if len(urlencode(given)) > LONGEST:
+        raise BadRequest("These filters are too long to be saved")
     chosen_filter(given)
     with parts.database.transaction() as session:
         if not reading_room.save_filter(session, key, wanted.name.strip(), urlencode(given)):

@@ -2,15 +2,15 @@
 
 import asyncio
 import logging
-import select
+import selectors
 import signal
 import socket
 import threading
+import time
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
-from typing import Any
 from uuid import UUID
 
 import psycopg2
@@ -128,23 +128,28 @@ class Events:
         while not self._stopping:
             try:
                 self._listen_once()
-            except (psycopg2.Error, OSError) as wrong:
+            except Exception as wrong:  # noqa: BLE001 - without this thread every list would be stale
                 log.warning("cannot listen for changes; trying again", extra={"why": type(wrong).__name__})
-                select.select([self._woken], [], [], AGAIN_S)
+                time.sleep(AGAIN_S)
 
     def _listen_once(self) -> None:
-        connection = psycopg2.connect(self._url, connect_timeout=5, application_name="osteon listener")
+        connection = psycopg2.connect(
+            self._url, connect_timeout=5, application_name="osteon listener", keepalives=1, keepalives_idle=10,
+            keepalives_interval=5, keepalives_count=3,
+        )  # fmt: skip
         try:
             connection.set_isolation_level(ISOLATION_LEVEL_AUTOCOMMIT)
             connection.cursor().execute(f"LISTEN {CHANNEL}")
             self._poke(None)  # what changed while nobody listened
-            sources: list[Any] = [connection, self._woken]
-            while not self._stopping:
-                select.select(sources, [], [], HEARTBEAT_S)
-                connection.poll()
-                sites = {notice.payload for notice in connection.notifies}
-                connection.notifies.clear()
-                for site in sites:
-                    self._poke(UUID(site))
+            with selectors.DefaultSelector() as sources:
+                for source in (connection, self._woken):
+                    sources.register(source, selectors.EVENT_READ)
+                while not self._stopping:
+                    sources.select(HEARTBEAT_S)
+                    connection.poll()
+                    sites = {notice.payload for notice in connection.notifies}
+                    connection.notifies.clear()
+                    for site in sites:
+                        self._poke(UUID(site))
         finally:
             connection.close()

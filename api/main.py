@@ -37,6 +37,7 @@ from api import (
 from api.dependencies import Parts
 from api.hub import Events
 from api.ingest import RequestTooLarge, WrongContentType
+from api.pages.render import ASSETS
 from api.responses import Problem
 from shared.errors import BadRequest, NotFound, NotNow, ObjectMissing, OsteonError, Unavailable
 from shared.findings import RESEARCH_USE
@@ -144,7 +145,8 @@ class Headers:
                     headers.setdefault(name, value)
                 if path == "/docs":
                     headers["Content-Security-Policy"] = DOCS_POLICY
-                if path.startswith("/static/") and scope["query_string"].startswith(b"v="):
+                current = scope["query_string"] == f"v={ASSETS}".encode() and message["status"] in (200, 304)
+                if path.startswith("/static/") and current:
                     headers["Cache-Control"] = "public, max-age=31536000, immutable"  # another content, another address
                 elif "Cache-Control" not in headers and not path.startswith("/static"):
                     headers["Cache-Control"] = "no-store"  # findings and identities do not belong in shared caches

@@ -168,7 +168,9 @@ class Operations(BaseModel):
 class ReleaseReason(BaseModel):
     """Which studies to release."""
 
-    reason: str = Field(max_length=2000, description="the reason, exactly as GET /operations gives it")
+    reason: str = Field(
+        max_length=2000, pattern=r"^[^\x00]*$", description="the reason, exactly as GET /operations gives it"
+    )
 
 
 class Released(BaseModel):

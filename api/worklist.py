@@ -9,7 +9,7 @@ from uuid import UUID
 
 from fastapi import APIRouter, Query
 
-from api.dependencies import Parts, PartsDep, Radiologist
+from api.dependencies import PRINTABLE, Parts, PartsDep, Radiologist
 from api.responses import Search, WorklistPage, WorklistRow
 from shared.errors import BadRequest
 from shared.findings import Call, Severity
@@ -20,7 +20,6 @@ from shared.study import Priority, StudyStatus
 from shared.worklist import WorklistEntry
 
 router = APIRouter(tags=["read"])
-PRINTABLE = r"^[^\x00-\x1f]*$"  # Postgres takes no NUL
 
 
 @router.get("/worklist")
@@ -116,6 +115,8 @@ def _encode(entry: WorklistEntry, state: ReadState) -> str:
 def _decode(after: str | None) -> tuple[datetime, UUID] | None:
     if after is None:
         return None
+    if len(after) > 200:
+        raise BadRequest("`after` must be the `next` of the page before")
     try:
         time, study_id = json.loads(base64.urlsafe_b64decode(after))
         return datetime.fromisoformat(time), UUID(study_id)

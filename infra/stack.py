@@ -20,7 +20,7 @@ from shared.errors import StackError
 from shared.settings import ROOT, Settings
 
 READY_LIMIT_S = 120.0
-STEP_LIMIT_S = 600.0
+STEP_LIMIT_S = 4 * 3600.0  # a migration of a large database builds indexes for hours
 MAX_RESTARTS, RESTARTS_WINDOW_S = 5, 60.0
 METRICS_PORT = 9810  # the worker's, the first that is tried
 

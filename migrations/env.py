@@ -1,5 +1,7 @@
 """Runs migrations against OSTEON_DATABASE_URL, each in its own transaction."""
 
+import time
+
 from alembic import context
 from sqlalchemy import create_engine, pool
 
@@ -15,6 +17,12 @@ if context.is_offline_mode():
 else:
     engine = create_engine(url, poolclass=pool.NullPool, hide_parameters=True)
     with engine.connect() as connection:
+        # two starts at once must not migrate twice. It is the session's lock, for indexes are built outside
+        # transactions, and is asked for again and again: CREATE INDEX CONCURRENTLY would wait for one that waits
+        while not connection.exec_driver_sql("SELECT pg_try_advisory_lock(5701)").scalar():
+            connection.rollback()
+            time.sleep(0.5)
+        connection.commit()
         context.configure(
             connection=connection,
             target_metadata=Base.metadata,
@@ -22,6 +30,4 @@ else:
             transaction_per_migration=True,
         )
         with context.begin_transaction():
-            # two starts at once must not migrate twice
-            connection.exec_driver_sql("SELECT pg_advisory_xact_lock(5701)")
             context.run_migrations()

@@ -46,6 +46,7 @@ class Mark:
     def stored(self) -> dict[str, Any]:
         """As JSON; four decimals are finer than any pixel that is shown."""
         shares = {name: round(getattr(self, name), 4) for name in ("x", "y", "width", "height")}
+        shares |= {name: max(shares[name], 0.0001) for name in ("width", "height")}  # the thinnest box is one still
         return {"instance": str(self.instance_id), "frame": self.frame, **shares}
 
 

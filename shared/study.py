@@ -101,5 +101,5 @@ class Claim:
     token: UUID  # the final write is accepted from the holder of this token only
     attempt: int  # 1 for the first
     priority: Priority
-    received_at: datetime
+    waits_since: datetime  # for this answer: not since it first came, if it was opened again
     instances: list[InstanceToAnalyse]

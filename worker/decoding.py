@@ -34,6 +34,7 @@ from worker.watchdog import end_process
 
 log = logging.getLogger(__name__)
 PREVIEW_SIDE = 1024  # pixels
+STARTS = 5  # children that end with nothing in hand, one after the other: something is wrong that no child can cure
 FILM_FIRST = -1  # a person waits for it: before urgent studies
 PREVIEW_QUALITY = 95  # of JPEG: no difference to be seen, and ten times as fast as PNG
 
@@ -113,7 +114,7 @@ class Decoders:
     def _answer(self, jobs: "Sequence[Work]") -> list[Any]:
         ((work, job),) = jobs
         start = time.perf_counter()
-        for _ in range(2):  # a child that died between two images is no image's fault
+        for _ in range(STARTS):  # a child that died between two images is no image's fault
             try:
                 decoded = self._pool().schedule(work, args=(job,), timeout=self._limit_s).result()
                 self._observe(time.perf_counter() - start)

@@ -35,7 +35,7 @@ def count(outcome: str) -> None:
 
 def waited(claim: Claim) -> None:
     """A study has its answer. By this host's clock against Postgres': wrong by as much as they differ."""
-    seconds = (datetime.now(UTC) - claim.received_at).total_seconds()
+    seconds = (datetime.now(UTC) - claim.waits_since).total_seconds()
     WAIT.labels(claim.priority.value).observe(max(0.0, seconds))
 
 

@@ -17,7 +17,7 @@ from worker.watchdog import Standstill, end_process
 
 log = logging.getLogger(__name__)
 PROMOTED = 0.1  # share of the worker's studies that may come from those that waited too long
-SILENCE_S = 1.0  # a broker that takes so long to answer hangs, or did
+SILENCE_S = 1.0  # a broker or a Postgres that takes so long to answer hangs, or did
 
 
 def reconcile(database: Database, doorbell: Doorbell, grace: timedelta) -> int:
@@ -104,9 +104,14 @@ class Sweeper:
         free = self._load.in_hand < self._threads
         if self._standstill.look(waiting, self._load.taken, free=free) and not self._stop.is_set():
             self._end("the consumer of messages stands still")
-        sent = reconcile(self._database, self._doorbell, self._grace)
-        promoted = promote(self._database, self._doorbell, self._limits, finished)
-        fed = feed(self._settings, self._database, self._doorbell)
+        began = time.monotonic()
+        try:
+            sent = reconcile(self._database, self._doorbell, self._grace)
+            promoted = promote(self._database, self._doorbell, self._limits, finished)
+            fed = feed(self._settings, self._database, self._doorbell)
+        finally:
+            if time.monotonic() - began > SILENCE_S:
+                self._standstill.start_over()  # Postgres hung, and the studies' threads with it
         if sent or promoted or fed:
             log.info("swept", extra={"sent": sent, "promoted": promoted, "fed": fed})
 

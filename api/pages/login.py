@@ -64,9 +64,9 @@ async def login(request: Request, parts: PartsDep) -> Response:
 
 @router.post("/logout")
 def logout(request: Request) -> Response:
-    """Forget the reader."""
+    """Forget the reader, drafts that lie in the browser too."""
     request.session.clear()
-    return RedirectResponse("/login", 303)
+    return RedirectResponse("/login", 303, headers={"Clear-Site-Data": '"storage"'})
 
 
 def _find_key(parts: Parts, secret: str) -> Key | None:

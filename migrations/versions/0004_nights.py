@@ -30,18 +30,16 @@ RUN = [
 
 
 def upgrade() -> None:
-    op.add_column("studies", sa.Column("read_at", TIME, nullable=True))
-    op.add_column("studies", sa.Column("age_years", sa.Integer(), nullable=True))
-    op.add_column("studies", sa.Column("scanner", sa.String(128), server_default="", nullable=False))
-    op.add_column("bundles", sa.Column("activated_at", TIME, nullable=True))
-    op.add_column("bundles", sa.Column("shadow", sa.Boolean(), server_default=sa.text("false"), nullable=False))
-    # until now every bundle with findings was an active one
-    op.execute("UPDATE bundles SET activated_at = added_at WHERE active OR name IN (SELECT bundle FROM findings)")
+    op.add_column("studies", sa.Column("read_at", TIME, nullable=True), if_not_exists=True)
+    op.add_column("studies", sa.Column("age_years", sa.Integer(), nullable=True), if_not_exists=True)
+    op.add_column("studies", sa.Column("scanner", sa.String(128), server_default="", nullable=False), if_not_exists=True)
+    op.add_column("bundles", sa.Column("activated_at", TIME, nullable=True), if_not_exists=True)
+    op.add_column("bundles", sa.Column("shadow", sa.Boolean(), server_default=sa.text("false"), nullable=False), if_not_exists=True)
     for column in RUN:
-        op.add_column("backlog_runs", column.copy())
+        op.add_column("backlog_runs", column.copy(), if_not_exists=True)
     op.alter_column("backlog_runs", "night", nullable=True)
     op.execute("UPDATE backlog_runs SET finished_at = started_at WHERE finished_at IS NULL")
-    op.create_index("ix_backlog_runs_open", "backlog_runs", ["purpose"], postgresql_where=sa.text("finished_at IS NULL"))
+    op.create_index("ix_backlog_runs_open", "backlog_runs", ["purpose"], postgresql_where=sa.text("finished_at IS NULL"), if_not_exists=True)
     op.create_table(
         "second_looks",
         sa.Column("study_id", sa.Uuid(), nullable=False),
@@ -70,13 +68,15 @@ def upgrade() -> None:
         sa.ForeignKeyConstraint(["site_id"], ["sites.id"], name=op.f("fk_second_looks_site_id")),
         sa.ForeignKeyConstraint(["run_id"], ["backlog_runs.id"], name=op.f("fk_second_looks_run_id")),
         sa.PrimaryKeyConstraint("study_id", "bundle", name=op.f("pk_second_looks")),
+        if_not_exists=True,
     )
     op.create_index(
         "ix_second_looks_open", "second_looks", ["state", "sent_at"],
         postgresql_where=sa.text("state IN ('queued', 'running', 'held')"),
+        if_not_exists=True,
     )
-    op.create_index("ix_second_looks_run", "second_looks", ["run_id", "state", "finished_at"])
-    op.create_index("ix_second_looks_pairs", "second_looks", ["bundle", "old_bundle", "site_id", "old_call", "new_call"])
+    op.create_index("ix_second_looks_run", "second_looks", ["run_id", "state", "finished_at"], if_not_exists=True)
+    op.create_index("ix_second_looks_pairs", "second_looks", ["bundle", "old_bundle", "site_id", "old_call", "new_call"], if_not_exists=True)
     op.create_table(
         "alerts",
         sa.Column("id", sa.Uuid(), nullable=False),
@@ -98,14 +98,22 @@ def upgrade() -> None:
         sa.ForeignKeyConstraint(["run_id"], ["backlog_runs.id"], name=op.f("fk_alerts_run_id")),
         sa.ForeignKeyConstraint(["seen_by"], ["api_keys.id"], name=op.f("fk_alerts_seen_by")),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_alerts")),
+        if_not_exists=True,
     )
-    op.create_index("uq_alerts_study_id_new_bundle", "alerts", ["study_id", "new_bundle"], unique=True)
-    op.create_index("ix_alerts_run_id", "alerts", ["run_id"])
+    op.create_index("uq_alerts_study_id_new_bundle", "alerts", ["study_id", "new_bundle"], unique=True, if_not_exists=True)
+    op.create_index("ix_alerts_run_id", "alerts", ["run_id"], if_not_exists=True)
     op.create_index(
-        "ix_alerts_unseen", "alerts", ["site_id", "new_probability", "id"], postgresql_where=sa.text("seen_at IS NULL")
+        "ix_alerts_unseen", "alerts", ["site_id", "new_probability", "id"], postgresql_where=sa.text("seen_at IS NULL"),
+        if_not_exists=True,
     )
     # built while the old code reads and writes; it serves what the index of the bundle alone did
     with op.get_context().autocommit_block():
+        # until now every bundle with findings was an active one; by itself, for it reads all findings
+        op.execute(
+            "UPDATE bundles SET activated_at = added_at "
+            "WHERE activated_at IS NULL AND (active OR name IN (SELECT bundle FROM findings))"
+        )
+        _drop_broken("ix_studies_history")
         op.create_index(
             "ix_studies_history", "studies",
             ["bundle", sa.text("date(timezone('UTC'::text, received_at))"), "fracture_probability", "id"],
@@ -116,6 +124,7 @@ def upgrade() -> None:
 
 def downgrade() -> None:
     with op.get_context().autocommit_block():
+        _drop_broken("ix_studies_bundle")
         op.create_index("ix_studies_bundle", "studies", ["bundle"], postgresql_concurrently=True, if_not_exists=True)
         op.drop_index("ix_studies_history", table_name="studies", postgresql_concurrently=True, if_exists=True)
     op.drop_table("alerts")
@@ -129,3 +138,10 @@ def downgrade() -> None:
         op.drop_column("bundles", column)
     for column in ("scanner", "age_years", "read_at"):
         op.drop_column("studies", column)
+
+
+def _drop_broken(name: str) -> None:
+    """Drop what an interrupted build left of an index: IF NOT EXISTS would take it for whole."""
+    broken = "SELECT 1 FROM pg_index WHERE indexrelid = to_regclass(:name) AND NOT indisvalid"
+    if op.get_bind().scalar(sa.text(broken), {"name": name}):
+        op.drop_index(name, table_name="studies", postgresql_concurrently=True, if_exists=True)

@@ -32,8 +32,9 @@ def upgrade() -> None:
         sa.ForeignKeyConstraint(["site_id"], ["sites.id"], name=op.f("fk_allowances_site_id")),
         sa.ForeignKeyConstraint(["key_id"], ["api_keys.id"], name=op.f("fk_allowances_key_id")),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_allowances")),
+        if_not_exists=True,
     )
-    op.create_index("ix_allowances_site_id_id", "allowances", ["site_id", "id"])
+    op.create_index("ix_allowances_site_id_id", "allowances", ["site_id", "id"], if_not_exists=True)
     op.create_table(
         "study_claims",
         sa.Column("id", sa.Uuid(), nullable=False),
@@ -52,10 +53,12 @@ def upgrade() -> None:
         sa.ForeignKeyConstraint(["key_id"], ["api_keys.id"], name=op.f("fk_study_claims_key_id")),
         sa.ForeignKeyConstraint(["taken_from"], ["api_keys.id"], name=op.f("fk_study_claims_taken_from")),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_study_claims")),
+        if_not_exists=True,
     )
-    op.create_index("ix_study_claims_study_id", "study_claims", ["study_id"])
+    op.create_index("ix_study_claims_study_id", "study_claims", ["study_id"], if_not_exists=True)
     op.create_index(
-        "uq_study_claims_open", "study_claims", ["study_id"], unique=True, postgresql_where=sa.text("ended_at IS NULL")
+        "uq_study_claims_open", "study_claims", ["study_id"], unique=True, postgresql_where=sa.text("ended_at IS NULL"),
+        if_not_exists=True,
     )
     op.create_table(
         "saved_filters",
@@ -66,6 +69,7 @@ def upgrade() -> None:
         sa.ForeignKeyConstraint(["key_id"], ["api_keys.id"], name=op.f("fk_saved_filters_key_id")),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_saved_filters")),
         sa.UniqueConstraint("key_id", "name", name=op.f("uq_saved_filters_key_id_name")),
+        if_not_exists=True,
     )
     op.create_table(
         "identity_tokens",
@@ -76,8 +80,9 @@ def upgrade() -> None:
             ["study_id"], ["studies.id"], name=op.f("fk_identity_tokens_study_id"), ondelete="CASCADE"
         ),
         sa.PrimaryKeyConstraint("study_id", "kind", name=op.f("pk_identity_tokens")),
+        if_not_exists=True,
     )
-    op.create_index("ix_identity_tokens_token", "identity_tokens", ["token"])
+    op.create_index("ix_identity_tokens_token", "identity_tokens", ["token"], if_not_exists=True)
     op.create_table(
         "identity_searches",
         sa.Column("id", sa.Integer(), nullable=False),
@@ -86,6 +91,7 @@ def upgrade() -> None:
         sa.Column("searched_at", TIME, server_default=sa.text("now()"), nullable=False),
         sa.ForeignKeyConstraint(["key_id"], ["api_keys.id"], name=op.f("fk_identity_searches_key_id")),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_identity_searches")),
+        if_not_exists=True,
     )
     with op.get_context().autocommit_block():
         for name, column in FILTERS.items():
@@ -110,7 +116,15 @@ def downgrade() -> None:
 
 
 def _index(name: str, columns: list[object], where: str | None) -> None:
+    _drop_broken(name)
     op.create_index(
         name, "studies", ["site_id", *columns, "id"], postgresql_concurrently=True, if_not_exists=True,
         postgresql_where=sa.text(where) if where else None,
     )
+
+
+def _drop_broken(name: str) -> None:
+    """Drop what an interrupted build left of an index: IF NOT EXISTS would take it for whole."""
+    broken = "SELECT 1 FROM pg_index WHERE indexrelid = to_regclass(:name) AND NOT indisvalid"
+    if op.get_bind().scalar(sa.text(broken), {"name": name}):
+        op.drop_index(name, table_name="studies", postgresql_concurrently=True, if_exists=True)

@@ -83,9 +83,13 @@ def upgrade() -> None:
     )
     op.add_column("studies", sa.Column("quarantined_at", time, nullable=True), if_not_exists=True)
     # of those that stand there already only the start of their last attempt is known
-    op.execute("UPDATE studies SET quarantined_at = coalesce(started_at, received_at) WHERE status = 'quarantined'")
+    op.execute(
+        "UPDATE studies SET quarantined_at = coalesce(started_at, received_at) WHERE status = 'quarantined' "
+        "AND quarantined_at IS NULL"
+    )
     with op.get_context().autocommit_block():
         for name, columns, where in INDEXES:
+            _drop_broken(name)
             op.create_index(
                 name, "studies", columns, postgresql_where=sa.text(where) if where else None,
                 postgresql_concurrently=True, if_not_exists=True,
@@ -100,3 +104,10 @@ def downgrade() -> None:
     op.drop_column("studies", "quarantined_at")
     for table in ("refusals", "holdings", "samples", "workers"):
         op.drop_table(table)
+
+
+def _drop_broken(name: str) -> None:
+    """Drop what an interrupted build left of an index: IF NOT EXISTS would take it for whole."""
+    broken = "SELECT 1 FROM pg_index WHERE indexrelid = to_regclass(:name) AND NOT indisvalid"
+    if op.get_bind().scalar(sa.text(broken), {"name": name}):
+        op.drop_index(name, table_name="studies", postgresql_concurrently=True, if_exists=True)

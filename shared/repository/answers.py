@@ -15,7 +15,17 @@ from shared.repository.access import Key
 from shared.repository.reading_room import mark_read, unread
 from shared.repository.work import clock
 from shared.study import StudyStatus
-from shared.tables import AnswerRow, FindingRow, IdentityReadRow, InstanceRow, KeyRow, SiteRow, StudyClaimRow, StudyRow
+from shared.tables import (
+    AnswerRow,
+    BundleRow,
+    FindingRow,
+    IdentityReadRow,
+    InstanceRow,
+    KeyRow,
+    SiteRow,
+    StudyClaimRow,
+    StudyRow,
+)
 
 Query = TypeVar("Query", bound=Select[*tuple[Any, ...]])
 
@@ -46,6 +56,12 @@ class Answered:
     hash: str
     reader: str
     superseded_by: UUID | None
+
+
+def hold(session: Session, site_id: UUID, study_id: UUID) -> None:
+    """Until the transaction ends this study gets no image. The site's row first, as `append` locks it."""
+    session.execute(select(SiteRow.id).where(SiteRow.id == site_id).with_for_update(key_share=True))
+    session.execute(select(StudyRow.id).where(StudyRow.id == study_id, StudyRow.site_id == site_id).with_for_update())
 
 
 def append(session: Session, reader: Key, request_id: str, said: Said) -> Entry:
@@ -102,8 +118,17 @@ def words_were_read(session: Session, reader: Key, study_id: UUID) -> None:
 
 
 def has_finding(session: Session, instance_id: UUID, frame: int, bundle: str) -> bool:
-    """Whether that bundle has said anything of that frame."""
-    query = select(FindingRow.id).filter_by(instance_id=instance_id, frame=frame, bundle=bundle)
+    """Whether that bundle has said anything of that frame that readers may see."""
+    query = (
+        select(FindingRow.id)
+        .join(BundleRow, BundleRow.name == FindingRow.bundle)
+        .where(
+            FindingRow.instance_id == instance_id,
+            FindingRow.frame == frame,
+            FindingRow.bundle == bundle,
+            BundleRow.activated_at.is_not(None),  # a shadow's findings are nobody's to see
+        )
+    )
     return session.scalar(query) is not None
 
 

@@ -30,7 +30,7 @@ def activate_bundle(session: Session, name: str) -> None:
     Raises NotFound.
     """
     # the active one first, then the new one, each locked: two that activate at once wait for each other in one order
-    session.execute(select(BundleRow.name).order_by(BundleRow.name).with_for_update())
+    session.execute(select(BundleRow.name).order_by(BundleRow.name).with_for_update(key_share=True))
     bundle(session, name)
     session.execute(update(BundleRow).where(BundleRow.active, BundleRow.name != name).values(active=False))
     values = {"active": True, "shadow": False, "activated_at": func.clock_timestamp()}
@@ -47,7 +47,7 @@ def bundle(session: Session, name: str) -> BundleRow:
 
 def bundle_to_change(session: Session, name: str) -> BundleRow:
     """The bundle of this name, locked. Raises NotFound."""
-    row = session.get(BundleRow, name, with_for_update=True)
+    row = session.get(BundleRow, name, with_for_update={"key_share": True})
     if row is None:
         raise NotFound(f"there is no bundle {name}")
     return row

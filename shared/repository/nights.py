@@ -48,7 +48,7 @@ def begin_night(session: Session, night: date, now: datetime, bundle: str, hours
     if run_id is None:
         return None
     nightly = select(BacklogRunRow).where(BacklogRunRow.purpose == NIGHT, BacklogRunRow.id != run_id)
-    for late in session.scalars(nightly.where(OPEN).with_for_update()):
+    for late in session.scalars(nightly.where(OPEN).with_for_update(key_share=True)):
         _stop(session, late, "the next night began", now)
         _close(session, late, now)
     before = session.scalar(nightly.order_by(BacklogRunRow.night.desc()).limit(1))
@@ -81,7 +81,7 @@ def retire(session: Session, bundle: str, now: datetime) -> None:
     if not row.shadow:
         raise NotNow(f"bundle {bundle} is no shadow; there is nothing to retire")
     row.shadow = False
-    for run in session.scalars(_shadow_runs(bundle).where(OPEN).with_for_update()):
+    for run in session.scalars(_shadow_runs(bundle).where(OPEN).with_for_update(key_share=True)):
         _stop(session, run, "retired", now)
         if not _out(session, run):
             _close(session, run, now)
@@ -106,7 +106,9 @@ def feed(
     if not session.scalar(text("SELECT pg_try_advisory_xact_lock(:lock)"), {"lock": FEEDER_LOCK}):
         return None
     portion = Portion()
-    runs = session.scalars(select(BacklogRunRow).where(OPEN).order_by(BacklogRunRow.purpose).with_for_update()).all()
+    runs = session.scalars(
+        select(BacklogRunRow).where(OPEN).order_by(BacklogRunRow.purpose).with_for_update(key_share=True)
+    ).all()
     active = active_bundle(session)
     night_feeds = False
     for run in runs:  # the night's first

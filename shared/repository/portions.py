@@ -47,7 +47,9 @@ def choose(
 ) -> None:
     """Fill the room: failed and stranded studies, those taken back last night, then history from the cursor on."""
     if run.stage == Stage.LEFTOVERS:
-        chosen = _leftovers(session, run, min(room, left_of_count(run)), heads, grace, now)
+        # half of a night is kept for history: were more studies broken than a night may choose, it would never come
+        share = max(0, left_of_count(run) - (run.most or 0) // 2)
+        chosen = _leftovers(session, run, min(room, share), heads, grace, now)
         portion.studies += chosen
         room -= len(chosen)
         if room and left_of_count(run) > 0:
@@ -87,8 +89,9 @@ def _leftovers(
         (StudyRow.queue == queue) & (StudyRow.sent_at < min(head or now, now) - grace) for queue, head in heads.items()
     ]
     stranded = (StudyRow.status == StudyStatus.QUEUED) & or_(
-        (StudyRow.sent_at < before) & or_(*nowhere), StudyRow.sent_at.is_(None) & (StudyRow.received_at < before)
+        (StudyRow.sent_at < before) & or_(*nowhere), StudyRow.sent_at.is_(None) & (StudyRow.queued_at < before)
     )
+    stranded &= or_(StudyRow.not_before.is_(None), StudyRow.not_before <= now)  # others wait for their images
     # stranded ones first: the others become queued here, and would count as stranded too
     first = _requeue(session, run, Purpose.STRANDED, stranded & new, most, now)
     then = _requeue(session, run, Purpose.FAILED, failed & StudyRow.id.in_(healable) & new, most - len(first), now)

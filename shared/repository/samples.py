@@ -12,7 +12,7 @@ from uuid import UUID
 from sqlalchemy import text
 from sqlalchemy.orm import Session
 
-SAMPLER_LOCK = 0x05_7E_0A_02
+SAMPLER_LOCK = 0x05_7E_0A_03
 GRACE = timedelta(seconds=15)  # for transactions that began in a minute and commit after it
 AT_A_TIME = timedelta(hours=6)  # filled in by one transaction
 FIRST_LOOK = timedelta(days=30)  # how far back the first sample of all looks

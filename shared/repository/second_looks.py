@@ -14,6 +14,7 @@ from sqlalchemy.orm import Session
 from shared.backlog import LookState, Purpose, newly_positive
 from shared.findings import Call, Finding, Heatmap, Severity, StudySummary, summarise
 from shared.repository.bundles import active_bundle
+from shared.repository.notices import worklist_changed
 from shared.repository.work import (
     DIED,
     NOT_ALONE,
@@ -169,6 +170,8 @@ def settle(session: Session, looks: Sequence[SecondLookRow], now: datetime) -> N
         session.execute(update(StudyRow), switched)
     if alerts:
         session.execute(insert(AlertRow).on_conflict_do_nothing(), alerts)
+    if switched:
+        worklist_changed(session, {look.site_id for look in looks})
 
 
 def retry(

@@ -121,7 +121,7 @@ def claim(
         StudyRow.status,
         StudyRow.attempts,
         StudyRow.queue,
-        StudyRow.received_at,
+        StudyRow.queued_at,
         StudyRow.lease_until,
         StudyRow.not_before,
     )
@@ -142,7 +142,7 @@ def claim(
         elif abandoned and not alone:
             answers[row.id] = NOT_ALONE
         elif waiting or abandoned:
-            answers[row.id] = Claim(row.id, uuid4(), row.attempts + 1, Priority(row.queue), row.received_at, [])
+            answers[row.id] = Claim(row.id, uuid4(), row.attempts + 1, Priority(row.queue), row.queued_at, [])
     for study_id in given_up:
         gone = session.get_one(StudyRow, study_id)
         _quarantine(gone, f"{gone.attempts} {DIED}")
@@ -349,7 +349,8 @@ def lost(session: Session, heads: dict[Priority, datetime | None], now: datetime
         .with_for_update(skip_locked=True)
     ).all()
     for row in rows:
-        if row.status == StudyStatus.RUNNING:
+        # once an attempt: a message that was sent since then was not at the front
+        if row.status == StudyStatus.RUNNING and row.sent_at and row.lease_until and row.sent_at < row.lease_until:
             row.queue = FASTER.get(Priority(row.queue), row.queue)
     return [_mark_sent(row, now) for row in rows]
 
@@ -436,6 +437,7 @@ def _end(
             "scope": summary.scope,
             "bundle": done.bundle,
             "analysed_at": now,
+            "read_at": None,  # whoever read the study without this result has not seen it
             "reason": "",
             "due_at": due_at(row.received_at, Priority(row.priority), summary, allowances),
         }

@@ -195,6 +195,26 @@ def test_done_marks_the_study_read_and_leads_on(in_process: Any, study: str) -> 
     assert reopened["entries"][0]["superseded_by"] == reopened["entries"][1]["id"]
 
 
+def test_done_speaks_of_the_images_that_were_shown(in_process: Any, study: str) -> None:
+    """An image that came while the reader looked is not called read; with it on the page the study is done."""
+    in_process.post({"c": study_file(1, 3)})
+    refused = say(in_process, study, verdict="done", images=2)
+    assert refused.status_code == 409
+    assert "3 images by now" in refused.json()["detail"]
+    assert entries(in_process, study) == []
+    assert say(in_process, study, verdict="done", images=3).json()["read_at"] is not None
+
+
+def test_a_request_is_its_readers_own(in_process: Any, study: str) -> None:
+    """Another reader who sends the same Idempotency-Key is not taken for the first one."""
+    with in_process.database.transaction() as session:
+        add_key(session, "default", "dr-other", Role.RADIOLOGIST, "osk_other_reader")
+    in_process.keys["other"] = "osk_other_reader"
+    assert say(in_process, study, "click-1", **ONE).status_code == 201
+    assert say(in_process, study, "click-1", role="other", **ONE).status_code == 409
+    assert [entry["reader"] for entry in entries(in_process, study)] == ["radiologist"]
+
+
 def test_done_ends_the_claim_and_passes_by_what_others_read(in_process: Any, study: str) -> None:
     """Whoever is done holds the study no longer, and is not led to one that somebody else has in hand."""
     theirs, free = (in_process.post({"c": study_file(n, 1)}).json()["studies"][0]["id"] for n in (2, 3))

@@ -1,11 +1,14 @@
 """The schema is what the migrations make, and they can be undone."""
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
+import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
-from sqlalchemy import inspect
+from sqlalchemy import create_engine, inspect, text
 
+from infra.postgres import EmbeddedPostgres
 from shared.repository import Database
 from shared.tables import Base
 
@@ -15,6 +18,44 @@ def test_migrations_lead_to_exactly_the_tables(database: Database) -> None:
     with database.engine.connect() as connection:
         context = MigrationContext.configure(connection, opts={"compare_type": True, "compare_server_default": True})
         assert compare_metadata(context, Base.metadata) == []
+
+
+@pytest.mark.parametrize(
+    ("before", "step", "index"),
+    [
+        ("0003", "0004", "ix_studies_history"),
+        ("0004", "0005", "ix_studies_unread_region"),
+        ("0006", "0007", "ix_studies_analysed_at"),
+    ],
+)
+def test_an_interrupted_upgrade_is_done_again(
+    database: Database, postgres: EmbeddedPostgres, database_url: str, run_alembic: Callable[..., None],
+    before: str, step: str, index: str,
+) -> None:  # fmt: skip
+    """A step that builds indexes outside its transaction may be killed half done: run again it ends where it must.
+
+    What a killed CREATE INDEX CONCURRENTLY leaves, an index that is not valid, is built anew.
+    """
+    run_alembic(database_url, "downgrade", step)
+    superuser = create_engine(f"{postgres.admin_url.rsplit('/', 1)[0]}/{database_url.rsplit('/', 1)[1]}")
+    with superuser.begin() as connection:
+        connection.execute(text("UPDATE alembic_version SET version_num = :before"), {"before": before})
+        spoilt = text("UPDATE pg_index SET indisvalid = false WHERE indexrelid = to_regclass(:index)")
+        assert connection.execute(spoilt, {"index": index}).rowcount == 1
+    superuser.dispose()
+    run_alembic(database_url, "upgrade", "head")
+    with database.engine.connect() as connection:
+        assert connection.exec_driver_sql("SELECT count(*) FROM pg_index WHERE NOT indisvalid").scalar() == 0
+    test_migrations_lead_to_exactly_the_tables(database)
+
+
+def test_two_upgrades_at_once_take_turns(database: Database, database_url: str, run_alembic: Callable[..., None]) -> None:
+    """Two hosts that start together both end well."""
+    run_alembic(database_url, "downgrade", "base")
+    with ThreadPoolExecutor(2) as pool:
+        for started in [pool.submit(run_alembic, database_url, "upgrade", "head") for _ in range(2)]:
+            started.result()
+    assert set(inspect(database.engine).get_table_names()) == {*Base.metadata.tables, "alembic_version"}
 
 
 def test_a_difference_would_be_seen(database: Database) -> None:

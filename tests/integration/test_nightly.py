@@ -220,25 +220,29 @@ def test_the_order_is_newest_day_first_and_likeliest_fracture_first(ward, run, m
 
 
 def test_a_night_is_bounded_and_the_next_goes_on(ward, run, make_finding):
-    """A night takes at most so many studies, failed ones before outdated ones, and leaves the rest to the next."""
+    """A night takes at most so many studies, failed ones first but no more than half, and leaves the rest to the next."""
     old = [analysed(ward, make_finding) for _ in range(8)]
     bad = [failed(ward) for _ in range(6)]
     ward.add_bundle("b")
     assert run() == 10
-    assert (runs(ward)[0].failed, runs(ward)[0].outdated) == (6, 4)
-    assert len(run.work_off()) == 4
+    assert (runs(ward)[0].failed, runs(ward)[0].outdated) == (5, 5)
+    assert len(run.work_off()) == 5
     for study in bad:
-        claim = ward.claim(study, TWO, bundle="b")
-        ward.finish(claim, ward.answers(claim, "b"), "b")
+        if ward.row(study).status == StudyStatus.QUEUED:
+            claim = ward.claim(study, TWO, bundle="b")
+            ward.finish(claim, ward.answers(claim, "b"), "b")
     assert run.feed(TWO + MINUTE) == 0
     (night,) = runs(ward)
     assert (night.ended_by, night.finished_at) == ("the night's count", TWO + MINUTE)
-    assert night.report["kinds"] == {"failed": {"done": 6}, "outdated": {"done": 4}}
+    assert night.report["kinds"] == {"failed": {"done": 5}, "outdated": {"done": 5}}
     run.empty()
     assert run(TWO + DAY) == 4
-    assert len(run.work_off(TWO + DAY)) == 4
+    assert len(run.work_off(TWO + DAY)) == 3
+    (last,) = (study for study in bad if ward.row(study).status == StudyStatus.QUEUED)
+    claim = ward.claim(last, TWO + DAY, bundle="b")
+    ward.finish(claim, ward.answers(claim, "b"), "b")
     run.feed(TWO + DAY + MINUTE)
-    assert (runs(ward)[0].failed, runs(ward)[0].stranded, runs(ward)[0].outdated) == (0, 0, 4)
+    assert (runs(ward)[0].failed, runs(ward)[0].stranded, runs(ward)[0].outdated) == (1, 0, 3)
     assert runs(ward)[0].ended_by == "history came to its end"
     assert {ward.row(study).bundle for study in old} == {"b"}
 

@@ -84,9 +84,9 @@ class Sender:
         return int(self.plant.studies.ask(query, uids)[0][0])
 
     def journal(self) -> list[dict[str, Any]]:
-        """The journal's entries."""
+        """The journal's entries; a last line that is being written is none yet."""
         (path,) = (self.home / "state/osteon/journals").iterdir()
-        return [json.loads(line) for line in path.read_text().splitlines() if line]
+        return [json.loads(line) for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
 
 
 def film_uid(label: str, number: int) -> str:

@@ -362,15 +362,19 @@ def test_a_failed_message_is_sent_whatever_became_of_its_study(ward, status):
 
 def test_what_a_dead_worker_held_does_not_queue_up_again(ward):
     """An abandoned study, which was at the front once, goes one queue up; what merely waited stays where it is."""
-    studies = {queue: ward.study(priority=queue) for queue in Priority}
+    studies = {queue: sent(ward, NOW - S, queue) for queue in Priority}
     waiting = ward.study()
     for study in studies.values():
         ward.claim(study)
-    assert set(ward.lost(EMPTY, LATER)) == {*studies.values(), waiting}
-    assert {queue: ward.row(study).queue for queue, study in studies.items()} == {
+    up = {
         Priority.URGENT: Priority.URGENT, Priority.ROUTINE: Priority.URGENT, Priority.BACKLOG: Priority.ROUTINE,
     }  # fmt: skip
+    assert set(ward.lost(EMPTY, LATER)) == {*studies.values(), waiting}
+    assert {queue: ward.row(study).queue for queue, study in studies.items()} == up
     assert ward.row(waiting).queue == Priority.ROUTINE
+    # the broker forgets those messages: none was at a front, so none goes up again
+    assert set(ward.lost(EMPTY, LATER + 60 * S)) == {*studies.values(), waiting}
+    assert {queue: ward.row(study).queue for queue, study in studies.items()} == up
 
 
 def test_a_retry_is_sent_when_it_is_due_and_only_once(ward):

@@ -7,7 +7,7 @@
   const form = part("reply-form");
   const rows = [...panel.querySelectorAll(".reply-row")];
   const url = `/studies/${panel.dataset.study}/answers`;
-  const DRAFT = `answer ${panel.dataset.study}`;
+  const DRAFT = `answer ${panel.dataset.key} ${panel.dataset.study}`; // another reader at this desk never gets it
   const GRAVITY = ["likely", "possible", "abstained", "none"];
   let current = null; // the row that keys speak of
   let writing = null; // {verdict, image, frame, bundle, marks, request}: what the form is about
@@ -206,6 +206,10 @@
     if (!writing || writing.verdict !== verdict || writing.supersedes || !isAbout(writing, row)) {
       // what disagreeing most often means; the reader may say otherwise
       const opposite = { likely: "no", possible: "no", none: "yes" }[row.dataset.call];
+      if (writing && !isAbout(writing, row)) {
+        form.scrollIntoView({ block: "nearest" });
+        return wrong("Store or cancel the answer that you are writing first.");
+      }
       const typed = writing ? form.elements.text.value : "";
       open({ ...about(row), verdict, marks: [], request }, { fracture: verdict === "disagree" ? opposite : "", text: typed });
     }
@@ -271,9 +275,10 @@
       form.scrollIntoView({ block: "nearest" });
       return wrong("Store or cancel the answer that you are writing first.");
     }
-    const answers = await store({ verdict }, requests[verdict]);
+    const seen = verdict === "done" ? { images: Number(panel.dataset.images) } : {};
+    const answers = await store({ verdict, ...seen }, requests[verdict]);
     if (!answers) return;
-    requests[verdict] = crypto.randomUUID();
+    for (const each of Object.keys(requests)) requests[each] = crypto.randomUUID();
     if (verdict === "done") location.assign(answers.next_study ?? `/${sessionStorage.getItem("worklist") ?? ""}`);
   }
 

@@ -42,6 +42,7 @@ class Viewer {
     this.blank = false;
     if (keep) this.paint();
     else this.fit("shown");
+    if (this.box && !keep) this.beginMark(); // a box that was begun on another film is drawn anew
   }
 
   // Nothing, until the next film is there: no picture may stand beside another one's words.

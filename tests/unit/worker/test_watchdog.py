@@ -137,12 +137,17 @@ class Bell:
         return {Priority.ROUTINE: 5}
 
 
-@pytest.mark.parametrize("trouble", ["none", "away", "slow"])
+@pytest.mark.parametrize("trouble", ["none", "away", "slow", "Postgres hangs"])
 def test_the_consumer_is_not_to_blame_while_the_broker_is_away(monkeypatch, trouble):
-    """The time in which the broker gave no messages, or hung, does not count as a standstill of the consumer."""
+    """The time in which the broker gave no messages, or it or Postgres hung, is no standstill of the consumer."""
     bell, said = Bell(), []
     monkeypatch.setattr("worker.watchdog.time.monotonic", lambda: bell.now)
-    monkeypatch.setattr("worker.sweeps.reconcile", lambda *_: 0)
+
+    def reconcile(*_):
+        bell.now += 5.0 if trouble == "Postgres hangs" else 0.0
+        return 0
+
+    monkeypatch.setattr("worker.sweeps.reconcile", reconcile)
     monkeypatch.setattr("worker.sweeps.promote", lambda *_: 0)
     monkeypatch.setattr("worker.sweeps.feed", lambda *_: 0)
     settings = Settings(reconcile_every_s=3600, standstill_s=6)
@@ -157,7 +162,8 @@ def test_the_consumer_is_not_to_blame_while_the_broker_is_away(monkeypatch, trou
     bell.away = False
     sweeper._sweep(0)
     assert bool(said) is (trouble == "none")
-    bell.takes_s = 0
+    bell.takes_s, trouble = 0, "none"
+    sweeper._sweep(0)
     bell.now += 6.5
     sweeper._sweep(0)
     assert set(said) == {"the consumer of messages stands still"}
