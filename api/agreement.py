@@ -18,6 +18,7 @@ from shared.repository.answers import Judged, judged
 
 router = APIRouter(tags=["answer"])
 log = logging.getLogger("osteon.agreement")
+SHOWN = 500  # values of a chart: more are not to be seen in a plot
 FEW = 20  # below, a rate says so
 POSITIVE = (Call.LIKELY, Call.POSSIBLE)
 _told: set[tuple[UUID, str, str, int]] = set()  # alarms that this process has logged
@@ -43,7 +44,7 @@ class DriftView(BaseModel):
     answers: int
     enough: bool = Field(description="whether there are answers enough to tell")
     expected: float | None = Field(description="disagreement that counts as unchanged, from the first answers")
-    values: list[float] = Field(description="the chart, answer by answer after the first ones")
+    values: list[float] = Field(description=f"the chart, answer by answer after the first ones; the newest {SHOWN}")
     limit: float
     alarm: bool
     alarm_since: datetime | None
@@ -124,7 +125,7 @@ def drift(rows: Iterable[Judged]) -> list[DriftView]:
         views.append(
             DriftView(
                 bundle=bundle, region=region, answers=made.answers, enough=made.enough, expected=made.expected,
-                values=list(made.values), limit=LIMIT, alarm=alarm,
+                values=list(made.values[-SHOWN:]), limit=LIMIT, alarm=alarm,
                 alarm_since=group[made.alarm_at - 1].answered_at if alarm and made.alarm_at else None,
             )
         )  # fmt: skip

@@ -4,8 +4,10 @@ import fnmatch
 import importlib
 import importlib.util
 import itertools
+import os
 import re
 import shlex
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -122,7 +124,7 @@ def test_defaults_are_the_settings_own():
     """A default in Compose is the default of the same setting, so that both ways of running Osteon behave alike."""
     for name, ways in used().items():
         for operator, rest in ways:
-            if operator == ":-":
+            if operator == ":-" and name.startswith("OSTEON_"):
                 assert getattr(Settings(**{name.removeprefix("OSTEON_").lower(): rest}), name[7:].lower()) == (
                     Settings.model_fields[name[7:].lower()].default
                 ), name
@@ -159,10 +161,23 @@ def test_example_says_how_to_make_an_identity_key():
     Fernet(printed[0])
 
 
-def test_only_the_api_knows_the_identity_key():
+def test_nobody_else_knows_the_identity_key():
     """Worker, beat and Flower get neither the key of the identities nor the secret of the page."""
-    secret = {"OSTEON_IDENTITY_KEY", "OSTEON_SESSION_SECRET"}
-    assert {name for name in OURS if secret & set(SERVICES[name]["environment"])} == {"api"}
+    knows = {
+        secret: {name for name in OURS if secret in SERVICES[name]["environment"]}
+        for secret in ("OSTEON_IDENTITY_KEY", "OSTEON_SESSION_SECRET")
+    }
+    assert knows == {"OSTEON_IDENTITY_KEY": {"api", "migrate"}, "OSTEON_SESSION_SECRET": {"api"}}
+
+
+@pytest.mark.parametrize(("password", "starts"), [("unset", False), ("a1b2c3", True)])
+def test_grafana_never_starts_with_a_password_that_all_know(password, starts, tmp_path):
+    """Without a password of its own it says the cure and ends; the rest of Osteon does not need one."""
+    script = SERVICES["grafana"]["command"][0].replace("$$", "$").replace("exec /run.sh", f"touch {tmp_path}/started")
+    environment = {**os.environ, "GF_SECURITY_ADMIN_PASSWORD": password}
+    ended = subprocess.run(["sh", "-euc", script], env=environment, capture_output=True, text=True, check=False)
+    assert (ended.returncode == 0) is starts is (tmp_path / "started").exists()
+    assert ("GRAFANA_PASSWORD" in ended.stderr) is not starts
 
 
 @pytest.mark.parametrize("name", OURS)
