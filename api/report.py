@@ -2,7 +2,7 @@
 
 import io
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 from uuid import UUID
@@ -28,6 +28,7 @@ EXTENT = (
     "Extent is by annotation, how many fractures were outlined in the training films and how large; it is not a "
     "clinical grade."
 )
+MOST_PICTURES = 24
 SILENCE = "Silence is not normal."
 
 
@@ -37,7 +38,7 @@ class Film:
 
     number: int
     size: str
-    frame: int | None  # None: nothing was found in it, nor could be
+    frame: int | None  # None: not pictured
     lines: list[str]  # the model's words
     abstains: bool
 
@@ -103,7 +104,7 @@ def report_of(parts: Parts, key: Key, study_id: UUID) -> Report:
         study=study,
         identity=identity,
         headline=_headline(study),
-        films=[_film(image) for image in study.instances],
+        films=_films(study.instances),
         bundles={name: bundle_facts(manifest) for name, manifest in sorted(told.items())},
         answers=[answer_words(entry) for entry in said if entry.superseded_by is None],
         generated_at=now,
@@ -123,6 +124,26 @@ def _headline(study: StudyReport) -> str:
     return f"{study.call.capitalize()} fracture, {study.region}{extent}; {chance}."
 
 
+def _films(images: Sequence[InstanceReport]) -> list[Film]:
+    """All images in their order. Of very many only the gravest are pictured: a report is to be read."""
+    gravest = sorted((image for image in images if image.findings), key=lambda image: _gravity(_gravest(image)))
+    pictured = {image.number for image in gravest[:MOST_PICTURES]}
+    films = [_film(image) for image in images]
+    without = f"Not pictured here: the {MOST_PICTURES} gravest images of this study are."
+    return [
+        film if film.frame is None or film.number in pictured else replace(film, frame=None, lines=[*film.lines, without])
+        for film in films
+    ]
+
+
+def _gravest(image: InstanceReport) -> FindingView:
+    return min(image.findings, key=_gravity)
+
+
+def _gravity(finding: FindingView) -> tuple[int, float]:
+    return GRAVEST_FIRST.index(finding.call), -finding.fracture_probability
+
+
 def _film(image: InstanceReport) -> Film:
     size = f"{image.modality}, {image.columns} x {image.rows} px"
     if image.frames > 1:
@@ -130,7 +151,7 @@ def _film(image: InstanceReport) -> Film:
     if not image.findings:
         why = image.error or "Not analysed yet."
         return Film(image.number, size, None, [f"No finding. {why} {SILENCE}"], abstains=False)
-    gravest = min(image.findings, key=lambda f: (GRAVEST_FIRST.index(f.call), -f.fracture_probability))
+    gravest = _gravest(image)
     lines = [finding_words(gravest)]
     if image.frames > 1:
         lines.append(f"Frame {gravest.frame} is shown, the gravest of {len(image.findings)} analysed.")

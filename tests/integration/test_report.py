@@ -9,12 +9,13 @@ from uuid import UUID
 
 import pytest
 from PIL import Image
-from sqlalchemy import select
+from sqlalchemy import select, update
 
 from api.pages.paper import MISSING, drawable
 from shared.findings import RESEARCH_USE, Call
+from shared.repository import reading
 from shared.storage import preview_key, sha256_of
-from shared.tables import IdentityReadRow
+from shared.tables import FindingRow, IdentityReadRow
 from tests.answered import MANIFEST, ONE, analyse, say, study_file
 
 KNOWN = MANIFEST | {
@@ -175,3 +176,18 @@ def test_marks_and_heatmap_are_drawn_where_they_are(in_process: Any) -> None:
     assert blue > red + 50
     red, green, blue = picture.getpixel((110, 5))
     assert max(red, green, blue) - min(red, green, blue) < 25
+
+
+def test_of_very_many_images_the_gravest_are_pictured(in_process: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All images are told of in words; pictures are of the gravest, and of the others it is said that there are none."""
+    monkeypatch.setattr("api.report.MOST_PICTURES", 2)
+    study = made(in_process, 4)
+    with in_process.database.transaction() as session:
+        ids = [view.row.id for view in reading.instances(session, UUID(study))]
+        for number, chance in ((1, 0.75), (2, 0.95), (3, 0.8), (4, 0.9)):
+            session.execute(
+                update(FindingRow).where(FindingRow.instance_id == ids[number - 1]).values(fracture_probability=chance)
+            )
+    page = in_process.http.get(f"/studies/{study}/report.html", headers=in_process.headers("radiologist")).text
+    assert [f"overlay.jpg?image={number}&" in page for number in (1, 2, 3, 4)] == [False, True, False, True]
+    assert page.count("Not pictured here: the 2 gravest images of this study are.") == 2
