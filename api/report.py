@@ -130,10 +130,10 @@ def _films(images: Sequence[InstanceReport]) -> list[Film]:
     pictured = {image.number for image in gravest[:MOST_PICTURES]}
     films = [_film(image) for image in images]
     without = f"Not pictured here: the {MOST_PICTURES} gravest images of this study are."
-    return [
-        film if film.frame is None or film.number in pictured else replace(film, frame=None, lines=[*film.lines, without])
-        for film in films
-    ]
+    for place, film in enumerate(films):
+        if film.frame is not None and film.number not in pictured:
+            films[place] = replace(film, frame=None, lines=[*film.lines, without])
+    return films
 
 
 def _gravest(image: InstanceReport) -> FindingView:
