@@ -22,7 +22,7 @@ BENCHMARKS = {
     "fairness": "routine never behind backlog, nothing starves behind urgent studies, no queue flooded with messages",
     "memory": "resident memory of a worker over 20,000 films: flat within 5 %",
     "control_plane": "messages, claims and rows with an instant model: at least 300 studies/s, however long the queue",
-    "upload": "films to the API until the receipt says stored, against the bare store's put of them: at least 0.7",
+    "upload": "films to the API until the receipt says stored, against an S3 client's put of them: at least 0.7",
     "worklist": "a page among 1,000,000 studies, first, deep, filtered, against one study by its key: p95, at most 5",
     "heatmap": "the network that says where, against the same one that does not: share of forward time, at most 3 %",
 }
