@@ -78,6 +78,7 @@ class Engine:
         self.gate = Gate()
         self._at_gate: set[Wanted] = set()
         self._gate_lock = threading.Lock()
+        self._films = threading.BoundedSemaphore(threads_for(settings) // 2)
         self.leases = Leases(self.database, lease)
 
     def warm_up(self) -> None:
@@ -104,14 +105,18 @@ class Engine:
 
     def full_film(self, instance_id: UUID, frame: int) -> str:
         """Make a full film, or store why there is none; returns one word for Flower. The page asks again if need be."""
-        with self.load.one():
-            try:
+        if not self._films.acquire(blocking=False):
+            return "busy"  # half of the threads make films already: studies need the others
+        try:
+            with self.load.one():
                 return self._filmed(instance_id, frame)
-            except OsteonError as wrong:
-                why = str(wrong)
-            except Exception as wrong:
-                log.exception("no film made", extra={"instance": str(instance_id)})
-                return f"failed ({type(wrong).__name__})"
+        except OsteonError as wrong:
+            why = str(wrong)
+        except Exception as wrong:
+            log.exception("no film made", extra={"instance": str(instance_id)})
+            return f"failed ({type(wrong).__name__})"
+        finally:
+            self._films.release()
         log.warning("no film made", extra={"instance": str(instance_id), "why": why})
         return "failed"
 

@@ -1,6 +1,9 @@
 """A full film from the upload to the reader: real API, broker, store and decoder children."""
 
 import json
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -19,7 +22,7 @@ from shared.vision.pixels import open_pixels
 from tests import poisons
 from worker.decoding import FilmJob, Job
 from worker.films import refusal
-from worker.tasks import Engine
+from worker.tasks import Engine, threads_for
 
 STUDIES = Path(__file__).parents[2] / "samples" / "studies"
 HAND, LEG = STUDIES / "01-hand/1-pa.dcm", STUDIES / "24-leg/1-oblique.dcm"
@@ -52,6 +55,21 @@ def messages(api: Any) -> list[list[Any]]:
     finally:
         client.close()
     return [json.loads(one["headers"]["argsrepr"].replace("'", '"')) for one in reversed(found)]
+
+
+def test_films_leave_threads_to_studies(in_process: Any, engine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many films are asked for at once, half of the threads are left to studies; who still waits asks again."""
+    _, row = upload(in_process, HAND.read_bytes())
+    most, gate = threads_for(engine.settings) // 2, threading.Event()
+    monkeypatch.setattr(engine, "_filmed", lambda *_: gate.wait(20) and "made")
+    with ThreadPoolExecutor(most) as pool:
+        made = [pool.submit(engine.full_film, row.id, 1) for _ in range(most)]
+        while engine.load.in_hand < most:
+            time.sleep(0.01)
+        assert engine.full_film(row.id, 1) == "busy"
+        gate.set()
+        assert {one.result(20) for one in made} == {"made"}
+    assert engine.full_film(row.id, 1) == "made"
 
 
 def test_film_is_made_when_it_is_asked_for(in_process: Any, engine: Any) -> None:
