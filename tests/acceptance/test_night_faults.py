@@ -9,9 +9,21 @@ from shared.repository import Database, nights, work
 from shared.repository.bundles import activate_bundle, active_bundle
 from shared.settings import Settings
 from shared.vision.bundle import load_bundle, save_bundle
+from tests.plant import Plant
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
 LOOKS = "SELECT state, count(*) FROM second_looks WHERE bundle = %s GROUP BY 1"
+
+
+@pytest.fixture(scope="module")
+def standing(tmp_path_factory):
+    """A plant of these tests' own: a night looks at all that any test left, at studies without films in the store too."""
+    made = Plant(tmp_path_factory.mktemp("nights"))
+    try:
+        made.start()
+        yield made
+    finally:
+        made.stop()
 
 
 @pytest.fixture
@@ -19,13 +31,6 @@ def newer(plant, tmp_path):
     """A function that activates the shipped bundle under another name, and opens a night over what the old one read."""
     database = Database(plant.postgres.url, 2)
     settings = Settings(store_url=plant.environment["OSTEON_STORE_URL"])
-
-    def forget():
-        with database.transaction() as session:
-            for table in ("alerts", "second_looks", "backlog_runs"):
-                session.connection().exec_driver_sql(f"DELETE FROM {table}")
-
-    forget()  # another test may have had its night today, and there is one night a day
     with database.transaction() as session:
         old = active_bundle(session).name
 
@@ -40,7 +45,8 @@ def newer(plant, tmp_path):
     yield begin
     with database.transaction() as session:
         activate_bundle(session, old)
-    forget()
+        for table in ("alerts", "second_looks", "backlog_runs"):  # there is one night a day
+            session.connection().exec_driver_sql(f"DELETE FROM {table}")
     database.close()
 
 

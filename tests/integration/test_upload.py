@@ -869,7 +869,12 @@ def test_the_pages_cookie_reads_but_does_not_send(in_process: Any) -> None:
     http = in_process.http
     assert http.post("/login", data={"key": in_process.keys["admin"]}, follow_redirects=False).status_code == 303
     assert http.get("/worklist").status_code == 200
-    assert http.post("/studies", files=[("files", ("a", image()))]).status_code == 401
+    for site in ("cross-site", "same-site", "none"):
+        told = http.post("/studies", files=[("files", ("a", image()))], headers={"Sec-Fetch-Site": site})
+        assert told.status_code == 401
+    mute = http.post("/studies", files=[("files", ("a", image()))])
+    assert mute.status_code == 403  # 401 would send its reader to log in, which would not help
+    assert "use HTTPS" in mute.json()["detail"]
     assert counts(in_process) == (0, 0)
 
 
