@@ -23,8 +23,9 @@ demo: install ## start everything embedded, analyse the sample studies, leave th
 test: install ## run all tests against real Postgres, Valkey, S3 and Chromium
 	@$(BIN)/python -m pytest $(ARGS)
 
-check: install ## ruff, mypy strict, import-linter
+check: install ## ruff (lint, format), mypy strict, import-linter
 	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check --quiet . || { echo "run: $(BIN)/ruff format ."; exit 1; }
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports --no-cache
 

@@ -24,6 +24,7 @@ ANALYSE = "osteon.analyse_study"
 SECOND_LOOK = "osteon.second_look"
 NIGHTLY = "osteon.nightly"
 FULL_FILM = "osteon.full_film"
+SWEEP_FILMS = "osteon.sweep_films"
 QUEUES = (Priority.URGENT, Priority.ROUTINE, Priority.BACKLOG)  # served strictly in this order
 FILMS = "films"  # a person waits: served before all others; holds no study, so the reconciler does not look at it
 FILM_EXPIRES_S = 60  # by then nobody waits any more, or has asked again
@@ -70,7 +71,12 @@ def celery_app(settings: Settings) -> Celery:
                 "schedule": crontab(hour=settings.nightly_hour, minute=0),
                 # a moment's work; behind a long backlog it would expire, and the night with it
                 "options": {"queue": Priority.URGENT, "expires": 3600},
-            }
+            },
+            "films": {
+                "task": SWEEP_FILMS,
+                "schedule": crontab(hour=settings.nightly_hour, minute=30),
+                "options": {"queue": FILMS, "expires": 3600},
+            },
         },
     )
     return app

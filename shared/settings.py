@@ -63,6 +63,7 @@ class Settings(BaseSettings):
 
     # what is shown
     full_films: bool = Field(True, description="viewers may fetch all pixels and gray levels, not previews only")
+    full_films_days: float = Field(30.0, gt=0, description="so long one is kept; then it is made anew when asked for")
 
     # the worker
     batch_size: int = Field(8, ge=1, description="images in the model at a time, over all its lanes")

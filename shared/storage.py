@@ -3,24 +3,29 @@
 import contextlib
 import errno
 import hashlib
+import itertools
 import os
 import re
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import BinaryIO, Protocol
 from urllib.parse import unquote, urlsplit
 
 import urllib3
 from minio import Minio
+from minio.deleteobjects import DeleteObject
 from minio.error import MinioException, S3Error
 from urllib3.exceptions import HTTPError
 
 from shared.errors import ObjectMissing, OsteonError, StoreUnavailable
 
 CHUNK = 1 << 20
+FILMS = "films"  # the one cache among the prefixes
 CURE = "Check OSTEON_STORE_URL, and that the store runs and has room."
 _KEY = re.compile(r"[a-z]+(/[A-Za-z0-9._-]+)+")
 
@@ -37,7 +42,7 @@ def preview_key(sha256: str, frame: int) -> str:
 
 def film_key(sha256: str, frame: int) -> str:
     """Where the full film of a frame stands (1 for the first); made when somebody looks, remade at will."""
-    return f"films/{sha256[:2]}/{sha256}-{frame}.film"
+    return f"{FILMS}/{sha256[:2]}/{sha256}-{frame}.film"
 
 
 def bundle_key(sha256: str) -> str:
@@ -67,6 +72,12 @@ class Store(Protocol):
 
     def check(self) -> None:
         """Raises StoreUnavailable unless the store can be written to."""
+
+    def sweep(self, kept: timedelta) -> int:
+        """Remove the full films that were made longer ago, and what a broken-off put left; returns how many objects.
+
+        Nothing else is ever removed: films are made anew when somebody looks, all other objects are the record.
+        """
 
 
 def open_store(url: str) -> Store:
@@ -178,6 +189,23 @@ class DirectoryStore:
         except OSError as wrong:
             raise StoreUnavailable(f"The object store cannot be written: {wrong.strerror}. {CURE}") from wrong
 
+    def sweep(self, kept: timedelta) -> int:
+        """See Store; removes on although single files cannot be, and raises of the first of them."""
+        swept, trouble = 0, None
+        before = time.time() - kept.total_seconds()
+        for file in itertools.chain((self.folder / FILMS).glob("*/*"), (self.folder / "incoming").glob("*")):
+            try:
+                if file.stat().st_mtime < before:
+                    file.unlink()
+                    swept += 1
+            except FileNotFoundError:  # another sweep was faster
+                pass
+            except OSError as wrong:
+                trouble = trouble or wrong
+        if trouble:
+            raise StoreUnavailable(f"The object store cannot be swept: {trouble.strerror}. {CURE}") from trouble
+        return swept
+
     def _make_room(self, goal: Path) -> bool:
         """Make the object's folder; whether it is new."""
         new = not goal.parent.exists()
@@ -253,6 +281,19 @@ class S3Store:
         """See Store; makes the bucket if it is missing."""
         with _s3_errors(self.bucket):
             self._make_bucket()
+
+    def sweep(self, kept: timedelta) -> int:
+        """See Store; what a broken-off put left is the server's to remove."""
+        before = datetime.now(UTC) - kept
+        with _s3_errors(FILMS):
+            old = [
+                found.object_name
+                for found in self.client.list_objects(self.bucket, prefix=f"{FILMS}/", recursive=True)
+                if found.object_name and found.last_modified and found.last_modified < before
+            ]
+            for failed in self.client.remove_objects(self.bucket, [DeleteObject(name) for name in old]):
+                raise StoreUnavailable(f"The object store does not remove {failed.name}: {failed.code}. {CURE}")
+        return len(old)
 
     def _make_bucket(self) -> None:
         if not self.client.bucket_exists(self.bucket):

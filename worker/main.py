@@ -10,7 +10,17 @@ from uuid import UUID
 
 from celery.signals import setup_logging, worker_process_shutdown, worker_ready, worker_shutdown, worker_shutting_down
 
-from shared.jobs import ANALYSE, FILMS, FULL_FILM, NIGHTLY, QUEUES, SECOND_LOOK, Doorbell, celery_app
+from shared.jobs import (
+    ANALYSE,
+    FILMS,
+    FULL_FILM,
+    NIGHTLY,
+    QUEUES,
+    SECOND_LOOK,
+    SWEEP_FILMS,
+    Doorbell,
+    celery_app,
+)
 from shared.logs import configure_logs
 from shared.settings import settings
 
@@ -53,6 +63,12 @@ def second_look(study_id: str, bundle: str) -> str:
 def full_film(instance_id: str, frame: int) -> str:
     """Make one frame's full film for a reader who waits for it."""
     return engine().full_film(UUID(instance_id), frame)
+
+
+@app.task(name=SWEEP_FILMS)
+def sweep_films() -> int | None:
+    """Remove full films that were made long ago; once a day is enough, so a failed try waits for the next."""
+    return engine().sweep_films()
 
 
 @app.task(name=NIGHTLY, autoretry_for=(Exception,), max_retries=45, default_retry_delay=60)

@@ -120,6 +120,16 @@ class Engine:
         log.warning("no film made", extra={"instance": str(instance_id), "why": why})
         return "failed"
 
+    def sweep_films(self) -> int | None:
+        """Remove full films older than OSTEON_FULL_FILMS_DAYS; how many, or None if the store did not let us."""
+        try:
+            swept = self.store.sweep(timedelta(days=self.settings.full_films_days))
+        except StoreUnavailable as wrong:
+            log.warning("films not swept", extra={"why": str(wrong)})
+            return None
+        log.info("films swept", extra={"films": swept})
+        return swept
+
     def _filmed(self, instance_id: UUID, frame: int) -> str:
         with self.database.transaction() as session:
             sha256 = reading.sha256_of_instance(session, instance_id)

@@ -76,7 +76,9 @@ def test_a_night_that_is_disturbed(plant, newer, fault):
     spoken_for = "SELECT count(*) FROM studies WHERE id = ANY(%s::uuid[]) AND bundle = %s AND status = 'analysed'"
     plant.until(lambda: plant.studies.ask(spoken_for, ids, name) == [(len(ids),)], 90)
     assert plant.studies.findings(ids) == [2] * len(ids)
-    plant.until(lambda: plant.studies.ask("SELECT 1 FROM backlog_runs WHERE bundle = %s AND report IS NOT NULL", name), 30)
+    plant.until(
+        lambda: plant.studies.ask("SELECT 1 FROM backlog_runs WHERE bundle = %s AND report IS NOT NULL", name), 30
+    )
     mine = "SELECT state, count(*) FROM second_looks WHERE bundle = %s AND study_id = ANY(%s::uuid[]) GROUP BY 1"
     assert plant.studies.ask(mine, name, ids) == [("done", len(ids))]
 

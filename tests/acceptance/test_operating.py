@@ -112,7 +112,11 @@ def test_the_worker_told_what_it_did(own: System) -> None:
         for sample in family.samples
     }
     assert values["osteon_worker_studies_totalanalysed"] >= 1
-    for name in ("osteon_worker_model_seconds_count", "osteon_worker_decode_seconds_count", "osteon_worker_wait_seconds_count"):
+    for name in (
+        "osteon_worker_model_seconds_count",
+        "osteon_worker_decode_seconds_count",
+        "osteon_worker_wait_seconds_count",
+    ):
         assert values[name] >= 1, name
     assert own.study not in body
 
@@ -124,7 +128,9 @@ def test_the_link_leads_to_the_study_s_task_in_flower(own: System) -> None:
     database = Database(own.stack.urls["database"], 1)
     with database.transaction() as session:
         session.execute(
-            text("UPDATE studies SET status = 'quarantined', reason = 'for the test', quarantined_at = now() WHERE id = :id"),
+            text(
+                "UPDATE studies SET status = 'quarantined', reason = 'for the test', quarantined_at = now() WHERE id = :id"
+            ),
             {"id": own.study},
         )
     try:
@@ -153,7 +159,9 @@ def test_the_link_leads_to_the_study_s_task_in_flower(own: System) -> None:
             opened.close()
     finally:
         with database.transaction() as session:
-            session.execute(text("UPDATE studies SET status = 'analysed', reason = '' WHERE id = :id"), {"id": own.study})
+            session.execute(
+                text("UPDATE studies SET status = 'analysed', reason = '' WHERE id = :id"), {"id": own.study}
+            )
         database.close()
 
 

@@ -153,7 +153,11 @@ def filled(site) -> Site:
 def accessible(page: Page) -> None:
     """No serious or critical finding of axe."""
     found = Axe().run(page).response["violations"]
-    grave = [(one["id"], [node["html"] for node in one["nodes"]][:3]) for one in found if one["impact"] in ("serious", "critical")]
+    grave = [
+        (one["id"], [node["html"] for node in one["nodes"]][:3])
+        for one in found
+        if one["impact"] in ("serious", "critical")
+    ]
     assert grave == []
 
 
@@ -182,7 +186,9 @@ def test_one_study(site):
     """One study that was analysed shows in all ranges, in the plot and in its table."""
     site.beat("reading-1", taken=1, in_hand=0)
     site.sql(
-        MANY.replace("100000", "1").replace("25.9 seconds", "0 seconds").replace("now() -", "date_trunc('minute', now()) - interval '5 minutes' -")
+        MANY.replace("100000", "1")
+        .replace("25.9 seconds", "0 seconds")
+        .replace("now() -", "date_trunc('minute', now()) - interval '5 minutes' -")
     )
     site.sampled()
     for query in ("", "?range=24h", "?range=30d"):
@@ -339,7 +345,9 @@ def test_allowances_are_changed_by_page(site):
         page.get_by_label(f"{name}, routine, minutes", exact=True).fill("5")
         page.get_by_label(f"{name}, urgent, minutes", exact=True).fill("5")
     page.get_by_role("button", name="Change").click()
-    expect(page.locator("#said")).to_contain_text("Changed. 50 unread studies moved; the longest wait is now 2880 minutes.")
+    expect(page.locator("#said")).to_contain_text(
+        "Changed. 50 unread studies moved; the longest wait is now 2880 minutes."
+    )
     with site.database.transaction() as session:
         waits = session.scalars(
             text("SELECT DISTINCT due_at - received_at FROM studies WHERE priority = 'routine'")

@@ -145,7 +145,9 @@ def test_login_and_logout(reader: Page, system: Any) -> None:
     """After the logout the browser's cookie opens nothing."""
     expect(reader.get_by_role("heading", name="Worklist")).to_be_visible()
     expect(reader.get_by_role("banner")).to_contain_text("radiologist")
-    expect(reader.get_by_role("complementary", name="Research use")).to_contain_text("Research use only, not for clinical decisions")
+    expect(reader.get_by_role("complementary", name="Research use")).to_contain_text(
+        "Research use only, not for clinical decisions"
+    )
     reader.get_by_role("button", name="Log out").click()
     expect(reader).to_have_url(re.compile("/login"))
     reader.goto(system.api_url)

@@ -180,7 +180,9 @@ def view(page: Page) -> list[float]:
 def test_from_click_to_picture(page: Page, room: Room) -> None:
     """A click in the worklist and on another image shows the worker's preview; the times are printed."""
     study = room.studies["05-hand"]
-    room.sql("UPDATE studies SET due_at = due_at - interval '1 year' WHERE id = %s", study)  # first of all tests' studies
+    room.sql(
+        "UPDATE studies SET due_at = due_at - interval '1 year' WHERE id = %s", study
+    )  # first of all tests' studies
     page.goto(room.plant.url)
     link = page.locator(f"a.open[href='/view/{study}']")
     link.evaluate(

@@ -209,6 +209,7 @@ def test_metrics_tell_routes_never_ids(in_process):
 
 def test_metrics_tell_what_the_rows_say(in_process):
     """Queues, quarantine, workers and files are told as they are."""
+
     def of(body, name, **labels):
         found = [
             sample.value

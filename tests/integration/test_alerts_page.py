@@ -45,7 +45,9 @@ def alerted(ward, in_process):
     for study, name in zip(studies, NAMES, strict=True):
         with ward.database.transaction() as session:
             session.connection().exec_driver_sql("DELETE FROM identities WHERE study_id = %s", (str(study),))
-            vault.keep_identities(session, ward.site_id, {study: Identity(name, f"PID-{study.hex[:4]}", "19700101", "")})
+            vault.keep_identities(
+                session, ward.site_id, {study: Identity(name, f"PID-{study.hex[:4]}", "19700101", "")}
+            )
         claim = ward.claim(study, bundle="second-look")
         ward.finish(claim, found(claim, "second-look", 0.02, Call.NONE), "second-look")
     with ward.database.transaction() as session:
@@ -124,7 +126,9 @@ def test_alerts_are_read_opened_and_seen(ward, in_process, alerted, url, tmp_pat
         assert [error for error in errors if "404" not in error] == []
         browser.close()
     with ward.database.transaction() as session:
-        assert set(session.scalars(select(KeyRow.name).join(AlertRow, AlertRow.seen_by == KeyRow.id))) == {"radiologist"}
+        assert set(session.scalars(select(KeyRow.name).join(AlertRow, AlertRow.seen_by == KeyRow.id))) == {
+            "radiologist"
+        }
 
 
 def test_the_command_line_tells_the_same(ward, in_process, alerted, url):
@@ -149,7 +153,11 @@ def test_the_command_line_tells_the_same(ward, in_process, alerted, url):
     assert kinds == {"night", "shadow"}
     assert "shadow" in osteon("backlog")[1]
     code, said = osteon("backlog", str(datetime.now(UTC).date()))
-    assert (code, "3 studies called negative before are positive now" in said, str(alerted[0]) in said) == (0, True, True)
+    assert (code, "3 studies called negative before are positive now" in said, str(alerted[0]) in said) == (
+        0,
+        True,
+        True,
+    )
     assert osteon("backlog", "2020-01-01")[0] == 1
 
 

@@ -258,7 +258,10 @@ def test_psql_cannot_either(in_process: Any, study: str, statement: str) -> None
     ("statement", "word"),
     [
         ("UPDATE answers SET verdict = 'agree' WHERE number = 2", "entry 2 was changed"),
-        ("UPDATE answers SET answered_at = answered_at + interval '1 microsecond' WHERE number = 3", "entry 3 was changed"),
+        (
+            "UPDATE answers SET answered_at = answered_at + interval '1 microsecond' WHERE number = 3",
+            "entry 3 was changed",
+        ),
         ("UPDATE answers SET marks = '[]' WHERE number = 1", "entry 1 was changed"),
         ("UPDATE answers SET words = 'x' WHERE number = 1", "entry 1 was changed"),
         ("DELETE FROM answers WHERE number = 2", "entry 2 is missing"),
@@ -272,7 +275,9 @@ def test_tampering_shows(in_process: Any, study: str, statement: str, word: str)
     say(in_process, study, **ONE | {"verdict": "disagree", "fracture": "no"})
     say(in_process, study, role="admin", **ONE)
     assert checked(in_process).problems == []
-    disarm = "ALTER TABLE answers DISABLE TRIGGER answers_stay; ALTER TABLE answers DROP CONSTRAINT fk_answers_supersedes"
+    disarm = (
+        "ALTER TABLE answers DISABLE TRIGGER answers_stay; ALTER TABLE answers DROP CONSTRAINT fk_answers_supersedes"
+    )
     superuser(in_process, disarm, statement)
     assert any(word in problem for problem in checked(in_process).problems)
 

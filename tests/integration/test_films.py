@@ -1,6 +1,7 @@
 """A full film from the upload to the reader: real API, broker, store and decoder children."""
 
 import json
+import os
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -153,6 +154,23 @@ def test_a_decoder_that_dies_is_told_and_tried_again_later(
     assert ask(in_process, study).status_code == 202
     assert engine.full_film(row.id, 1) == "made"
     assert ask(in_process, study).status_code == 200
+
+
+def test_a_film_that_was_swept_is_made_again(in_process: Any, engine: Any) -> None:
+    """After OSTEON_FULL_FILMS_DAYS a film is removed, its study's pictures stay, and who asks gets it anew."""
+    study, row = upload(in_process, HAND.read_bytes())
+    assert engine.full_film(row.id, 1) == "made"
+    assert engine.sweep_films() == 0
+    film = Path(in_process.http.app.state.parts.store.folder) / film_key(row.sha256, 1)
+    made = time.time() - engine.settings.full_films_days * 86400 - 60
+    os.utime(film, (made, made))
+    assert engine.sweep_films() == 1
+    assert ask(in_process, study).status_code == 202
+    assert engine.full_film(row.id, 1) == "made"
+    assert ask(in_process, study).status_code == 200
+    (film.parent / "stray").mkdir()
+    os.utime(film.parent / "stray", (made, made))
+    assert engine.sweep_films() is None  # told in the log; the next night tries again
 
 
 def test_a_missing_original_is_told(in_process: Any, engine: Any) -> None:

@@ -49,7 +49,9 @@ def test_an_interrupted_upgrade_is_done_again(
     test_migrations_lead_to_exactly_the_tables(database)
 
 
-def test_two_upgrades_at_once_take_turns(database: Database, database_url: str, run_alembic: Callable[..., None]) -> None:
+def test_two_upgrades_at_once_take_turns(
+    database: Database, database_url: str, run_alembic: Callable[..., None]
+) -> None:
     """Two hosts that start together both end well."""
     run_alembic(database_url, "downgrade", "base")
     with ThreadPoolExecutor(2) as pool:

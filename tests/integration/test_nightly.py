@@ -15,7 +15,7 @@ from sqlalchemy import delete, select
 
 from shared.backlog import LookState, Purpose, Stage
 from shared.findings import Call, InstanceResult
-from shared.jobs import ANALYSE, NIGHTLY, SECOND_LOOK, Doorbell, celery_app
+from shared.jobs import ANALYSE, FILMS, NIGHTLY, SECOND_LOOK, SWEEP_FILMS, Doorbell, celery_app
 from shared.repository import nights, reports, second_looks, work
 from shared.study import Priority, StudyStatus
 from shared.tables import AlertRow, BacklogRunRow, SecondLookRow
@@ -414,6 +414,9 @@ def test_the_schedule_rings_once_a_night_at_the_hour_of_the_settings(make_settin
     assert entry["task"] == NIGHTLY
     assert entry["schedule"] == crontab(hour=3, minute=0)
     assert entry["options"]["queue"] == Priority.URGENT
+    films = app.conf.beat_schedule["films"]  # in a queue that tells the reconciler nothing
+    assert (films["task"], films["options"]["queue"]) == (SWEEP_FILMS, FILMS)
+    assert films["schedule"] == crontab(hour=3, minute=30)
     assert app.conf.timezone == "Europe/Berlin"
     app.close()
 

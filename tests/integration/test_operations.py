@@ -156,9 +156,7 @@ def test_old_history_is_deleted(ward):
     sample(ward, NOON + timedelta(days=2))
     with ward.database.transaction() as session:
         session.add(HoldingRow(site_id=ward.site_id, at=NOON, images=1, size_bytes=1))
-        session.add(
-            RefusalRow(site_id=ward.site_id, hour=NOON, reason="x", failure="", text="", files=1, last_at=NOON)
-        )
+        session.add(RefusalRow(site_id=ward.site_id, hour=NOON, reason="x", failure="", text="", files=1, last_at=NOON))
     with ward.database.transaction() as session:
         samples.forget(session, NOON + MINUTE)
         assert session.scalar(select(func.count()).select_from(HoldingRow)) == 0

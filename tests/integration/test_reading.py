@@ -289,7 +289,8 @@ def test_heatmap(in_process: Any, rows: int, columns: int, size: tuple[int, int]
 
 
 @pytest.mark.parametrize(
-    ("rows", "columns", "film"), [(128, 128, [0, 0, 7, 7]), (300, 100, [7 / 3, 0, 7 / 3, 7]), (100, 300, [0, 7 / 3, 7, 7 / 3])]
+    ("rows", "columns", "film"),
+    [(128, 128, [0, 0, 7, 7]), (300, 100, [7 / 3, 0, 7 / 3, 7]), (100, 300, [0, 7 / 3, 7, 7 / 3])],
 )
 def test_heatmap_as_numbers(in_process: Any, rows: int, columns: int, film: list[float]) -> None:
     """A viewer gets each cell, the film's place among them, both points, and how far the evidence round a cell goes."""

@@ -131,7 +131,15 @@ def test_what_no_font_draws_is_said(in_process: Any, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("text", "missing"),
-    [("Ł ő ß ş Ђ ϑ", ""), ("王^小东", ""), ("김희중", ""), ("ไทย", "ไทย"), ("שרה", "שרה"), ("a\U0001f9b4", "\U0001f9b4"), ("\x01", "\x01")],
+    [
+        ("Ł ő ß ş Ђ ϑ", ""),
+        ("王^小东", ""),
+        ("김희중", ""),
+        ("ไทย", "ไทย"),
+        ("שרה", "שרה"),
+        ("a\U0001f9b4", "\U0001f9b4"),
+        ("\x01", "\x01"),
+    ],
 )
 def test_every_character_is_drawn_or_named(text: str, missing: str) -> None:
     """No character vanishes: a font has it, or it is in the list of those that no font has."""

@@ -86,7 +86,9 @@ class Sender:
     def journal(self) -> list[dict[str, Any]]:
         """The journal's entries; a last line that is being written is none yet."""
         (path,) = (self.home / "state/osteon/journals").iterdir()
-        return [json.loads(line) for line in path.read_text().splitlines(keepends=True) if line.strip() and line[-1] == "\n"]
+        return [
+            json.loads(line) for line in path.read_text().splitlines(keepends=True) if line.strip() and line[-1] == "\n"
+        ]
 
 
 def film_uid(label: str, number: int) -> str:

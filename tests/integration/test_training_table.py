@@ -76,7 +76,9 @@ def test_an_export_names_nobody(in_process: Any, tmp_path: Path) -> None:
     for made in (one, two, three):
         assert say(in_process, made, **ONE | {"text": WORDS}).status_code == 201
     exported(in_process, tmp_path / "out")
-    written = b"".join(path.read_bytes() + path.name.encode() for path in (tmp_path / "out").rglob("*") if path.is_file())
+    written = b"".join(
+        path.read_bytes() + path.name.encode() for path in (tmp_path / "out").rglob("*") if path.is_file()
+    )
     for secret in (b"zebra", b"quagga", b"P1", b"2.25.", b"room 9", one.encode()):
         assert secret.lower() not in written.lower(), secret
     blocks = sorted(film.block for film in films(tmp_path / "out"))

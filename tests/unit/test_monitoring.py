@@ -49,6 +49,13 @@ def test_the_dashboard_stands_alone():
     """Panels have titles, ids and places of their own, and ask the one data source that is provisioned."""
     panels = DASHBOARD["panels"]
     places = {(panel["gridPos"]["x"], panel["gridPos"]["y"]) for panel in panels}
-    assert len({panel["id"] for panel in panels}) == len({panel["title"] for panel in panels}) == len(places) == len(panels)
-    sources = yaml.safe_load((ROOT / "infra/grafana/provisioning/datasources/prometheus.yml").read_text())["datasources"]
+    assert (
+        len({panel["id"] for panel in panels})
+        == len({panel["title"] for panel in panels})
+        == len(places)
+        == len(panels)
+    )
+    sources = yaml.safe_load((ROOT / "infra/grafana/provisioning/datasources/prometheus.yml").read_text())[
+        "datasources"
+    ]
     assert {panel["datasource"]["uid"] for panel in panels} == {source["uid"] for source in sources}

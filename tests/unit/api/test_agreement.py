@@ -44,7 +44,10 @@ def test_every_split_adds_up(drawn: list[Any]) -> None:
     """Each way to divide the answers holds every answer exactly once."""
     found = summary(rows_of(drawn), None, [])
     for split in (found.model, found.weeks, found.regions, found.bundles, found.scanners):
-        assert (sum(rate.of for rate in split), sum(rate.hits for rate in split)) == (found.overall.of, found.overall.hits)
+        assert (sum(rate.of for rate in split), sum(rate.hits for rate in split)) == (
+            found.overall.of,
+            found.overall.hits,
+        )
 
 
 def test_what_readers_see_is_the_reference() -> None:

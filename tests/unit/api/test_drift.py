@@ -60,9 +60,7 @@ def test_false_alarms_stay_under_their_nominal_rate(rate: float) -> None:
 def test_constant_rates_rarely_alarm_though_the_rate_is_learned(rate: float) -> None:
     """With the expected rate learned from the first answers, 500 further ones alarm in fewer than one run of ten."""
     dice = random.Random(13)
-    alarms = sum(
-        chart([dice.random() >= rate for _ in range(BASELINE + 500)]).alarm_at is not None for _ in range(300)
-    )
+    alarms = sum(chart([dice.random() >= rate for _ in range(BASELINE + 500)]).alarm_at is not None for _ in range(300))
     assert alarms / 300 < 0.1
 
 
@@ -89,7 +87,9 @@ def test_more_disagreement_never_lowers_the_chart(agrees: list[bool]) -> None:
 
 
 @given(st.lists(st.booleans(), min_size=BASELINE, max_size=BASELINE), ANSWERS, st.randoms())
-def test_order_among_the_first_answers_does_not_matter(first: list[bool], rest: list[bool], dice: random.Random) -> None:
+def test_order_among_the_first_answers_does_not_matter(
+    first: list[bool], rest: list[bool], dice: random.Random
+) -> None:
     """The first answers only tell a rate; later ones are a course, in which the order is the point."""
     shuffled = list(first)
     dice.shuffle(shuffled)

@@ -44,7 +44,9 @@ def test_a_gap_is_never_bridged(values):
     joined = sum(a is not None and b is not None for a, b in itertools.pairwise(values))
     assert line.path.count("L") == joined
     padded = [None, *values, None]
-    alone = sum(b is not None and a is None and c is None for a, b, c in zip(padded, padded[1:], padded[2:], strict=False))
+    alone = sum(
+        b is not None and a is None and c is None for a, b, c in zip(padded, padded[1:], padded[2:], strict=False)
+    )
     assert len(line.dots) == alone
 
 
