@@ -39,6 +39,7 @@ def celery_app(settings: Settings) -> Celery:
     """Celery as measured: see docs/adr/0002-broker-settings.md for each number."""
     app = Celery("osteon", broker=settings.broker_url.get_secret_value())
     app.conf.update(
+        broker_transport="shared.transport:Transport",
         task_queues=[Queue(queue) for queue in (FILMS, *QUEUES)],  # type: ignore[no-untyped-call]
         task_default_queue=Priority.ROUTINE,
         task_acks_late=True,

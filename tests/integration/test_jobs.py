@@ -119,6 +119,24 @@ def test_a_foreign_message_at_the_head_loses_nothing(doorbell, client, foreign):
     assert doorbell.heads() == {Priority.URGENT: UNKNOWN_AGE, Priority.ROUTINE: UNKNOWN_AGE, Priority.BACKLOG: None}
 
 
+def test_a_hundred_messages_take_one_client(doorbell, client, monkeypatch):
+    """kombu would build a client a command; and after a connection that was lost there is a new one."""
+    made = []
+    build = redis.Redis.__init__
+    monkeypatch.setattr(
+        redis.Redis, "__init__", lambda self, *args, **more: made.append(self) or build(self, *args, **more)
+    )
+    with doorbell.app.connection_for_write() as connection, doorbell.app.amqp.Producer(connection) as producer:
+        for _ in range(100):
+            doorbell.app.send_task(ANALYSE, args=["x"], queue=Priority.ROUTINE, producer=producer, retry=False)
+        few = len(made)
+        connection.default_channel._disconnect_pools()
+        doorbell.app.send_task(ANALYSE, args=["x"], queue=Priority.ROUTINE, producer=producer, retry=False)
+    assert client.llen("routine") == 101
+    assert few <= 4
+    assert len(made) > few
+
+
 def test_a_message_holds_an_id_and_nothing_else(doorbell, client):
     """What the broker and Flower see of a study is our own id."""
     (study,) = studies(1, Priority.URGENT)
