@@ -20,6 +20,7 @@ router = APIRouter(tags=["answer"])
 log = logging.getLogger("osteon.agreement")
 SHOWN = 500  # values of a chart: more are not to be seen in a plot
 FEW = 20  # below, a rate says so
+UNKNOWN = "not known"
 POSITIVE = (Call.LIKELY, Call.POSSIBLE)
 _told: set[tuple[UUID, str, str, int]] = set()  # alarms that this process has logged
 
@@ -34,6 +35,9 @@ class RateView(BaseModel):
     low: float
     high: float
     few: bool = Field(description=f"fewer than {FEW} answers: hardly more than an anecdote")
+    course: list[tuple[int, int]] = Field(
+        [], description="hits and answers in each of `weeks`; of splits by place only"
+    )
 
 
 class DriftView(BaseModel):
@@ -98,9 +102,9 @@ def summary(rows: Sequence[Judged], since: datetime | None, charts: list[DriftVi
         model=_by(rows, lambda row: SAID[Call(row.call)], [*dict.fromkeys(SAID.values())]),
         reference=_reference(rows),
         weeks=_by(rows, lambda row: str(_monday(row.answered_at)), _weeks(rows)),
-        regions=_by(rows, lambda row: row.region),
-        bundles=_by(rows, lambda row: row.bundle),
-        scanners=_by(rows, lambda row: row.scanner or "not known"),
+        regions=_in_course(rows, lambda row: row.region),
+        bundles=_in_course(rows, lambda row: row.bundle),
+        scanners=_in_course(rows, lambda row: row.scanner or UNKNOWN),
         drift=charts,
     )
 
@@ -136,6 +140,17 @@ def _by(rows: Sequence[Judged], name: Callable[[Judged], str], names: Sequence[s
     of = Counter(name(row) for row in rows)
     hits = Counter(name(row) for row in rows if row.agrees)
     return [_rate(one, wilson(hits[one], of[one])) for one in (names if names is not None else sorted(of))]
+
+
+def _in_course(rows: Sequence[Judged], name: Callable[[Judged], str]) -> list[RateView]:
+    """As `_by`, each with its rate week by week."""
+    weeks = _weeks(rows)
+    of = Counter((name(row), str(_monday(row.answered_at))) for row in rows)
+    hits = Counter((name(row), str(_monday(row.answered_at))) for row in rows if row.agrees)
+    return [
+        rate.model_copy(update={"course": [(hits[rate.name, week], of[rate.name, week]) for week in weeks]})
+        for rate in _by(rows, name)
+    ]
 
 
 def _reference(rows: Sequence[Judged]) -> list[RateView]:

@@ -2,7 +2,7 @@
 
 from fastapi import APIRouter, Response
 
-from api.agreement import RateView, agreement_of
+from api.agreement import FEW, RateView, agreement_of
 from api.dependencies import PartsDep, Radiologist
 from api.drift import ANSWERS_PER_FALSE_ALARM, BASELINE, LEAST
 from api.pages.render import render
@@ -27,6 +27,8 @@ def agreement(parts: PartsDep, key: Radiologist, days: int = 365) -> Response:
         "choices": DAYS,
         "alarms": [one for one in found.drift if one.alarm],
         "plot": _plot(found.weeks),
+        "course": _course,
+        "last_week": found.weeks[-1].name if found.weeks else "",
         "lines": {f"{one.bundle} {one.region}": _line(one.values, one.limit) for one in found.drift if one.enough},
         "needed": BASELINE + LEAST,
         "baseline": BASELINE,
@@ -46,6 +48,22 @@ def _plot(weeks: list[RateView]) -> list[tuple[float, float, float, float, RateV
         for place, week in enumerate(weeks)
         if week.share is not None
     ]
+
+
+COURSE_WIDE, COURSE_HIGH = 150, 26
+
+
+def _course(rate: RateView) -> tuple[str, list[tuple[float, float, bool]]]:
+    """A rate's weeks as a small picture: an SVG path with gaps where nobody answered, and dots (x, y, few answers)."""
+    step = COURSE_WIDE / max(1, len(rate.course))
+    path, dots, joined = "", [], False
+    for place, (hits, of) in enumerate(rate.course):
+        if of:
+            x, y = (place + 0.5) * step, COURSE_HIGH * (1 - hits / of)
+            path += f"{'L' if joined else 'M'}{x:.1f} {y:.1f}"
+            dots.append((x, y, of < FEW))
+        joined = of > 0
+    return path, dots
 
 
 def _line(values: list[float], limit: float) -> str:

@@ -276,6 +276,8 @@ def test_agreement_shows_rates_and_alarms(reader: Page, in_process: Any, study: 
     expect(reader.get_by_role("alert")).to_contain_text("Drift: first, hand.")
     expect(reader.get_by_role("img", name=re.compile("Agreement by week"))).to_be_visible()
     expect(reader.get_by_role("row", name=re.compile("^model says fracture"))).to_contain_text("of 199")
+    hands = reader.get_by_role("table").filter(has_text="Region").get_by_role("img", name=re.compile("^hand by week"))
+    expect(hands).to_have_accessible_name(re.compile(r"first [0-9]+\s%, last [0-9]+\s%, [0-9]+ weeks with answers"))
     expect(reader.get_by_role("main")).not_to_contain_text("radiologist")
     shoot(reader, "agreement", tmp_path)
     assert grave(reader) == []

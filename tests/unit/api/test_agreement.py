@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from api.agreement import drift, summary
+from api.pages.agreement import _course
 from shared.repository.answers import Judged
 
 MONDAY = datetime(2026, 3, 2, tzinfo=UTC)
@@ -48,6 +49,30 @@ def test_every_split_adds_up(drawn: list[Any]) -> None:
             found.overall.of,
             found.overall.hits,
         )
+
+
+@given(ROWS)
+def test_courses_add_up_to_their_weeks(drawn: list[Any]) -> None:
+    """Week by week, the regions' answers are all of that week's, and so are those of bundles and scanners."""
+    found = summary(rows_of(drawn), None, [])
+    for split in (found.regions, found.bundles, found.scanners):
+        for place, week in enumerate(found.weeks):
+            hits, of = (sum(rate.course[place][side] for rate in split) for side in (0, 1))
+            assert (hits, of) == (week.hits, week.of)
+        for rate in split:
+            assert [sum(side) for side in zip(*rate.course, strict=True)] == [rate.hits, rate.of]
+
+
+def test_a_course_has_gaps_where_nobody_answered() -> None:
+    """A region's rate of the first and third week, and nothing in between, for another region was read then."""
+    week = timedelta(weeks=1)
+    rows = [row(1, True), row(2, True, answered_at=MONDAY + week, region="leg"),
+            row(3, False, answered_at=MONDAY + 2 * week), row(4, True, answered_at=MONDAY + 2 * week)]  # fmt: skip
+    hand, leg = summary(rows, None, []).regions
+    assert (hand.course, leg.course) == ([(1, 1), (0, 0), (1, 2)], [(0, 0), (1, 1), (0, 0)])
+    path, dots = _course(hand)
+    assert path == "M25.0 0.0M125.0 13.0"
+    assert dots == [(25.0, 0.0, True), (125.0, 13.0, True)]
 
 
 def test_what_readers_see_is_the_reference() -> None:
