@@ -24,6 +24,7 @@ BENCHMARKS = {
     "control_plane": "messages, claims and rows with an instant model: at least 300 studies/s, however long the queue",
     "upload": "films to the API until the receipt says stored, against an S3 client's put of them: at least 0.7",
     "worklist": "a page among 1,000,000 studies, first, deep, filtered, against one study by its key: p95, at most 5",
+    "viewer": "a reader's click to the picture, in a real browser: at most 300 ms",
     "heatmap": "the network that says where, against the same one that does not: share of forward time, at most 3 %",
 }
 ALL = "all"
