@@ -90,7 +90,8 @@ class InstanceToAnalyse:
     id: UUID
     sha256: str
     modality: str
-    pixels: int  # rows x columns x frames, as the header says
+    frames: int  # as the header says
+    pixels: int  # rows x columns x frames
 
 
 @dataclass(frozen=True)

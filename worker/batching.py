@@ -3,24 +3,24 @@
 The model, the decoders and the database writes all stand behind one of these.
 """
 
-import heapq
 import itertools
 import logging
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from typing import Generic, TypeVar
 
 log = logging.getLogger(__name__)
-PATIENCE_S = 10.0  # so much older is as good as one priority higher: what waits cannot wait for ever
+OLDEST_EVERY = 10  # of so many items taken one is the oldest of all: nothing starves, and nothing urgent feels it
 Item = TypeVar("Item")
 Answer = TypeVar("Answer")
-_Entry = tuple[float, int, float, int, Item, "Future[Answer]"]  # due, order, submitted, priority
+_Entry = tuple[int, float, Item, "Future[Answer]"]  # order of arrival, submitted (monotonic seconds)
 
 
 class Batcher(Generic[Item, Answer]):
-    """Threads ("lanes") that answer batches from one priority heap.
+    """Threads ("lanes") that answer batches, the most urgent items first.
 
     A batch starts when `max_batch` items wait or the oldest has waited `max_wait_s`. When a batch raises it is halved
     until the culprit is alone: that one gets the exception, its neighbours their answers.
@@ -48,8 +48,9 @@ class Batcher(Generic[Item, Answer]):
         self.lanes = [Lane() for _ in range(lanes)]
         self._answer, self._max_batch, self._max_wait_s, self._common = answer, max_batch, max_wait_s, common
         self._pace_s, self._mixed = pace_s, mixed
-        self._heap: list[_Entry[Item, Answer]] = []
+        self._queues: dict[int, deque[_Entry[Item, Answer]]] = {}  # by priority; none is empty
         self._order = itertools.count()
+        self._taken = 0
         self._changed = threading.Condition()
         self._closed = False
         for number, lane in enumerate(self.lanes):
@@ -59,18 +60,27 @@ class Batcher(Generic[Item, Answer]):
     def submit(self, item: Item, priority: int = 0) -> "Future[Answer]":
         """Queue an item. Raises RuntimeError once closed.
 
-        Smaller priorities go first, equal ones in order; an item goes before all that come more than PATIENCE_S a
-        priority later.
+        Smaller priorities go first, equal ones in order; but each OLDEST_EVERY-th item taken is the oldest of all.
         """
         future: Future[Answer] = Future()
-        now = time.monotonic()
         with self._changed:
             if self._closed:
                 raise RuntimeError("the batcher is closed")
-            due = now + priority * PATIENCE_S
-            heapq.heappush(self._heap, (due, next(self._order), now, priority, item, future))
+            entry = (next(self._order), time.monotonic(), item, future)
+            self._queues.setdefault(priority, deque()).append(entry)
             self._changed.notify()
         return future
+
+    @property
+    def at_once(self) -> int:
+        """How many items all lanes together answer at a time."""
+        return self._max_batch * len(self.lanes)
+
+    @property
+    def waiting(self) -> int:
+        """Items that no lane has taken yet."""
+        with self._changed:
+            return self._waiting()
 
     def close(self) -> None:
         """Answer what waits, then stop."""
@@ -90,23 +100,38 @@ class Batcher(Generic[Item, Answer]):
     def _next(self, lane: "Lane") -> list[tuple[Item, "Future[Answer]"]]:
         with self._changed:
             while True:
-                while not self._heap and not self._closed:
+                while not self._queues and not self._closed:
                     self._changed.wait()
-                if not self._heap:
+                if not self._queues:
                     return []
-                start_at = max(min(entry[2] for entry in self._heap) + self._max_wait_s, lane.started_at + self._pace_s)
-                left = start_at - time.monotonic()
-                if len(self._heap) >= self._max_batch or self._closed or left <= 0:
+                oldest_at = min(queue[0][1] for queue in self._queues.values())
+                left = max(oldest_at + self._max_wait_s, lane.started_at + self._pace_s) - time.monotonic()
+                if self._waiting() >= self._max_batch or self._closed or left <= 0:
                     break
                 self._changed.wait(left)  # another lane may take all of it meanwhile
-            priority = self._heap[0][3]
             batch: list[tuple[Item, Future[Answer]]] = []
-            while self._heap and len(batch) < self._max_batch and (self._mixed or self._heap[0][3] == priority):
-                *_, item, future = heapq.heappop(self._heap)
+            first = self._turn()
+            while self._queues and len(batch) < self._max_batch:
+                priority = self._turn()
+                if priority != first and not self._mixed:
+                    break
+                *_, item, future = self._queues[priority].popleft()
+                if not self._queues[priority]:
+                    del self._queues[priority]
+                self._taken += 1
                 batch.append((item, future))
-            if self._heap:
+            if self._queues:
                 self._changed.notify()
             return batch
+
+    def _turn(self) -> int:
+        """The priority whose first item is to be taken next."""
+        if self._taken % OLDEST_EVERY == OLDEST_EVERY - 1:
+            return min(self._queues, key=lambda priority: self._queues[priority][0][0])
+        return min(self._queues)
+
+    def _waiting(self) -> int:
+        return sum(map(len, self._queues.values()))
 
     def _settle(self, lane: "Lane", batch: list[tuple[Item, "Future[Answer]"]]) -> None:
         try:

@@ -4,6 +4,7 @@ import logging
 import threading
 import time
 from collections.abc import Sequence
+from weakref import WeakValueDictionary
 
 import torch
 
@@ -26,7 +27,11 @@ class NoBundle(OsteonError):
 
 
 class ActiveReader:
-    """Hands out the reader of the active bundle, and of one other for second looks; two are held at most."""
+    """Hands out the reader of the active bundle, and of others for second looks.
+
+    Of a bundle there is one reader, whoever asks. Held are the active one and the last other; of further ones those
+    that a study in hand uses, so runs of several bundles at once do not load them in turn.
+    """
 
     def __init__(self, database: Database, store: Store) -> None:
         self._database, self._store = database, store
@@ -34,7 +39,8 @@ class ActiveReader:
         self._reader: Reader | None = None
         self._name = ""
         self._looked_at = 0.0
-        self._other: Reader | None = None
+        self._other: Reader | None = None  # kept for the next second look
+        self._alive: WeakValueDictionary[str, Reader] = WeakValueDictionary()  # by the bundle's name
         self._other_lock = threading.Lock()  # while another bundle is loaded, live studies go on
         torch.set_num_threads(max(1, cpu_count() // lanes()))
 
@@ -64,16 +70,19 @@ class ActiveReader:
         if active.manifest.name == name:
             return active
         with self._other_lock:
-            if self._other is None or self._other.manifest.name != name:
-                self._other = None  # two at once in memory, not three
+            reader = self._alive.get(name)
+            if reader is None:
+                self._other = None  # not one more in memory than is used
                 with self._database.transaction() as session:
                     row = bundle(session, name)
-                self._other = self._load(row)
-            return self._other
+                reader = self._load(row)
+            self._other = reader
+            return reader
 
     def _load(self, row: BundleRow) -> Reader:
         reader = Reader.of_bundle(self._store.get(bundle_key(row.sha256)), row.sha256, resident=True)
         log.info("bundle loaded", extra={"bundle": row.name})
+        self._alive[row.name] = reader
         return reader
 
     def _look(self) -> None:
@@ -82,11 +91,7 @@ class ActiveReader:
         if row is None:
             raise NoBundle
         if row.name != self._name:
-            other = self._other
-            if other is not None and other.manifest.name == row.name:  # a shadow that was promoted
-                self._reader, self._other = other, None
-            else:
-                self._reader = self._load(row)
+            self._reader = self._alive.get(row.name) or self._load(row)  # there already: a shadow that was promoted
             self._name = row.name
 
 

@@ -71,6 +71,7 @@ class Sweeper:
             Priority.BACKLOG: timedelta(seconds=settings.backlog_limit_s),
         }
         self._database, self._doorbell, self._load, self._threads, self._end = database, doorbell, load, threads, end
+        self._counted = load.taken  # as of the last promotion
         self._standstill = Standstill(settings.standstill_s)
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="sweeper", daemon=True)
@@ -86,20 +87,17 @@ class Sweeper:
         self._thread.join()
 
     def _run(self) -> None:
-        before = self._load.taken
         self._beat()
         while not self._stop.wait(self._every_s):
             self._beat()
             try:
-                taken = self._load.taken
-                self._sweep(taken - before)
-                before = taken
+                self._sweep()
             except OsteonError as wrong:
                 log.warning("could not reconcile", extra={"why": str(wrong)})
             except Exception:
                 log.exception("the sweeper met something unknown")  # and must outlive it
 
-    def _sweep(self, finished: int) -> None:
+    def _sweep(self) -> None:
         waiting = self._waiting()
         free = self._load.in_hand < self._threads
         if self._standstill.look(waiting, self._load.taken, free=free) and not self._stop.is_set():
@@ -107,7 +105,9 @@ class Sweeper:
         began = time.monotonic()
         try:
             sent = reconcile(self._database, self._doorbell, self._grace)
-            promoted = promote(self._database, self._doorbell, self._limits, finished)
+            taken = self._load.taken
+            promoted = promote(self._database, self._doorbell, self._limits, taken - self._counted)
+            self._counted = taken  # even if what follows fails: no study counts for two promotions
             fed = feed(self._settings, self._database, self._doorbell)
         finally:
             if time.monotonic() - began > SILENCE_S:

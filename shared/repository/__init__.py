@@ -10,6 +10,16 @@ from sqlalchemy.orm import Session, sessionmaker
 
 from shared.errors import Unavailable
 
+CONNECTION = {  # libpq's; those of TCP mean nothing to a Unix socket
+    "application_name": "osteon",
+    "connect_timeout": 5,  # seconds
+    # a server that vanished without a word is given up after some 25 s of silence, or 15 s with something unsent
+    "keepalives": 1,
+    "keepalives_idle": 10,  # seconds
+    "keepalives_interval": 5,  # seconds
+    "keepalives_count": 3,
+    "tcp_user_timeout": 15_000,  # milliseconds
+}
 CURE = "Check OSTEON_DATABASE_URL, and that the server runs and takes connections."
 
 
@@ -26,7 +36,7 @@ class Database:
             pool_pre_ping=True,
             executemany_mode="values_plus_batch",  # many UPDATEs in one round trip
             hide_parameters=True,  # parameters can be identities, and errors are logged
-            connect_args={"connect_timeout": 5, "application_name": "osteon"},
+            connect_args=dict(CONNECTION),
         )
         self._sessions = sessionmaker(self.engine, expire_on_commit=False)
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from worker.batching import PATIENCE_S, Batcher
+from worker.batching import OLDEST_EVERY, Batcher, Lane
 
 
 class Poison(Exception):
@@ -79,20 +79,25 @@ def test_every_item_gets_its_own_answer_or_its_own_exception(count, max_batch, l
 @given(st.lists(st.integers(0, 2), min_size=1, max_size=30), st.integers(1, 7))
 @settings(max_examples=40, deadline=None)
 def test_what_waits_is_served_by_priority_then_in_order(priorities, max_batch):
-    """Of everything that waits, the most urgent goes first, and equals go in the order in which they came."""
+    """The most urgent goes first, equals in the order in which they came, and each tenth item is the oldest of all."""
     model = Model()
     model.open.clear()
     with batcher_of(model, max_batch) as batcher:
         batcher.submit(-1, -1)  # occupies the model until all others wait
         deadline = time.monotonic() + 20
-        while batcher._heap and time.monotonic() < deadline:
+        while batcher.waiting and time.monotonic() < deadline:
             time.sleep(0.0005)
         futures = [batcher.submit(item, priority) for item, priority in enumerate(priorities)]
         model.open.set()
         for future in futures:
             future.result(20)
     served = [item for batch in model.batches for item in batch]
-    assert served == [-1, *sorted(range(len(priorities)), key=lambda item: (priorities[item], item))]
+    expected, left = [-1], list(enumerate(priorities))
+    while left:
+        oldest = len(expected) % OLDEST_EVERY == OLDEST_EVERY - 1
+        left.remove(one := left[0] if oldest else min(left, key=lambda waiting: (waiting[1], waiting[0])))
+        expected.append(one[0])
+    assert served == expected
 
 
 def test_many_threads_get_their_own_answers():
@@ -168,31 +173,69 @@ def test_a_wrong_number_of_answers_is_an_error_not_a_swap():
     batcher.close()
 
 
-@given(st.lists(st.tuples(st.integers(0, 2), st.floats(0, 60)), min_size=2, max_size=40))
-@settings(max_examples=60, deadline=None)
-def test_nothing_waits_for_ever(arrivals):
-    """However urgent what comes later is, an item is overtaken only by what came within its patience."""
-    model = Model()
-    model.open.clear()
-    with batcher_of(model, 1) as batcher, pytest.MonkeyPatch.context() as patched:
-        batcher.submit(-1, -1)
-        deadline = time.monotonic() + 20
-        while batcher._heap and time.monotonic() < deadline:
-            time.sleep(0.0005)
-        start = time.monotonic()
-        ordered = sorted(arrivals, key=lambda arrival: arrival[1])
-        futures = []
-        for number, (priority, after) in enumerate(ordered):
-            patched.setattr("worker.batching.time.monotonic", lambda after=after: start + after)
-            futures.append(batcher.submit(number, priority))
-        patched.undo()
-        model.open.set()
-        for future in futures:
-            future.result(20)
-    served = [item for batch in model.batches for item in batch][1:]
-    for place, item in enumerate(served):
-        priority, after = ordered[item]
-        assert all(ordered[earlier][1] <= after + priority * PATIENCE_S + 1e-6 for earlier in served[:place])
+Taken = tuple[int, int, int, int]  # priority, items taken before it came, items that waited then, place
+
+
+def played(turns: list[tuple[list[int], int]], mixed: bool) -> list[Taken]:
+    """Let these arrivals (priorities, and how many batches are taken after them) pass through a batcher of no lanes.
+
+    Then urgent ones keep coming until all is taken that the turns brought, which is returned in the order of arrival.
+    """
+    batcher = Batcher("model", list, max_batch=4, lanes=0, mixed=mixed)
+    lane, came, order = Lane(), [], []
+
+    def arrive(priorities: list[int]) -> None:
+        for priority in priorities:
+            came.append((priority, len(order), batcher.waiting))
+            batcher.submit(len(came) - 1, priority)
+
+    for priorities, batches in turns:
+        arrive(priorities)
+        for _ in range(batches):
+            if batcher.waiting:
+                order.extend(item for item, _ in batcher._next(lane))
+    wanted = len(came)
+    while sum(item < wanted for item in order) < wanted:
+        arrive([0] * 4)
+        order.extend(item for item, _ in batcher._next(lane))
+        assert len(order) < 50 * (wanted + 1), "an item starves"
+    place = {item: index for index, item in enumerate(order)}
+    return [(*came[item], place[item]) for item in range(wanted)]
+
+
+TURNS = st.lists(st.tuples(st.lists(st.integers(0, 2), max_size=20), st.integers(0, 3)), min_size=1, max_size=12)
+
+
+@given(TURNS, st.booleans())
+@settings(max_examples=200, deadline=None)
+def test_nothing_waits_for_ever(turns, mixed):
+    """While urgent items come without end, each item has its turn after ten for each that was there before it."""
+    for _, before, waited, place in played(turns, mixed):
+        assert place - before < OLDEST_EVERY * (waited + 1)
+
+
+@given(st.integers(0, 300), st.integers(0, 40), st.integers(0, 2), st.booleans())
+@settings(max_examples=200, deadline=None)
+def test_what_is_urgent_waits_behind_a_tenth_at_most(routine, urgent, batches, mixed):
+    """However long and however old the queue is, of the items before an urgent one a tenth at most is less urgent."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("worker.batching.time.monotonic", lambda: 1000.0)
+        batcher = Batcher("model", list, max_batch=4, lanes=0, mixed=mixed)
+        for item in range(routine):
+            batcher.submit(-item, 1 + item % 2)
+        for _ in range(batches):
+            if batcher.waiting:
+                batcher._next(Lane())
+        patched.setattr("worker.batching.time.monotonic", lambda: 10_000.0)  # all of it has waited for hours
+        for item in range(urgent + 1):
+            batcher.submit(1000 + item, 0)
+        order: list[int] = []
+        while 1000 + urgent not in order:
+            order.extend(item for item, _ in batcher._next(Lane()))
+    before = order[: order.index(1000 + urgent)]
+    others = sum(item < 1000 for item in before)
+    assert others <= -(-len(before) // OLDEST_EVERY)
+    assert len(before) <= urgent + urgent // (OLDEST_EVERY - 1) + 1
 
 
 def test_what_no_item_caused_fails_the_batch_at_once():

@@ -152,19 +152,40 @@ def test_the_consumer_is_not_to_blame_while_the_broker_is_away(monkeypatch, trou
     monkeypatch.setattr("worker.sweeps.feed", lambda *_: 0)
     settings = Settings(reconcile_every_s=3600, standstill_s=6)
     sweeper = Sweeper(settings, None, bell, Load(), threads=1, end=said.append)
-    sweeper._sweep(0)
+    sweeper._sweep()
     bell.now += 2
     bell.away, bell.takes_s = trouble == "away", 5.0 if trouble == "slow" else 0.0
     if trouble == "away":
         with pytest.raises(Unavailable):
-            sweeper._sweep(0)
+            sweeper._sweep()
     bell.now += 5
     bell.away = False
-    sweeper._sweep(0)
+    sweeper._sweep()
     assert bool(said) is (trouble == "none")
     bell.takes_s, trouble = 0, "none"
-    sweeper._sweep(0)
+    sweeper._sweep()
     bell.now += 6.5
-    sweeper._sweep(0)
+    sweeper._sweep()
     assert set(said) == {"the consumer of messages stands still"}
     sweeper.close()
+
+
+def test_no_study_counts_for_two_promotions(monkeypatch):
+    """While what follows in a sweep fails each time, promotion still sees only what was taken since the last one."""
+    seen: list[int] = []
+
+    def feed(*_):
+        raise Unavailable
+
+    monkeypatch.setattr("worker.sweeps.reconcile", lambda *_: 0)
+    monkeypatch.setattr("worker.sweeps.promote", lambda *arguments: seen.append(arguments[-1]) or 0)
+    monkeypatch.setattr("worker.sweeps.feed", feed)
+    load = Load()
+    load.taken = 7  # before this sweeper
+    sweeper = Sweeper(Settings(reconcile_every_s=3600), None, Bell(), load, threads=1, end=str)
+    for taken in (20, 50, 0):
+        load.taken += taken
+        with pytest.raises(Unavailable):
+            sweeper._sweep()
+    sweeper.close()
+    assert seen == [20, 50, 0]

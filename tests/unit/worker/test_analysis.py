@@ -1,0 +1,127 @@
+"""One study through stand-ins for decoders and model: order, errors, and what is in memory at a time."""
+
+import threading
+import time
+import uuid
+import weakref
+from concurrent.futures import Future, ThreadPoolExecutor
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from shared.errors import Rejected
+from shared.study import Claim, InstanceToAnalyse, Priority
+from worker.analysis import LARGE_PIXELS, analyse
+from worker.batching import Batcher
+from worker.decoding import Decoded, DecodingFailed, Job
+
+SIDE = 8
+READER = SimpleNamespace(size=SIDE, finding=lambda reading, frame, modality, body_part: (reading, frame))
+
+
+class Squares:
+    """Decoders that make marked squares and count those that are alive."""
+
+    def __init__(self, frames: int, decode_s: float = 0.0) -> None:
+        self.alive = self.peak = self.decoding = self.most_decoding = 0
+        self._frames, self._decode_s = frames, decode_s
+        self._lock = threading.Lock()
+        self.pool = ThreadPoolExecutor(4)
+
+    def submit(self, job: Job, priority: int) -> "Future[Decoded]":
+        return self.pool.submit(self._decode, int(job.sha256))
+
+    def _decode(self, number: int) -> Decoded:
+        with self._lock:
+            self.decoding += 1
+            self.most_decoding = max(self.most_decoding, self.decoding)
+        time.sleep(self._decode_s)
+        with self._lock:
+            self.decoding -= 1
+        if number == 13:
+            raise Rejected("broken")
+        if number == 17:
+            raise DecodingFailed("dead")
+        return Decoded([self._square(number * 1000 + frame) for frame in range(self._frames)], "HAND")
+
+    def _square(self, mark: int) -> np.ndarray:
+        square = np.full((SIDE, SIDE), mark, np.int64)
+        with self._lock:
+            self.alive += 1
+            self.peak = max(self.peak, self.alive)
+        weakref.finalize(square, self._gone)
+        return square
+
+    def _gone(self) -> None:
+        with self._lock:
+            self.alive -= 1
+
+
+def claim(count: int, frames: int, pixels: int = 100) -> Claim:
+    instances = [InstanceToAnalyse(uuid.UUID(int=n), str(n), "DX", frames, pixels) for n in range(count)]
+    return SimpleNamespace(priority=Priority.ROUTINE, instances=instances)
+
+
+def model(items):
+    return [int(square[0, 0]) for _, square in items]
+
+
+@pytest.fixture(autouse=True)
+def _two_cores(monkeypatch):
+    monkeypatch.setattr("worker.analysis.cpu_count", lambda: 2)
+
+
+@pytest.mark.parametrize(("frames", "pixels"), [(1, 100), (3, 100), (3, LARGE_PIXELS + 1)])
+def test_results_come_in_order_with_the_errors_of_their_images(frames, pixels):
+    """Each image gets its own readings, frame by frame, or its own error; on the last attempt a dead decoder too."""
+    squares, batcher = Squares(frames), Batcher("model", model, max_batch=4, lanes=2)
+    results = analyse(claim(40, frames, pixels), READER, squares.submit, batcher, last_attempt=True)
+    batcher.close()
+    assert [result.instance_id.int for result in results] == list(range(40))
+    for number, result in enumerate(results):
+        if number in (13, 17):
+            assert result.error_reason and not result.findings
+        else:
+            assert result.findings == [(number * 1000 + frame, frame + 1) for frame in range(frames)]
+
+
+@pytest.mark.parametrize("frames", [1, 5, 60])
+def test_few_squares_are_in_memory_whatever_the_study_holds(frames):
+    """However many images and frames, and however slow the model, the squares alive at a time stay few."""
+
+    def slow(items):
+        time.sleep(0.002)
+        return model(items)
+
+    squares, batcher = Squares(frames), Batcher("model", slow, max_batch=4)
+    analyse(claim(600 // frames, frames), READER, squares.submit, batcher, last_attempt=True)
+    batcher.close()
+    enough = 2 * (4 + 2)
+    assert squares.peak < enough + frames + 4 + 4 * (frames == 1)  # what is in hand, the last one begun, a batch
+
+
+def test_a_study_keeps_decoders_and_model_busy():
+    """One study alone is decoded side by side, and the model's batches are full."""
+    sizes = []
+
+    def slow(items):
+        sizes.append(len(items))
+        time.sleep(0.02)
+        return model(items)
+
+    squares, batcher = Squares(1, decode_s=0.005), Batcher("model", slow, max_batch=4)
+    analyse(claim(80, 1), READER, squares.submit, batcher, last_attempt=True)
+    batcher.close()
+    assert sum(sizes) / len(sizes) > 3
+    assert squares.most_decoding == 4
+
+
+def test_what_a_failed_study_has_in_hand_is_cancelled():
+    """Before the last attempt a dead decoder ends the study, and nothing of it is left for the decoders or the model."""
+    seen = []
+    squares, batcher = Squares(1), Batcher("model", lambda items: seen.extend(items) or model(items), max_batch=4)
+    with pytest.raises(DecodingFailed):
+        analyse(claim(200, 1), READER, squares.submit, batcher)
+    batcher.close()
+    assert len(seen) < 40

@@ -1,0 +1,69 @@
+"""Whose reader a study gets, and what is loaded for it."""
+
+import gc
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
+from types import SimpleNamespace
+
+import pytest
+
+from worker.predictor import ActiveReader
+
+
+class FakeReader:
+    """A bundle, loaded."""
+
+    def __init__(self, name: str) -> None:
+        self.manifest = SimpleNamespace(name=name)
+
+
+class Site:
+    """A database that names the active bundle, a store, and what was loaded from it."""
+
+    def __init__(self, patched: pytest.MonkeyPatch) -> None:
+        self.active, self.loads = "A", []
+        patched.setattr("worker.predictor.LOOK_EVERY_S", -1.0)
+        patched.setattr(
+            "worker.predictor.active_bundle", lambda _: SimpleNamespace(name=self.active, sha256=self.active)
+        )
+        patched.setattr("worker.predictor.bundle", lambda _, name: SimpleNamespace(name=name, sha256=name))
+        patched.setattr("worker.predictor.Reader.of_bundle", lambda _, name, **__: self._loaded(name))
+        database, store = SimpleNamespace(transaction=nullcontext), SimpleNamespace(get=lambda _: b"")
+        self.reader = ActiveReader(database, store)
+
+    def _loaded(self, name):
+        self.loads.append(name)
+        return FakeReader(name)
+
+
+@pytest.fixture
+def site(monkeypatch):
+    return Site(monkeypatch)
+
+
+def test_shadows_that_run_at_once_are_loaded_once_each(site):
+    """While studies of two shadows are in hand, their looks take turns as they like, and share one reader a bundle."""
+    with ThreadPoolExecutor(8) as pool:
+        held = list(pool.map(site.reader.of, ["B", "C"] * 20))
+    assert sorted(site.loads) == ["A", "B", "C"]
+    assert len(set(map(id, held))) == 2
+    assert [one.manifest.name for one in held] == ["B", "C"] * 20
+
+
+def test_only_the_last_other_one_is_kept(site):
+    """Between looks the last bundle stays in memory, and none before it."""
+    for name in ("B", "B", "C", "C", "B"):
+        site.reader.of(name)
+        gc.collect()
+    assert site.loads == ["A", "B", "C", "B"]
+
+
+def test_a_promoted_shadow_is_not_loaded_again(site):
+    """What a shadow's looks have in memory serves live studies too, and the active one's reader serves looks."""
+    shadow = site.reader.of("B")
+    before = site.reader.current()
+    site.active = "B"
+    assert site.reader.current() is shadow
+    assert site.reader.of("B") is shadow
+    assert site.reader.of("A") is before
+    assert site.loads == ["A", "B"]
