@@ -1,6 +1,8 @@
 """GET /agreement: how often readers agree with the model, where, and whether that drifts."""
 
 import logging
+import math
+import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, date, datetime, timedelta
@@ -9,12 +11,14 @@ from uuid import UUID
 
 from fastapi import APIRouter, Query
 from pydantic import BaseModel, Field
+from sqlalchemy.orm import Session
 
 from api.dependencies import Parts, PartsDep, Radiologist
 from api.drift import LIMIT, Rate, chart, wilson
 from shared.findings import RESEARCH_USE, Call
 from shared.repository.access import Key
 from shared.repository.answers import Judged, judged
+from shared.repository.bundles import active_bundle
 
 router = APIRouter(tags=["answer"])
 log = logging.getLogger("osteon.agreement")
@@ -22,7 +26,9 @@ SHOWN = 500  # values of a chart: more are not to be seen in a plot
 FEW = 20  # below, a rate says so
 UNKNOWN = "not known"
 POSITIVE = (Call.LIKELY, Call.POSSIBLE)
+KEPT_S = 300  # for how long alarms are taken as counted: a scrape need not read all answers
 _told: set[tuple[UUID, str, str, int]] = set()  # alarms that this process has logged
+_alarms: dict[tuple[UUID, str], tuple[float, list["DriftView"]]] = {}  # by site and bundle: when counted, by monotonic
 
 
 class RateView(BaseModel):
@@ -84,13 +90,33 @@ def agreement_of(parts: Parts, key: Key, days: int) -> Agreement:
     with parts.database.transaction() as session:
         rows = judged(session, key.site_id)
     found = summary([row for row in rows if row.answered_at >= since], since, drift(rows))
-    for one in found.drift:
-        alarm = (key.site_id, one.bundle, one.region, int(one.alarm_since.timestamp()) if one.alarm_since else 0)
+    _tell(key.site_id, found.drift)
+    return found
+
+
+def alarms_of(session: Session, site_id: UUID) -> list[DriftView]:
+    """The charts of the active bundle that alarm at this site, at most KEPT_S seconds old.
+
+    Only of the active bundle: one that nobody answers any more keeps its last alarm for ever.
+    """
+    active = active_bundle(session)
+    if active is None:
+        return []
+    counted, alarms = _alarms.get((site_id, active.name), (-math.inf, []))
+    if time.monotonic() - counted >= KEPT_S:
+        alarms = [one for one in drift(judged(session, site_id, bundle=active.name)) if one.alarm]
+        _alarms[site_id, active.name] = time.monotonic(), alarms
+        _tell(site_id, alarms)
+    return alarms
+
+
+def _tell(site_id: UUID, charts: Sequence[DriftView]) -> None:
+    for one in charts:
+        alarm = (site_id, one.bundle, one.region, int(one.alarm_since.timestamp()) if one.alarm_since else 0)
         if one.alarm and alarm not in _told:
             _told.add(alarm)
             what = {"bundle": one.bundle, "region": one.region, "since": str(one.alarm_since)}
             log.warning("readers agree with the model less than they used to", extra=what)
-    return found
 
 
 def summary(rows: Sequence[Judged], since: datetime | None, charts: list[DriftView]) -> Agreement:

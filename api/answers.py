@@ -135,6 +135,7 @@ def answer(
 ) -> AnswersView:
     """Write one entry; sent again with its Idempotency-Key, it is written once.
 
+    A verdict that repeats your standing one on the finding, without new words or marks, is not written again.
     409 if the finding is not the one that is shown now (send older_bundle to answer it all the same), if a study
     that is done has other images by now than the reader was shown, or if the Idempotency-Key came with another answer
     before.
@@ -152,7 +153,8 @@ def answer(
                     409, f"This study has {len(views)} images by now; load the page again and look at all"
                 )
             entry = answers.append(session, key, request_id, _said(session, parts, study_id, said, views))
-        if entry.key_id != key.id or not _same(parts, entry, study_id, said, views):
+        written = entry.request_id == request_id  # else it is the reader's standing verdict, which says the same
+        if written and (entry.key_id != key.id or not _same(parts, entry, study_id, said, views)):
             raise HTTPException(409, "This Idempotency-Key came with another answer before; make a new one")
         return answers_view(session, parts, key, study_id)
 

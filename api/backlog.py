@@ -3,6 +3,7 @@
 from datetime import date
 
 from fastapi import APIRouter
+from sqlalchemy.orm import Session
 
 from api.dependencies import Admin, PartsDep
 from api.retrospect import AlertView, RunReport, RunView
@@ -15,8 +16,13 @@ router = APIRouter(tags=["administer"])
 def backlog(parts: PartsDep, _key: Admin) -> list[RunView]:
     """The latest nightly and shadow runs, newest first; those under way with a forecast."""
     with parts.database.transaction() as session:
-        now = work.clock(session)
-        return [RunView.of(run, reports.forecast_of(session, run, now)) for run in reports.runs(session)]
+        return run_views(session)
+
+
+def run_views(session: Session) -> list[RunView]:
+    """What GET /backlog answers; the page shows the same."""
+    now = work.clock(session)
+    return [RunView.of(run, reports.forecast_of(session, run, now)) for run in reports.runs(session)]
 
 
 @router.get("/backlog/{night}")

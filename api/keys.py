@@ -6,8 +6,9 @@ from uuid import UUID
 
 from fastapi import APIRouter
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from sqlalchemy.orm import Session
 
-from api.dependencies import Admin, Parts, PartsDep
+from api.dependencies import Admin, PartsDep
 from shared.repository import access
 from shared.repository.access import Key, Role
 from shared.tables import KeyRow
@@ -47,13 +48,13 @@ class MadeKey(KeyView):
 @router.get("/keys")
 def keys(parts: PartsDep, key: Admin) -> list[KeyView]:
     """The keys of your site, the valid ones first; revoked ones stay, for audits name them."""
-    return key_views(parts, key)
-
-
-def key_views(parts: Parts, key: Key) -> list[KeyView]:
-    """What GET /keys answers; the page shows the same."""
     with parts.database.transaction() as session:
-        return [_view(row, key) for row in access.keys(session, key.site_id)]
+        return key_views(session, key)
+
+
+def key_views(session: Session, key: Key) -> list[KeyView]:
+    """What GET /keys answers; the page shows the same."""
+    return [_view(row, key) for row in access.keys(session, key.site_id)]
 
 
 @router.post("/keys", status_code=201)

@@ -12,9 +12,10 @@ from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from api.agreement import alarms_of
 from api.dependencies import Parts, PartsDep, bearer
 from shared.errors import Unavailable
-from shared.repository import operations, reports
+from shared.repository import answers, operations, reports
 from shared.repository.access import Role, find_key
 from shared.repository.reading import all_status_counts
 from shared.repository.work import clock
@@ -23,7 +24,7 @@ from shared.storage import disk_of
 router = APIRouter(tags=["operate"])
 REQUESTS = Histogram(
     "osteon_api_request_seconds",
-    "Requests, from their first byte to their answer's last",
+    "Requests, from their first byte to their answer's last; of event streams to their answer's first",
     ["method", "route", "status"],
     buckets=(0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 60),
 )
@@ -42,21 +43,26 @@ class Measured:
             await self.app(scope, receive, send)
             return
         status = "500"  # of a request that ends without an answer
-        start = time.perf_counter()
+        start, ended = time.perf_counter(), 0.0
 
         async def noting(message: Message) -> None:
-            nonlocal status
+            nonlocal status, ended
             if message["type"] == "http.response.start":
                 status = str(message["status"])
+                if (b"content-type", EVENTS) in (
+                    (name.lower(), value[: len(EVENTS)]) for name, value in message["headers"]
+                ):
+                    ended = time.perf_counter()  # the stream stays open for minutes, and nobody waits for its end
             await send(message)
 
         try:
             await self.app(scope, receive, noting)
         finally:
             method = scope["method"] if scope["method"] in METHODS else "other"
-            REQUESTS.labels(method, route_of(scope), status).observe(time.perf_counter() - start)
+            REQUESTS.labels(method, route_of(scope), status).observe((ended or time.perf_counter()) - start)
 
 
+EVENTS = b"text/event-stream"
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 
 
@@ -87,6 +93,7 @@ class Rows(Collector):
             counts = all_status_counts(session)
             living = operations.living_workers(session)
             begun = reports.last_night(session)
+            drifting = sum(len(alarms_of(session, site_id)) for site_id in answers.sites(session))
         waiting = GaugeMetricFamily("osteon_queue_studies", "Studies that wait, by queue", labels=["queue"])
         oldest = GaugeMetricFamily(
             "osteon_queue_oldest_seconds", "For how long the oldest of a queue waits", labels=["queue"]
@@ -100,6 +107,11 @@ class Rows(Collector):
             studies.add_metric([status.value], count)
         yield from (waiting, oldest, studies)
         yield GaugeMetricFamily("osteon_workers", "Worker processes that were heard of just now", value=living)
+        yield GaugeMetricFamily(
+            "osteon_drift_alarms",
+            "Regions in which readers agree with the active bundle less than before",
+            value=drifting,
+        )
         if begun:
             yield GaugeMetricFamily(
                 "osteon_night_started_timestamp_seconds", "When the last night began", value=begun.timestamp()
@@ -126,7 +138,7 @@ def may_scrape(parts: PartsDep, shown: Annotated[HTTPAuthorizationCredentials | 
 
 @router.get("/metrics", response_class=Response, dependencies=[Depends(may_scrape)])
 def metrics(parts: PartsDep) -> Response:
-    """Prometheus' text: requests by route, files by outcome, queues, studies, workers, the store's disk.
+    """Prometheus' text: requests by route, files by outcome, queues, studies, workers, drift, the store's disk.
 
     While Postgres is away what this process knows itself is still told.
     """

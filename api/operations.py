@@ -8,7 +8,8 @@ from uuid import UUID
 from fastapi import APIRouter
 from sqlalchemy.orm import Session
 
-from api.backlog import backlog
+from api.agreement import DriftView, alarms_of
+from api.backlog import run_views
 from api.bundles import state_of
 from api.dependencies import Admin, Parts, PartsDep
 from api.health import health
@@ -74,7 +75,7 @@ def overview_of(parts: Parts, key: Key, chosen: Range) -> Operations:
         workers = [_worker(row, now) for row in operations.workers(session)]
         return Operations(
             health=found,
-            troubles=_troubles(session, found, waiting, workers, now),
+            troubles=_troubles(session, found, waiting, workers, now) + _drifts(alarms_of(session, site)),
             counts=parts.counts.of(session, site),
             queues=waiting,
             workers=workers,
@@ -90,7 +91,7 @@ def overview_of(parts: Parts, key: Key, chosen: Range) -> Operations:
             ],
             quarantined=[_quarantined(row, settings) for row in operations.quarantined(session, site, LISTED)],
             refusals=[RefusalView(**vars(one)) for one in operations.refusals(session, site, now - REFUSALS_OF)],
-            nights=backlog(parts, key),
+            nights=run_views(session),
             bundles=[
                 BundleLine(
                     name=row.name,
@@ -102,7 +103,7 @@ def overview_of(parts: Parts, key: Key, chosen: Range) -> Operations:
                 for row in bundles.bundles(session)
             ],
             storage=_storage(session, parts, key),
-            keys=key_views(parts, key),
+            keys=key_views(session, key),
             flower_url=settings.flower_url,
         )
 
@@ -223,6 +224,14 @@ def _troubles(
         if one.late and (living or one.queue is Priority.URGENT)
     ]
     return troubles
+
+
+def _drifts(alarms: Sequence[DriftView]) -> list[str]:
+    return [
+        f"Readers agree with {one.bundle} on {one.region} films less than they used to: look at the page Agreement, "
+        "and whether scanners or patients have changed."
+        for one in alarms
+    ]
 
 
 def _idle(session: Session, queues: Sequence[QueueView], now: datetime) -> timedelta:

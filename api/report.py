@@ -1,5 +1,6 @@
 """What a report of a study says, for the page and the paper alike, and its pictures."""
 
+import hashlib
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -13,9 +14,10 @@ from api.answers import AnswerView, answers_view
 from api.dependencies import Parts
 from api.responses import FindingView, InstanceReport, StudyReport
 from api.studies import heatmap_png, study_report
-from shared.findings import Call, Heatmap, Severity
+from shared.findings import Call, Heatmap, Severity, unread_words
 from shared.repository import reading
 from shared.repository.access import Key
+from shared.repository.answers import answered_findings
 from shared.repository.bundles import manifests
 from shared.repository.work import clock
 from shared.storage import preview_key
@@ -28,7 +30,10 @@ EXTENT = (
     "Extent is by annotation, how many fractures were outlined in the training films and how large; it is not a "
     "clinical grade."
 )
+CALLED = {Call.LIKELY: "likely fracture", Call.POSSIBLE: "possible fracture", Call.NONE: "no fracture found"}
+EARLIER = "A newer finding has replaced what these readers answered; they say nothing of it."
 MOST_PICTURES = 24
+NO_FINDING = "Not pictured here: there is no finding to draw in."
 SILENCE = "Silence is not normal."
 
 
@@ -41,6 +46,7 @@ class Film:
     frame: int | None  # None: not pictured
     lines: list[str]  # the model's words
     abstains: bool
+    pictureless: str = ""  # why no picture was made
 
 
 @dataclass(frozen=True)
@@ -53,6 +59,8 @@ class Report:
     films: list[Film]
     bundles: dict[str, list[str]]  # name to what it learned from, and its limits
     answers: list[str]
+    earlier: list[str]  # answers to findings that newer ones have replaced
+    marks: str  # changes with the marks in the pictures
     generated_at: datetime
     generated_by: str
 
@@ -98,7 +106,8 @@ def report_of(parts: Parts, key: Key, study_id: UUID) -> Report:
     with parts.database.transaction() as session:
         identity = parts.vault.identities(session, key, [study.id]).get(study.id, Identity())
         told = manifests(session, {finding.bundle for image in study.instances for finding in image.findings})
-        said = answers_view(session, parts, key, study_id).entries
+        said = [one for one in answers_view(session, parts, key, study_id).entries if one.superseded_by is None]
+        found = answered_findings(session, study_id)
         now = clock(session)
     return Report(
         study=study,
@@ -106,13 +115,36 @@ def report_of(parts: Parts, key: Key, study_id: UUID) -> Report:
         headline=_headline(study),
         films=_films(study.instances),
         bundles={name: bundle_facts(manifest) for name, manifest in sorted(told.items())},
-        answers=[answer_words(entry) for entry in said if entry.superseded_by is None],
+        answers=[answer_words(entry) for entry in said if _is_current(entry, study)],
+        earlier=[_earlier_words(entry, *found[entry.id]) for entry in said if not _is_current(entry, study)],
+        marks=hashlib.sha256("".join(entry.hash for entry in said).encode()).hexdigest()[:16],
         generated_at=now,
         generated_by=key.name,
     )
 
 
+def _is_current(entry: AnswerView, study: StudyReport) -> bool:
+    """Whether an entry is of the whole study, or of a finding that the report shows."""
+    shown = {(image.number, one.frame, one.bundle) for image in study.instances for one in image.findings}
+    return entry.image is None or (entry.image, entry.frame, entry.bundle) in shown
+
+
+def _earlier_words(entry: AnswerView, call: Call, probability: float) -> str:
+    """An answer to a finding that is not shown any more, and what that finding was."""
+    found = "it abstained" if call is Call.ABSTAINED else f"{CALLED[call]}, probability {_percent(probability)}"
+    return f"{answer_words(entry)}. This answered bundle {entry.bundle}: {found}."
+
+
 def _headline(study: StudyReport) -> str:
+    """The study's finding in a sentence, and how many images it says nothing of."""
+    found = _found(study)
+    if study.call is None or not study.failed_images:
+        return found
+    words = unread_words(study.failed_images)
+    return found if words in found else f"{found.removesuffix(f' {SILENCE}')} {words}. {SILENCE}"
+
+
+def _found(study: StudyReport) -> str:
     if study.call is Call.ABSTAINED:
         return f"The model abstains: {study.scope}. {SILENCE}"
     if study.call is None:
@@ -132,7 +164,7 @@ def _films(images: Sequence[InstanceReport]) -> list[Film]:
     without = f"Not pictured here: the {MOST_PICTURES} gravest images of this study are."
     for place, film in enumerate(films):
         if film.frame is not None and film.number not in pictured:
-            films[place] = replace(film, frame=None, lines=[*film.lines, without])
+            films[place] = replace(film, frame=None, pictureless=without)
     return films
 
 
@@ -150,7 +182,7 @@ def _film(image: InstanceReport) -> Film:
         size += f", {image.frames} frames"
     if not image.findings:
         why = image.error or "Not analysed yet."
-        return Film(image.number, size, None, [f"No finding. {why} {SILENCE}"], abstains=False)
+        return Film(image.number, size, None, [f"No finding. {why} {SILENCE}"], False, NO_FINDING)
     gravest = _gravest(image)
     lines = [finding_words(gravest)]
     if image.frames > 1:

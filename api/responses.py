@@ -248,6 +248,7 @@ class StudyReport(BaseModel):
     region: str
     fracture_probability: float | None
     scope: str
+    failed_images: int = Field(0, description="images that can never be analysed")
     instances: list[InstanceReport]
     notice: str = RESEARCH_USE
 

@@ -78,6 +78,7 @@ def study_report(parts: Parts, key: Key, study_id: UUID) -> StudyReport:
         region=row.region,
         fracture_probability=row.fracture_probability,
         scope=row.scope,
+        failed_images=sum(1 for image in instances if image.error_reason),
         instances=instances,
     )
 

@@ -46,7 +46,7 @@ class Label:
     region: str = ""
     severity: str = ""
     boxes: list[tuple[float, float, float, float]] = field(default_factory=list)  # x0 y0 x1 y1, shares of the frame
-    contradicted: bool = False  # one reader sees a fracture, another none
+    contradicted: bool = False  # one reader's last word is a fracture, another's none
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,8 @@ def label(entries: Sequence[Labelled]) -> Label:
 
     Agreeing takes over the model's call and region, and never its extent, which the reader did not look at for it.
     """
-    made, seen = Label(), set()
+    made = Label()
+    seen: dict[UUID, int] = {}  # the last word of each reader
     for one in entries:
         entry, finding = one.entry, one.finding
         fracture = {"yes": 1, "no": 0}.get(entry.fracture or "")
@@ -73,14 +74,14 @@ def label(entries: Sequence[Labelled]) -> Label:
             made.region = finding.region if finding.region in REGIONS else made.region
         if fracture is not None:
             made.fracture = fracture
-            seen.add(fracture)
+            seen[entry.key_id] = fracture
         made.region = entry.region if entry.region in REGIONS else made.region
         made.severity = entry.severity or made.severity
         for mark in entry.marks:
             if mark["instance"] == str(entry.instance_id) and mark["frame"] == entry.frame:
                 x, y = mark["x"], mark["y"]
                 made.boxes.append((x, y, min(1.0, x + mark["width"]), min(1.0, y + mark["height"])))
-    made.contradicted = len(seen) > 1
+    made.contradicted = len(set(seen.values())) > 1
     if made.fracture != 1:
         made.boxes = []
     if made.fracture is not None and made.severity and (made.severity != "none") != (made.fracture == 1):

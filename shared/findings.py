@@ -94,16 +94,25 @@ class StudySummary:
     scope: str
 
 
+def unread_words(images: int) -> str:
+    """As "2 images could not be read"."""
+    return f"{images} image{'' if images == 1 else 's'} could not be read"
+
+
 _WORST = {Call.LIKELY: 3, Call.POSSIBLE: 2, Call.ABSTAINED: 1, Call.NONE: 0}
 _EXTENT = {Severity.SEVERE: 3, Severity.MODERATE: 2, Severity.MILD: 1, Severity.NONE: 0}
 
 
-def summarise(findings: Sequence[Finding]) -> StudySummary | None:
+def summarise(findings: Sequence[Finding], unread: int = 0) -> StudySummary | None:
     """The worst finding speaks for the study; an abstention outweighs a "none", for silence is not normal.
 
-    Returns None when there is no finding at all.
+    unread: how many images could not be read; beside one there is no "none" either. Returns None when there is no
+    finding at all.
     """
     if not findings:
         return None
     worst = max(findings, key=lambda f: (_WORST[f.call], _EXTENT[f.severity], f.fracture_probability))
+    if unread and worst.call is Call.NONE:
+        words = unread_words(unread)
+        return StudySummary(Call.ABSTAINED, Severity.NONE, worst.region, worst.fracture_probability, words)
     return StudySummary(worst.call, worst.severity, worst.region, worst.fracture_probability, worst.scope)

@@ -10,7 +10,7 @@ from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 from uuid import UUID
 
-from shared.findings import Call, Severity, StudySummary
+from shared.findings import Call, Severity, StudySummary, unread_words
 from shared.study import Priority, StudyStatus
 
 PENDING = "pending"  # not analysed yet, or could not be
@@ -116,6 +116,13 @@ def due_at(
 
 def explain(entry: WorklistEntry) -> str:
     """The finding of an analysed study in words, e.g. "likely fracture, elbow, extent moderate"."""
+    unread = unread_words(entry.failed_images) if entry.failed_images else ""
+    if entry.call is Call.ABSTAINED and entry.scope == unread:
+        return f"the model abstains ({unread})"
+    return f"{_found(entry)}, {unread}" if unread else _found(entry)
+
+
+def _found(entry: WorklistEntry) -> str:
     if entry.call is Call.ABSTAINED:
         return f"the model abstains ({entry.scope})"
     if entry.call in (Call.LIKELY, Call.POSSIBLE):

@@ -31,9 +31,10 @@ def study_file(study: int, number: int = 1, rows: int = 128, columns: int = 128,
 
 
 def analyse(
-    api: Any, study: str, bundle: str = "first", call: Call = Call.LIKELY, manifest: dict[str, Any] | None = None
-) -> None:
-    """Claim and finish a study as the worker does, every image with the same call."""
+    api: Any, study: str, bundle: str = "first", call: Call = Call.LIKELY, manifest: dict[str, Any] | None = None,
+    unread: int = 0,
+) -> None:  # fmt: skip
+    """Claim and finish a study as the worker does: the last `unread` images fail, the others have the same call."""
     severity = Severity.MILD if call in (Call.LIKELY, Call.POSSIBLE) else Severity.NONE
     scope = "a region that the model does not know" if call is Call.ABSTAINED else IN_SCOPE
     hot = Heatmap(bytes(24) + b"\xff" + bytes(24), 7, 7)  # in the middle
@@ -46,7 +47,12 @@ def analyse(
         (held,) = claim(session, [UUID(study)], bundle, clock(session), timedelta(seconds=30), max_attempts=4)
         assert isinstance(held, Claim)
     with api.database.transaction() as session:
-        results = [InstanceResult(instance.id, [found]) for instance in held.instances]
+        judged = len(held.instances) - unread
+        results = [InstanceResult(instance.id, [found]) for instance in held.instances[:judged]]
+        results += [
+            InstanceResult(instance.id, error_reason="truncated-pixels", error_text="It was cut short.")
+            for instance in held.instances[judged:]
+        ]
         assert finish(session, [Analysed(held, results, bundle)], clock(session)) == [True]
 
 

@@ -21,7 +21,7 @@ from reportlab.pdfgen.canvas import Canvas
 from reportlab.platypus import Image, KeepTogether, Paragraph, SimpleDocTemplate, Spacer, Table
 
 from api.pages.render import dicom_date, person
-from api.report import EXTENT, Film, Report
+from api.report import EARLIER, EXTENT, Film, Report
 from shared.findings import RESEARCH_USE
 
 FONTS = Path(__file__).parents[1] / "fonts"
@@ -189,6 +189,9 @@ def _story(report: Report, pictures: Mapping[int, bytes], height: float) -> list
         story += [words(f"Model bundle {name}, and its limits", HEAD), words(" ".join(facts))]
     story += [words("Readers' answers", HEAD)]
     story += [words(one) for one in report.answers] or [words("No reader has answered yet.")]
+    if report.earlier:
+        story += [words("Answers to earlier findings", HEAD), words(EARLIER, SMALL)]
+        story += [words(one) for one in report.earlier]
     if borrowed:
         note = (
             "Chinese, Japanese and Korean letters are drawn by your viewer's own fonts. Where it has none, empty boxes "
@@ -232,7 +235,7 @@ def _films(films: list[Film], pictures: Mapping[int, bytes], height: float, word
         if content:
             cell.append(_picture(content, wide - 4 * mm, height))
         else:
-            cell.append(words("There is no picture of this image in the store.", SMALL))
+            cell.append(words(film.pictureless or "There is no picture of this image in the store.", SMALL))
         cell += [Spacer(1, 2), *(words(line) for line in film.lines)]
         cells.append(cell)
     tables = []

@@ -11,7 +11,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from pydantic import BaseModel
 
 from api.responses import FindingView
-from shared.findings import RESEARCH_USE, Call, Severity
+from shared.findings import RESEARCH_USE, Call, Severity, unread_words
 from shared.repository.access import Key, Role
 
 HERE = Path(__file__).parent
@@ -87,7 +87,7 @@ def _environment() -> Environment:
         loader=FileSystemLoader(HERE / "templates"), autoescape=True, undefined=StrictUndefined,
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
-    filters = (person, dicom_date, percent, span, reason_alone, gravest)
+    filters = (person, dicom_date, percent, span, reason_alone, gravest, unread_words)
     environment.filters.update({function.__name__: function for function in filters})
     environment.globals.update(RESEARCH_USE=RESEARCH_USE, ASSETS=ASSETS, Call=Call, Severity=Severity)
     environment.globals.update(key=None, rooms=rooms)

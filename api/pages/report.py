@@ -9,7 +9,7 @@ from api.dependencies import PartsDep, Radiologist
 from api.films import FrameNumber, ImageNumber
 from api.pages.paper import pdf
 from api.pages.render import render
-from api.report import EXTENT, overlay_jpeg, report_of
+from api.report import EARLIER, EXTENT, overlay_jpeg, report_of
 from api.studies import PICTURE
 from shared.errors import ObjectMissing
 
@@ -20,7 +20,7 @@ router = APIRouter(tags=["read"])
 def page(study_id: UUID, parts: PartsDep, key: Radiologist) -> Response:
     """The study as a page that prints well: identity, pictures, findings, limits, answers. Read under audit."""
     report = report_of(parts, key, study_id)
-    return render("report.html", 200, key=key, report=report, extent=EXTENT)
+    return render("report.html", 200, key=key, report=report, extent=EXTENT, earlier=EARLIER)
 
 
 @router.get("/studies/{study_id}/report.pdf", response_class=Response)

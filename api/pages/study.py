@@ -66,6 +66,6 @@ def _why(report: StudyReport) -> str:
         study_id=report.id, priority=report.priority, status=report.status, received_at=report.received_at,
         due_at=report.due_at, call=report.call, severity=report.severity, region=report.region,
         fracture_probability=report.fracture_probability, scope=report.scope, modality="",
-        images=len(report.instances), failed_images=0, reason=report.reason,
+        images=len(report.instances), failed_images=report.failed_images, reason=report.reason,
     )  # fmt: skip
     return entry.why()

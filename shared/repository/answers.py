@@ -6,11 +6,12 @@ from datetime import datetime
 from typing import Any, TypeVar
 from uuid import UUID, uuid4
 
-from sqlalchemy import ColumnElement, Select, and_, func, insert, select
+from sqlalchemy import Select, and_, func, insert, select
 from sqlalchemy.orm import Session, aliased
 
 from shared.answers import GENESIS, OF_STUDY, Entry, Mark, Verdict
 from shared.errors import NotFound
+from shared.findings import Call
 from shared.repository.access import Key
 from shared.repository.reading_room import mark_read, unread
 from shared.repository.work import clock
@@ -27,6 +28,7 @@ from shared.tables import (
     StudyRow,
 )
 
+JUDGES = (Verdict.AGREE, Verdict.DISAGREE)  # of these a reader has one at a time on a finding
 Query = TypeVar("Query", bound=Select[*tuple[Any, ...]])
 
 
@@ -67,22 +69,27 @@ def hold(session: Session, site_id: UUID, study_id: UUID) -> None:
 def append(session: Session, reader: Key, request_id: str, said: Said) -> Entry:
     """Write an entry at the end of the reader's site's ledger; one of that request is returned as it is.
 
+    So is the reader's standing verdict on the finding, when this one says the same and adds nothing.
     A verdict on a finding takes the place of the reader's earlier one. "done" marks the study read, "reopened" takes
     that back.
-    Raises NotFound when `supersedes` names no entry that still stands and that the reader may correct: their own.
+    Raises NotFound when `supersedes` names no entry that still stands and that the reader may correct: their own on
+    the same finding.
     """
     # one writer a site at a time: each entry holds the hash of the one before
     session.execute(select(SiteRow.id).where(SiteRow.id == reader.site_id).with_for_update(key_share=True))
     known = of_request(session, reader.site_id, request_id)
     if known is not None:
         return known
+    replaced = _replaced(session, reader, said)
+    if replaced is not None and (standing := _nothing_new(session, replaced, said)):
+        return standing
     number, previous = _end(session, reader.site_id)
     entry = Entry(
         id=uuid4(), site_id=reader.site_id, number=number + 1, study_id=said.study_id, key_id=reader.id,
         answered_at=clock(session), request_id=request_id, verdict=said.verdict, instance_id=said.instance_id,
         frame=said.frame, bundle=said.bundle, fracture=said.fracture, region=said.region, severity=said.severity,
         marks=[mark.stored() for mark in said.marks], words=said.words, model_shown=said.model_shown,
-        supersedes=_replaced(session, reader, said),
+        supersedes=replaced,
     )  # fmt: skip
     session.execute(insert(AnswerRow).values(**vars(entry), previous_hash=previous, hash=entry.hash(previous)))
     if said.verdict in OF_STUDY:
@@ -109,7 +116,35 @@ def history(session: Session, study_id: UUID) -> list[Answered]:
         .where(AnswerRow.study_id == study_id)
         .order_by(AnswerRow.number)
     )
-    return [Answered(_entry(row), row.hash, reader, by) for row, reader, by in rows]
+    told: list[Answered] = []
+    verdicts: dict[tuple[UUID, UUID | None, int | None, str | None], UUID] = {}  # the next of that reader and finding
+    for row, reader, by in reversed(rows.all()):
+        superseded_by: UUID | None = by
+        if row.verdict in JUDGES:
+            finding = (row.key_id, row.instance_id, row.frame, row.bundle)
+            superseded_by = superseded_by or verdicts.get(finding)
+            verdicts[finding] = row.id
+        told.append(Answered(_entry(row), row.hash, reader, superseded_by))
+    return told[::-1]
+
+
+def answered_findings(session: Session, study_id: UUID) -> dict[UUID, tuple[Call, float]]:
+    """Call and fracture probability of the finding that each entry about a finding of the study is about."""
+    query = (
+        select(AnswerRow.id, FindingRow.call, FindingRow.fracture_probability)
+        .join(FindingRow, and_(
+            FindingRow.instance_id == AnswerRow.instance_id,
+            FindingRow.frame == AnswerRow.frame,
+            FindingRow.bundle == AnswerRow.bundle,
+        ))
+        .where(AnswerRow.study_id == study_id)
+    )  # fmt: skip
+    return {id_: (Call(call), probability) for id_, call, probability in session.execute(query)}
+
+
+def sites(session: Session) -> list[UUID]:
+    """Every site that can have a ledger."""
+    return list(session.scalars(select(SiteRow.id)))
 
 
 def words_were_read(session: Session, reader: Key, study_id: UUID) -> None:
@@ -168,8 +203,8 @@ class Judged:
     scanner: str
 
 
-def judged(session: Session, site_id: UUID, since: datetime | None = None) -> list[Judged]:
-    """Every agree or disagree of a site that still stands, in order of answering."""
+def judged(session: Session, site_id: UUID, since: datetime | None = None, bundle: str | None = None) -> list[Judged]:
+    """Every agree or disagree of a site that still stands, in order of answering; bundle: of this one's findings."""
     query = (
         _standing(select(
             AnswerRow.number, AnswerRow.answered_at, AnswerRow.verdict == Verdict.AGREE, AnswerRow.fracture,
@@ -181,11 +216,13 @@ def judged(session: Session, site_id: UUID, since: datetime | None = None) -> li
             FindingRow.bundle == AnswerRow.bundle,
         ))
         .join(StudyRow, StudyRow.id == AnswerRow.study_id)
-        .where(AnswerRow.site_id == site_id, AnswerRow.verdict.in_((Verdict.AGREE, Verdict.DISAGREE)))
+        .where(AnswerRow.site_id == site_id, AnswerRow.verdict.in_(JUDGES))
         .order_by(AnswerRow.number)
     )  # fmt: skip
     if since is not None:
         query = query.where(AnswerRow.answered_at >= since)
+    if bundle is not None:
+        query = query.where(AnswerRow.bundle == bundle)
     return [Judged(*row) for row in session.execute(query)]
 
 
@@ -266,36 +303,52 @@ def _end(session: Session, site_id: UUID) -> tuple[int, str]:
 
 
 def _standing(query: Query) -> Query:
-    """Without the entries that a later one supersedes."""
-    later = aliased(AnswerRow)
-    return query.where(~select(later.id).where(later.supersedes == AnswerRow.id).exists())
+    """Without the entries that a later one supersedes: the one that it names, and its reader's earlier verdict."""
+    later, verdict = aliased(AnswerRow), aliased(AnswerRow)
+    named = select(later.id).where(later.supersedes == AnswerRow.id)
+    # a verdict may name a supplement as what it corrects, and the verdict before it falls all the same
+    newer = select(verdict.id).where(
+        AnswerRow.verdict.in_(JUDGES),
+        verdict.verdict.in_(JUDGES),
+        verdict.key_id == AnswerRow.key_id,
+        verdict.instance_id == AnswerRow.instance_id,
+        verdict.frame == AnswerRow.frame,
+        verdict.bundle == AnswerRow.bundle,
+        verdict.number > AnswerRow.number,
+    )
+    return query.where(~named.exists(), ~newer.exists())
 
 
 def _replaced(session: Session, reader: Key, said: Said) -> UUID | None:
     """The standing entry whose place this one takes. A supplement stands beside others, unless it says otherwise."""
     standing = _standing(select(AnswerRow.id)).where(AnswerRow.study_id == said.study_id)
     of_study = AnswerRow.verdict.in_(OF_STUDY)
+    same_finding = and_(
+        AnswerRow.key_id == reader.id,
+        AnswerRow.instance_id == said.instance_id,
+        AnswerRow.frame == said.frame,
+        AnswerRow.bundle == said.bundle,
+    )
     if said.supersedes is not None:
-        own = of_study if said.verdict in OF_STUDY else and_(~of_study, AnswerRow.key_id == reader.id)
+        own = of_study if said.verdict in OF_STUDY else same_finding
         if session.scalar(standing.where(AnswerRow.id == said.supersedes, own)) is None:
             raise NotFound(
-                "no answer of yours to this study has that id, or it was corrected already; load the page again"
+                "no answer of yours to this finding has that id, or it was corrected already; load the page again"
             )
         return said.supersedes
     if said.verdict is Verdict.SUPPLEMENT:
         return None
-    same: ColumnElement[bool]
-    if said.verdict in OF_STUDY:
-        same = of_study
-    else:
-        same = and_(
-            AnswerRow.verdict.in_((Verdict.AGREE, Verdict.DISAGREE)),
-            AnswerRow.key_id == reader.id,
-            AnswerRow.instance_id == said.instance_id,
-            AnswerRow.frame == said.frame,
-            AnswerRow.bundle == said.bundle,
-        )
+    same = of_study if said.verdict in OF_STUDY else and_(AnswerRow.verdict.in_(JUDGES), same_finding)
     return session.scalar(standing.where(same).order_by(AnswerRow.number.desc()).limit(1))
+
+
+def _nothing_new(session: Session, standing_id: UUID, said: Said) -> Entry | None:
+    """The standing verdict, if the reader only says it again; a correction that names it may take words back."""
+    if said.verdict not in JUDGES or said.supersedes is not None or said.words or said.marks:
+        return None
+    standing = _entry(session.get_one(AnswerRow, standing_id))
+    names = ("verdict", "fracture", "region", "severity", "model_shown")
+    return standing if all(getattr(standing, name) == getattr(said, name) for name in names) else None
 
 
 def _entry(row: AnswerRow) -> Entry:

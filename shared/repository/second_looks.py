@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from datetime import datetime, timedelta
 from uuid import UUID, uuid4
 
-from sqlalchemy import ColumnElement, and_, any_, or_, select, update
+from sqlalchemy import ColumnElement, and_, any_, func, or_, select, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
@@ -293,7 +293,14 @@ def _summaries(session: Session, study_ids: Sequence[UUID], bundle: str) -> dict
         )  # fmt: skip
         found.setdefault(row.study_id, []).append(finding)
     gaps = {study_id for study_id, _ in unanswered(session, study_ids, bundle)}
-    return {id_: None if id_ in gaps else summarise(findings) for id_, findings in found.items()}
+    failed = dict(
+        session.execute(
+            select(InstanceRow.study_id, func.count())
+            .where(InstanceRow.study_id == any_(uuids(study_ids)), InstanceRow.error_reason != "")
+            .group_by(InstanceRow.study_id)
+        ).all()
+    )  # fmt: skip
+    return {id_: None if id_ in gaps else summarise(each, failed.get(id_, 0)) for id_, each in found.items()}
 
 
 def _values(look: SecondLookRow, summary: StudySummary) -> dict[str, object]:

@@ -428,7 +428,7 @@ def _end(
     values = {"id": row.id, "failed_images": failed, "lease_token": None, "lease_until": None, "not_before": None}
     if answered + failed < row.images:  # an image arrived while this ran
         values |= {"status": StudyStatus.QUEUED, "sent_at": None, "queued_at": now, "attempts": 0}
-    elif summary := summarise(found):
+    elif summary := summarise(found, failed):
         values |= {
             "status": StudyStatus.ANALYSED,
             "call": summary.call,

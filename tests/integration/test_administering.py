@@ -148,6 +148,14 @@ def test_the_last_admin_key_stays(in_process):
     assert "Make a new admin key first" in answer.json()["detail"]
 
 
+def test_the_page_takes_one_connection_at_a_time(make_api):
+    """With a pool of one connection the page comes at once: a request that held one and asked for more would hang."""
+    api = make_api(database_pool_size=1)
+    api.http.app.state.parts.database.engine.pool._timeout = 1
+    for path in ("/operations", "/admin", "/keys", "/backlog"):
+        assert api.http.get(path, headers=api.headers()).status_code == 200, path
+
+
 def test_a_stuck_system_says_so(in_process):
     """Studies that wait with a living worker and no answer, and an urgent one beyond two minutes, are told in words."""
     in_process.post({"film.dcm": FILM}, priority="urgent")

@@ -136,6 +136,39 @@ def test_a_new_verdict_takes_the_old_ones_place(in_process: Any, study: str) -> 
     assert mine.json()["entries"][2]["superseded_by"] == mine.json()["entries"][4]["id"]
 
 
+@pytest.mark.parametrize("other", [{"image": 2}, {"bundle": "second"}])
+def test_a_correction_is_of_the_same_finding(in_process: Any, study: str, other: dict[str, Any]) -> None:
+    """An entry on one image or bundle cannot take the place of an entry on another."""
+    (entry,) = say(in_process, study, **ONE).json()["entries"]
+    if "bundle" in other:
+        analyse(in_process, study, "second")
+    refused = say(in_process, study, **ONE | {"verdict": "disagree", "supersedes": entry["id"]} | other)
+    assert refused.status_code == 404
+    assert [one["superseded_by"] for one in entries(in_process, study)] == [None]
+
+
+def test_a_verdict_in_a_supplements_place_leaves_one_verdict(in_process: Any, study: str) -> None:
+    """Agree, a supplement, and a disagree that corrects the supplement: only the disagree stands and counts."""
+    say(in_process, study, **ONE)
+    added = say(in_process, study, **ONE | {"verdict": "supplement", "text": "also"}).json()["entries"][1]
+    last = ONE | {"verdict": "disagree", "fracture": "no", "supersedes": added["id"]}
+    told = say(in_process, study, **last).json()["entries"]
+    assert [one["superseded_by"] for one in told] == [told[2]["id"], told[2]["id"], None]
+    found = in_process.http.get("/agreement", headers=in_process.headers("radiologist")).json()
+    assert (found["answers"], found["overall"]["hits"]) == (1, 0)
+
+
+def test_the_same_verdict_again_is_written_once(in_process: Any, study: str) -> None:
+    """Agreeing with what one agrees with leaves the entry that stands; anything new is a new entry."""
+    first = say(in_process, study, **ONE | {"text": "seen"})
+    again = say(in_process, study, "click-2", **ONE)
+    assert (again.status_code, again.json()["entries"]) == (201, first.json()["entries"])
+    assert len(say(in_process, study, **ONE | {"text": "seen twice"}).json()["entries"]) == 2
+    assert len(say(in_process, study, **ONE | {"verdict": "disagree", "fracture": "no"}).json()["entries"]) == 3
+    assert len(say(in_process, study, **ONE | {"verdict": "disagree", "fracture": "unsure"}).json()["entries"]) == 4
+    assert len(say(in_process, study, role="admin", **ONE).json()["entries"]) == 5
+
+
 def test_only_the_finding_on_the_screen_is_answered(in_process: Any, study: str) -> None:
     """Once a newer bundle's finding is shown, an answer to the older one is 409, unless it is meant."""
     analyse(in_process, study, "second")
@@ -307,5 +340,9 @@ def test_drift_is_logged_once(in_process: Any, study: str, caplog: pytest.LogCap
         answer = in_process.http.get("/agreement", headers=in_process.headers("radiologist"))
         assert [one["alarm"] for one in answer.json()["drift"]] == [True]
         assert "reader 1" not in answer.text
+    admin = in_process.headers("admin")
+    assert "\nosteon_drift_alarms 1.0\n" in in_process.http.get("/metrics", headers=admin).text
+    troubles = in_process.http.get("/operations", headers=admin).json()["troubles"]
+    assert any("agree with first on hand films less" in trouble for trouble in troubles)
     told = [record for record in caplog.records if "readers agree" in record.getMessage()]
     assert [(one.levelname, one.bundle, one.region) for one in told] == [("WARNING", "first", "hand")]

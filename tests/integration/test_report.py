@@ -186,7 +186,9 @@ def test_marks_and_heatmap_are_drawn_where_they_are(in_process: Any) -> None:
     assert max(red, green, blue) - min(red, green, blue) < 25
 
 
-def test_of_very_many_images_the_gravest_are_pictured(in_process: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_of_very_many_images_the_gravest_are_pictured(
+    in_process: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     """All images are told of in words; pictures are of the gravest, and of the others it is said that there are none."""
     monkeypatch.setattr("api.report.MOST_PICTURES", 2)
     study = made(in_process, 4)
@@ -198,4 +200,67 @@ def test_of_very_many_images_the_gravest_are_pictured(in_process: Any, monkeypat
             )
     page = in_process.http.get(f"/studies/{study}/report.html", headers=in_process.headers("radiologist")).text
     assert [f"overlay.jpg?image={number}&" in page for number in (1, 2, 3, 4)] == [False, True, False, True]
+    content = paper(in_process, study)
+    assert page.count("the 2 gravest images of this study are") == 2
+    if shutil.which("pdftotext"):
+        text = flat(" ".join(pages_of(content, tmp_path)))
+        assert text.count("Not pictured here: the 2 gravest images of this study are.") == 2
+        assert "in the store" not in text
     assert page.count("Not pictured here: the 2 gravest images of this study are.") == 2
+
+
+@needs_poppler
+@pytest.mark.parametrize("call", [Call.NONE, Call.LIKELY])
+def test_images_that_could_not_be_read_are_told_first(in_process: Any, tmp_path: Path, call: Call) -> None:
+    """List, study page and report say how many images nobody judged; beside them no headline says "no fracture"."""
+    study: str = in_process.post({f"{n}": study_file(1, n) for n in (1, 2, 3)}).json()["studies"][0]["id"]
+    analyse(in_process, study, call=call, unread=2)
+    words = "2 images could not be read"
+    reader = in_process.headers("radiologist")
+    assert words in in_process.http.get("/worklist", headers=reader).json()["entries"][0]["why"]
+    assert words in in_process.http.get(f"/view/{study}", headers=reader).text
+    pages = [in_process.http.get(f"/studies/{study}/report.html", headers=reader).text.partition('class="headline"')[2]]
+    pages.append(flat(" ".join(pages_of(paper(in_process, study), tmp_path))).partition("Image 1")[0])
+    for text in pages:
+        headline = text.partition("</p>")[0]
+        assert f"{words}. Silence is not normal." in headline
+        assert "No fracture found" not in headline
+
+
+@needs_poppler
+def test_why_an_image_is_not_pictured(in_process: Any, tmp_path: Path) -> None:
+    """On paper, an image without finding is not said to be missing from the store; one that is missing is."""
+    study: str = in_process.post({f"{n}": study_file(1, n) for n in (1, 2)}).json()["studies"][0]["id"]
+    analyse(in_process, study, unread=1)
+    text = flat(" ".join(pages_of(paper(in_process, study), tmp_path)))
+    assert text.count("There is no picture of this image in the store.") == 1
+    assert text.count("Not pictured here: there is no finding to draw in.") == 1
+
+
+@needs_poppler
+def test_an_answer_stands_with_the_finding_that_it_answered(in_process: Any, tmp_path: Path) -> None:
+    """A newer bundle says likely where the older said none: who agreed with the older is not seen to agree with it."""
+    study = made(in_process, call=Call.NONE)
+    say(in_process, study, **ONE)
+    analyse(in_process, study, "second", Call.LIKELY, KNOWN)
+    say(in_process, study, **ONE | {"verdict": "disagree", "bundle": "second", "fracture": "no"})
+    answered = "This answered bundle first: no fracture found, probability 5"
+    page = in_process.http.get(f"/studies/{study}/report.html", headers=in_process.headers("radiologist")).text
+    for text in (flat(page), flat(" ".join(pages_of(paper(in_process, study), tmp_path)))):
+        current, _, earlier = text.partition("Readers' answers")[2].partition("Answers to earlier findings")
+        assert "disagrees on image 1" in current
+        assert " agrees on image 1" not in current
+        assert " agrees on image 1" in earlier
+        assert answered in earlier
+
+
+def test_a_corrected_mark_makes_another_picture(in_process: Any) -> None:
+    """The picture's address changes when an answer is corrected, though the number of answers stays."""
+    study = made(in_process)
+    mark = {"image": 1, "frame": 1, "x": 0.1, "y": 0.1, "width": 0.2, "height": 0.2}
+    seen = set()
+    for x in (0.1, 0.5):
+        say(in_process, study, **ONE | {"marks": [mark | {"x": x}]})
+        page = in_process.http.get(f"/studies/{study}/report.html", headers=in_process.headers("radiologist")).text
+        seen.add(page.partition("overlay.jpg?")[2].partition('"')[0])
+    assert len(seen) == 2

@@ -66,6 +66,17 @@ def test_training_reads_back_what_readers_said(in_process: Any, tmp_path: Path) 
     assert np.array_equal(read_film(right.path, 64), prepare(open_pixels(content).frame(0), 64))
 
 
+def test_a_readers_last_word_contradicts_nobody(in_process: Any, tmp_path: Path) -> None:
+    """Who agrees and then adds that there is no fracture has changed their mind; two readers do contradict each other."""
+    changed, _ = study(in_process, 1)
+    say(in_process, changed, **ONE)
+    say(in_process, changed, **ONE | {"verdict": "supplement", "fracture": "no"})
+    assert exported(in_process, tmp_path / "one") == Exported(1, without_label=0, contradicted=0, unreadable=0)
+    assert [film.fractured for film in films(tmp_path / "one")] == [0]
+    say(in_process, changed, role="admin", **ONE)
+    assert exported(in_process, tmp_path / "two") == Exported(0, without_label=0, contradicted=1, unreadable=0)
+
+
 def test_an_export_names_nobody(in_process: Any, tmp_path: Path) -> None:
     """No file of it holds a name, a patient id, a UID or a reader's words; one patient is one pseudonym, always."""
     one, _ = study(in_process, 1, StudyInstanceUID="2.25.1", SOPInstanceUID="2.25.1.1")

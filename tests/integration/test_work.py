@@ -11,11 +11,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sqlalchemy import insert, select
 
-from shared.findings import InstanceResult
+from shared.findings import Call, InstanceResult
 from shared.repository import work
 from shared.repository.intake import take_in
 from shared.study import Claim, Priority, StudyStatus, may_become
 from shared.tables import StudyRow
+from shared.worklist import ALLOWANCES
 
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
 LEASE = timedelta(seconds=30)
@@ -143,6 +144,18 @@ def test_one_bad_image_does_not_sink_its_study(ward):
     assert (ward.row(study).status, ward.row(study).failed_images) == (StudyStatus.ANALYSED, 1)
     errors = {image.id: image.error_text for image in ward.instances(study) if image.error_text}
     assert errors == {claim.instances[1].id: "It was cut short"}
+
+
+def test_a_study_with_unread_images_is_not_called_normal(ward, make_finding):
+    """Two images undecodable, one negative: class, due time and words are those of a study that is not judged."""
+    study = ward.study(images=3)
+    claim = ward.claim(study)
+    results = [InstanceResult(one.id, error_reason="truncated-pixels", error_text="cut") for one in claim.instances]
+    results[0] = InstanceResult(claim.instances[0].id, [make_finding(call=Call.NONE)])
+    assert ward.finish(claim, results)
+    row = ward.row(study)
+    assert (row.call, row.scope) == (Call.ABSTAINED, "2 images could not be read")
+    assert row.due_at == row.received_at + timedelta(minutes=ALLOWANCES["abstained"][Priority.ROUTINE])
 
 
 def test_a_study_of_bad_images_only_is_quarantined_with_their_reason(ward):

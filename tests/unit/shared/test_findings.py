@@ -60,6 +60,16 @@ def test_abstention_outweighs_none() -> None:
     assert summary.call is Call.ABSTAINED
 
 
+@pytest.mark.parametrize(("unread", "words"), [(1, "1 image could not be read"), (2, "2 images could not be read")])
+def test_beside_an_unread_image_there_is_no_none(unread: int, words: str) -> None:
+    """A study of which an image could not be read is not called normal; a graver finding still speaks for it."""
+    summary = summarise([finding(Call.NONE, chance=0.3)], unread)
+    assert summary is not None
+    assert (summary.call, summary.severity, summary.scope) == (Call.ABSTAINED, Severity.NONE, words)
+    found = [finding(Call.POSSIBLE, chance=0.5)]
+    assert summarise(found, unread) == summarise(found)
+
+
 def test_extent_then_probability_decide_between_equal_calls() -> None:
     """Of two fractures with the same call the larger one speaks, then the more probable one."""
     findings = [
