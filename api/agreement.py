@@ -6,7 +6,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, date, datetime, timedelta
-from typing import Annotated
+from typing import Annotated, Literal
 from uuid import UUID
 
 from fastapi import APIRouter, Query
@@ -47,10 +47,11 @@ class RateView(BaseModel):
 
 
 class DriftView(BaseModel):
-    """One bundle in one region: a CUSUM chart of disagreement."""
+    """One bundle in one region, or on one scanner: a CUSUM chart of disagreement."""
 
     bundle: str
-    region: str
+    by: Literal["region", "scanner"]
+    where: str = Field(description="that region or scanner")
     answers: int
     enough: bool = Field(description="whether there are answers enough to tell")
     expected: float | None = Field(description="disagreement that counts as unchanged, from the first answers")
@@ -112,10 +113,10 @@ def alarms_of(session: Session, site_id: UUID) -> list[DriftView]:
 
 def _tell(site_id: UUID, charts: Sequence[DriftView]) -> None:
     for one in charts:
-        alarm = (site_id, one.bundle, one.region, int(one.alarm_since.timestamp()) if one.alarm_since else 0)
+        alarm = (site_id, one.bundle, one.where, int(one.alarm_since.timestamp()) if one.alarm_since else 0)
         if one.alarm and alarm not in _told:
             _told.add(alarm)
-            what = {"bundle": one.bundle, "region": one.region, "since": str(one.alarm_since)}
+            what = {"bundle": one.bundle, one.by: one.where, "since": str(one.alarm_since)}
             log.warning("readers agree with the model less than they used to", extra=what)
 
 
@@ -144,17 +145,18 @@ SAID = {
 
 
 def drift(rows: Iterable[Judged]) -> list[DriftView]:
-    """A chart for each bundle and region, in order of answering, which is that of the entries' numbers."""
-    groups: dict[tuple[str, str], list[Judged]] = {}
+    """Charts for each bundle in each region and on each scanner, in order of answering, which the numbers tell."""
+    groups: dict[tuple[str, Literal["region", "scanner"], str], list[Judged]] = {}
     for row in sorted(rows, key=lambda row: row.number):
-        groups.setdefault((row.bundle, row.region), []).append(row)
+        groups.setdefault((row.bundle, "region", row.region), []).append(row)
+        groups.setdefault((row.bundle, "scanner", row.scanner or UNKNOWN), []).append(row)
     views = []
-    for (bundle, region), group in sorted(groups.items()):
+    for (bundle, by, where), group in sorted(groups.items()):
         made = chart([row.agrees for row in group])
         alarm = made.enough and made.alarm_at is not None
         views.append(
             DriftView(
-                bundle=bundle, region=region, answers=made.answers, enough=made.enough, expected=made.expected,
+                bundle=bundle, by=by, where=where, answers=made.answers, enough=made.enough, expected=made.expected,
                 values=list(made.values[-SHOWN:]), limit=LIMIT, alarm=alarm,
                 alarm_since=group[made.alarm_at - 1].answered_at if alarm and made.alarm_at else None,
             )

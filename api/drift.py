@@ -45,7 +45,7 @@ def wilson(hits: int, of: int, z: float = 1.96) -> Rate:
 
 @dataclass(frozen=True)
 class Chart:
-    """A control chart of one bundle in one region."""
+    """A control chart of one bundle in one region or on one scanner."""
 
     answers: int
     expected: float | None  # disagreement that counts as unchanged; None while the first answers are still coming in

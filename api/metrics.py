@@ -109,7 +109,7 @@ class Rows(Collector):
         yield GaugeMetricFamily("osteon_workers", "Worker processes that were heard of just now", value=living)
         yield GaugeMetricFamily(
             "osteon_drift_alarms",
-            "Regions in which readers agree with the active bundle less than before",
+            "Regions and scanners on whose films readers agree with the active bundle less than before",
             value=drifting,
         )
         if begun:

@@ -228,8 +228,8 @@ def _troubles(
 
 def _drifts(alarms: Sequence[DriftView]) -> list[str]:
     return [
-        f"Readers agree with {one.bundle} on {one.region} films less than they used to: look at the page Agreement, "
-        "and whether scanners or patients have changed."
+        f"Readers agree with {one.bundle} on films of {one.where} ({one.by}) less than they used to: look at the page "
+        "Agreement, and whether scanners or patients have changed."
         for one in alarms
     ]
 

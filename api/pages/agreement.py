@@ -29,7 +29,9 @@ def agreement(parts: PartsDep, key: Radiologist, days: int = 365) -> Response:
         "plot": _plot(found.weeks),
         "course": _course,
         "last_week": found.weeks[-1].name if found.weeks else "",
-        "lines": {f"{one.bundle} {one.region}": _line(one.values, one.limit) for one in found.drift if one.enough},
+        "lines": {
+            f"{one.bundle} {one.by} {one.where}": _line(one.values, one.limit) for one in found.drift if one.enough
+        },
         "needed": BASELINE + LEAST,
         "baseline": BASELINE,
         "run": ANSWERS_PER_FALSE_ALARM,

@@ -273,7 +273,8 @@ def test_agreement_shows_rates_and_alarms(reader: Page, in_process: Any, study: 
     reader.goto("/")
     reader.get_by_role("link", name="Agreement").click()
     expect(reader.get_by_role("heading", name="Agreement of readers with the model")).to_be_visible()
-    expect(reader.get_by_role("alert")).to_contain_text("Drift: first, hand.")
+    expect(reader.get_by_role("alert").nth(0)).to_contain_text("Drift: first, region hand.")
+    expect(reader.get_by_role("alert").nth(1)).to_contain_text("Drift: first, scanner Osteon samples")
     expect(reader.get_by_role("img", name=re.compile("Agreement by week"))).to_be_visible()
     expect(reader.get_by_role("row", name=re.compile("^model says fracture"))).to_contain_text("of 199")
     hands = reader.get_by_role("table").filter(has_text="Region").get_by_role("img", name=re.compile("^hand by week"))
@@ -282,7 +283,7 @@ def test_agreement_shows_rates_and_alarms(reader: Page, in_process: Any, study: 
     shoot(reader, "agreement", tmp_path)
     assert grave(reader) == []
     answer = in_process.http.get("/agreement", headers=in_process.headers("radiologist")).json()
-    assert [one["alarm"] for one in answer["drift"]] == [True]
+    assert [(one["by"], one["alarm"]) for one in answer["drift"]] == [("region", True), ("scanner", True)]
     for width in (820, 480):
         reader.set_viewport_size({"width": width, "height": 1000})
         assert reader.evaluate("document.documentElement.scrollWidth") <= width

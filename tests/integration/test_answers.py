@@ -338,11 +338,12 @@ def test_drift_is_logged_once(in_process: Any, study: str, caplog: pytest.LogCap
         assert say(in_process, study, role="other", **ONE | verdict).status_code == 201
     for _ in range(2):
         answer = in_process.http.get("/agreement", headers=in_process.headers("radiologist"))
-        assert [one["alarm"] for one in answer.json()["drift"]] == [True]
+        assert [one["alarm"] for one in answer.json()["drift"]] == [True, True]  # of its region, and of its scanner
         assert "reader 1" not in answer.text
     admin = in_process.headers("admin")
-    assert "\nosteon_drift_alarms 1.0\n" in in_process.http.get("/metrics", headers=admin).text
+    assert "\nosteon_drift_alarms 2.0\n" in in_process.http.get("/metrics", headers=admin).text
     troubles = in_process.http.get("/operations", headers=admin).json()["troubles"]
-    assert any("agree with first on hand films less" in trouble for trouble in troubles)
+    assert any("agree with first on films of hand (region) less" in trouble for trouble in troubles)
     told = [record for record in caplog.records if "readers agree" in record.getMessage()]
-    assert [(one.levelname, one.bundle, one.region) for one in told] == [("WARNING", "first", "hand")]
+    assert [(one.levelname, one.bundle) for one in told] == [("WARNING", "first")] * 2
+    assert [vars(one).get("region") for one in told] == ["hand", None]

@@ -99,8 +99,10 @@ def test_drift_is_each_bundles_and_regions_own() -> None:
     """A shift in one region alarms there, however many steady answers of another stand between."""
     bad = [row(2 * n, n < 120 and n % 10 > 0, region="leg") for n in range(1, 180)]
     steady = [row(2 * n + 1, n % 10 > 0) for n in range(1, 180)]
-    found = {(one.bundle, one.region): one for one in drift(steady + bad)}
+    charts = drift(steady + bad)
+    found = {(one.bundle, one.where): one for one in charts if one.by == "region"}
     assert {where: one.alarm for where, one in found.items()} == {("a", "hand"): False, ("a", "leg"): True}
+    assert [one.answers for one in charts if one.by == "scanner"] == [len(bad) + len(steady)]
     since = found["a", "leg"].alarm_since
     assert since is not None
     assert since > bad[118].answered_at
