@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import date, datetime, timedelta
+from datetime import UTC, date, datetime, time, timedelta
 from enum import StrEnum
 from typing import Any
 from uuid import UUID
@@ -121,3 +121,11 @@ def night_of(now: datetime, timezone: str) -> date:
     if now.tzinfo is None:
         raise ValueError("now must carry a time zone")
     return now.astimezone(ZoneInfo(timezone)).date()
+
+
+def night_began(now: datetime, timezone: str, hour: int) -> datetime:
+    """When the latest night began, by its hour on the wall; in UTC. Raises ValueError for a naive time."""
+    today, zone = night_of(now, timezone), ZoneInfo(timezone)
+    # in UTC: within a zone times are compared by the wall, which jumps twice a year
+    begins = datetime.combine(today, time(hour), zone).astimezone(UTC)
+    return begins if begins <= now else datetime.combine(today - timedelta(days=1), time(hour), zone).astimezone(UTC)

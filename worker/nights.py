@@ -3,10 +3,10 @@
 import logging
 from datetime import datetime, timedelta
 
-from shared.backlog import night_of
+from shared.backlog import night_began, night_of
 from shared.jobs import Doorbell
 from shared.repository import Database, nights, second_looks, work
-from shared.repository.bundles import active_bundle
+from shared.repository.bundles import active_bundle, any_active_before
 from shared.repository.portions import Portion
 from shared.settings import Settings
 
@@ -35,8 +35,9 @@ def nightly(settings: Settings, database: Database, doorbell: Doorbell, now: dat
 def feed(settings: Settings, database: Database, doorbell: Doorbell, now: datetime | None = None) -> int:
     """Send the next portion of every open run; returns how many messages left. Any number of workers may call it.
 
-    now: as for `nightly`. Raises Unavailable.
+    A night whose message was lost is opened here. now: as for `nightly`. Raises Unavailable.
     """
+    _open_missed(settings, database, now)
     feeding = nights.Feeding(
         settings.nightly_in_flight, settings.reconcile_every_s, timedelta(seconds=settings.resend_grace_s)
     )
@@ -55,6 +56,26 @@ def feed(settings: Settings, database: Database, doorbell: Doorbell, now: dateti
         if not portion.again:
             break
     return left
+
+
+def _open_missed(settings: Settings, database: Database, now: datetime | None) -> None:
+    """Open tonight's run within its window if nobody did: the message of beat is only a doorbell.
+
+    Not where no bundle was active before the window: such a system is new, and has no history to look at.
+    """
+    with database.transaction() as session:
+        at = now or work.clock(session)
+        began = night_began(at, settings.nightly_timezone, settings.nightly_hour)
+        ends, night = began + timedelta(hours=settings.nightly_hours), night_of(began, settings.nightly_timezone)
+        if at >= ends or nights.has_night(session, night):
+            return
+        active = active_bundle(session)
+        if active is None or not any_active_before(session, began):
+            return
+        hours = (ends - at) / timedelta(hours=1)
+        opened = nights.begin_night(session, night, at, active.name, hours, settings.nightly_max_studies)
+    if opened is not None:
+        log.info("the nightly run begins without beat's message", extra={"night": str(night), "bundle": active.name})
 
 
 def _ring(database: Database, doorbell: Doorbell, portion: Portion) -> int:

@@ -3,6 +3,7 @@
 import logging
 import os
 import socket
+import threading
 import time
 from collections.abc import Callable
 from datetime import timedelta
@@ -26,6 +27,7 @@ class Heart:
         self._database, self._load, self._bundle = database, load, bundle
         self._id, self._device, self._threads = uuid4(), device, threads
         self._beat_at = self._sample_at = float("-inf")
+        self._counter: threading.Thread | None = None
 
     def beat(self) -> None:
         """To be called every few seconds, from one thread."""
@@ -63,16 +65,28 @@ class Heart:
         if behind:
             self._sample_at = float("-inf")  # go on at the next beat
             return
+        if self._counter is None or not self._counter.is_alive():
+            # a count reads every image's row, and the sweeper, whose thread this is, must not wait for it
+            self._counter = threading.Thread(
+                target=self._quietly, args=(self._count, "what is stored was not counted"), name="counter", daemon=True
+            )
+            self._counter.start()
+
+    def _count(self) -> None:
         with self._database.transaction() as session:
-            if samples.count_stored(session):  # once an hour
-                samples.forget(session, now - samples.KEPT_FOR)
-                operations.forget_workers(session, now - WORKERS_KEPT_FOR)
+            if not samples.count_stored(session):  # once an hour
+                return
+        with self._database.transaction() as session:
+            now = work.clock(session)
+            samples.forget(session, now - samples.KEPT_FOR)
+            samples.forget_receipts(session, now - samples.RECEIPTS_KEPT_FOR)
+            operations.forget_workers(session, now - WORKERS_KEPT_FOR)
 
     @staticmethod
-    def _quietly(step: Callable[[], None]) -> None:
+    def _quietly(step: Callable[[], None], failed: str = "no heartbeat") -> None:
         try:
             step()
         except OsteonError as wrong:
-            log.warning("no heartbeat", extra={"why": str(wrong)})
+            log.warning(failed, extra={"why": str(wrong)})
         except Exception:
-            log.exception("no heartbeat")  # and the sweeper must outlive it
+            log.exception(failed)  # and the sweeper must outlive it

@@ -17,6 +17,10 @@ from worker.watchdog import Standstill, end_process
 
 log = logging.getLogger(__name__)
 PROMOTED = 0.1  # share of the worker's studies that may come from those that waited too long
+FORGETFUL = (
+    "The broker of OSTEON_BROKER_URL was emptied or lost its file, or a worker died with them in hand. "
+    "Check that it runs with `appendonly yes` and `maxmemory-policy noeviction`, and that nobody flushes it."
+)
 SILENCE_S = 1.0  # a broker or a Postgres that takes so long to answer hangs, or did
 
 
@@ -27,6 +31,8 @@ def reconcile(database: Database, doorbell: Doorbell, grace: timedelta) -> int:
     heads = doorbell.heads()
     with database.transaction() as session:
         to_send = work.lost(session, heads, now, grace)
+    if forgotten := sum(one.forgotten for one in to_send):
+        log.warning("messages were lost and are sent again", extra={"count": forgotten, "why": FORGETFUL})
     return len(to_send) - _ring(database, doorbell, to_send)
 
 

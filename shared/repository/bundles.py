@@ -1,9 +1,10 @@
 """Which model bundles there are, and which one is active."""
 
 from collections.abc import Sequence
+from datetime import datetime
 from typing import Any
 
-from sqlalchemy import func, select, update
+from sqlalchemy import exists, func, select, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
@@ -14,6 +15,11 @@ from shared.tables import BundleRow
 def active_bundle(session: Session) -> BundleRow | None:
     """The bundle that workers analyse with; None before the first activation."""
     return session.scalar(select(BundleRow).where(BundleRow.active))
+
+
+def any_active_before(session: Session, at: datetime) -> bool:
+    """Whether a bundle was last activated before then."""
+    return bool(session.scalar(select(exists().where(BundleRow.activated_at < at))))
 
 
 def add_bundle(session: Session, name: str, sha256: str, manifest: dict[str, Any]) -> None:

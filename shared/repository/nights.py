@@ -49,7 +49,9 @@ def begin_night(session: Session, night: date, now: datetime, bundle: str, hours
         return None
     nightly = select(BacklogRunRow).where(BacklogRunRow.purpose == NIGHT, BacklogRunRow.id != run_id)
     for late in session.scalars(nightly.where(OPEN).with_for_update(key_share=True)):
+        _account(session, late, now)
         _stop(session, late, "the next night began", now)
+        _give_up_account(session, late, now)
         _close(session, late, now)
     before = session.scalar(nightly.order_by(BacklogRunRow.night.desc()).limit(1))
     if before is not None and before.bundle == bundle and before.stage != Stage.EXHAUSTED:
@@ -57,6 +59,11 @@ def begin_night(session: Session, night: date, now: datetime, bundle: str, hours
         run.cursor_day, run.cursor_probability = before.cursor_day, before.cursor_probability
         run.cursor_study = before.cursor_study
     return run_id
+
+
+def has_night(session: Session, night: date) -> bool:
+    """Whether this night's run was opened."""
+    return bool(session.scalar(select(exists().where(BacklogRunRow.night == night))))
 
 
 def begin_shadow(session: Session, bundle: str, now: datetime, since: date | None, most: int | None) -> UUID:
@@ -140,13 +147,17 @@ def _over(run: BacklogRunRow, active: str, now: datetime) -> str:
 
 
 def _stop(session: Session, run: BacklogRunRow, why: str, now: datetime) -> None:
-    """Send nothing more, and take back what is out and not begun. Messages that are left find nothing to do."""
+    """Send nothing more, and take back what is out and not begun. Messages that are left find nothing to do.
+
+    Failed and stranded studies are not taken back: they stay queued themselves, and the run waits for their answers.
+    """
     run.ended_by = why
     # locked in the order in which workers lock them
     looks = session.scalars(
         select(SecondLookRow)
         .where(
             SecondLookRow.run_id == run.id,
+            SecondLookRow.purpose.not_in(LEFTOVERS),
             or_(
                 SecondLookRow.state == LookState.QUEUED,
                 (SecondLookRow.state == LookState.RUNNING) & (SecondLookRow.lease_until < now),
@@ -200,3 +211,17 @@ def _account(session: Session, run: BacklogRunRow, now: datetime) -> None:
             .values(state=state, finished_at=now, new_call=StudyRow.call, reason=StudyRow.reason)
             .execution_options(synchronize_session=False)
         )
+
+
+def _give_up_account(session: Session, run: BacklogRunRow, now: datetime) -> None:
+    """Failed and stranded studies that have no answer yet are the next run's, or their own queue's."""
+    session.execute(
+        update(SecondLookRow)
+        .where(
+            SecondLookRow.run_id == run.id,
+            SecondLookRow.purpose.in_(LEFTOVERS),
+            SecondLookRow.state == LookState.QUEUED,
+        )
+        .values(state=LookState.OVERTAKEN, finished_at=now, reason="still in its queue when the next night began")
+        .execution_options(synchronize_session=False)
+    )

@@ -10,7 +10,7 @@ from uuid import UUID
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
-from shared.backlog import POSITIVE, BacklogRun, Forecast, LookState, Stage, forecast, newly_positive
+from shared.backlog import POSITIVE, BacklogRun, Forecast, LookState, Purpose, Stage, forecast, newly_positive
 from shared.errors import NotFound
 from shared.findings import Call
 from shared.repository.history import left
@@ -114,7 +114,11 @@ def forecast_of(session: Session, run: BacklogRun, now: datetime) -> Forecast | 
     done = sum(of_run.get(state, 0) for state in ENDED)
     out = of_run.get(LookState.QUEUED, 0) + of_run.get(LookState.RUNNING, 0)
     held = session.scalar(
-        select(func.count()).where(SecondLookRow.state == LookState.HELD, SecondLookRow.bundle == run.bundle)
+        select(func.count()).where(
+            SecondLookRow.state == LookState.HELD,
+            SecondLookRow.bundle == run.bundle,
+            SecondLookRow.purpose == (Purpose.SHADOW if run.night is None else Purpose.OUTDATED),  # what it takes up
+        )
     )
     history = 0 if run.stage is Stage.EXHAUSTED else left(session, session.get_one(BacklogRunRow, run.id), COUNTED)
     more = history + (held or 0)

@@ -13,10 +13,13 @@ from sqlalchemy import text
 from sqlalchemy.orm import Session
 
 SAMPLER_LOCK = 0x05_7E_0A_03
+COUNTER_LOCK = 0x05_7E_0A_04  # another one: samples are written while what is stored is counted
 GRACE = timedelta(seconds=15)  # for transactions that began in a minute and commit after it
 AT_A_TIME = timedelta(hours=6)  # filled in by one transaction
 FIRST_LOOK = timedelta(days=30)  # how far back the first sample of all looks
 KEPT_FOR = timedelta(days=400)
+# no sender repeats a request after a month; one that does is told of duplicates
+RECEIPTS_KEPT_FOR = timedelta(days=30)
 
 # one site after the other, so that each is a look at the end of an index
 _LAST = text("""
@@ -74,6 +77,9 @@ _FORGET = [
         ) AS old)""")  # noqa: S608 - our own names
     for table, column in (("samples", "at"), ("holdings", "at"), ("refusals", "hour"))
 ]
+_FORGET_RECEIPTS = text(
+    "DELETE FROM uploads WHERE ctid IN (SELECT ctid FROM uploads WHERE created_at < :before LIMIT 20000)"
+)
 _HISTORY = text("""
     SELECT date_bin(make_interval(secs => :step), at, CAST(:start AS timestamptz)) AS bucket, sum(received),
         sum(analysed), sum(failed),
@@ -137,8 +143,8 @@ def sample(session: Session, now: datetime) -> bool:
 
 
 def count_stored(session: Session) -> bool:
-    """Count what is stored, once an hour: it reads every image's row. Whether it counted."""
-    if session.scalar(_HELD) or not session.scalar(text("SELECT pg_try_advisory_xact_lock(:l)"), {"l": SAMPLER_LOCK}):
+    """Count what is stored, once an hour: it reads every image's row, which may take minutes. Whether it counted."""
+    if session.scalar(_HELD) or not session.scalar(text("SELECT pg_try_advisory_xact_lock(:l)"), {"l": COUNTER_LOCK}):
         return False
     session.execute(_HOLD)
     return True
@@ -148,6 +154,11 @@ def forget(session: Session, before: datetime) -> None:
     """Delete history from before then, some thousand rows of a site at a time."""
     for statement in _FORGET:
         session.execute(statement, {"before": before})
+
+
+def forget_receipts(session: Session, before: datetime) -> None:
+    """Delete receipts of requests with an idempotency key from before then, 20,000 at a time."""
+    session.execute(_FORGET_RECEIPTS, {"before": before})
 
 
 def history(session: Session, site_id: UUID, start: datetime, end: datetime, step: timedelta) -> Sequence[Point]:

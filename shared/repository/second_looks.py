@@ -13,6 +13,7 @@ from sqlalchemy.orm import Session
 
 from shared.backlog import LookState, Purpose, newly_positive
 from shared.findings import Call, Finding, Heatmap, Severity, StudySummary, summarise
+from shared.repository.allowances import allowances_of
 from shared.repository.bundles import active_bundle
 from shared.repository.notices import worklist_changed
 from shared.repository.work import (
@@ -28,11 +29,15 @@ from shared.repository.work import (
 )
 from shared.study import Claim, Priority, StudyStatus
 from shared.tables import AlertRow, FindingRow, InstanceRow, SecondLookRow, StudyRow
+from shared.worklist import due_at
 
 SPEAKS = (  # what is compared, and the lock on it
     StudyRow.id,
     StudyRow.status,
+    StudyRow.priority,
     StudyRow.received_at,
+    StudyRow.due_at,
+    StudyRow.read_at,
     StudyRow.bundle,
     StudyRow.call,
     StudyRow.severity,
@@ -132,8 +137,8 @@ def finish(session: Session, done: Sequence[Analysed], now: datetime) -> list[bo
 def settle(session: Session, looks: Sequence[SecondLookRow], now: datetime) -> None:
     """End second looks whose findings are written: compare, and give an outdated study its new summary.
 
-    looks: of locked rows. Summary, comparison and alert are one transaction with the findings. The study's due time and
-    whether it was read are left alone: history does not come back into the worklist, an alert is how it is told.
+    looks: of locked rows. Summary, comparison and alert are one transaction with the findings. What was read does not
+    come back into the worklist, an alert is how it is told; what is unread yet moves up where its new class wants it.
     """
     if not looks:
         return
@@ -144,6 +149,8 @@ def settle(session: Session, looks: Sequence[SecondLookRow], now: datetime) -> N
             select(*SPEAKS).where(StudyRow.id == any_(uuids(ids))).order_by(StudyRow.id).with_for_update()
         )
     }
+    # read once the studies are ours, see `redue`
+    allowances = allowances_of(session, {look.site_id for look in looks})
     active = active_bundle(session)
     summaries: dict[tuple[UUID, str], StudySummary | None] = {}
     for bundle in {look.bundle for look in looks}:
@@ -163,7 +170,10 @@ def settle(session: Session, looks: Sequence[SecondLookRow], now: datetime) -> N
             look.new_call, look.new_severity = summary.call, summary.severity
             look.new_probability = summary.fracture_probability
             if look.purpose == Purpose.OUTDATED:
-                switched.append(_values(look, summary))
+                due = due_at(study.received_at, Priority(study.priority), summary, allowances[look.site_id])
+                # never later than it stood: a finding that became milder pushes nobody back
+                due = min(study.due_at, due) if study.read_at is None else study.due_at
+                switched.append(_values(look, summary) | {"due_at": due})
                 if newly_positive(study.call, summary.call):
                     alerts.append(_alert(look, summary))
     if switched:

@@ -1,7 +1,7 @@
 """A study's way through the workers: sent, claimed, finished, retried, found again when lost."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from enum import Enum
 from itertools import groupby
@@ -69,6 +69,7 @@ class ToSend:
     queue: Priority
     sent_at: datetime  # as its row says, by Postgres' clock
     bundle: str = ""  # of a second look: who looks; "": the study itself is to be analysed
+    forgotten: bool = False  # it was sent before, was not begun, and is in no queue any more
 
 
 def unsent(session: Session, study_ids: Sequence[UUID], now: datetime) -> list[ToSend]:
@@ -349,11 +350,12 @@ def lost(session: Session, heads: dict[Priority, datetime | None], now: datetime
         .limit(1000)
         .with_for_update(skip_locked=True)
     ).all()
+    forgotten = {row.id for row in rows if row.status != StudyStatus.RUNNING and row.sent_at is not None}
     for row in rows:
         # once an attempt: a message that was sent since then was not at the front
         if row.status == StudyStatus.RUNNING and row.sent_at and row.lease_until and row.sent_at < row.lease_until:
             row.queue = FASTER.get(Priority(row.queue), row.queue)
-    return [_mark_sent(row, now) for row in rows]
+    return [replace(_mark_sent(row, now), forgotten=row.id in forgotten) for row in rows]
 
 
 def promote(session: Session, limits: Mapping[Priority, timedelta], now: datetime, most: int) -> list[ToSend]:

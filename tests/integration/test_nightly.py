@@ -11,15 +11,16 @@ import redis
 from celery.schedules import crontab
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from sqlalchemy import delete, select
+from sqlalchemy import delete, select, update
 
 from shared.backlog import LookState, Purpose, Stage
 from shared.findings import Call, InstanceResult
 from shared.jobs import ANALYSE, FILMS, NIGHTLY, SECOND_LOOK, SWEEP_FILMS, Doorbell, celery_app
 from shared.repository import nights, reports, second_looks, work
 from shared.study import Priority, StudyStatus
-from shared.tables import AlertRow, BacklogRunRow, SecondLookRow
+from shared.tables import AlertRow, BacklogRunRow, BundleRow, SecondLookRow
 from worker.nights import feed, nightly
+from worker.sweeps import reconcile
 
 MIDDAY = datetime(2026, 3, 1, 12, tzinfo=UTC)
 TWO = datetime(2026, 3, 2, 2, tzinfo=UTC)
@@ -165,6 +166,34 @@ def test_one_run_a_night(ward, run):
     assert runs(ward)[1].ended_by == "the next night began"
 
 
+def test_a_night_whose_message_was_lost_is_opened_by_the_sweeper(ward, run, make_finding):
+    """Within its window the feeder opens a night that nobody opened, once, and it ends when the window does."""
+    study = analysed(ward, make_finding)
+    ward.add_bundle("b")
+    with ward.database.transaction() as session:
+        session.execute(update(BundleRow).values(activated_at=MIDDAY))
+    assert run.feed(TWO - MINUTE) == 0, "before the window"
+    assert run.feed(TWO + 4 * HOUR) == 0, "after it"
+    assert runs(ward) == []
+    assert run.feed(TWO + HOUR) == 1
+    assert run(TWO + HOUR + MINUTE) is None, "beat's message, late"
+    (night,) = runs(ward)
+    assert (night.night, night.ends_at) == (TWO.date(), TWO + 4 * HOUR)
+    run.empty()
+    assert run.look(study, TWO + HOUR)
+    run.feed(TWO + 2 * HOUR)
+    run.feed(TWO + 3 * HOUR)
+    assert len(runs(ward)) == 1
+
+
+def test_a_system_that_starts_within_the_window_has_no_night_yet(ward, run):
+    """Where no bundle was active before the window there is no history to look at."""
+    with ward.database.transaction() as session:
+        session.execute(update(BundleRow).values(activated_at=TWO + MINUTE))
+    assert run.feed(TWO + HOUR) == 0
+    assert runs(ward) == []
+
+
 def test_two_schedulers_at_once_run_one_night(ward, run):
     """Of schedulers that ring at the same moment one runs the night, and each study gets one message."""
     for _ in range(5):
@@ -293,6 +322,46 @@ def test_the_window_ends_and_the_next_night_goes_on(ward, run, make_finding):
     assert ward.count(bundle="b") == 9
 
 
+def test_a_failed_study_is_accounted_for_after_the_window(ward, run):
+    """It stays in its queue when the window closes, so it is not "held": the run ends with its answer."""
+    done, waits = failed(ward), failed(ward)
+    run()
+    late = TWO + 4 * HOUR + timedelta(seconds=1)
+    claim = ward.claim(done, late)
+    ward.finish(claim, ward.answers(claim))
+    run.feed(late)
+    assert {look.study_id: look.state for look in looks(ward)} == {done: LookState.DONE, waits: LookState.QUEUED}
+    claim = ward.claim(waits, late)
+    ward.finish(claim, ward.answers(claim))
+    run.feed(late + MINUTE)
+    assert runs(ward)[0].report["kinds"] == {"failed": {"done": 2}}
+
+
+def test_the_next_night_closes_the_account_of_the_last(ward, run):
+    """What was analysed counts as done, what still waits in its own queue as overtaken: no night is owed it."""
+    done, waits = failed(ward), failed(ward)
+    run()
+    claim = ward.claim(done, TWO)
+    ward.finish(claim, ward.answers(claim))
+    run(TWO + DAY)
+    last, before = runs(ward)
+    assert before.report["kinds"] == {"failed": {"done": 1, "overtaken": 1}}
+    assert ward.row(waits).status == StudyStatus.QUEUED
+    assert not looks(ward, state=LookState.HELD)
+    assert last.finished_at == TWO + DAY, "nothing is owed any more"
+
+
+def test_what_no_night_takes_up_is_not_in_its_forecast(ward, run, make_finding):
+    """A study that is held as failed, as earlier versions left them, is not counted every night anew."""
+    old, study = failed(ward), analysed(ward, make_finding)
+    ward.add_bundle("b")
+    run()
+    with ward.database.transaction() as session:
+        session.get_one(SecondLookRow, (old, "b")).state = LookState.HELD
+        (night,) = reports.runs(session)
+        assert reports.forecast_of(session, night, TWO + MINUTE).left == 1, study
+
+
 def test_a_newer_activation_ends_the_night(ward, run, make_finding):
     """A bundle that becomes active while second looks by another are out makes them needless, and harms nothing."""
     studies = [analysed(ward, make_finding) for _ in range(3)]
@@ -364,6 +433,24 @@ def test_a_dead_broker_does_not_lose_the_night(ward, make_settings, make_finding
     assert alive.feed(TWO) == 1
     for one in (dead, alive):
         one.doorbell.app.close()
+
+
+def test_a_broker_that_forgot_is_told_of_in_the_log(ward, run, caplog):
+    """Messages that were sent and are nowhere are worth a warning with the cure; a first message and a retry are not."""
+    study, retried = ward.study(), ward.study()
+    with ward.database.transaction() as session:
+        now = work.clock(session)
+        work.retry(session, ward.claim(retried), "the store was away", MIDDAY, 4)
+    ward.set(study, sent_at=None)
+    assert reconcile(ward.database, run.doorbell, timedelta(0)) == 2
+    assert not [record for record in caplog.records if record.levelname == "WARNING"]
+    run.empty()
+    ward.set(study, sent_at=now - MINUTE)
+    ward.set(retried, sent_at=now - MINUTE)
+    assert reconcile(ward.database, run.doorbell, timedelta(0)) == 2
+    (warning,) = [record for record in caplog.records if record.levelname == "WARNING"]
+    assert (warning.name, warning.count) == ("worker.sweeps", 2)
+    assert "OSTEON_BROKER_URL" in warning.why and "appendonly" in warning.why
 
 
 @settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -16,7 +16,7 @@ from shared.findings import InstanceResult
 from shared.repository import operations, samples, work
 from shared.repository.access import LastAdmin, Role, keys, make_key, revoke_key_by_id
 from shared.study import Priority, StudyStatus
-from shared.tables import HoldingRow, KeyRow, RefusalRow, SampleRow, StudyRow, WorkerRow
+from shared.tables import HoldingRow, KeyRow, RefusalRow, SampleRow, StudyRow, UploadRow, WorkerRow
 from worker.pulse import Heart
 
 MINUTE = timedelta(minutes=1)
@@ -216,6 +216,58 @@ def test_a_heart_without_a_database_raises_nothing(ward, make_settings):
     nowhere = Database("postgresql+psycopg2://nobody@127.0.0.1:1/nothing", 1)
     Heart(nowhere, SimpleNamespace(taken=0, in_hand=0), device="", threads=1, bundle=str).beat()
     nowhere.close()
+
+
+def test_a_slow_count_holds_no_beat_and_runs_once(ward, monkeypatch):
+    """Counting what is stored may take minutes: meanwhile the heart beats and samples are written; counts never overlap."""
+    began, go_on, counts = threading.Event(), threading.Event(), []
+
+    def slow(session):
+        assert session.scalar(text("SELECT pg_try_advisory_xact_lock(:lock)"), {"lock": samples.COUNTER_LOCK})
+        counts.append(1)
+        began.set()
+        go_on.wait(30)
+        raise RuntimeError("and its end is nobody's trouble")
+
+    monkeypatch.setattr(samples, "count_stored", slow)
+    one = heart(ward)
+    one.beat()
+    assert began.wait(10)
+    try:
+        for _ in range(3):
+            one._sample()
+            one._say()
+        assert len(counts) == 1
+        assert workers(ward)[1] == 1
+    finally:
+        go_on.set()
+        one._counter.join()
+
+
+def test_receipts_are_forgotten_after_a_month(ward):
+    """A receipt of a keyed request goes when nobody repeats that request any more; a younger one stays."""
+    with ward.database.transaction() as session:
+        for key, at in (("old", NOON), ("new", NOON + timedelta(days=2))):
+            row = UploadRow(site_id=ward.site_id, idempotency_key=key, content_sha256="0" * 64, receipt=b"sealed")
+            row.created_at = at
+            session.add(row)
+    with ward.database.transaction() as session:
+        samples.forget_receipts(session, NOON + timedelta(days=1))
+        assert session.scalars(select(UploadRow.idempotency_key)).all() == ["new"]
+
+
+def test_the_heart_counts_and_forgets_every_hour(ward):
+    """What is stored is counted, and what is kept for long enough is forgotten, receipts too."""
+    with ward.database.transaction() as session:
+        row = UploadRow(site_id=ward.site_id, idempotency_key="k", content_sha256="0" * 64, receipt=b"sealed")
+        row.created_at = NOON - samples.RECEIPTS_KEPT_FOR
+        session.add(row)
+    ward.study(images=3)
+    one = heart(ward)
+    one._count()
+    with ward.database.transaction() as session:
+        assert samples.stored(session, ward.site_id)[0].images == 3
+        assert not session.scalars(select(UploadRow)).all()
 
 
 def test_queues_tell_length_and_age(ward):

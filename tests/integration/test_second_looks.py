@@ -14,7 +14,8 @@ from shared.repository import nights, reports, second_looks, work
 from shared.repository.access import Role, Vault, add_key
 from shared.repository.bundles import activate_bundle, add_bundle
 from shared.study import Priority, StudyStatus
-from shared.tables import AlertRow, BundleRow, IdentityReadRow, SecondLookRow
+from shared.tables import AlertRow, AllowancesRow, BundleRow, IdentityReadRow, KeyRow, SecondLookRow
+from shared.worklist import ALLOWANCES
 
 TWO = datetime(2026, 3, 2, 2, tzinfo=UTC)
 MINUTE = timedelta(minutes=1)
@@ -97,7 +98,7 @@ def history(ward):
 
 def test_new_findings_replace_the_summary_and_nothing_else(ward, history):
     """Until a second look is done its study is what it was; then the summary is the new bundle's, in one step with the
-    findings, while due time, reader's mark, status and times stay, and the old findings too."""
+    findings, while a read study's due time, reader's mark, status and times stay, and the old findings too."""
     study = history.study()
     ward.set(study, read_at=TWO)
     before = ward.row(study)
@@ -115,6 +116,39 @@ def test_new_findings_replace_the_summary_and_nothing_else(ward, history):
     assert [one.bundle for one in ward.findings(study)] == ["a", "b"]
     look = history.one(study)
     assert (look.state, look.old_bundle, look.old_call, look.new_call) == ("done", "a", "none", "likely")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "minutes"),
+    [
+        (Call.NONE, Call.LIKELY, ALLOWANCES["likely"][Priority.ROUTINE]),
+        (Call.NONE, Call.POSSIBLE, ALLOWANCES["possible"][Priority.ROUTINE]),
+        (Call.LIKELY, Call.NONE, ALLOWANCES["likely"][Priority.ROUTINE]),
+    ],
+)
+def test_an_unread_study_moves_up_with_what_was_found(ward, history, old, new, minutes):
+    """What nobody has read yet is due as its graver finding wants it; a milder one pushes it back to no later place."""
+    study = history.study(old)
+    history.activate("b")
+    history.begin_night()
+    assert history.look(study, new)
+    row = ward.row(study)
+    assert (row.call, row.due_at) == (str(new), row.received_at + timedelta(minutes=minutes))
+
+
+def test_an_unread_study_is_due_as_its_site_chose(ward, history):
+    """It is the site's own table that gives the new place."""
+    study = history.study()
+    with ward.database.transaction() as session:
+        key = KeyRow(id=uuid4(), site_id=ward.site_id, name="ada", role=Role.ADMIN, sha256="0" * 64)
+        session.add(key)
+        session.flush()
+        minutes = {name: {str(priority): 7 for priority in Priority} for name in ALLOWANCES}
+        session.add(AllowancesRow(site_id=ward.site_id, minutes=minutes, key_id=key.id))
+    history.activate("b")
+    history.begin_night()
+    assert history.look(study)
+    assert ward.row(study).due_at == ward.row(study).received_at + 7 * MINUTE
 
 
 def test_results_count_once_and_from_the_holder_only(ward, history):

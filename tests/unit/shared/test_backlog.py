@@ -6,7 +6,7 @@ from uuid import uuid4
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shared.backlog import BacklogRun, Stage, forecast, newly_positive
+from shared.backlog import BacklogRun, Stage, forecast, newly_positive, night_began
 from shared.findings import Call
 
 TWO = datetime(2026, 3, 2, 2, tzinfo=UTC)
@@ -60,3 +60,17 @@ def test_what_counts_as_newly_positive():
     """Only none that turned possible or likely: an abstention was no answer."""
     positive = {(old, new) for old in [*Call, None] for new in [*Call, None] if newly_positive(old, new)}
     assert positive == {(Call.NONE, Call.POSSIBLE), (Call.NONE, Call.LIKELY)}
+
+
+@given(minutes=st.integers(0, 2 * 365 * 24 * 60), hour=st.integers(0, 23))
+def test_the_latest_night_began_within_a_day(minutes, hour):
+    """Whatever the hour and the season, the latest night began at that hour, and at most a day ago (25 h in autumn)."""
+    now = datetime(2025, 1, 2, tzinfo=UTC) + timedelta(minutes=minutes)
+    for zone in ("UTC", "Europe/Berlin", "America/New_York"):
+        assert timedelta(0) <= now - night_began(now, zone, hour) <= 25 * HOUR
+    assert night_began(now, "UTC", hour).hour == hour
+
+
+def test_a_night_may_begin_before_midnight():
+    """At one o'clock a night that began at ten in the evening is yesterday's."""
+    assert night_began(datetime(2026, 3, 2, 1, tzinfo=UTC), "UTC", 22) == datetime(2026, 3, 1, 22, tzinfo=UTC)
