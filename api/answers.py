@@ -2,13 +2,15 @@
 
 from datetime import datetime
 from typing import Annotated
+from urllib.parse import parse_qsl
 from uuid import UUID, uuid4
 
-from fastapi import APIRouter, Header, HTTPException
+from fastapi import APIRouter, Header, HTTPException, Query
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 from sqlalchemy.orm import Session
 
-from api.dependencies import PRINTABLE, Parts, PartsDep, Radiologist
+from api.dependencies import PRINTABLE, Desk, Parts, PartsDep, Radiologist
+from api.filters import chosen_filter
 from shared.answers import OF_STUDY, Entry, Fracture, Mark, Verdict
 from shared.errors import BadRequest, NotFound
 from shared.findings import RESEARCH_USE, Severity
@@ -21,6 +23,9 @@ from shared.repository.reading import InstanceView
 router = APIRouter(tags=["answer"])
 LONGEST_WORDS, MOST_MARKS = 4_000, 50
 Share = Annotated[float, Field(ge=0, le=1)]
+Worklist = Annotated[
+    str, Query(max_length=2000, description="the worklist's query that `next_study` keeps to, e.g. call=likely")
+]
 Word = Annotated[str, StringConstraints(max_length=32, pattern=r"^[a-z][a-z -]*$")]
 
 
@@ -116,10 +121,10 @@ class AnswersView(BaseModel):
 
 
 @router.get("/studies/{study_id}/answers")
-def history(study_id: UUID, parts: PartsDep, key: Radiologist) -> AnswersView:
+def history(study_id: UUID, parts: PartsDep, key: Radiologist, desk: Desk, worklist: Worklist = "") -> AnswersView:
     """What readers answered, who and when; entries are never changed, only superseded."""
     with parts.database.transaction() as session:
-        return answers_view(session, parts, key, study_id)
+        return answers_view(session, parts, key, study_id, desk=desk, worklist=worklist)
 
 
 @router.post("/studies/{study_id}/answers", status_code=201)
@@ -128,16 +133,19 @@ def answer(
     said: NewAnswer,
     parts: PartsDep,
     key: Radiologist,
+    desk: Desk,
     idempotency_key: Annotated[
         str | None,
         Header(max_length=128, pattern=r"^[!-~]+$", description="made by the client; a retry sends it again"),
     ] = None,
+    worklist: Worklist = "",
 ) -> AnswersView:
     """Write one entry; sent again with its Idempotency-Key, it is written once.
 
     A verdict that repeats your standing one on the finding, without new words or marks, is not written again.
     409 if the finding is not the one that is shown now (send older_bundle to answer it all the same), if a study
-    that is done has other images by now than the reader was shown, or if the Idempotency-Key came with another answer
+    that is done has other images by now than the reader was shown or is held by somebody else (claim it with take_over
+    first), or if the Idempotency-Key came with another answer
     before.
     """
     request_id = idempotency_key or str(uuid4())
@@ -152,17 +160,20 @@ def answer(
                 raise HTTPException(
                     409, f"This study has {len(views)} images by now; load the page again and look at all"
                 )
-            entry = answers.append(session, key, request_id, _said(session, parts, study_id, said, views))
+            entry = answers.append(session, key, request_id, _said(session, parts, study_id, said, views), desk)
         written = entry.request_id == request_id  # else it is the reader's standing verdict, which says the same
         if written and (entry.key_id != key.id or not _same(parts, entry, study_id, said, views)):
             raise HTTPException(409, "This Idempotency-Key came with another answer before; make a new one")
-        return answers_view(session, parts, key, study_id)
+        return answers_view(session, parts, key, study_id, desk=desk, worklist=worklist)
 
 
-def answers_view(session: Session, parts: Parts, key: Key, study_id: UUID, *, words: bool = True) -> AnswersView:
+def answers_view(
+    session: Session, parts: Parts, key: Key, study_id: UUID, *, words: bool = True, desk: str = "", worklist: str = ""
+) -> AnswersView:
     """What GET /studies/{id}/answers answers; the report shows the same. Raises NotFound.
 
     words: whether to open the free texts, which leaves an audit row; without, all are empty.
+    desk, worklist: which login asks, and the query of the list that it came with, for the study to read next.
     """
     row = reading.study(session, key.site_id, study_id)
     views = reading.instances(session, study_id)
@@ -171,13 +182,19 @@ def answers_view(session: Session, parts: Parts, key: Key, study_id: UUID, *, wo
     if words and any(one.entry.words for one in told):
         answers.words_were_read(session, key, study_id)
     bundle = active_bundle(session)
-    following = answers.next_unread(session, key, study_id)
+    following = answers.next_unread(session, key, study_id, desk, _filter(worklist))
     return AnswersView(
         entries=[_view(parts, key, one, numbers, words=words) for one in told],
         read_at=row.read_at,
         regions=list(bundle.manifest.get("regions", [])) if bundle else [],
         next_study=f"/view/{following}" if following else None,
     )
+
+
+def _filter(worklist: str) -> reading.WorklistFilter:
+    """The filters of a worklist's query; of a search none. Raises BadRequest for unknown words."""
+    given = dict(parse_qsl(worklist.removeprefix("?")))
+    return chosen_filter({} if "search" in given else given)
 
 
 def _view(parts: Parts, key: Key, one: answers.Answered, numbers: dict[UUID, int], *, words: bool) -> AnswerView:

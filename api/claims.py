@@ -4,9 +4,9 @@ from datetime import timedelta
 from typing import Annotated
 from uuid import UUID
 
-from fastapi import APIRouter, Query, Request, Response
+from fastapi import APIRouter, Query, Response
 
-from api.dependencies import PartsDep, Radiologist
+from api.dependencies import Desk, PartsDep, Radiologist
 from api.responses import ClaimView, PastClaimView
 from shared.repository import reading, reading_room
 from shared.repository.work import clock
@@ -16,22 +16,21 @@ router = APIRouter(tags=["read"])
 
 @router.post("/studies/{study_id}/claim", responses={409: {"model": ClaimView, "description": "somebody else has it"}})
 def claim(
-    request: Request,
     response: Response,
     study_id: UUID,
     parts: PartsDep,
     key: Radiologist,
+    desk: Desk,
     *,
     token: Annotated[UUID | None, Query(description="the `claim` that you were given, to keep it")] = None,
     take_over: bool = False,
 ) -> ClaimView:
     """Claim a study for reading, or keep it: ask again before `until`. 409, and by whom, while somebody else reads it.
 
-    With take_over the study is yours all the same, and both names stay on record. From another login of your own key it
-    is taken over at once, and `own_since` says so; that other one gets 409 when it asks to keep it.
+    With take_over the study is yours all the same, and both names stay on record; the other one gets 409 when it asks
+    to keep it. Another login of your own key is somebody else: `same_key` says so, and `own_since` once you took over.
     """
     lease = timedelta(seconds=parts.settings.claim_lease_s)
-    desk = str(request.session.get("desk", ""))[:32]
     with parts.database.transaction() as session:
         reading.study(session, key.site_id, study_id)
         got = reading_room.claim(session, study_id, key, desk, clock(session), lease, token=token, take_over=take_over)

@@ -64,6 +64,12 @@ def reader(
     return key
 
 
+def desk(request: Request) -> str:
+    """Which login of its key asks; empty for a program."""
+    return str(request.session.get("desk", ""))[:32]
+
+
+Desk = Annotated[str, Depends(desk)]
 KeyDep = Annotated[Key, Depends(reader)]
 
 

@@ -300,6 +300,7 @@ class WorklistRow(BaseModel):
     read_at: datetime | None = None
     reader: str = Field("", description="the name of the key that reads this study now; empty: nobody does")
     reading_since: datetime | None = None
+    mine: bool = Field(False, description="whether you read it, at this login of your key")
 
 
 class WorklistPage(BaseModel):

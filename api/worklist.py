@@ -9,7 +9,7 @@ from uuid import UUID
 
 from fastapi import APIRouter, Query
 
-from api.dependencies import PRINTABLE, Parts, PartsDep, Radiologist
+from api.dependencies import PRINTABLE, Desk, Parts, PartsDep, Radiologist
 from api.responses import Search, WorklistPage, WorklistRow
 from shared.errors import BadRequest
 from shared.findings import Call, Severity
@@ -26,6 +26,7 @@ router = APIRouter(tags=["read"])
 def worklist(
     parts: PartsDep,
     key: Radiologist,
+    desk: Desk,
     status: StudyStatus | None = None,
     call: Call | None = None,
     region: Annotated[str | None, Query(max_length=32, pattern=PRINTABLE)] = None,
@@ -42,30 +43,32 @@ def worklist(
     Paging is by key, not by offset: a study that arrives meanwhile neither repeats nor hides another.
     """
     chosen = reading.WorklistFilter(status, call, region, priority, modality, severity, age, state)
-    return worklist_page(parts, key, chosen, after, limit)
+    return worklist_page(parts, key, desk, chosen, after, limit)
 
 
 @router.post("/worklist/search")
-def search(parts: PartsDep, key: Radiologist, wanted: Search) -> WorklistPage:
+def search(parts: PartsDep, key: Radiologist, desk: Desk, wanted: Search) -> WorklistPage:
     """The studies with exactly this accession number or patient id, read or not. Each search is on record."""
     with parts.database.transaction() as session:
         found = parts.vault.search(session, key, wanted.number)
-    return found_page(parts, key, found)
+    return found_page(parts, key, desk, found)
 
 
-def found_page(parts: Parts, key: Key, found: list[UUID]) -> WorklistPage:
+def found_page(parts: Parts, key: Key, desk: str, found: list[UUID]) -> WorklistPage:
     """The rows of studies that were searched for."""
     with parts.database.transaction() as session:
         entries = reading.worklist_of(session, key.site_id, found)
         counts = parts.counts.of(session, key.site_id)
     now = datetime.now(UTC)
     return WorklistPage(
-        entries=[_row(rank, entry, now) for rank, entry in enumerate(entries, start=1)], next=None, counts=counts
+        entries=[_row(rank, entry, now, (key.id, desk)) for rank, entry in enumerate(entries, start=1)],
+        next=None,
+        counts=counts,
     )
 
 
 def worklist_page(
-    parts: Parts, key: Key, chosen: reading.WorklistFilter, after: str | None, limit: int
+    parts: Parts, key: Key, desk: str, chosen: reading.WorklistFilter, after: str | None, limit: int
 ) -> WorklistPage:
     """What GET /worklist answers; the page shows the same. Raises BadRequest for a foreign `after`."""
     with parts.database.transaction() as session:
@@ -74,13 +77,14 @@ def worklist_page(
     more, entries = len(entries) > limit, entries[:limit]
     now = datetime.now(UTC)
     return WorklistPage(
-        entries=[_row(rank, entry, now) for rank, entry in enumerate(entries, start=1)],
+        entries=[_row(rank, entry, now, (key.id, desk)) for rank, entry in enumerate(entries, start=1)],
         next=_encode(entries[-1], chosen.state) if more else None,
         counts=counts,
     )
 
 
-def _row(rank: int, entry: WorklistEntry, now: datetime) -> WorklistRow:
+def _row(rank: int, entry: WorklistEntry, now: datetime, asking: tuple[UUID, str]) -> WorklistRow:
+    """asking: key and desk of who asks."""
     return WorklistRow(
         rank=rank,
         study_id=entry.study_id,
@@ -103,6 +107,7 @@ def _row(rank: int, entry: WorklistEntry, now: datetime) -> WorklistRow:
         read_at=entry.read_at,
         reader=entry.reader,
         reading_since=entry.reading_since,
+        mine=(entry.reader_key, entry.reader_desk) == asking,
     )
 
 

@@ -88,6 +88,8 @@ class WorklistEntry:
     read_at: datetime | None = None
     reader: str = ""  # who reads it now; empty: nobody
     reading_since: datetime | None = None
+    reader_key: UUID | None = None  # names are not unique
+    reader_desk: str = ""  # which login of that key
 
     def why(self) -> str:
         """The place of this row in words, which do not change while it waits; the page adds for how long it has."""

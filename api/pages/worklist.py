@@ -10,7 +10,7 @@ from fastapi.responses import RedirectResponse
 from sqlalchemy.orm import Session
 from starlette.concurrency import run_in_threadpool
 
-from api.dependencies import Parts, PartsDep, Radiologist
+from api.dependencies import Desk, Parts, PartsDep, Radiologist
 from api.filters import chosen_filter, only_filters
 from api.pages.render import render, version_of
 from api.responses import WorklistPage
@@ -40,7 +40,7 @@ LABELS = {
 
 
 @router.get("/")
-def worklist(request: Request, parts: PartsDep, key: Radiologist) -> Response:
+def worklist(request: Request, parts: PartsDep, key: Radiologist, desk: Desk) -> Response:
     """The worklist. Asked again with the ETag of what is on the screen, it reads identities only if that changed."""
     given = request.query_params
     number = _number(parts, key, given["search"]) if given.get("search") else ""
@@ -48,9 +48,9 @@ def worklist(request: Request, parts: PartsDep, key: Radiologist) -> Response:
     if number:
         with parts.database.transaction() as session:
             found = parts.vault.matching(session, key, number)
-        page = found_page(parts, key, found)
+        page = found_page(parts, key, desk, found)
     else:
-        page = worklist_page(parts, key, chosen, given.get("after") or None, ROWS)
+        page = worklist_page(parts, key, desk, chosen, given.get("after") or None, ROWS)
     with parts.database.transaction() as session:
         saved = [(row.id, row.name, row.query) for row in reading_room.saved_filters(session, key)]
         second_looks = alerts.unseen_count(session, key.site_id, MOST_COUNTED)

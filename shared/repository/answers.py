@@ -1,19 +1,20 @@
 """The ledger: entries go in at the end, and are read; nothing else. Callers own the transaction."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from datetime import datetime
 from typing import Any, TypeVar
 from uuid import UUID, uuid4
 
-from sqlalchemy import Select, and_, func, insert, select
+from sqlalchemy import Select, and_, func, insert, or_, select
 from sqlalchemy.orm import Session, aliased
 
 from shared.answers import GENESIS, OF_STUDY, Entry, Mark, Verdict
 from shared.errors import NotFound
 from shared.findings import Call
 from shared.repository.access import Key
-from shared.repository.reading_room import mark_read, unread
+from shared.repository.reading import ReadState, WorklistFilter, choose
+from shared.repository.reading_room import lock_claims, mark_read, unread
 from shared.repository.work import clock
 from shared.study import StudyStatus
 from shared.tables import (
@@ -61,20 +62,27 @@ class Answered:
 
 
 def hold(session: Session, site_id: UUID, study_id: UUID) -> None:
-    """Until the transaction ends this study gets no image. The site's row first, as `append` locks it."""
+    """Until the transaction ends this study gets no image, and no other reader.
+
+    Locked in the one order that claims and `append` keep: the study's claims, the site's row, the study's row.
+    """
+    lock_claims(session, study_id)
     session.execute(select(SiteRow.id).where(SiteRow.id == site_id).with_for_update(key_share=True))
     session.execute(select(StudyRow.id).where(StudyRow.id == study_id, StudyRow.site_id == site_id).with_for_update())
 
 
-def append(session: Session, reader: Key, request_id: str, said: Said) -> Entry:
+def append(session: Session, reader: Key, request_id: str, said: Said, desk: str = "") -> Entry:
     """Write an entry at the end of the reader's site's ledger; one of that request is returned as it is.
 
     So is the reader's standing verdict on the finding, when this one says the same and adds nothing.
     A verdict on a finding takes the place of the reader's earlier one. "done" marks the study read, "reopened" takes
-    that back.
+    that back. desk: which login of the reader's key says it.
+    Raises NotNow for "done" while somebody else holds the study (see `mark_read`).
     Raises NotFound when `supersedes` names no entry that still stands and that the reader may correct: their own on
     the same finding.
     """
+    if said.verdict is Verdict.DONE:
+        lock_claims(session, said.study_id)  # before the site's row, as `hold` does
     # one writer a site at a time: each entry holds the hash of the one before
     session.execute(select(SiteRow.id).where(SiteRow.id == reader.site_id).with_for_update(key_share=True))
     known = of_request(session, reader.site_id, request_id)
@@ -94,7 +102,7 @@ def append(session: Session, reader: Key, request_id: str, said: Said) -> Entry:
     session.execute(insert(AnswerRow).values(**vars(entry), previous_hash=previous, hash=entry.hash(previous)))
     if said.verdict in OF_STUDY:
         if said.verdict is Verdict.DONE:
-            mark_read(session, said.study_id, reader, entry.answered_at)
+            mark_read(session, said.study_id, reader, entry.answered_at, desk)
         else:
             unread(session, said.study_id, reader)
     return entry
@@ -167,19 +175,23 @@ def has_finding(session: Session, instance_id: UUID, frame: int, bundle: str) ->
     return session.scalar(query) is not None
 
 
-def next_unread(session: Session, reader: Key, but: UUID) -> UUID | None:
-    """The study that should be read next: analysed or set aside, not read yet, in nobody else's hands, earliest due."""
+def next_unread(
+    session: Session, reader: Key, but: UUID, desk: str = "", chosen: WorklistFilter | None = None
+) -> UUID | None:
+    """The study that should be read next: analysed or set aside, not read yet, in nobody else's hands, earliest due.
+
+    desk: which login of the reader's key asks; another one is somebody else. chosen: the list that they came with.
+    """
     others = select(StudyClaimRow.id).where(
         StudyClaimRow.study_id == StudyRow.id,
-        StudyClaimRow.key_id != reader.id,
+        or_(StudyClaimRow.key_id != reader.id, StudyClaimRow.desk != desk),
         StudyClaimRow.ended_at.is_(None),
         StudyClaimRow.until >= func.clock_timestamp(),
     )
+    waiting = replace(chosen or WorklistFilter(), state=ReadState.UNREAD)
     return session.scalar(
-        select(StudyRow.id)
+        choose(select(StudyRow.id), reader.site_id, waiting)
         .where(
-            StudyRow.site_id == reader.site_id,
-            StudyRow.read_at.is_(None),
             ~others.exists(),
             StudyRow.status.in_((StudyStatus.ANALYSED, StudyStatus.QUARANTINED)),
             StudyRow.id != but,

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from enum import StrEnum
-from typing import Any
+from typing import Any, TypeVar
 from uuid import UUID
 
 from sqlalchemy import (
@@ -30,6 +30,8 @@ from shared.study import Priority, StudyStatus
 from shared.tables import BundleRow, FindingRow, InstanceRow, SiteRow, StudyRow
 from shared.tables.studies import AGE_BAND
 from shared.worklist import WorklistEntry
+
+Query = TypeVar("Query", bound=Select[*tuple[Any, ...]])
 
 
 class ReadState(StrEnum):
@@ -81,7 +83,7 @@ _SHOWN = select(
     StudyRow.read_at,
 )
 _HOLDERS = text("""
-    SELECT study_id, name, claimed_at FROM study_claims JOIN api_keys ON api_keys.id = key_id
+    SELECT study_id, name, claimed_at, key_id, desk FROM study_claims JOIN api_keys ON api_keys.id = key_id
     WHERE ended_at IS NULL AND until >= now() AND api_keys.site_id = :site
 """)
 # one subquery for all states: planning five takes longer than counting
@@ -110,7 +112,7 @@ def worklist(
 
     What is unread comes by (due_at, id), the most urgent first; what was read by (read_at, id), the last first.
     """
-    query = _chosen(_SHOWN, site_id, chosen)
+    query = choose(_SHOWN, site_id, chosen)
     if chosen.state is ReadState.READ:
         place = tuple_(StudyRow.read_at, StudyRow.id)
         query = query if after is None else query.where(place < after)
@@ -132,11 +134,10 @@ def worklist_of(session: Session, site_id: UUID, study_ids: Sequence[UUID]) -> l
 def _with_readers(session: Session, site_id: UUID, entries: list[WorklistEntry]) -> list[WorklistEntry]:
     """The same rows, with who reads them now. A site has as many open claims as readers: all are fetched."""
     held = session.execute(_HOLDERS, {"site": site_id})
-    readers = {study_id: (name, since) for study_id, name, since in held}
+    readers = {study_id: reader for study_id, *reader in held}
+    names = ("reader", "reading_since", "reader_key", "reader_desk")
     return [
-        replace(entry, reader=readers[entry.study_id][0], reading_since=readers[entry.study_id][1])
-        if entry.study_id in readers
-        else entry
+        replace(entry, **dict(zip(names, readers[entry.study_id], strict=True))) if entry.study_id in readers else entry
         for entry in entries
     ]
 
@@ -207,7 +208,8 @@ class StatusCounts:
         return counts
 
 
-def _chosen(query: Select[*tuple[Any, ...]], site_id: UUID, chosen: WorklistFilter) -> Select[*tuple[Any, ...]]:
+def choose(query: Query, site_id: UUID, chosen: WorklistFilter) -> Query:
+    """The query of studies, only for those of a site that fit the filter."""
     read = StudyRow.read_at.is_not(None) if chosen.state is ReadState.READ else StudyRow.read_at.is_(None)
     query = query.where(StudyRow.site_id == site_id, read)
     if chosen.age is not None:

@@ -9,6 +9,7 @@ from sqlalchemy import Update, delete, func, select, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session, aliased
 
+from shared.errors import NotNow
 from shared.repository.access import Key
 from shared.repository.notices import worklist_changed
 from shared.tables import KeyRow, SavedFilterRow, StudyClaimRow, StudyRow
@@ -16,6 +17,7 @@ from shared.tables import KeyRow, SavedFilterRow, StudyClaimRow, StudyRow
 MOST_FILTERS = 30  # a key
 RELOAD = timedelta(seconds=10)  # a page that is loaded again gives its study back in between
 CLAIM_LOCK = 0x05_7E_0A_02
+MOST_ENDED = 100  # expired claims, by one new claim
 
 
 @dataclass(frozen=True)
@@ -62,9 +64,9 @@ def claim(
 ) -> Claimed | HeldBy:
     """Claim a study of the key's site for reading, or prolong the claim; somebody else's is only taken over on purpose.
 
-    desk: which login of the key asks. One person may change desks, and two may share a key: a fresh login gets the
-    study and hears of the other, which hears of it when it asks to prolong. token: of the claim to prolong; a page that
-    has none gets a new one, and the older page can no longer give the study back. Every change of hands is on record.
+    desk: which login of the key asks. Two people may share a key, so another login of it is somebody else. token: of
+    the claim to prolong; a page that has none gets a new one, and the older page can no longer give the study back.
+    Every change of hands is on record.
     """
     until = now + lease
     held = _held(session, study_id)
@@ -76,11 +78,11 @@ def claim(
         held.token = held.token if held.token == token else uuid4()
         held.until = until
         return Claimed(held.token, held.claimed_at, until)
-    own = held is not None and held.key_id == key.id
-    if held is not None and not take_over and not (own and token is None):
+    if held is not None and not take_over:
         name = session.get_one(KeyRow, held.key_id).name
         return HeldBy(name, held.claimed_at, held.until, held.key_id == key.id)
     worklist_changed(session, [key.site_id])
+    _end_expired(session, now)
     last = _last(session, study_id)
     if held is not None:
         _end(held, now, "taken over")
@@ -93,7 +95,8 @@ def claim(
         taken_from=held.key_id if held is not None else None,
     )  # fmt: skip
     session.add(made)
-    return Claimed(made.token, now, until, held.claimed_at if held is not None and own else None)
+    own_since = held.claimed_at if held is not None and held.key_id == key.id else None
+    return Claimed(made.token, now, until, own_since)
 
 
 def release(session: Session, study_id: UUID, key: Key, token: UUID, now: datetime) -> bool:
@@ -106,18 +109,29 @@ def release(session: Session, study_id: UUID, key: Key, token: UUID, now: dateti
     return True
 
 
-def mark_read(session: Session, study_id: UUID, key: Key, now: datetime) -> None:
-    """The reader is done with a study of their site: it leaves the list, and their claim on it ends."""
+def mark_read(session: Session, study_id: UUID, key: Key, now: datetime, desk: str = "") -> None:
+    """The reader is done with a study of their site: it leaves the list, and their claim on it ends.
+
+    Raises NotNow while somebody else holds it, another login of the same key too: they would read a study that is done.
+    """
     held = _held(session, study_id)
+    own = held is not None and (held.key_id, held.desk) == (key.id, desk)
+    if held is not None and not own:
+        if held.until >= now:
+            name = session.get_one(KeyRow, held.key_id).name
+            who = f"Another login of your own key, {name}," if held.key_id == key.id else name
+            raise NotNow(f"{who} reads this study now. Load its page again and take it over first.")
+        _end(held, held.until, "expired")
+        session.flush()
     session.execute(_of_site(study_id, key).values(read_at=now))
-    if held is not None and held.key_id == key.id:
+    if held is not None and own:
         _end(held, now, "read")
     else:
-        session.add(
-            StudyClaimRow(
-                study_id=study_id, key_id=key.id, token=uuid4(), claimed_at=now, until=now, ended_at=now, ended="read"
-            )
-        )
+        made = StudyClaimRow(
+            study_id=study_id, key_id=key.id, desk=desk, token=uuid4(), claimed_at=now, until=now, ended_at=now,
+            ended="read",
+        )  # fmt: skip
+        session.add(made)
     worklist_changed(session, [key.site_id])
 
 
@@ -178,11 +192,29 @@ def forget_filter(session: Session, key: Key, filter_id: UUID) -> bool:
     return bool(gone.rowcount)  # type: ignore[attr-defined]
 
 
-def _held(session: Session, study_id: UUID) -> StudyClaimRow | None:
-    """The open claim of a study. Until the transaction ends nobody else writes one of this study."""
+def lock_claims(session: Session, study_id: UUID) -> None:
+    """Until the transaction ends nobody else claims this study, or is done with it.
+
+    Before its row or its site's is locked: a claim holds this lock when its insert waits for the study's row.
+    """
     session.execute(select(func.pg_advisory_xact_lock(func.hashtextextended(str(study_id), CLAIM_LOCK))))
-    return session.scalar(
-        select(StudyClaimRow).where(StudyClaimRow.study_id == study_id, StudyClaimRow.ended_at.is_(None))
+
+
+def _held(session: Session, study_id: UUID) -> StudyClaimRow | None:
+    """The open claim of a study, expired or not. Until the transaction ends nobody else writes one of this study."""
+    lock_claims(session, study_id)
+    open_claim = select(StudyClaimRow).where(StudyClaimRow.study_id == study_id, StudyClaimRow.ended_at.is_(None))
+    return session.scalar(open_claim.with_for_update())  # a new claim of another study may be ending expired ones
+
+
+def _end_expired(session: Session, now: datetime) -> None:
+    """End claims whose pages died, of any study: else they stay open until somebody claims that very study."""
+    expired = select(StudyClaimRow.id).where(StudyClaimRow.ended_at.is_(None), StudyClaimRow.until < now)
+    session.execute(
+        update(StudyClaimRow)
+        .where(StudyClaimRow.id.in_(expired.limit(MOST_ENDED).with_for_update(skip_locked=True)))
+        .values(ended_at=StudyClaimRow.until, ended="expired")
+        .execution_options(synchronize_session=False)
     )
 
 

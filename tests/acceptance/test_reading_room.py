@@ -44,7 +44,7 @@ class Room:
     """An API, and readers of sites with none, one, some and many studies."""
 
     def __init__(self, plant: Plant) -> None:
-        self.url, self.database = plant.url, Database(plant.postgres.url, 2)
+        self.plant, self.url, self.database = plant, plant.url, Database(plant.postgres.url, 2)
         self.vault = Vault(plant.environment["OSTEON_IDENTITY_KEY"])
         self.store = open_store(plant.environment["OSTEON_STORE_URL"])
         self.keys = {
@@ -56,6 +56,10 @@ class Room:
             session.execute(text(MANY), {"site": self.keys["busy"].site_id})
         with self.database.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
             connection.execute(text("ANALYZE studies"))
+
+    def short_lease(self) -> tuple[str, int]:
+        """URL of another API of the same room, and its lease in seconds: little more than a page needs to ask again."""
+        return self.plant.api(OSTEON_CLAIM_LEASE_S="14"), 14
 
     def _key(self, site: str, name: str) -> Key:
         with self.database.transaction() as session:
@@ -119,7 +123,7 @@ def reader(browser: Browser, room: Room) -> Iterator[Callable[..., Page]]:
     """Opens a browser profile of its own, logged in; the test fails if its console told of an error."""
     contexts, errors = [], []
 
-    def log_in(name: str, **changes: Any) -> Page:
+    def log_in(name: str, url: str = room.url, **changes: Any) -> Page:
         context = browser.new_context(**({"viewport": {"width": 1440, "height": 900}} | changes))
         contexts.append(context)
         context.add_init_script(WATCH_POLICY)
@@ -127,13 +131,14 @@ def reader(browser: Browser, room: Room) -> Iterator[Callable[..., Page]]:
         page.set_default_timeout(20_000)
 
         def note(message: Any) -> None:
-            # Chromium notes every answer with an error status: a study that is held is 409 on purpose
-            if message.type == "error" and not ("409" in message.text and "/claim" in message.location.get("url", "")):
+            # Chromium notes every answer with an error status: a claim is refused on purpose
+            refused = "/claim" in message.location.get("url", "") and re.search("status of 40[39]", message.text)
+            if message.type == "error" and not refused:
                 errors.append(message.text)
 
         page.on("console", note)
         page.on("pageerror", lambda error: errors.append(str(error)))
-        page.goto(f"{room.url}/login")
+        page.goto(f"{url}/login")
         page.get_by_label("Your key").fill(f"osk_{name}")
         page.get_by_role("button", name="Log in").click()
         started(page)
@@ -323,6 +328,32 @@ def test_the_list_is_live(room: Room, reader: Callable[..., Page]) -> None:
     assert page.evaluate("window.same")
 
 
+def test_a_quiet_live_list_goes_with_the_time(room: Room, reader: Callable[..., Page]) -> None:
+    """Nothing tells that a study is overdue by now, or a claim run out: a live page asks all the same, if seldom."""
+    page = reader("dr-ada")
+    study = room.add("dr-ada", Identity("SOON^SUE", "5"))
+    expect(row(page, study)).to_contain_text("SOON, SUE")
+    only_live(page)
+    with room.database.transaction() as session:  # tells nobody, as the clock does not
+        session.execute(text("UPDATE studies SET due_at = now() - interval '1 second' WHERE id = :id"), {"id": study})
+    page.evaluate("look()")  # as its clock does
+    page.wait_for_timeout(1000)
+    expect(row(page, study).locator(".overdue")).to_have_count(0)
+    page.evaluate("lastGood = new Date(Date.now() - 60000); look()")
+    expect(row(page, study).locator(".overdue")).to_be_visible()
+
+
+def test_a_change_during_a_refresh_is_not_lost(room: Room, reader: Callable[..., Page]) -> None:
+    """What happens while the page asks is asked for once more, since that answer may show the time before."""
+    page = reader("dr-ada")
+    only_live(page)
+    asked: list[str] = []
+    page.on("request", lambda request: asked.append(request.url) if request.resource_type == "fetch" else None)
+    page.evaluate("Promise.all([refresh(), refresh(), refresh()])")
+    page.wait_for_timeout(1500)
+    assert len(asked) == 2
+
+
 def test_without_the_stream_the_list_still_comes(room: Room, reader: Callable[..., Page]) -> None:
     """Where events do not come through, the page asks by itself, and does not say that it is live."""
     page = reader("dr-ada")
@@ -393,7 +424,7 @@ def test_two_people_never_unknowingly_read_one_study(room: Room, reader: Callabl
 
 
 def test_one_key_in_two_browsers_is_two_readers(room: Room, reader: Callable[..., Page]) -> None:
-    """Two people who share a key are told of each other as well; one person's two tabs are not."""
+    """Two people who share a key are asked before they take a study from each other; one person's two tabs are not."""
     study = room.add("dr-ada")
     one, other = reader("dr-ada"), reader("dr-ada")
     one.goto(f"{room.url}/view/{study}")
@@ -401,13 +432,53 @@ def test_one_key_in_two_browsers_is_two_readers(room: Room, reader: Callable[...
     tab = one.context.new_page()
     tab.goto(f"{room.url}/view/{study}")
     expect(tab.locator("#claim")).to_contain_text("You read this study")
+    expect(row(other, study)).to_contain_text("dr-ada reads it, since")
     other.goto(f"{room.url}/view/{study}")
+    expect(other.get_by_role("dialog")).to_contain_text(
+        "Another login of your own key, dr-ada, has been reading it since"
+    )
+    assert hidden(other)
+    other.get_by_role("button", name="Take it over").click()
     expect(other.get_by_role("alert")).to_contain_text("Another login of your key, dr-ada, had it open since")
     assert not hidden(other)
     shoot(other, "shared")
     one.evaluate("document.dispatchEvent(new Event('visibilitychange'))")
     expect(one.get_by_role("alert")).to_contain_text("Another login of your own key, dr-ada, took this study over")
     assert hidden(one)
+
+
+def test_why_nothing_can_be_claimed_is_said(room: Room, reader: Callable[..., Page]) -> None:
+    """What the server answers to a claim is told in its own words; it does answer, after all."""
+    study = room.add("dr-ada")
+    page = reader("dr-ada")
+    page.route("**/claim?*", lambda route: route.fulfill(
+        status=403, content_type="application/problem+json", body='{"detail": "Your browser is too old."}'
+    ))  # fmt: skip
+    page.goto(f"{room.url}/view/{study}")
+    expect(page.locator("#claim")).to_contain_text("reads this study: Your browser is too old. Trying on.")
+
+
+@pytest.mark.slow
+def test_a_claim_lasts_as_long_as_its_page_and_no_longer(room: Room, reader: Callable[..., Page]) -> None:
+    """An open page keeps its study beyond the lease; one that died without a farewell loses it when the lease ends."""
+    url, lease_s = room.short_lease()
+    study = room.add("dr-ada")
+    ada, bob = reader("dr-ada", url), reader("dr-bob", url)
+    ada.goto(f"{url}/view/{study}")
+    expect(ada.locator("#claim")).to_contain_text("You read this study")
+    bob.wait_for_timeout((lease_s + 8) * 1000)
+    expect(row(bob, study)).to_contain_text("dr-ada reads it, since")
+    bob.goto(f"{url}/view/{study}")
+    expect(bob.get_by_role("dialog", name="Somebody else reads this study")).to_be_visible()
+    ada.context.set_offline(True)  # its farewell does not come through
+    ada.context.close()
+    asked = bob.evaluate(f"fetch('/studies/{study}/claim').then(answer => answer.json())")
+    assert asked["name"] == "dr-ada"
+    bob.wait_for_timeout((lease_s + 2) * 1000)
+    bob.reload()
+    expect(bob.locator("#claim")).to_contain_text("You read this study")
+    history = bob.evaluate(f"fetch('/studies/{study}/claims').then(answer => answer.json())")
+    assert [(one["name"], one["ended"]) for one in history] == [("dr-ada", "expired"), ("dr-bob", "")]
 
 
 # -- tablets --------------------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 import json
 import random
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -11,11 +12,14 @@ from uuid import UUID, uuid4
 import pytest
 from sqlalchemy import func, insert, select, text
 
+from shared.answers import Verdict
+from shared.errors import NotNow
 from shared.findings import IN_SCOPE, Call, Severity, StudySummary
-from shared.repository import reading_room
+from shared.repository import answers, reading_room
 from shared.repository.access import Key, Role, add_key, find_key
 from shared.repository.allowances import allowances_of, choose_allowances, redue
 from shared.repository.reading_room import Claimed, HeldBy, claim, claims_of, mark_read, release, unread
+from shared.repository.work import clock
 from shared.study import Header, Identity, Priority, StoredFile
 from shared.tables import (
     AllowancesRow,
@@ -94,13 +98,14 @@ def test_a_takeover_is_on_record(ward: Any) -> None:
 
 
 def test_two_people_with_one_key_are_two_readers(ward: Any) -> None:
-    """A fresh login of the same key gets the study and hears of the other; that one is told, and does not snatch it back."""
+    """Another login of the same key is asked as anybody else is, and gets the study on purpose only, or after the lease."""
     study, ada = ward.study(), key_of(ward, "ada")
     with ward.database.transaction() as session:
         one = claim(session, study, ada, "one desk", NOW, LEASE)
         assert isinstance(one, Claimed)
-        assert one.own_since is None
-        other = claim(session, study, ada, "another", NOW + S, LEASE)
+        asked = claim(session, study, ada, "another", NOW + S, LEASE)
+        assert asked == HeldBy("ada", NOW, NOW + LEASE, same_key=True)
+        other = claim(session, study, ada, "another", NOW + S, LEASE, take_over=True)
         assert isinstance(other, Claimed)
         assert other.own_since == NOW
         told = claim(session, study, ada, "one desk", NOW + 2 * S, LEASE, token=one.token)
@@ -108,6 +113,60 @@ def test_two_people_with_one_key_are_two_readers(ward: Any) -> None:
         kept = claim(session, study, ada, "another", NOW + 3 * S, LEASE, token=other.token)
         assert isinstance(kept, Claimed)
         assert [(one.ended, one.taken_from) for one in claims_of(session, study)] == [("taken over", None), ("", "ada")]
+        assert isinstance(claim(session, study, ada, "third", NOW + 64 * S, LEASE), Claimed)  # that desk has gone
+
+
+def test_a_new_claim_ends_those_of_pages_that_died(ward: Any) -> None:
+    """A page that says no farewell leaves its claim open until somebody claims anything: it ends when its lease did."""
+    dead, other, ada, bob = ward.study(), ward.study(), key_of(ward, "ada"), key_of(ward, "bob")
+    with ward.database.transaction() as session:
+        claim(session, dead, ada, "1", NOW, LEASE)
+        claim(session, other, bob, "2", NOW + 60 * S, LEASE)
+        assert [(one.ended, one.ended_at) for one in claims_of(session, dead)] == [("", None)]
+        claim(session, ward.study(), bob, "2", NOW + 61 * S, LEASE)
+        assert [(one.ended, one.ended_at) for one in claims_of(session, dead)] == [("expired", NOW + LEASE)]
+        assert [one.ended for one in claims_of(session, other)] == [""]
+
+
+@pytest.mark.parametrize("first", ["done", "claim"])
+def test_done_and_a_claim_at_once_never_wait_for_each_other(ward: Any, first: str) -> None:
+    """However "done" and a new claim of one study meet, one waits for the other, and neither for a deadlock."""
+    study, ada, bob = ward.study(), key_of(ward, "ada"), key_of(ward, "bob")
+    met, go_on = threading.Event(), threading.Event()
+
+    def done() -> None:
+        with ward.database.transaction() as session:
+            answers.hold(session, ada.site_id, study)
+            if first == "done":
+                met.set()
+                go_on.wait(10)
+            answers.append(session, ada, "request", answers.Said(study, Verdict.DONE))
+
+    def take() -> None:
+        with ward.database.transaction() as session:
+            reading_room.lock_claims(session, study)  # as far as a claim has come before it writes its row
+            if first == "claim":
+                met.set()
+                go_on.wait(10)
+            claim(session, study, bob, "", clock(session), LEASE)
+
+    early, late = (done, take) if first == "done" else (take, done)
+    with ThreadPoolExecutor(2) as pool:
+        one = pool.submit(early)
+        assert met.wait(10)
+        two = pool.submit(late)
+        until = time.monotonic() + 10
+        with ward.database.transaction() as session:
+            waits = select(func.count()).select_from(text("pg_locks")).where(text("NOT granted"))
+            while not session.scalar(waits) and time.monotonic() < until:
+                time.sleep(0.02)
+        go_on.set()
+        one.result(10)
+        if first == "done":
+            two.result(10)
+        else:  # bob holds it by then
+            with pytest.raises(NotNow):
+                two.result(10)
 
 
 def test_only_the_newest_page_gives_the_study_back(ward: Any) -> None:
@@ -210,12 +269,81 @@ def test_reading_ends_the_claim(ward: Any) -> None:
     study, other, ada = ward.study(), ward.study(), key_of(ward, "ada")
     with ward.database.transaction() as session:
         claim(session, study, ada, "1", NOW, LEASE)
-        mark_read(session, study, ada, NOW + S)
-        mark_read(session, other, ada, NOW + S)
+        mark_read(session, study, ada, NOW + S, "1")
+        mark_read(session, other, ada, NOW + S, "1")
         assert reading_room.holder(session, study, NOW + S) is None
         for one in (study, other):
             assert [(past.name, past.ended) for past in claims_of(session, one)] == [("ada", "read")]
     assert ward.row(study).read_at == NOW + S
+
+
+def test_nobody_finishes_what_somebody_else_reads(ward: Any) -> None:
+    """While another reader, or another login of the key, holds a study, it is not done; once their lease ended, it is."""
+    study, ada, bob = ward.study(), key_of(ward, "ada"), key_of(ward, "bob")
+    with ward.database.transaction() as session:
+        claim(session, study, ada, "1", NOW, LEASE)
+        with pytest.raises(NotNow, match="ada reads this study now"):
+            mark_read(session, study, bob, NOW + S, "2")
+        with pytest.raises(NotNow, match="Another login of your own key, ada, reads"):
+            mark_read(session, study, ada, NOW + S, "2")
+        assert ward.row(study).read_at is None
+        mark_read(session, study, bob, NOW + 61 * S, "2")
+        past = claims_of(session, study)
+    assert [(one.name, one.ended, one.ended_at) for one in past] == [
+        ("ada", "expired", NOW + LEASE),
+        ("bob", "read", NOW + 61 * S),
+    ]
+
+
+def test_only_looking_finishes_nothing(in_process: Any) -> None:
+    """Over HTTP "done" is 409 with words while somebody else holds the study, and 201 after a takeover."""
+    (study,) = add_studies(in_process.database, in_process.key().site_id, [{}])
+    mine, other = in_process.headers("radiologist"), in_process.headers("admin")
+    url, done = f"/studies/{study}", {"verdict": "done"}
+    in_process.http.post(f"{url}/claim", headers=mine)
+    refused = in_process.http.post(f"{url}/answers", json=done, headers=other)
+    assert (refused.status_code, "radiologist reads this study now" in refused.json()["detail"]) == (409, True)
+    assert in_process.http.get(f"{url}/claim", headers=other).json()["name"] == "radiologist"
+    assert in_process.http.get(f"{url}/answers", headers=other).json()["entries"] == []
+    in_process.http.post(f"{url}/claim?take_over=true", headers=other)
+    assert in_process.http.post(f"{url}/answers", json=done, headers=other).status_code == 201
+    assert in_process.http.get(f"{url}/claim", headers=mine).json()["name"] == ""
+
+
+def test_the_next_study_is_in_no_other_hands_and_on_the_readers_list(in_process: Any) -> None:
+    """Passed by: what another login of the same key holds, and what the filter that the reader came with does not show."""
+    kinds: list[dict[str, Any]] = [{}, {"region": "leg"}, {"region": "hand"}, {"region": "leg"}]
+    kinds = [{"due_at": NOW + n * S, **kind} for n, kind in enumerate(kinds)]
+    ids = add_studies(in_process.database, in_process.key().site_id, kinds)
+    key = in_process.key("radiologist")
+    with in_process.database.transaction() as session:
+        claim(session, ids[1], key, "1", clock(session), LEASE)
+        assert answers.next_unread(session, key, ids[0], "1") == ids[1]
+        assert answers.next_unread(session, key, ids[0], "2") == ids[2]
+
+    def following(worklist: str) -> Any:
+        query, headers = {"worklist": worklist}, in_process.headers("radiologist")
+        return in_process.http.get(f"/studies/{ids[0]}/answers", params=query, headers=headers).json()["next_study"]
+
+    assert following("") == f"/view/{ids[2]}"
+    assert following("?region=leg&after=x") == f"/view/{ids[3]}"
+    assert following("?region=leg&state=read") == f"/view/{ids[3]}"
+    assert following("?region=wrist") is None
+    assert following("?search=sealed&region=wrist") == f"/view/{ids[2]}"
+
+
+def test_a_row_is_yours_by_key_and_login_not_by_name(in_process: Any) -> None:
+    """Two keys may have one name, and two people one key: only what this login reads is "you read it"."""
+    (study,) = add_studies(in_process.database, in_process.key().site_id, [{}])
+    with in_process.database.transaction() as session:
+        claim(session, study, in_process.key("radiologist"), "another desk", clock(session), LEASE)
+    headers = in_process.headers("radiologist")
+    (entry,) = in_process.http.get("/worklist", headers=headers).json()["entries"]
+    assert (entry["reader"], entry["mine"]) == ("radiologist", False)
+    assert "radiologist reads it" in in_process.http.get("/", headers=headers).text
+    in_process.http.post(f"/studies/{study}/claim?take_over=true", headers=headers)
+    assert in_process.http.get("/worklist", headers=headers).json()["entries"][0]["mine"] is True
+    assert "you read it" in in_process.http.get("/", headers=headers).text
 
 
 def test_a_late_image_opens_a_read_study_again(ward: Any) -> None:

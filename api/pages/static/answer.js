@@ -6,7 +6,8 @@
   const part = (id) => document.getElementById(id);
   const form = part("reply-form");
   const rows = [...panel.querySelectorAll(".reply-row")];
-  const url = `/studies/${panel.dataset.study}/answers`;
+  const list = sessionStorage.getItem("worklist"); // the next study comes from the list that the reader came with
+  const url = `/studies/${panel.dataset.study}/answers${list ? `?${new URLSearchParams({ worklist: list })}` : ""}`;
   const DRAFT = `answer ${panel.dataset.key} ${panel.dataset.study}`; // another reader at this desk never gets it
   const GRAVITY = ["likely", "possible", "abstained", "none"];
   let current = null; // the row that keys speak of

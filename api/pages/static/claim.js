@@ -42,19 +42,21 @@
   }
 
   async function claim(takeOver = false) {
-    let answer, held;
+    let answer, body, held;
     try {
       const query = new URLSearchParams({ ...(token && { token }), ...(takeOver && { take_over: true }) });
       answer = await fetch(`${url}?${query}`, { method: "POST", signal: AbortSignal.timeout(8000) });
-      held = answer.ok || answer.status === 409 ? await answer.json() : null;
+      body = await answer.json();
     } catch {
-      held = null;
+      body = null;
     }
+    held = body && (answer.ok || answer.status === 409) ? body : null;
     if (answer?.status === 401) return location.reload(); // logged out meanwhile
     if (held === null) {
       overdue += 1;
       if (dialog.open || (mine && overdue < 6)) return; // the claim outlasts this
-      return show("unknown", "Nobody can tell whether somebody else reads this study: the server does not answer. Trying on.");
+      const why = typeof body?.detail === "string" ? body.detail.replace(/\.$/, "") : answer && !answer.ok ? `the server answers ${answer.status}` : "the server does not answer";
+      return show("unknown", `Nobody can tell whether somebody else reads this study: ${why}. Trying on.`);
     }
     overdue = 0;
     if (!held.mine) return lost(held);

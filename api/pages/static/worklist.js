@@ -2,10 +2,12 @@
 // Keeps the worklist live without moving the reader's focus, and lets it be walked by click and by key.
 
 const EVERY_MS = 15000; // when nothing tells us of changes
+const LIVE_MS = 45000; // nothing tells of the passing of time: what is overdue by now, which claims have run out
 const updated = document.getElementById("updated");
 let lastGood = new Date();
 let live = false; // whether the server tells of changes
 let asking = null; // one request at a time: an answer that was overtaken would show the past
+let again = false; // something changed while it ran
 
 function tell(trouble) {
   const words = live ? "Live, updated" : "Updated";
@@ -16,7 +18,11 @@ function tell(trouble) {
 // Asks for this very page. With the version on the screen the server answers 304 unless something changed, and then
 // nobody's identity is read again: only what is shown anew is a new entry in the audit.
 function refresh() {
-  asking ??= ask().finally(() => { asking = null; });
+  again = Boolean(asking);
+  asking ??= ask().finally(() => {
+    asking = null;
+    if (again) refresh();
+  });
   return asking;
 }
 
@@ -72,7 +78,7 @@ const Live = {
 
 function look() {
   if (document.hidden) return;
-  if (live) return Times.show(document);
+  if (live && Date.now() - lastGood < LIVE_MS) return Times.show(document);
   refresh();
   Live.begin();
 }
