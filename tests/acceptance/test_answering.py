@@ -329,3 +329,188 @@ def test_the_panel_fits(reader: Page, study: str, width: int) -> None:
     view(reader, study)
     reader.keyboard.press("d")
     assert reader.evaluate("document.documentElement.scrollWidth") <= width
+
+
+# -- answers belong to the film on the screen -----------------------------------------------------------------------
+
+
+def entries(api: Any, study: str) -> list[Any]:
+    """The study's ledger, as the API tells it."""
+    found: list[Any] = api.http.get(f"/studies/{study}/answers", headers=api.headers("radiologist")).json()["entries"]
+    return found
+
+
+def shown(page: Page, image: int) -> None:
+    """The film of this image is on the screen, and its finding is the one that keys speak of."""
+    expect(page.locator("#stage")).to_have_attribute("data-shown", re.compile(f"^{image}/1/"))
+    expect(page.locator(".reply-row.current")).to_have_attribute("data-image", str(image))
+
+
+def test_keys_answer_the_film_that_is_shown(reader: Page, in_process: Any) -> None:
+    """Leafing chooses the finding; an answer leads on to the next one's film; a finding's row opens its film."""
+    study = add(in_process, 3, images=3)
+    view(reader, study)
+    first = int(str(reader.locator("#viewer").get_attribute("data-image")))
+    shown(reader, first)
+    while reader.locator(".reply-row.current").get_attribute("data-image") != "3":
+        reader.keyboard.press("]")
+    shown(reader, 3)
+    reader.keyboard.press("a")
+    reader.keyboard.press("Enter")
+    expect(reader.locator("#reply-state")).to_have_text("2 of 3 not answered by you.")
+    assert [entry["image"] for entry in entries(in_process, study)] == [3]
+    shown(reader, 1)
+    row(reader, 2).locator("[data-verdict=disagree]").focus()
+    shown(reader, 2)
+    reader.keyboard.press("d")
+    expect(reader.get_by_role("heading", name="Disagree with image 2")).to_be_visible()
+
+
+def test_agreeing_again_writes_nothing(reader: Page, in_process: Any, study: str) -> None:
+    """Enter held on Agree, and Agree pressed again, are one entry."""
+    view(reader, study)
+    agree = row(reader, 1).locator("[data-verdict=agree]")
+    agree.focus()
+    for _ in range(5):
+        reader.keyboard.down("Enter")  # from the second on these are repeats
+        reader.wait_for_timeout(80)
+    reader.keyboard.up("Enter")
+    expect(agree).to_have_attribute("aria-pressed", "true")
+    agree.click()
+    reader.wait_for_timeout(300)
+    assert len(ledger(in_process)) == 1
+
+
+def middle(page: Page) -> tuple[float, float]:
+    box = page.locator("#stage").bounding_box()
+    assert box is not None
+    return box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+
+
+def test_a_box_drawn_on_the_film_is_stored(reader: Page, in_process: Any, study: str, tmp_path: Path) -> None:
+    """From Mark where over a drag on the film to the ledger, nothing in between replaced."""
+    view(reader, study)
+    shown(reader, 1)
+    reader.keyboard.press("d")
+    reader.get_by_role("button", name="Mark where").click()
+    x, y = middle(reader)
+    reader.mouse.click(x, y)  # draws nothing
+    expect(reader.locator("#stage")).to_have_class(re.compile("marking"))
+    reader.mouse.move(x - 40, y - 30)
+    reader.mouse.down()
+    reader.mouse.move(x + 40, y + 30, steps=3)
+    reader.mouse.up()
+    expect(reader.locator("#marks")).to_have_text("1 mark")
+    shoot(reader, "panel-marked", tmp_path)
+    reader.get_by_role("button", name="Store", exact=True).click()
+    expect(reader.locator("#reply-form")).to_be_hidden()
+    ((mark,),) = [entry["marks"] for entry in entries(in_process, study)]
+    assert (mark["image"], mark["frame"]) == (1, 1)
+    assert (mark["x"] + mark["width"] / 2, mark["y"] + mark["height"] / 2) == pytest.approx((0.5, 0.5), abs=0.02)
+    assert mark["width"] * 120 / (mark["height"] * 160) == pytest.approx(80 / 60, rel=0.05)
+
+
+def test_no_begun_box_is_lost(reader: Page, in_process: Any, study: str) -> None:
+    """Store takes a box that was moved by keys, tells of one that was only begun, and Cancel gives it up."""
+    view(reader, study)
+    shown(reader, 1)
+    reader.keyboard.press("d")
+    reader.get_by_role("button", name="Mark where").click()
+    reader.get_by_role("button", name="Store", exact=True).click()
+    expect(reader.locator("#reply-wrong")).to_contain_text("A box is begun on the film")
+    assert ledger(in_process) == []
+    reader.get_by_role("button", name="Cancel").click()
+    expect(reader.locator("#stage")).not_to_have_class(re.compile("marking"))
+    expect(reader.locator("#lines .drawing")).to_have_count(0)
+    reader.keyboard.press("d")
+    reader.get_by_role("button", name="Mark where").click()
+    reader.mouse.click(*middle(reader))
+    reader.keyboard.press("ArrowRight")
+    reader.get_by_role("button", name="Store", exact=True).click()
+    expect(reader.locator("#reply-form")).to_be_hidden()
+    ((mark,),) = [entry.marks for entry in ledger(in_process)]
+    assert mark["width"] > 0.05
+    assert mark["x"] + mark["width"] / 2 > 0.5
+
+
+def test_a_box_on_another_film_is_not_taken(reader: Page, study: str) -> None:
+    """Mark where shows the answer's film; who leafs on and draws there is told."""
+    view(reader, study)
+    shown(reader, 1)
+    reader.keyboard.press("d")
+    reader.locator("#stage").focus()
+    reader.keyboard.press("]")
+    shown(reader, 2)
+    reader.get_by_role("button", name="Mark where").click()
+    shown(reader, 1)
+    reader.keyboard.press("]")
+    shown(reader, 2)
+    reader.keyboard.press("Enter")
+    expect(reader.locator("#reply-wrong")).to_contain_text("drawn on another film")
+    expect(reader.locator("#marks")).to_have_text("no mark yet")
+
+
+def test_help_and_the_keys_of_the_page(reader: Page, in_process: Any, study: str) -> None:
+    """Help opens with and without films; behind it no key acts; n leads to Done, u to the list."""
+    view(reader, study)
+    reader.keyboard.press("?")
+    sheet = reader.get_by_role("dialog")
+    for words in ("agree with the finding", "disagree with it", "done with this study", "back to the worklist"):
+        expect(sheet).to_contain_text(words)
+    for key in "dsan":
+        reader.keyboard.press(key)
+    expect(reader.locator("#reply-form")).to_be_hidden()
+    reader.keyboard.press("Escape")
+    reader.keyboard.press("n")
+    expect(reader.locator("#done")).to_be_focused()
+    waiting: str = in_process.post({"1": study_file(9)}).json()["studies"][0]["id"]
+    view(reader, waiting)
+    reader.keyboard.press("?")
+    expect(sheet).to_be_visible()
+    reader.keyboard.press("Escape")
+    reader.keyboard.press("u")
+    expect(reader).to_have_url(re.compile(r"/(\?.*)?$"))
+
+
+def test_a_refresh_waits_for_who_writes(reader: Page, in_process: Any, study: str) -> None:
+    """News of a study neither take away words nor a box; they are told, and come once the reader is through."""
+    with in_process.database.transaction() as session:
+        session.get_one(StudyRow, UUID(study)).status = "queued"
+    view(reader, study)
+    reader.evaluate("window.same = true; main.dataset.version = 'an older one'")
+    reader.keyboard.press("s")
+    reader.get_by_label("In words").fill("a second line")
+    reader.evaluate("lookAgain()")
+    expect(reader.get_by_role("alert").filter(has_text="This study has news")).to_be_visible()
+    assert reader.evaluate("window.same")
+    reader.get_by_role("button", name="Cancel").click()
+    reader.evaluate("void setTimeout(lookAgain)")
+    reader.wait_for_function("() => !window.same")
+
+
+def test_a_draft_outlives_answers_that_cannot_be_fetched(reader: Page, study: str) -> None:
+    """The regions to choose from come with the answers; without them the draft's own stays chosen."""
+    view(reader, study)
+    reader.keyboard.press("d")
+    reader.get_by_label("Region").last.select_option("leg")
+    reader.route("**/answers", lambda route: route.abort())
+    reader.reload()
+    expect(reader.locator("#reply-state")).to_have_text("Earlier answers could not be fetched.")
+    expect(reader.get_by_label("Region").last).to_have_value("leg")
+
+
+def test_fingers_find_the_study_pages_controls(browser: Browser, in_process: Any, url: str, study: str) -> None:
+    """On a touch screen every button, choice and slider of the study page is 44 px high at least."""
+    context = browser.new_context(viewport={"width": 820, "height": 1180}, has_touch=True, is_mobile=True, base_url=url)
+    page = context.new_page()
+    page.goto("/login")
+    page.get_by_label("Your key").fill(in_process.keys["radiologist"])
+    page.get_by_role("button", name="Log in").click()
+    view(page, study)
+    page.locator("[data-verdict=disagree]").first.click()
+    small = page.evaluate("""[...document.querySelectorAll("button, .button, select, input, .rooms a")]
+        .map(one => [one.id || one.textContent.trim(), one.getBoundingClientRect()])
+        .filter(([, box]) => box.width && (box.height < 44 || box.width < 44)).map(([name]) => name)""")
+    assert small == []
+    assert page.evaluate("document.documentElement.scrollWidth") <= 820
+    context.close()

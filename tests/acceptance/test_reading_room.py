@@ -370,7 +370,8 @@ def test_without_the_stream_the_list_still_comes(room: Room, reader: Callable[..
 
 def hidden(page: Page) -> bool:
     return bool(page.evaluate(
-        "[...document.querySelectorAll('main img')].every(image => getComputedStyle(image).visibility === 'hidden')"
+        "[...document.querySelectorAll('main img, main canvas, #lines, #stage > *')]"
+        ".every(one => getComputedStyle(one).visibility === 'hidden')"
     ))  # fmt: skip
 
 

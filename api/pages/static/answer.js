@@ -10,10 +10,11 @@
   const url = `/studies/${panel.dataset.study}/answers${list ? `?${new URLSearchParams({ worklist: list })}` : ""}`;
   const DRAFT = `answer ${panel.dataset.key} ${panel.dataset.study}`; // another reader at this desk never gets it
   const GRAVITY = ["likely", "possible", "abstained", "none"];
-  let current = null; // the row that keys speak of
+  let current = null; // the row that keys speak of: the finding of the film on the screen
   let writing = null; // {verdict, image, frame, bundle, marks, request}: what the form is about
   let known = { entries: [], regions: [], read_at: null, next_study: null };
   let busy = false;
+  let marking = false; // a box is on the film that nobody took yet
 
   // -- what stands ------------------------------------------------------------------------------------------------
 
@@ -31,19 +32,22 @@
       }
       row.querySelector(".reply-said").textContent = said.map(inShort).join(" · ");
     }
-    const open = rows.filter((row) => !standing().some((entry) => entry.mine && isAbout(entry, row)));
-    if (!current || !open.includes(current)) setCurrent(open.sort(graver)[0] ?? current ?? rows[0]);
-    part("reply-state").textContent = answers.read_at ? "This study is marked as read." : words(open.length);
+    part("reply-state").textContent = answers.read_at ? "This study is marked as read." : words(rows.filter(unanswered).length);
     part("reopen").hidden = !answers.read_at;
     part("done").textContent = answers.next_study ? "Done, next study" : "Done";
-    const regions = form.elements.region;
-    for (const region of answers.regions) {
-      if (![...regions.options].some((option) => option.value === region)) regions.add(new Option(region, region));
-    }
+    answers.regions.forEach(offerRegion);
     showHistory();
     showMarks();
   }
 
+  function offerRegion(region) {
+    const regions = form.elements.region;
+    if (![...regions.options].some((option) => option.value === region)) regions.add(new Option(region, region));
+  }
+
+  const mine = (row, verdict) =>
+    standing().some((entry) => entry.mine && isAbout(entry, row) && (!verdict || entry.verdict === verdict));
+  const unanswered = (row) => !mine(row);
   const graver = (a, b) =>
     GRAVITY.indexOf(a.dataset.call) - GRAVITY.indexOf(b.dataset.call) || b.dataset.probability - a.dataset.probability;
 
@@ -169,6 +173,7 @@
 
   function open(about, fields) {
     writing = about;
+    if (fields.region) offerRegion(fields.region); // a draft's may come before the server's list, or without it
     for (const name of FIELDS) form.elements[name].value = fields[name] ?? "";
     const frame = about.frame > 1 ? `, frame ${about.frame}` : "";
     const what = about.verdict === "disagree" ? "Disagree with" : "Supplement to";
@@ -181,6 +186,7 @@
 
   function close() {
     writing = null;
+    document.dispatchEvent(new CustomEvent("osteon:mark-end"));
     keep();
     form.hidden = true;
     wrong("");
@@ -197,10 +203,14 @@
   const agreeing = new Map(); // row to request: pressed again after an answer that got lost, it is the same request
 
   async function press(row, verdict) {
-    setCurrent(row);
+    choose(row);
     if (verdict === "agree") {
+      if (mine(row, "agree")) return; // said already
       if (!agreeing.has(row)) agreeing.set(row, crypto.randomUUID());
-      if (await store({ ...about(row), verdict }, agreeing.get(row))) agreeing.delete(row);
+      if (await store({ ...about(row), verdict }, agreeing.get(row))) {
+        agreeing.delete(row);
+        moveOn();
+      }
       return;
     }
     const request = crypto.randomUUID();
@@ -219,18 +229,19 @@
 
   async function submit(older) {
     if (!writing) return;
+    document.dispatchEvent(new CustomEvent("osteon:mark-take")); // a box that was moved by keys, and is seen on the film
+    if (marking) return wrong("A box is begun on the film: draw it, or press Enter there to take it as it is, or Escape to give it up.");
     const { request, ...said } = writing;
     for (const name of FIELDS) if (form.elements[name].value) said[name] = form.elements[name].value;
     if (older) said.older_bundle = true;
     if (said.verdict === "supplement" && !said.marks.length && !FIELDS.some((name) => said[name])) {
       return wrong("A supplement says something: write a word, choose what is missing, or mark where.");
     }
-    const row = current;
+    const row = rows.find((one) => isAbout(said, one));
     if (await store(said, request)) {
       close();
-      const next = current;
       row?.querySelector(`[data-verdict=${said.verdict}]`).focus();
-      setCurrent(next);
+      moveOn();
     }
   }
 
@@ -250,7 +261,7 @@
   part("cancel").addEventListener("click", close);
   part("older").addEventListener("click", () => submit(true));
   part("mark").addEventListener("click", () => {
-    if (!writing.marks.length) part("marks").textContent = "draw a box on the film";
+    showFilm(writing);
     document.dispatchEvent(new CustomEvent("osteon:mark-start"));
   });
   part("unmark").addEventListener("click", () => {
@@ -260,11 +271,26 @@
     part("mark").focus();
   });
   document.addEventListener("osteon:mark", (event) => {
+    marking = false;
     if (!writing) return;
     const { image, frame, x, y, width, height } = event.detail;
+    if (image !== writing.image || frame !== writing.frame) {
+      tellMarks();
+      return wrong("The box was drawn on another film than the one that this answer is about, and was not taken.");
+    }
+    wrong("");
     writing = { ...writing, marks: [...writing.marks, { image, frame, x, y, width, height }], request: crypto.randomUUID() };
     tellMarks();
     keep();
+  });
+
+  document.addEventListener("osteon:marking", () => {
+    marking = true;
+    if (!writing?.marks.length) part("marks").textContent = "draw a box on the film";
+  });
+  document.addEventListener("osteon:mark-cancel", () => {
+    marking = false;
+    tellMarks();
   });
 
   // -- done -------------------------------------------------------------------------------------------------------
@@ -294,22 +320,43 @@
     current?.classList.add("current");
   }
 
+  // image, frame: numbers of the film that is to be on the screen
+  const showFilm = ({ image, frame }) => document.dispatchEvent(new CustomEvent("osteon:open", { detail: { image, frame } }));
+  const rowOf = (image, frame) => rows.find((row) => row.dataset.image === String(image) && row.dataset.frame === String(frame));
+
+  // No answer without its film: who goes to a finding sees it.
+  function choose(row) {
+    setCurrent(row);
+    showFilm(about(row));
+  }
+
+  function moveOn() {
+    const open = rows.filter(unanswered);
+    if (open.length && !open.includes(current)) choose(open.sort(graver)[0]);
+  }
+
+  document.addEventListener("osteon:shown", (event) => setCurrent(rowOf(event.detail.image, event.detail.frame)));
+
   for (const row of rows) {
-    row.addEventListener("focusin", () => setCurrent(row));
+    row.addEventListener("focusin", () => choose(row));
+    row.addEventListener("keydown", (event) => event.repeat && event.key === "Enter" && event.preventDefault()); // one stroke, one answer
     for (const button of row.querySelectorAll("[data-verdict]")) {
       button.addEventListener("click", () => press(row, button.dataset.verdict));
     }
   }
 
   // Agreeing takes two strokes, a and Enter: one alone, hit by mistake, would write for good.
-  const focus = (verdict) => {
-    const button = current?.querySelector(`[data-verdict=${verdict}]`);
+  const reach = (button) => {
     button?.scrollIntoView({ block: "nearest" });
     button?.focus();
   };
-  const KEYS = { a: () => focus("agree"), d: () => current && press(current, "disagree"), s: () => current && press(current, "supplement") };
+  const focus = (verdict) => reach(current?.querySelector(`[data-verdict=${verdict}]`));
+  const KEYS = {
+    a: () => focus("agree"), d: () => current && press(current, "disagree"), s: () => current && press(current, "supplement"),
+    n: () => reach(part("done")),
+  };
   document.addEventListener("keydown", (event) => {
-    if (event.ctrlKey || event.metaKey || event.altKey || event.repeat) return;
+    if (event.ctrlKey || event.metaKey || event.altKey || event.repeat || document.querySelector("dialog[open]")) return;
     if (event.target.closest("input, select, textarea") || !KEYS[event.key]) return;
     event.preventDefault(); // or the letter would land in the field that the key opens
     KEYS[event.key]();
@@ -321,14 +368,16 @@
   }
 
   async function start() {
-    setCurrent([...rows].sort(graver)[0]);
+    const shown = part("viewer")?.dataset;
+    if (shown) setCurrent(rowOf(shown.image, shown.frame));
     const answers = await ask();
     if (answers) show(answers);
     else part("reply-state").textContent = "Earlier answers could not be fetched.";
     const draft = JSON.parse(sessionStorage.getItem(DRAFT) ?? "null");
     if (draft) {
       open(draft.writing, draft.fields);
-      setCurrent(rows.find((row) => isAbout(draft.writing, row)) ?? current);
+      const row = rows.find((one) => isAbout(draft.writing, one));
+      if (row) choose(row);
     }
     followHash();
   }

@@ -80,6 +80,8 @@ function openViewer() {
     for (const one of thumbs) one.setAttribute("aria-pressed", one === thumb);
     for (const one of document.querySelectorAll("#findings > .image")) one.hidden = one.dataset.image !== image;
     for (const one of findings) one.hidden = one !== finding;
+    Object.assign(root.dataset, { image, frame }); // for who listens too late
+    document.dispatchEvent(new CustomEvent("osteon:shown", { detail: { image: Number(image), frame: Number(frame) } }));
     if (sameStudy) history.replaceState(null, "", `#image=${image}&frame=${frame}`); // what came with the address stays at first
     offerFrames();
     byId("unloadable").hidden = true;
@@ -242,6 +244,15 @@ function openViewer() {
     next.scrollIntoView({ block: "nearest", inline: "nearest" });
     open(next, next.dataset.frame);
   }
+  document.addEventListener("osteon:open", ({ detail: { image, frame } }) => {
+    const next = thumbs.find((one) => one.dataset.image === String(image));
+    if (!next) return;
+    open(next, frame);
+    const [list, one] = [byId("thumbs"), next.getBoundingClientRect()];
+    const edge = list.getBoundingClientRect(); // the list alone is scrolled: the reader's place on the page stays
+    if (one.top < edge.top || one.bottom > edge.bottom) list.scrollTop += one.top - edge.top;
+    if (one.left < edge.left || one.right > edge.right) list.scrollLeft += one.left - edge.left;
+  });
 
   // -- controls --
 
@@ -317,12 +328,11 @@ function openViewer() {
     changed("window");
   }
 
-  const help = () => byId("help-sheet").showModal();
   const clicks = {
     smaller: () => viewer.zoomBy(1 / ZOOM_STEP), larger: () => viewer.zoomBy(ZOOM_STEP), fit: () => viewer.fit(),
     whole: () => viewer.zoomTo(1 / (window.devicePixelRatio || 1)), windowing: () => setWindowing(!pressed("windowing")),
     invert: () => setInvert(!pressed("invert")), overlay: () => setHeat(!pressed("overlay")),
-    outline: () => setLines(!pressed("outline")), reset, help,
+    outline: () => setLines(!pressed("outline")), reset,
     "frame-before": () => stepFrame(-1), "frame-after": () => stepFrame(1),
   };
   for (const [id, act] of Object.entries(clicks)) byId(id).addEventListener("click", act);
@@ -335,14 +345,12 @@ function openViewer() {
 
   const keys = {
     "+": clicks.larger, "=": clicks.larger, "-": clicks.smaller, 0: clicks.fit, 1: clicks.whole, w: clicks.windowing,
-    i: clicks.invert, h: clicks.overlay, t: clicks.outline, r: reset, "?": help,
+    i: clicks.invert, h: clicks.overlay, t: clicks.outline, r: reset,
     ",": () => stepFrame(-1), ".": () => stepFrame(1), "[": () => stepImage(-1), "]": () => stepImage(1),
   };
   const moves = { ArrowLeft: [60, 0], ArrowRight: [-60, 0], ArrowUp: [0, 60], ArrowDown: [0, -60] };
   document.addEventListener("keydown", (event) => {
-    if (event.ctrlKey || event.metaKey || event.altKey || event.defaultPrevented) return;
-    // who writes or chooses means that, not the film; a slider needs no letters
-    if (event.target.closest("input:not([type=range]), textarea, select, dialog, [contenteditable]")) return;
+    if (event.ctrlKey || event.metaKey || event.altKey || event.defaultPrevented || elsewhere(event)) return;
     const onStage = event.target === byId("stage");
     if (viewer.box && onStage && viewer.markKey(event)) event.preventDefault();
     else if (onStage && moves[event.key]) {
@@ -368,6 +376,10 @@ function openViewer() {
   open(start, first ? asked.get("frame") : start.dataset.frame);
   if (!finding) open(start, start.dataset.frame); // a frame that is not there
 }
+
+// Who writes or chooses means that, not the page; a slider needs no letters.
+const elsewhere = (event) =>
+  document.querySelector("dialog[open]") || event.target.closest("input:not([type=range]), textarea, select, [contenteditable]");
 
 // -- helpers of the viewer --------------------------------------------------------------------------------------
 
@@ -424,13 +436,29 @@ class Refused extends Error {}
 if (byId("viewer")) openViewer();
 byId("back").search = remembered("worklist", ""); // back to the filters the reader came with
 
+const help = () => byId("help-sheet").showModal();
+byId("help").addEventListener("click", help);
+const pageKeys = { "?": help, u: () => byId("back").click() };
+document.addEventListener("keydown", (event) => {
+  if (event.ctrlKey || event.metaKey || event.altKey || event.repeat || event.defaultPrevented || elsewhere(event)) return;
+  if (!pageKeys[event.key]) return;
+  event.preventDefault();
+  pageKeys[event.key]();
+});
+
 const main = byId("main");
 setInterval(() => Times.show(document), 30000);
-if (main.dataset.refresh) {
-  setInterval(async () => {
-    if (document.hidden) return;
-    const headers = { Accept: "text/html", "If-None-Match": main.dataset.version };
-    const answer = await fetch(location.href, { headers }).catch(() => null);
-    if (answer?.ok) location.reload();
-  }, main.dataset.refresh * 1000);
+
+// Words that are being written, and a box that is being drawn, are not taken away.
+const occupied = () => !byId("reply-form").hidden || Boolean(document.querySelector(".stage.marking, dialog[open]"));
+
+async function lookAgain() {
+  if (document.hidden) return;
+  const headers = { Accept: "text/html", "If-None-Match": main.dataset.version };
+  const answer = await fetch(location.href, { headers }).catch(() => null);
+  if (!answer?.ok) return;
+  if (occupied()) byId("news").hidden = false;
+  else location.reload();
 }
+if (main.dataset.refresh) setInterval(lookAgain, main.dataset.refresh * 1000);
+byId("reload").addEventListener("click", () => location.reload());

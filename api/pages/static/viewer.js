@@ -4,6 +4,9 @@
 // For a panel that lets a reader mark a place:
 //   document.dispatchEvent(new CustomEvent("osteon:mark-start"))     the next drag draws a box instead of moving the film;
 //                                                                    with keys: arrows move it, shift resizes, Enter takes it
+//   document "osteon:marking"                                                     a box is begun
+//   document.dispatchEvent(new CustomEvent("osteon:mark-take"))      takes a box that the reader moved; a begun one stays
+//   document.dispatchEvent(new CustomEvent("osteon:mark-end"))       gives a begun box up
 //   document "osteon:mark"         detail {image, frame, x, y, width, height}     it was drawn; 0..1 of the film
 //   document "osteon:mark-cancel"                                                 Escape was pressed instead
 //   document.dispatchEvent(new CustomEvent("osteon:marks", {detail: {marks: [{image, frame, x, y, width, height, label}]}}))
@@ -29,6 +32,8 @@ class Viewer {
     this.marks = [];
     this.place = { image: 0, frame: 0 };
     this.box = null; // the mark being drawn, in the film's pixels
+    this.before = null; // while a pointer draws: the box as it was before
+    this.placed = false; // the reader moved the box by keys
     this.listen();
     new ResizeObserver(() => (this.fitted ? this.fit() : this.paint())).observe(stage);
   }
@@ -196,11 +201,12 @@ class Viewer {
       { passive: false },
     );
     stage.addEventListener("pointerdown", (event) => {
-      if (!this.film || ![0, 1, 2].includes(event.button)) return;
+      if (!this.film || this.blank || ![0, 1, 2].includes(event.button)) return;
       stage.setPointerCapture(event.pointerId);
       const { x, y } = at(event);
       pointers.set(event.pointerId, { x, y, button: event.button });
-      if (this.box && pointers.size === 1) this.box = [...this.onFilm(x, y), 0, 0];
+      if (this.box && pointers.size === 1) [this.before, this.box] = [this.box, [...this.onFilm(x, y), 0, 0]];
+      else this.undraw(); // a second finger: a pinch
     });
     stage.addEventListener("pointermove", (event) => {
       const before = pointers.get(event.pointerId);
@@ -211,7 +217,7 @@ class Viewer {
         const apart = (one) => Math.hypot(one.x - other.x, one.y - other.y) || 1;
         this.zoomBy(apart(now) / apart(before), (now.x + other.x) / 2, (now.y + other.y) / 2);
         this.pan((now.x - before.x) / 2, (now.y - before.y) / 2);
-      } else if (this.box) {
+      } else if (this.before) {
         const [x, y] = this.onFilm(now.x, now.y);
         [this.box[2], this.box[3]] = [x - this.box[0], y - this.box[1]];
         this.paint();
@@ -224,10 +230,17 @@ class Viewer {
     });
     stage.addEventListener("pointerup", (event) => {
       const last = pointers.delete(event.pointerId) && !pointers.size;
-      if (last && this.box && Math.abs(this.box[2] * this.box[3]) * this.view.scale ** 2 > 16) this.endMark(true);
+      if (!last || !this.before) return;
+      if (Math.abs(this.box[2] * this.box[3]) * this.view.scale ** 2 > 16) this.endMark(true);
+      else this.undraw(); // a click draws nothing
     });
-    stage.addEventListener("pointercancel", (event) => pointers.delete(event.pointerId));
+    stage.addEventListener("pointercancel", (event) => {
+      pointers.delete(event.pointerId);
+      this.undraw();
+    });
     document.addEventListener("osteon:mark-start", () => this.beginMark());
+    document.addEventListener("osteon:mark-take", () => this.box && this.placed && !this.blank && this.endMark(true));
+    document.addEventListener("osteon:mark-end", () => this.box && this.endMark(false));
     document.addEventListener("osteon:marks", (event) => {
       this.marks = event.detail?.marks ?? [];
       this.paint();
@@ -248,19 +261,31 @@ class Viewer {
     const { stage } = this;
     const [left, top] = this.onFilm(0.4 * stage.clientWidth, 0.4 * stage.clientHeight);
     const [right, bottom] = this.onFilm(0.6 * stage.clientWidth, 0.6 * stage.clientHeight);
-    this.box = [left, top, right - left, bottom - top];
+    const { width, height } = this.film;
+    const seen = right > left && bottom > top;
+    this.box = seen ? [left, top, right - left, bottom - top] : [0.4 * width, 0.4 * height, 0.2 * width, 0.2 * height];
+    this.before = null;
+    this.placed = false;
     stage.classList.add("marking");
     stage.focus({ preventScroll: true });
     stage.scrollIntoView({ block: "nearest" });
     this.paint();
     this.changed("marking");
+    document.dispatchEvent(new CustomEvent("osteon:marking"));
+  }
+
+  // What a pointer began to draw is none: the box is again as it was.
+  undraw() {
+    if (!this.before) return;
+    [this.box, this.before] = [this.before, null];
+    this.paint();
   }
 
   endMark(taken) {
     let [x, y, width, height] = this.box;
     if (width < 0) [x, width] = [x + width, -width];
     if (height < 0) [y, height] = [y + height, -height];
-    this.box = null;
+    this.box = this.before = null;
     this.stage.classList.remove("marking");
     this.paint();
     const { film, place } = this;
@@ -271,6 +296,7 @@ class Viewer {
 
   // A key while a mark is drawn; whether it was for us.
   markKey(event) {
+    if (this.before || this.blank) return true; // the pointer draws, or the film is not there yet
     const step = 10 / this.view.scale;
     const [across, down] = { ArrowLeft: [-step, 0], ArrowRight: [step, 0], ArrowUp: [0, -step], ArrowDown: [0, step] }[event.key] ?? [0, 0];
     if (event.key === "Enter") this.endMark(true);
@@ -280,6 +306,7 @@ class Viewer {
       const [x, y, width, height] = this.box;
       const { film } = this;
       const held = (value, most) => Math.min(most, Math.max(0, value));
+      this.placed = true;
       if (event.shiftKey) {
         this.box = [x, y, held(width + across, film.width - x) || step, held(height + down, film.height - y) || step];
       } else this.box = [held(x + across, film.width - width), held(y + down, film.height - height), width, height];
