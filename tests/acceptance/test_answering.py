@@ -20,6 +20,7 @@ from sqlalchemy import insert, select
 
 from shared.answers import GENESIS, Entry
 from shared.findings import RESEARCH_USE, Call
+from shared.repository.access import Role, add_key, find_key
 from shared.repository.work import clock
 from shared.storage import preview_key, sha256_of
 from shared.tables import AnswerRow, FindingRow, InstanceRow, StudyRow
@@ -250,14 +251,17 @@ def test_done_leads_to_the_next_study_and_can_be_undone(reader: Page, in_process
 
 
 def fill_ledger(api: Any, study: str, course: list[bool]) -> None:
-    """Answers to one finding over weeks, as entries of many readings."""
+    """Answers to one finding over weeks, each of another reader: of one reader only the last verdict counts."""
     with api.database.transaction() as session:
         instance = session.scalars(select(InstanceRow).where(InstanceRow.study_id == UUID(study))).first()
         assert instance is not None
         key, now, previous = api.key("radiologist"), clock(session), GENESIS
         for number, agrees in enumerate(course, start=1):
+            add_key(session, "default", f"reader {number}", Role.RADIOLOGIST, f"osk_reader_{number}")
+            reader = find_key(session, f"osk_reader_{number}")
+            assert reader is not None
             entry = Entry(
-                uuid4(), key.site_id, number, UUID(study), key.id, now - timedelta(hours=6 * (len(course) - number)),
+                uuid4(), key.site_id, number, UUID(study), reader.id, now - timedelta(hours=6 * (len(course) - number)),
                 f"r{number}", "agree" if agrees else "disagree", instance.id, 1, "first", None if agrees else "no", None,
                 None, [], None, True, None,
             )  # fmt: skip
