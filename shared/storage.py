@@ -3,12 +3,14 @@
 import contextlib
 import errno
 import hashlib
+import io
 import itertools
 import os
 import re
 import shutil
 import tempfile
 import time
+import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -25,6 +27,8 @@ from urllib3.exceptions import HTTPError
 from shared.errors import ObjectMissing, OsteonError, StoreUnavailable
 
 CHUNK = 1 << 20
+PROBE = bytes(1 << 20)  # as much as any preview takes
+PATIENCE_S = 60.0  # for a silent S3 server, three times: one that stores a large object may think for long
 FILMS = "films"  # the one cache among the prefixes
 CURE = "Check OSTEON_STORE_URL, and that the store runs and has room."
 _KEY = re.compile(r"[a-z]+(/[A-Za-z0-9._-]+)+")
@@ -80,9 +84,10 @@ class Store(Protocol):
         """
 
 
-def open_store(url: str) -> Store:
+def open_store(url: str, patience_s: float = PATIENCE_S) -> Store:
     """The store that OSTEON_STORE_URL names: file:DIR, s3://KEY:SECRET@HOST:PORT/BUCKET, or s3s:// for TLS.
 
+    patience_s: for how long an S3 server may be silent, each of three times.
     Raises OsteonError for any other URL.
     """
     parts = urlsplit(url)
@@ -96,6 +101,7 @@ def open_store(url: str) -> Store:
             unquote(parts.password or ""),
             parts.path.strip("/"),
             parts.scheme == "s3s",
+            patience_s,
         )
     raise OsteonError("OSTEON_STORE_URL must be file:DIR or s3://KEY:SECRET@HOST:PORT/BUCKET")
 
@@ -184,8 +190,10 @@ class DirectoryStore:
         """See Store."""
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            with tempfile.NamedTemporaryFile(dir=self.folder):
-                pass
+            with tempfile.NamedTemporaryFile(dir=self.folder) as file:
+                file.write(PROBE)  # a full disk still takes an empty file
+                file.flush()
+                os.fsync(file.fileno())
         except OSError as wrong:
             raise StoreUnavailable(f"The object store cannot be written: {wrong.strerror}. {CURE}") from wrong
 
@@ -234,9 +242,19 @@ class S3Store:
 
     takes_files = False
 
-    def __init__(self, host: str, access_key: str, secret_key: str, bucket: str, secure: bool) -> None:  # noqa: FBT001 - of the URL
+    def __init__(
+        self,
+        host: str,
+        access_key: str,
+        secret_key: str,
+        bucket: str,
+        secure: bool,  # noqa: FBT001 - of the URL
+        patience_s: float = PATIENCE_S,
+    ) -> None:
         pool = urllib3.PoolManager(
-            maxsize=32, timeout=urllib3.Timeout(connect=5, read=60), retries=urllib3.Retry(total=2, backoff_factor=0.2)
+            maxsize=32,
+            timeout=urllib3.Timeout(connect=min(5.0, patience_s), read=patience_s),
+            retries=urllib3.Retry(total=2, backoff_factor=0.2),
         )
         self.bucket = bucket
         self.client = Minio(host, access_key=access_key, secret_key=secret_key, secure=secure, http_client=pool)
@@ -279,8 +297,11 @@ class S3Store:
 
     def check(self) -> None:
         """See Store; makes the bucket if it is missing."""
+        key = f"checks/{uuid.uuid4().hex}"
         with _s3_errors(self.bucket):
             self._make_bucket()
+            self.client.put_object(self.bucket, key, io.BytesIO(PROBE), len(PROBE))
+            self.client.remove_object(self.bucket, key)
 
     def sweep(self, kept: timedelta) -> int:
         """See Store; what a broken-off put left is the server's to remove."""

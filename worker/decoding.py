@@ -90,7 +90,8 @@ class Decoders:
         """
         self._observe = observe
         self._limit_s, self._memory_bytes = limit_s, memory_bytes
-        self._setup = (store_url, limits, memory_bytes, log_level)
+        # a store that hangs is to be told as such, before its image is blamed for taking too long
+        self._setup = (store_url, limits, memory_bytes, log_level, limit_s / 4)
         # a pool of one for each lane: a child that dies while it holds its pool's lock stops no other
         self._pools: dict[int, ProcessPool] = {}
         self._queue: Batcher[Work, Any] = Batcher("decoder", self._answer, max_batch=1, lanes=count)
@@ -168,7 +169,7 @@ class Bench:
 _bench: Bench | None = None
 
 
-def begin(store_url: str, limits: PixelLimits, memory_bytes: int, log_level: str) -> None:
+def begin(store_url: str, limits: PixelLimits, memory_bytes: int, log_level: str, patience_s: float) -> None:
     """Make ready for `decode`: bounded memory, and an end when the worker ends, however it does."""
     configure_logs(log_level)
     for number in (signal.SIGINT, signal.SIGTERM):  # sent to the whole group; the worker says when it is time
@@ -179,7 +180,7 @@ def begin(store_url: str, limits: PixelLimits, memory_bytes: int, log_level: str
         limit = _address_space() + memory_bytes
         resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a core file would hold a patient's image
-    begin_here(open_store(store_url), limits)
+    begin_here(open_store(store_url, patience_s), limits)
 
 
 def begin_here(store: Store, limits: PixelLimits) -> None:

@@ -2,13 +2,17 @@
 
 import io
 import os
+import resource
+import socket
 from datetime import timedelta
 from pathlib import Path
 
 import pytest
 
 from shared.errors import ObjectMissing, StoreUnavailable
-from shared.storage import DirectoryStore, bundle_key, film_key, open_store, original_key, preview_key
+from shared.storage import DirectoryStore, S3Store, bundle_key, film_key, open_store, original_key, preview_key
+from shared.vision.pixels import PixelLimits
+from worker.decoding import Decoders, Job
 
 SHA256 = "ab" * 32
 FILM = film_key(SHA256, 1)
@@ -61,3 +65,53 @@ def test_what_cannot_be_removed_is_told_and_keeps_nothing_else(tmp_path):
     with pytest.raises(StoreUnavailable, match="cannot be swept"):
         store.sweep(AHEAD)
     assert not store.exists(FILM)
+
+
+def test_a_full_disk_is_found_by_the_check(tmp_path):
+    """A check that only made an empty file would pass, and the studies would be blamed for what their store lacks."""
+    store = DirectoryStore(tmp_path)
+    store.check()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, limits[1]))  # no file may grow beyond: as good as full
+    try:
+        with pytest.raises(StoreUnavailable, match="OSTEON_STORE_URL"):
+            store.check()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    store.check()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_check_leaves_nothing(store_url):
+    """However often it is asked, the store holds what it held."""
+    store = open_store(store_url)
+    for _ in range(3):
+        store.check()
+    put(store, FILM)
+    if isinstance(store, S3Store):
+        assert [one.object_name for one in store.client.list_objects(store.bucket, recursive=True)] == [FILM]
+
+
+@pytest.fixture
+def silent_s3():
+    """A server that takes every connection and never says a word."""
+    with socket.create_server(("127.0.0.1", 0), backlog=64) as server:
+        yield f"s3://osteon:osteon-secret@127.0.0.1:{server.getsockname()[1]}/bucket"
+
+
+def test_a_silent_server_is_given_up(silent_s3):
+    """After three times the patience it is the store that is away."""
+    store = open_store(silent_s3, patience_s=0.3)
+    with pytest.raises(StoreUnavailable, match="does not answer"):
+        store.get(FILM)
+
+
+def test_no_image_is_blamed_for_a_store_that_hangs(silent_s3):
+    """A decoder whose store is silent says so within the time that its image has."""
+    limits = PixelLimits(10**8, 10, 10**9, 10**6)
+    decoders = Decoders(silent_s3, limits, count=1, limit_s=8, memory_bytes=2**32, log_level="WARNING")
+    try:
+        with pytest.raises(StoreUnavailable, match="does not answer"):
+            decoders.submit(Job(SHA256, 448)).result()
+    finally:
+        decoders.close()
