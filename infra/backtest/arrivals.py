@@ -40,8 +40,11 @@ class Arrival:
 
 def read(path: Path) -> list[Arrival]:
     """Arrivals in order of time. Raises OsteonError naming the line that cannot be understood."""
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        rows = list(csv.DictReader(file))
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            rows = list(csv.DictReader(file))
+    except UnicodeDecodeError:
+        raise OsteonError(f"{path} is not written in UTF-8; save it as CSV UTF-8") from None
     if not rows or "arrived_at" not in rows[0]:
         raise OsteonError(f"{path} holds no arrivals: its first line must name the columns {', '.join(COLUMNS)}")
     if "class" not in rows[0] and "call" not in rows[0]:

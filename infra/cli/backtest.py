@@ -16,7 +16,7 @@ from shared.errors import OsteonError
 from shared.findings import RESEARCH_USE
 from shared.settings import Settings
 from shared.study import Priority
-from shared.worklist import ALLOWANCES
+from shared.worklist import ALLOWANCES, objections
 
 if TYPE_CHECKING:
     from infra.backtest.simulation import Department
@@ -176,10 +176,13 @@ def _allowances(path: Path | None) -> dict[str, dict[Priority, float]]:
     if path is None:
         return table
     try:
-        for kind, row in json.loads(path.read_text()).items():
+        told = json.loads(path.read_text())
+        for kind, row in told.get("minutes", told).items():  # as GET /allowances answers, or the table alone
             table[kind] |= {Priority(priority): float(minutes) for priority, minutes in row.items()}
     except (ValueError, KeyError, AttributeError, TypeError) as wrong:
         raise OsteonError(f"{path} is no table of allowances ({wrong}); for its shape see --help") from None
+    if wrong_rows := objections({kind: {one: int(row[one]) for one in row} for kind, row in table.items()}):
+        raise OsteonError(f"{path} would not be taken: {'; '.join(wrong_rows)}")
     return table
 
 

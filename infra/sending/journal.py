@@ -13,16 +13,20 @@ from typing import Any, Self
 from infra.sending.body import Unsendable, sha256_of
 from infra.sending.walk import Item, Stamp
 from shared.errors import OsteonError
+from shared.study import Priority
+
+SOONEST_FIRST: tuple[str, ...] = (Priority.URGENT, Priority.ROUTINE, Priority.BACKLOG)
 
 
 @dataclass(frozen=True, slots=True)
 class Known:
-    """A file that the API has: how it looked on this disk then, and what the API calls it."""
+    """A file that the API has: how it looked on this disk then, what the API calls it, and how soon it was wanted."""
 
     stamp: Stamp
     sha256: str
     study_id: str
     sop_instance_uid: str
+    priority: str = Priority.ROUTINE
 
 
 Key = tuple[str, str | None]  # absolute path, and the member's name of what lies in an archive
@@ -80,9 +84,14 @@ class Journal:
             del self._known[key]
         return len(lost)
 
-    def stored(self, item: Item) -> Known | None:
-        """What the API has of this file, if it is unchanged: by size and time, or else by content."""
+    def stored(self, item: Item, priority: str = Priority.BACKLOG) -> Known | None:
+        """What the API has of this file, if it is unchanged: by size and time, or else by content.
+
+        None too where it is wanted sooner now than it was: sent again, its study moves up.
+        """
         known = self._known.get(_key(item))
+        if known is not None and SOONEST_FIRST.index(priority) < SOONEST_FIRST.index(known.priority):
+            return None
         if known is None or known.stamp == item.stamp:
             return known
         if known.stamp.size_bytes != item.stamp.size_bytes or not known.sha256:
@@ -101,6 +110,7 @@ class Journal:
             fields = {
                 "path": key[0], "member": key[1], "size": known.stamp.size_bytes, "mtime_ns": known.stamp.mtime_ns,
                 "sha256": known.sha256, "study_id": known.study_id, "sop_instance_uid": known.sop_instance_uid,
+                "priority": known.priority,
             }  # fmt: skip
             lines.append(json.dumps(fields))
         if lines:
@@ -121,6 +131,7 @@ def _entries(content: bytes) -> Iterable[tuple[Key, Known]]:
             told: dict[str, Any] = json.loads(line)
             stamp = Stamp(int(told["size"]), int(told["mtime_ns"]))
             key = str(told["path"]), told["member"]
-            yield key, Known(stamp, told["sha256"], told["study_id"], told["sop_instance_uid"])
+            priority = Priority(told.get("priority", Priority.ROUTINE))  # older lines do not say
+            yield key, Known(stamp, told["sha256"], told["study_id"], told["sop_instance_uid"], priority)
         except (ValueError, KeyError, TypeError):
             continue

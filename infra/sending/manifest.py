@@ -14,7 +14,7 @@ from typing import Any
 import pydicom
 
 from infra.sending.body import Unsendable, opened
-from infra.sending.receipt import KEPT, Fate, Line
+from infra.sending.receipt import KEPT, Fate, Line, open_private
 from infra.sending.walk import Item
 from shared import dicom  # noqa: F401 - keeps pydicom from logging values
 from shared.errors import OsteonError
@@ -180,7 +180,7 @@ def _kept(promise: Promise, came: int, rejected: list[Line]) -> Reconciled:
 
 def write(path: Path, rows: Sequence[Reconciled]) -> None:
     """The result as CSV, a line a promise or unpromised file."""
-    with path.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
+    with open_private(path) as file:
         table = csv.DictWriter(file, [field.name for field in fields(Reconciled)])
         table.writeheader()
         table.writerows(asdict(row) for row in rows)

@@ -2,12 +2,13 @@
 
 import csv
 import json
+import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
 from enum import StrEnum
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 
 class Fate(StrEnum):
@@ -61,6 +62,12 @@ def shown(text: str) -> str:
     return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
 
 
+def open_private(path: Path) -> TextIO:
+    """A new text file that only its owner may read: file names and accession numbers may tell of patients."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    return open(descriptor, "w", newline="", encoding="utf-8", errors="surrogateescape")  # noqa: PTH123 - a descriptor
+
+
 def write(path: Path, lines: Sequence[Line], summary: dict[str, Any]) -> None:
     """A receipt file: JSON if its name ends so, else CSV with COLUMNS as header. The summary goes into JSON only.
 
@@ -68,9 +75,10 @@ def write(path: Path, lines: Sequence[Line], summary: dict[str, Any]) -> None:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.suffix.lower() == ".json":
-        path.write_text(json.dumps(summary | {"files": [asdict(line) for line in lines]}, indent=1, default=str))
+        with open_private(path) as file:
+            json.dump(summary | {"files": [asdict(line) for line in lines]}, file, indent=1, default=str)
         return
-    with path.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
+    with open_private(path) as file:
         table = csv.DictWriter(file, COLUMNS)
         table.writeheader()
         table.writerows(asdict(line) for line in lines)

@@ -116,7 +116,7 @@ class Submission:
 
     def _earlier(self, place: Place, item: Item) -> bool:
         """Whether an earlier run's answer stands for this file; if so, that is told."""
-        known = self.journal.stored(item) if self.journal is not None else None
+        known = self.journal.stored(item, self.uploader.priority) if self.journal is not None else None
         if known is None:
             return False
         line = Line(
@@ -144,7 +144,16 @@ class Submission:
                 index += 1
         if self.journal is not None:
             self.journal.add(
-                (file, Known(file.stamp, line.sha256 or "", line.study_id or "", line.sop_instance_uid or ""))
+                (
+                    file,
+                    Known(
+                        file.stamp,
+                        line.sha256 or "",
+                        line.study_id or "",
+                        line.sop_instance_uid or "",
+                        self.uploader.priority,
+                    ),
+                )
                 for _, line, file in lines
                 if line.outcome in KEPT
             )

@@ -136,6 +136,40 @@ def test_second_run_sends_nothing_again(sender: Sender) -> None:
     assert uploads(sender.plant) == before + 8
 
 
+def test_what_is_wanted_sooner_is_sent_again(sender: Sender) -> None:
+    """A day that went as routine moves up when it is sent as urgent; a journal of before knew of no priorities."""
+
+    def queues() -> set[str]:
+        query = "SELECT DISTINCT queue FROM studies WHERE study_instance_uid = ANY(%s)"
+        return {row[0] for row in sender.plant.studies.ask(query, [film_uid(sender.label, n) for n in range(2)])}
+
+    for number in range(2):
+        sender.write(f"{number}.dcm", number)
+    assert sender.told(sender.folder)["counts"]["stored"] == 2
+    assert queues() == {"routine"}
+    (journal,) = (sender.home / "state/osteon/journals").iterdir()
+    lines = [{name: value for name, value in line.items() if name != "priority"} for line in sender.journal()]
+    journal.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert sender.told(sender.folder)["sent_earlier"] == 2
+    urgent = sender.told(sender.folder, "--priority", "urgent")
+    assert (urgent["counts"]["duplicate"], urgent["sent_earlier"]) == (2, 0)
+    assert queues() == {"urgent"}
+    for again in ("urgent", "routine"):
+        assert sender.told(sender.folder, "--priority", again)["sent_earlier"] == 2
+
+
+def test_receipts_are_their_owner_s(sender: Sender) -> None:
+    """File names and accession numbers may tell of patients: nobody else of this computer reads them."""
+    sender.write("doe_jane.dcm", 0)
+    manifest = sender.home / "day.csv"
+    manifest.write_text(f"study_instance_uid\n{film_uid(sender.label, 0)}\n")
+    for name in ("receipt.csv", "receipt.json"):
+        sender.run(sender.folder, "--receipt", sender.home / name, "--manifest", manifest)
+    written = [path for path in sender.home.iterdir() if path.name.startswith("receipt")]
+    assert len(written) >= 3
+    assert {path.stat().st_mode & 0o777 for path in written} == {0o600}
+
+
 def test_killed_in_the_middle(sender: Sender) -> None:
     """After kill -9 the same command sends the rest: all is stored once, and at most what was on its way comes twice."""
     count, jobs = 600, 3

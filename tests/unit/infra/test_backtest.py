@@ -229,7 +229,8 @@ def test_command(tmp_path: Path) -> None:
     assert [row["mean"] for row in again] == pytest.approx(
         [row["mean"] for row in told], abs=0.1
     )  # seconds are rounded
-    table.write_text('{"none": {"routine": 1, "urgent": 1}}')
+    whole = {kind: dict.fromkeys(row, 5) for kind, row in ALLOWANCES.items()}
+    table.write_text(json.dumps({"minutes": whole, "longest_minutes": 5}))  # as GET /allowances answers
     other = json.loads(run(saved, "--json", "--allowances", table).stdout)["figures"]
     means = lambda rows, policy: [row["mean"] for row in rows if row["policy"] == policy]  # noqa: E731
     assert means(other, "probability only") == means(again, "probability only")
@@ -237,6 +238,20 @@ def test_command(tmp_path: Path) -> None:
     shown = run(saved, "--readers", 2, "--hours", "8-18,18-8")
     assert "maximum" in shown.stdout
     assert "Research use only" in shown.stdout
+
+
+def test_unsound_tables_and_other_encodings_are_refused(tmp_path: Path) -> None:
+    """A table that no department could switch on is refused with the reasons, a CSV of a spreadsheet's own with the cure."""
+    table, arrivals = tmp_path / "allowances.json", tmp_path / "arrivals.csv"
+    table.write_text('{"none": {"routine": 1, "urgent": 1}}')
+    arrivals.write_bytes("arrived_at,class\n2026-01-01,none\nM\u00fcller,none\n".encode("cp1252"))
+    for arguments, words in (
+        (["--synthetic", "--allowances", str(table)], "may not wait longer"),
+        ([str(arrivals)], "save it as CSV UTF-8"),
+    ):
+        done = CliRunner().invoke(cli.app, ["backtest", *arguments])
+        assert done.exit_code == 1
+        assert words in " ".join(done.stderr.split())
 
 
 @pytest.mark.parametrize(
