@@ -103,12 +103,15 @@ def _finding(row: FindingRow, study_id: UUID, number: int, points: tuple[float |
 
 @router.post("/studies/{study_id}/release", tags=["administer"])
 def release(study_id: UUID, parts: PartsDep, key: Admin) -> StudyReport:
-    """Try a quarantined study again, with all its attempts. 404 if it is unknown, 409 if it is in no quarantine."""
+    """Try a quarantined study again, or the images of an analysed one that broke their decoder; with all attempts.
+
+    404 if it is unknown, 409 if nothing of it was set aside so.
+    """
     with parts.database.transaction() as session:
         reading.study(session, key.site_id, study_id)
         to_send = work.release(session, key.site_id, study_id, work.clock(session))
     if to_send is None:
-        raise HTTPException(409, "This study is in no quarantine; there is nothing to release")
+        raise HTTPException(409, "Neither this study nor an image of it was set aside; there is nothing to release")
     if parts.doorbell.ring([to_send]):
         with parts.database.transaction() as session:
             work.sending_failed(session, [study_id])

@@ -36,7 +36,7 @@ TRANSITIONS: dict[StudyStatus, frozenset[StudyStatus]] = {
         }
     ),
     StudyStatus.RETRYING: frozenset({StudyStatus.RUNNING, StudyStatus.QUEUED}),
-    StudyStatus.ANALYSED: frozenset({StudyStatus.QUEUED}),  # a late image
+    StudyStatus.ANALYSED: frozenset({StudyStatus.QUEUED}),  # a late image, or one that is tried again
     StudyStatus.QUARANTINED: frozenset({StudyStatus.QUEUED}),  # a late image, or the nightly run
 }
 

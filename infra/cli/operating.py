@@ -17,12 +17,15 @@ app = typer.Typer()
 @app.command()
 @honest
 def release(
-    studies: Annotated[list[UUID], typer.Argument(help="ids of quarantined studies, as worklist and logs show them")],
+    studies: Annotated[list[UUID], typer.Argument(help="ids of studies, as worklist and logs show them")],
     url: Url = None,
     key: KeyOption = None,
     as_json: Json = False,
 ) -> None:
-    """Try quarantined studies again, with all their attempts. Exit code 1 if one could not be released."""
+    """Try quarantined studies again, and images that broke their decoder, with all attempts.
+
+    Exit code 1 if one could not be released.
+    """
     released, refused = [], {}
     with calling(url, key, "admin") as client:
         for study in studies:

@@ -292,18 +292,22 @@ def retry(
 
 
 def release(session: Session, site_id: UUID, study_id: UUID, now: datetime) -> ToSend | None:
-    """Give a quarantined study all its attempts again, as an administrator asks; None if it is in no quarantine.
+    """Give a study all its attempts again, as an administrator asks; None if nothing of it was set aside.
 
-    Images that were set aside because they broke their decoder are tried too; those that can never be read are not.
+    That is a quarantined study, or an analysed one of which an image was set aside because it broke its decoder: such
+    images are tried again, those that can never be read are not.
     """
     row = session.scalar(select(StudyRow).where(StudyRow.id == study_id, StudyRow.site_id == site_id).with_for_update())
-    if row is None or row.status != StudyStatus.QUARANTINED:
+    if row is None or row.status not in (StudyStatus.QUARANTINED, StudyStatus.ANALYSED):
         return None
-    session.execute(
+    again = session.scalars(
         update(InstanceRow)
         .where(InstanceRow.study_id == study_id, InstanceRow.error_reason == DECODING_FAILED)
         .values(error_reason="", error_text="")
-    )
+        .returning(InstanceRow.id)
+    ).all()
+    if row.status == StudyStatus.ANALYSED and not again:
+        return None
     row.failed_images = (
         session.scalar(select(func.count()).where(InstanceRow.study_id == study_id, InstanceRow.error_reason != ""))
         or 0

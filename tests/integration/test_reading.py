@@ -392,6 +392,36 @@ def test_a_quarantined_study_is_released_once(in_process: Any) -> None:
     assert in_process.http.post(f"/studies/{uuid4()}/release", headers=admin).status_code == 404
 
 
+def test_an_image_that_broke_its_decoder_is_tried_again(in_process: Any) -> None:
+    """Of an analysed study only what was set aside is analysed again, and the findings of both speak for the study."""
+    study = upload(in_process, a=image(), b=image(1, 2), c=image(1, 3))
+    url, admin = f"/studies/{study}/release", in_process.headers("admin")
+
+    def partly(instances: Any) -> list[InstanceResult]:
+        first, second, third = (one.id for one in instances)
+        return [
+            InstanceResult(first, [finding(probability=0.01)]),
+            InstanceResult(second, (), DECODING_FAILED, "it was stopped"),
+            InstanceResult(third, (), "truncated-pixels", "cut short"),
+        ]
+
+    analyse(in_process, study, partly)
+    assert in_process.http.get(f"/studies/{study}", headers=admin).json()["failed_images"] == 2
+    answer = in_process.http.post(url, headers=admin)
+    assert (answer.status_code, answer.json()["status"], answer.json()["failed_images"]) == (200, "queued", 1)
+    tried: list[Any] = []
+
+    def well(instances: Any) -> list[InstanceResult]:
+        tried.extend(instances)
+        return [InstanceResult(one.id, [finding(probability=0.9)]) for one in instances]
+
+    analyse(in_process, study, well)
+    told = in_process.http.get(f"/studies/{study}", headers=admin).json()
+    assert (len(tried), told["status"], told["call"], told["failed_images"]) == (1, "analysed", "likely", 1)
+    assert sorted(len(one["findings"]) for one in told["instances"]) == [0, 1, 1]
+    assert in_process.http.post(url, headers=admin).status_code == 409  # what can never be read is not tried again
+
+
 def test_scripts_and_styles_are_kept_by_browsers(in_process: Any) -> None:
     """What an address with a version names never changes, so nobody asks for it twice; without one it is asked for."""
     page = in_process.http.get("/login", headers={"Accept": "text/html"}).text
