@@ -1,7 +1,9 @@
 """A decoder that does what a broken codec can do, for images whose comments ask for it."""
 
 import ctypes
+import io
 import os
+import time
 
 import numpy as np
 
@@ -20,6 +22,17 @@ def decode(job: decoding.Job) -> decoding.Decoded:
         ctypes.PyDLL(None).sleep(3600)  # in C, with the interpreter's lock held
     if b"poison: eight gigabytes" in content:
         np.ones(2**30)
+    return sound(job)
+
+
+BEGUN = "begun/one"  # in a directory store
+
+
+def slowly(job: decoding.Job) -> decoding.Decoded:
+    """As `decode`; says that it began, and takes its time."""
+    number = str(os.getpid()).encode()
+    decoding._bench.store.put(BEGUN, io.BytesIO(number), len(number))
+    time.sleep(1.5)
     return sound(job)
 
 

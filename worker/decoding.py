@@ -34,6 +34,7 @@ from worker.watchdog import end_process
 
 log = logging.getLogger(__name__)
 PREVIEW_SIDE = 1024  # pixels
+SPARE_S = 30.0  # for a child's start, on top of an image's time
 STARTS = 5  # children that end with nothing in hand, one after the other: something is wrong that no child can cure
 FILM_FIRST = -1  # a person waits for it: before urgent studies
 PREVIEW_QUALITY = 95  # of JPEG: no difference to be seen, and ten times as fast as PNG
@@ -116,15 +117,23 @@ class Decoders:
         ((work, job),) = jobs
         start = time.perf_counter()
         for _ in range(STARTS):  # a child that died between two images is no image's fault
+            begun = time.perf_counter()
             try:
-                decoded = self._pool().schedule(work, args=(job,), timeout=self._limit_s).result()
+                future = self._pool().schedule(work, args=(job,), timeout=self._limit_s)
+                decoded = future.result(self._limit_s + SPARE_S)
                 self._observe(time.perf_counter() - start)
                 return [decoded]
             except TooSlow:
+                if not future.done():  # pebble goes by the clock on the wall, which was set back; or no child begins
+                    self._drop_pool()
+                elif time.perf_counter() - begun < self._limit_s:
+                    log.warning("the clock was set ahead; an image is decoded once more")
+                    continue
                 raise DecodingFailed(f"Decoding took more than {self._limit_s:.0f} s and was stopped") from None
             except ProcessExpired as died:
                 raise DecodingFailed(f"Decoding ended its process ({_death(died.exitcode)})") from None
             except MemoryError:
+                self._drop_pool()  # a child that met its limit may hold on to what it took
                 needed = f"{self._memory_bytes / 2**30:.1f} GB"
                 raise DecodingFailed(f"Decoding needs more than {needed} of memory and was stopped") from None
             except BrokenProcessPool:
@@ -145,6 +154,12 @@ class Decoders:
                 initargs=self._setup,
             )
         return pool
+
+    def _drop_pool(self) -> None:
+        """End this lane's child, busy or not; the next image gets a new one."""
+        pool = self._pools.pop(threading.get_ident())
+        pool.stop()  # type: ignore[no-untyped-call]
+        pool.join()
 
 
 def _death(exitcode: int | None) -> str:
