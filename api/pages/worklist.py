@@ -56,9 +56,11 @@ def worklist(request: Request, parts: PartsDep, key: Radiologist, desk: Desk) ->
         second_looks = alerts.unseen_count(session, key.site_id, MOST_COUNTED)
         beside = [second_looks, *((str(id_), *rest) for id_, *rest in saved)]
         version = version_of(page, key, json.dumps(beside))
-        if request.headers.get("if-none-match") == version:
+        before = request.headers.get("if-none-match")  # sent by a list that renews itself
+        if before == version:
             return Response(status_code=304, headers={"ETag": version})
-        identities = parts.vault.identities(session, key, [entry.study_id for entry in page.entries])
+        shown = [entry.study_id for entry in page.entries]
+        identities = parts.vault.identities(session, key, shown, renewed=before is not None)
         options = _options(session, key, chosen)
     filters = {} if number else only_filters(given)
     context = {

@@ -8,6 +8,7 @@ import secrets
 import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from datetime import timedelta
 from enum import StrEnum
 from uuid import UUID
 
@@ -30,6 +31,8 @@ from shared.tables import (
     SiteRow,
     StudyRow,
 )
+
+STANDS = timedelta(hours=1)  # an open list changes with each upload: noting all of it anew would drown the audit
 
 
 class LastAdmin(OsteonError):
@@ -233,9 +236,26 @@ class Vault:
         message = json.dumps([str(site_id), kind, normal]).encode()
         return hmac.digest(self._search_key, message, "sha256") if normal else b""
 
-    def identities(self, session: Session, reader: Key, study_ids: list[UUID]) -> dict[UUID, Identity]:
-        """Who these studies are of; every reading leaves an audit row."""
+    def identities(
+        self, session: Session, reader: Key, study_ids: list[UUID], *, renewed: bool = False
+    ) -> dict[UUID, Identity]:
+        """Who these studies are of; every reading leaves an audit row.
+
+        renewed: a list that stays open renews itself; what the reader's key was shown within STANDS is not noted again.
+        """
         rows = session.execute(select(IdentityRow).where(IdentityRow.study_id.in_(study_ids))).scalars().all()
-        if rows:
-            session.execute(insert(IdentityReadRow), [{"study_id": r.study_id, "key_id": reader.id} for r in rows])
+        noted: set[UUID] = set()
+        if renewed:
+            noted.update(
+                session.scalars(
+                    select(IdentityReadRow.study_id).where(
+                        IdentityReadRow.study_id.in_(study_ids),
+                        IdentityReadRow.key_id == reader.id,
+                        IdentityReadRow.read_at > func.now() - STANDS,
+                    )
+                )
+            )
+        new = [{"study_id": row.study_id, "key_id": reader.id} for row in rows if row.study_id not in noted]
+        if new:
+            session.execute(insert(IdentityReadRow), new)
         return {row.study_id: Identity(**self.open(row.ciphertext)) for row in rows}  # type: ignore[arg-type]

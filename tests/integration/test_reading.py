@@ -11,7 +11,7 @@ from uuid import UUID, uuid4
 
 import pytest
 from PIL import Image
-from sqlalchemy import insert, select
+from sqlalchemy import insert, select, update
 
 from samples.objects import pattern_image, to_bytes
 from shared.findings import IN_SCOPE, RESEARCH_USE, Call, Finding, Heatmap, InstanceResult, Severity
@@ -365,6 +365,16 @@ def test_every_reading_of_an_identity_is_recorded(in_process: Any) -> None:
     assert reads() == [entry]
     assert "ZEBRA" in in_process.http.get(f"/view/{study}", headers=headers).text
     assert reads() == [entry] * 2
+    renewed = headers | {"If-None-Match": '"of a list that was open"'}
+    assert "ZEBRA" in in_process.http.get("/", headers=renewed).text
+    assert reads() == [entry] * 2  # what stands on an open list is noted once an hour
+    with in_process.database.transaction() as session:
+        session.execute(update(IdentityReadRow).values(read_at=IdentityReadRow.read_at - timedelta(hours=2)))
+    assert "ZEBRA" in in_process.http.get("/", headers=renewed).text
+    assert reads() == [entry] * 3
+    later = upload(in_process, a=image(9))
+    in_process.http.get("/", headers=renewed)
+    assert reads()[3:] == [(UUID(later), entry[1])]
 
 
 def test_a_quarantined_study_is_released_once(in_process: Any) -> None:
