@@ -308,13 +308,13 @@ def test_a_refresh_moves_nothing(filled):
 
 
 def test_buttons_of_bundles_call_what_they_say(filled):
-    """Activate asks first, then posts; Shadow and Retire post; Compare shows what the server answers."""
+    """Activate asks first, then posts; Shadow posts."""
     page = filled.open()
     asked = []
 
     def answer(route):
         asked.append((route.request.method, route.request.url.removeprefix(filled.url)))
-        route.fulfill(json={"films": 12, "agreement": {"calls": 0.9, "kappa": None}})
+        route.fulfill(json={})
 
     page.route("**/bundles/**", answer)
     page.get_by_role("button", name="Activate third-look").click()
@@ -324,13 +324,44 @@ def test_buttons_of_bundles_call_what_they_say(filled):
     expect(page.locator("#said")).to_contain_text("Done: activate third-look.")
     page.get_by_role("button", name="Shadow third-look").click()
     expect(page.locator("#said")).to_contain_text("Done: shadow third-look.")
+    assert asked == [("POST", "/bundles/third-look/activate"), ("POST", "/bundles/third-look/shadow")]
+
+
+LOOKS = """
+INSERT INTO second_looks (study_id, bundle, site_id, run_id, purpose, state, queued_at, attempts, reason, region,
+    old_bundle, old_call, old_probability, new_call, new_probability, finished_at)
+SELECT id, 'third-look', site_id, (SELECT id FROM backlog_runs WHERE night = current_date), 'outdated', 'done', now(), 1,
+    '', CASE WHEN n % 2 = 0 THEN 'hand' ELSE 'leg' END, 'second-look', CASE WHEN n = 4 THEN 'likely' ELSE 'none' END,
+    0.1, CASE WHEN n <= 3 THEN 'possible' ELSE 'none' END, 0.2, now()
+FROM (SELECT id, site_id, row_number() OVER (ORDER BY id) AS n FROM studies WHERE status = 'analysed') AS numbered
+WHERE n <= 12
+"""
+
+
+def test_a_comparison_and_a_night_are_told_in_tables(filled):
+    """What the server answers to Compare and of a night stands there in words, tables and links, not as JSON."""
+    page = filled.open()
     page.get_by_role("button", name="Compare third-look with second-look").click()
-    expect(page.locator("#compared")).to_contain_text("agreement")
-    expect(page.locator("#compared")).to_contain_text("0.900")
-    assert asked == [
-        ("POST", "/bundles/third-look/activate"), ("POST", "/bundles/third-look/shadow"),
-        ("GET", "/bundles/second-look/compare/third-look"),
-    ]  # fmt: skip
+    report = page.locator("#compared")
+    expect(report).to_contain_text("No study was looked at by both yet")
+    filled.sql(LOOKS)
+    page.get_by_role("button", name="Compare third-look with second-look").click()
+    expect(report.get_by_role("heading")).to_have_text("second-look against third-look")
+    expect(report.get_by_role("heading")).to_be_focused()
+    expect(report).to_contain_text(
+        "Both have looked at 12 studies. third-look calls 3 studies that second-look called none"
+    )
+    expect(report.get_by_role("row", name=re.compile("^was none"))).to_have_text("was none0308")
+    expect(report.get_by_role("row", name=re.compile("^was likely"))).to_have_text("was likely0001")
+    expect(report.get_by_role("row", name=re.compile("^hand"))).to_have_text("hand620.1000")
+    expect(report.locator("a")).to_have_count(4)
+    filled.shot("comparison")
+    page.locator("#nights").get_by_role("button").first.click()
+    expect(report.get_by_role("heading")).to_have_text(re.compile(r"^Night of [0-9-]{10}, second-look$"))
+    expect(report).to_contain_text("3 studies that the older bundle called none are called now, 1 no longer")
+    expect(report.get_by_role("row", name=re.compile("^outdated"))).to_have_text("outdated12")
+    filled.shot("night")
+    accessible(page)
 
 
 def test_allowances_are_changed_by_page(site):

@@ -93,40 +93,105 @@ function done(button, value) {
 document.addEventListener("click", async (event) => {
   const button = event.target.closest("button[data-post], button[data-show]");
   if (!button) return;
-  const { post, body, show, ask: question } = button.dataset;
+  const { post, body, show: source, ask: question } = button.dataset;
   if (question && !(await agreed(question))) return;
   button.setAttribute("aria-disabled", "true");
-  const value = show
-    ? await call(show)
+  const value = source
+    ? await call(source)
     : await call(post, { method: "POST", body, headers: body ? { "Content-Type": "application/json" } : {} });
   button.removeAttribute("aria-disabled");
   if (value === null) return;
-  if (show) return compared(value);
+  if (source) return (value.run ? night : compared)(value);
   say(done(button, value));
   await refresh();
 });
 
-// Whatever a comparison holds, as nested lists of names and values.
-function listed(value) {
-  if (value === null || typeof value !== "object") {
-    const text = document.createElement("span");
-    text.textContent = typeof value === "number" && !Number.isInteger(value) ? value.toFixed(3) : String(value ?? "–");
-    return text;
+const CALLS = ["likely", "possible", "abstained", "none"];
+const NAMED = 20; // studies that are linked; /docs tells how scripts get all
+
+function element(name, text = "", classes = "") {
+  const made = document.createElement(name);
+  made.textContent = text;
+  made.className = classes;
+  return made;
+}
+
+// rows: [name, ...values]; a value is a text, or a number.
+function table(caption, heads, rows) {
+  const made = element("table", "", "sheet");
+  made.append(element("caption", caption));
+  const head = made.createTHead().insertRow();
+  for (const name of heads) head.append(Object.assign(element("th", name, name === heads[0] ? "" : "number"), { scope: "col" }));
+  const body = made.createTBody();
+  for (const [name, ...values] of rows) {
+    const row = body.insertRow();
+    row.append(Object.assign(element("th", name), { scope: "row" }));
+    for (const value of values) row.append(element("td", typeof value === "number" ? value.toLocaleString("en") : value, "number"));
   }
-  const list = document.createElement("dl");
-  for (const [name, each] of Object.entries(value)) {
-    const term = list.appendChild(document.createElement("dt"));
-    term.textContent = name.replaceAll("_", " ");
-    list.appendChild(document.createElement("dd")).append(listed(each));
-  }
-  return list;
+  return made;
+}
+
+// changes: old call -> new call -> studies.
+function changesTable(caption, changes) {
+  const rows = CALLS.filter((old) => changes[old]).map((old) => [`was ${old}`, ...CALLS.map((now) => changes[old][now] ?? 0)]);
+  return table(caption, ["", ...CALLS.map((now) => `now ${now}`)], rows);
+}
+
+function named(words, ids) {
+  const part = element("p", ids.length ? `${words}: ` : "");
+  ids.slice(0, NAMED).forEach((id, number) => {
+    part.append(number ? ", " : "", Object.assign(element("a", id.slice(0, 8)), { href: `/view/${id}`, title: id }));
+  });
+  if (ids.length > NAMED) part.append(` and ${ids.length - NAMED} more`);
+  return part;
+}
+
+function studies(count) {
+  return `${count.toLocaleString("en")} ${count === 1 ? "study" : "studies"}`;
+}
+
+function show(title, ...parts) {
+  const part = document.getElementById("compared");
+  part.hidden = false;
+  part.querySelector("h2").textContent = title;
+  part.querySelector("div").replaceChildren(...parts);
+  part.querySelector("h2").focus();
 }
 
 function compared(value) {
-  const part = document.getElementById("compared");
-  part.hidden = false;
-  part.querySelector("div").replaceChildren(listed(value));
-  part.querySelector("h2").focus();
+  const changed = ({ changes }) => CALLS.flatMap((old) => CALLS.map((now) => (old === now ? 0 : changes[old]?.[now] ?? 0))).reduce((sum, one) => sum + one, 0);
+  const regions = Object.entries(value.regions).map(([name, one]) => [
+    name, one.studies, changed(one), one.probability_change.toFixed(3), one.abstention_change,
+  ]);
+  const words = value.all.studies
+    ? `Both have looked at ${studies(value.all.studies)}. ${value.new} calls ${studies(value.newly_positive)} that ${value.old} called none, and none ${studies(value.newly_negative)} that it called.`
+    : `No study was looked at by both yet: Shadow lets ${value.new} look at history, unseen.`;
+  show(
+    `${value.old} against ${value.new}`,
+    element("p", words),
+    ...(value.all.studies ? [
+      changesTable(`Calls of ${value.old}, and what ${value.new} makes of them`, value.all.changes),
+      table("By region, as the former recognised it", ["region", "studies", "calls that change", "mean change of probability", "more abstentions"], regions),
+    ] : []),
+    named("Newly called", value.newly_positive_studies),
+    named("No longer called", value.newly_negative_studies),
+    element("p", value.notice, "quiet"),
+  );
+}
+
+function night(value) {
+  const states = [...new Set(Object.values(value.kinds).flatMap((each) => Object.keys(each)))].sort();
+  const rows = Object.entries(value.kinds).map(([kind, counts]) => [kind, ...states.map((state) => counts[state] ?? 0)]);
+  const words = `${studies(value.newly_positive)} that the older bundle called none ${value.newly_positive === 1 ? "is" : "are"} called now, ${value.newly_negative.toLocaleString("en")} no longer; ${value.from_abstained.toLocaleString("en")} of those it abstained on are called.`;
+  show(
+    `Night of ${value.run.night}, ${value.run.bundle}`,
+    element("p", words),
+    ...(rows.length ? [table("What was chosen, and how it ended", ["why chosen", ...states], rows)] : [element("p", "There was nothing to look at.")]),
+    ...(Object.keys(value.changes).length ? [changesTable("Calls before and after", value.changes)] : []),
+    named("Newly called, at this site", value.alerts.map((one) => one.study_id)),
+    named("Called after an abstention, at this site", value.from_abstained_studies),
+    element("p", value.notice, "quiet"),
+  );
 }
 
 document.getElementById("new-key").addEventListener("submit", async (event) => {
