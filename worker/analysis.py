@@ -1,6 +1,7 @@
 """One study: squares, readings, findings."""
 
 import contextlib
+import logging
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -9,7 +10,7 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
-from shared.errors import Rejected
+from shared.errors import OsteonError, Rejected
 from shared.findings import InstanceResult
 from shared.jobs import QUEUES
 from shared.repository.work import DECODING_FAILED
@@ -20,6 +21,7 @@ from shared.vision.tensors import UInt8Image
 from worker.batching import Batcher
 from worker.decoding import Decoded, DecodingFailed, Job
 
+log = logging.getLogger(__name__)
 LARGE_PIXELS = 50_000_000  # all frames together; such an instance takes a gigabyte for a while
 LARGE = threading.Semaphore(1)  # so many at once in this process
 ModelBatcher = Batcher[tuple[Reader, UInt8Image], RawReading]
@@ -32,7 +34,7 @@ def analyse(
     """Analyse every instance of a study; an image that cannot be analysed gets an error, the others go on.
 
     Raises Unavailable, ObjectMissing and DecodingFailed, which can heal, and whatever the model raises for one of the
-    images. On the last attempt DecodingFailed becomes the error of its image.
+    images. On the last attempt DecodingFailed, or what nobody foresaw of a decoder, becomes the error of its image.
     """
     return _Analysis(claim, reader, decode, batcher, last_attempt=last_attempt).run()
 
@@ -97,6 +99,14 @@ class _Analysis:
             if not self._last_attempt:
                 raise
             return InstanceResult(instance.id, error_reason=DECODING_FAILED, error_text=str(why))
+        except OsteonError:
+            raise  # the store's, or an object's that is gone
+        except Exception as wrong:
+            if not self._last_attempt:
+                raise
+            log.exception("decoding failed", extra={"instance": str(instance.id)})
+            text = f"Decoding failed ({type(wrong).__name__})"  # its words may hold what the header holds
+            return InstanceResult(instance.id, error_reason=DECODING_FAILED, error_text=text)
         squares = [self._batcher.submit((self._reader, square), self._priority) for square in decoded.squares]
         return _Readings(instance, decoded.body_part, squares)
 

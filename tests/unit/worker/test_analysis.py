@@ -25,6 +25,7 @@ class Squares:
 
     def __init__(self, frames: int, decode_s: float = 0.0) -> None:
         self.alive = self.peak = self.decoding = self.most_decoding = 0
+        self.odd: int | None = None  # the image that breaks its decoder in a way that nobody foresaw
         self._frames, self._decode_s = frames, decode_s
         self._lock = threading.Lock()
         self.pool = ThreadPoolExecutor(4)
@@ -43,6 +44,8 @@ class Squares:
             raise Rejected("broken")
         if number == 17:
             raise DecodingFailed("dead")
+        if number == self.odd:
+            raise KeyError("DOE^JANE")
         return Decoded([self._square(number * 1000 + frame) for frame in range(self._frames)], "HAND")
 
     def _square(self, mark: int) -> np.ndarray:
@@ -84,6 +87,18 @@ def test_results_come_in_order_with_the_errors_of_their_images(frames, pixels):
             assert result.error_reason and not result.findings
         else:
             assert result.findings == [(number * 1000 + frame, frame + 1) for frame in range(frames)]
+
+
+def test_what_nobody_foresaw_costs_its_own_image_only():
+    """Before the last attempt the study is tried again; on the last one the others keep their results."""
+    squares, batcher = Squares(1), Batcher("model", model, max_batch=4)
+    squares.odd = 3
+    with pytest.raises(KeyError):
+        analyse(claim(5, 1), READER, squares.submit, batcher)
+    results = analyse(claim(5, 1), READER, squares.submit, batcher, last_attempt=True)
+    batcher.close()
+    assert [bool(result.findings) for result in results] == [True, True, True, False, True]
+    assert (results[3].error_reason, results[3].error_text) == ("decoding-failed", "Decoding failed (KeyError)")
 
 
 @pytest.mark.parametrize("frames", [1, 5, 60])
