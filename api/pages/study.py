@@ -6,11 +6,13 @@ from uuid import UUID
 from fastapi import APIRouter, Request, Response
 
 from api.dependencies import PartsDep, Radiologist
+from api.operations import flower_link
 from api.pages.render import GRAVEST_FIRST, gravest, render, version_of
 from api.pages.words import SILENCE, model_words, plain_scope
 from api.responses import InstanceReport, StudyReport
 from api.studies import study_report
 from shared.errors import NotFound
+from shared.repository.access import Role
 from shared.repository.bundles import manifests
 from shared.study import Identity, StudyStatus
 from shared.worklist import WorklistEntry
@@ -49,6 +51,7 @@ def study(request: Request, study_id: str, parts: PartsDep, key: Radiologist) ->
         "plain_scope": plain_scope,
         "silence": SILENCE,
         "full_films": parts.settings.full_films,
+        "flower_url": flower_link(parts.settings, report.id) if key.role is Role.ADMIN else "",
         "version": version,
     }
     return render("study.html", 200, {"ETag": version}, **context)

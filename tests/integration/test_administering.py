@@ -75,6 +75,14 @@ def test_what_stands_in_quarantine_is_told_and_released(in_process):
     assert (view.quarantine, view.queues[1].waiting) == ([], 1)
 
 
+def test_a_study_s_page_links_its_tasks_for_administrators(in_process):
+    """Whatever state a study is in, its page leads an administrator to its tasks in Flower, and nobody else."""
+    study = set_aside(in_process)
+    link = f"/tasks?name=analyse_study%20{study}"
+    assert link in in_process.http.get(f"/view/{study}", headers=in_process.headers("admin")).text
+    assert link not in in_process.http.get(f"/view/{study}", headers=in_process.headers("radiologist")).text
+
+
 def test_another_site_sees_nothing(in_process):
     """Studies, refusals and keys of one site do not show at another, and cannot be released from there."""
     set_aside(in_process)
