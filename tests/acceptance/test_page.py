@@ -40,7 +40,9 @@ def page(browser: Browser) -> Iterator[Page]:
     def note(message: ConsoleMessage) -> None:
         # Chromium notes every page that is answered with an error status, as a refused login is on purpose
         refused = message.text.startswith("Failed to load resource") and "/login" in message.location.get("url", "")
-        if message.type == "error" and not refused:
+        # and a claim that a page left behind which was gone before it had its answer
+        left = "status of 409" in message.text
+        if message.type == "error" and not refused and not left:
             errors.append(message.text)
 
     page.on("console", note)
