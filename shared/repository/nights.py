@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from datetime import date, datetime, timedelta
 from uuid import UUID
 
-from sqlalchemy import Select, exists, func, or_, select, text, update
+from sqlalchemy import ColumnElement, Select, and_, exists, func, or_, select, text, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
@@ -195,19 +195,22 @@ def _out(session: Session, run: BacklogRunRow) -> int:
     return session.scalar(query) or 0
 
 
+def _unanswered(run: BacklogRunRow) -> ColumnElement[bool]:
+    """Failed and stranded studies of a run whose answer it waits for."""
+    return and_(
+        SecondLookRow.run_id == run.id,
+        SecondLookRow.purpose.in_(LEFTOVERS),
+        SecondLookRow.state == LookState.QUEUED,
+    )
+
+
 def _account(session: Session, run: BacklogRunRow, now: datetime) -> None:
     """What became of the failed and stranded studies, which go the way of all studies."""
     became = {StudyStatus.ANALYSED: LookState.DONE, StudyStatus.QUARANTINED: LookState.FAILED}
     for status, state in became.items():
         session.execute(
             update(SecondLookRow)
-            .where(
-                SecondLookRow.run_id == run.id,
-                SecondLookRow.purpose.in_(LEFTOVERS),
-                SecondLookRow.state == LookState.QUEUED,
-                SecondLookRow.study_id == StudyRow.id,
-                StudyRow.status == status,
-            )
+            .where(_unanswered(run), SecondLookRow.study_id == StudyRow.id, StudyRow.status == status)
             .values(state=state, finished_at=now, new_call=StudyRow.call, reason=StudyRow.reason)
             .execution_options(synchronize_session=False)
         )
@@ -217,11 +220,7 @@ def _give_up_account(session: Session, run: BacklogRunRow, now: datetime) -> Non
     """Failed and stranded studies that have no answer yet are the next run's, or their own queue's."""
     session.execute(
         update(SecondLookRow)
-        .where(
-            SecondLookRow.run_id == run.id,
-            SecondLookRow.purpose.in_(LEFTOVERS),
-            SecondLookRow.state == LookState.QUEUED,
-        )
+        .where(_unanswered(run))
         .values(state=LookState.OVERTAKEN, finished_at=now, reason="still in its queue when the next night began")
         .execution_options(synchronize_session=False)
     )
