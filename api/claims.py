@@ -22,7 +22,9 @@ def claim(
     key: Radiologist,
     desk: Desk,
     *,
-    token: Annotated[UUID | None, Query(description="the `claim` that you were given, to keep it")] = None,
+    token: Annotated[
+        UUID | None, Query(description="the `claim` that you were given, to keep it; or one of your own making")
+    ] = None,
     take_over: bool = False,
 ) -> ClaimView:
     """Claim a study for reading, or keep it: ask again before `until`. 409, and by whom, while somebody else reads it.

@@ -26,6 +26,7 @@ from api.overview import (
     RefusalView,
     Released,
     ReleaseReason,
+    RetryingStudy,
     StorageView,
     StudyInHand,
     WorkerState,
@@ -42,6 +43,7 @@ from shared.tables import StudyRow, WorkerRow
 router = APIRouter(tags=["administer"])
 LISTED = 20  # studies of the quarantine
 LISTED_IN_HAND = 20
+LISTED_RETRYING = 20
 URGENT_LIMIT = timedelta(minutes=2)
 IDLE_LIMIT = timedelta(minutes=5)  # studies wait, workers live, and nothing is finished
 FIGURES = {  # of a card, and what they are called
@@ -80,6 +82,7 @@ def overview_of(parts: Parts, key: Key, chosen: Range) -> Operations:
             queues=waiting,
             workers=workers,
             in_hand=[_in_hand(row, settings) for row in operations.in_hand(session, site, LISTED_IN_HAND)],
+            retrying=[_retrying(row, settings) for row in operations.retrying(session, site, LISTED_RETRYING)],
             range=chosen,
             start=end - length,
             end=end,
@@ -184,6 +187,16 @@ def _in_hand(row: StudyRow, settings: Settings) -> StudyInHand:
         queue=Priority(row.queue),
         started_at=row.started_at,
         attempts=row.attempts,
+        flower_url=flower_link(settings, row.id),
+    )
+
+
+def _retrying(row: StudyRow, settings: Settings) -> RetryingStudy:
+    return RetryingStudy(
+        id=row.id,
+        reason=row.reason,
+        attempts=row.attempts,
+        next_at=row.not_before,
         flower_url=flower_link(settings, row.id),
     )
 

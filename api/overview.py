@@ -72,6 +72,16 @@ class StudyInHand(BaseModel):
     flower_url: str
 
 
+class RetryingStudy(BaseModel):
+    """A study that failed and will be tried again."""
+
+    id: UUID
+    reason: str
+    attempts: int
+    next_at: datetime | None = Field(description="not before then")
+    flower_url: str
+
+
 class QuarantinedStudy(BaseModel):
     """A study that was set aside."""
 
@@ -150,6 +160,7 @@ class Operations(BaseModel):
     queues: list[QueueView]
     workers: list[WorkerView]
     in_hand: list[StudyInHand]
+    retrying: list[RetryingStudy]
     range: Range
     start: datetime
     end: datetime

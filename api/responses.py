@@ -115,7 +115,7 @@ WORKLIST: JsonDict = {
     "notice": RESEARCH_USE,
 }
 STATES: JsonDict = {
-    "studies": [{"id": STUDY_ID, "status": "analysed", "reason": ""}],
+    "studies": [{"id": STUDY_ID, "status": "analysed", "reason": "", "images": 2}],
     "unknown": ["9b1d3c52-8a3f-4a0e-8f0a-6f5d1c2b3a40"],
 }
 CLAIM: JsonDict = {
@@ -265,6 +265,7 @@ class StudyState(BaseModel):
     id: UUID
     status: StudyStatus
     reason: str = Field(description="why the study is retrying or quarantined")
+    images: int = Field(description="how many are stored")
 
 
 class StudyStates(BaseModel):

@@ -195,6 +195,8 @@ def states(wanted: StatesWanted, parts: PartsDep, key: Submitter) -> StudyStates
     """Where many studies stand, in one call: what a bulk sender polls. At most 1000 ids; unknown ones are said."""
     with parts.database.transaction() as session:
         found = reading.states(session, key.site_id, wanted.ids)
-    known = [StudyState(id=row.id, status=StudyStatus(row.status), reason=row.reason) for row in found]
+    known = [
+        StudyState(id=row.id, status=StudyStatus(row.status), reason=row.reason, images=row.stored) for row in found
+    ]
     there = {state.id for state in known}
     return StudyStates(studies=known, unknown=[each for each in dict.fromkeys(wanted.ids) if each not in there])

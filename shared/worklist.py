@@ -92,9 +92,22 @@ class WorklistEntry:
     reader_desk: str = ""  # which login of that key
 
     def why(self) -> str:
-        """The place of this row in words, which do not change while it waits; the page adds for how long it has."""
+        """The place of this row in words, the same while it waits; who shows them adds for how long it has."""
         what = "not analysed" if self.call is None else explain(self)
-        return f"due {self.due_at.astimezone(UTC):%H:%M} UTC: {self.priority}, {what}"
+        due, received = self.due_at.astimezone(UTC), self.received_at.astimezone(UTC)
+        day = "" if due.date() == received.date() else f"{due:%Y-%m-%d} "
+        return f"due {day}{due:%H:%M} UTC: {self.priority}, {what}"
+
+
+def span(start: datetime, end: datetime | None = None) -> str:
+    """The time from start to end, or to now, in two units at most."""
+    seconds = max(0, int(((end or datetime.now(UTC)) - start).total_seconds()))
+    minutes, hours, days = seconds // 60, seconds // 3600, seconds // 86400
+    if seconds < 60:
+        return f"{seconds} s" if end else "< 1 min"
+    if minutes < 60:
+        return f"{minutes} min"
+    return f"{hours} h {minutes % 60:02d} min" if hours < 24 else f"{days} d {hours % 24} h"
 
 
 def urgency_class(summary: StudySummary | None) -> str:

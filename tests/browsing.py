@@ -39,3 +39,9 @@ def watched(browser: Browser, width: int = 1440, refused: tuple[int, ...] = ()) 
     yield page
     context.close()
     assert errors == []
+
+
+def leave(page: Page, api_url: str) -> None:
+    """Go elsewhere, as a reader does: a page's farewell would not get out of a profile that is closed at once."""
+    if not page.is_closed():
+        page.goto(f"{api_url}/login")

@@ -2,7 +2,6 @@
 
 import hashlib
 from collections.abc import Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 
 from fastapi import Response
@@ -13,6 +12,7 @@ from pydantic import BaseModel
 from api.responses import FindingView
 from shared.findings import RESEARCH_USE, Call, Severity, unread_words
 from shared.repository.access import Key, Role
+from shared.worklist import span
 
 HERE = Path(__file__).parent
 ROOMS = [
@@ -46,17 +46,6 @@ def percent(probability: float) -> str:
     if 0 < probability < 0.01:
         return "<\N{NO-BREAK SPACE}1\N{NO-BREAK SPACE}%"
     return f"{probability * 100:.0f}\N{NO-BREAK SPACE}%"
-
-
-def span(start: datetime, end: datetime | None = None) -> str:
-    """The time from start to end, or to now, in two units at most."""
-    seconds = max(0, int(((end or datetime.now(UTC)) - start).total_seconds()))
-    minutes, hours, days = seconds // 60, seconds // 3600, seconds // 86400
-    if seconds < 60:
-        return f"{seconds} s" if end else "< 1 min"
-    if minutes < 60:
-        return f"{minutes} min"
-    return f"{hours} h {minutes % 60:02d} min" if hours < 24 else f"{days} d {hours % 24} h"
 
 
 def reason_alone(why: str) -> str:

@@ -1,5 +1,6 @@
 """What a reader does without the page: worklist, predict."""
 
+from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,6 +14,7 @@ from shared.errors import OsteonError
 from shared.findings import RESEARCH_USE, Call
 from shared.settings import Settings
 from shared.study import StudyStatus
+from shared.worklist import span
 
 # ruff: noqa: FBT002 - whoever calls a command names its options
 
@@ -41,17 +43,17 @@ def worklist(
 
 
 def print_worklist(page: dict[str, Any]) -> None:
-    """The worklist as a table; a narrow terminal gets the columns that "why" does not repeat."""
-    wide = out.width >= WIDE
-    names = (
-        ["#", "finding", "P(fracture)", "region", "extent", "state", "why", "study"] if wide else ["#", "why", "study"]
-    )
+    """The worklist as a table; a narrow terminal gets fewer columns."""
+    wide = ["#", "finding", "P(fracture)", "state", "waiting", "why", "study"]
+    names = wide if out.width >= WIDE else ["#", "waiting", "why", "study"]
     table = Table(*names, title="Worklist", box=box.SIMPLE_HEAD)
     for row in page["entries"]:
         chance = "" if row["fracture_probability"] is None else f"{row['fracture_probability']:.2f}"
+        waiting = span(datetime.fromisoformat(row["received_at"])) + (", overdue" if row["overdue"] else "")
         cells = {
-            "#": str(row["rank"]), "finding": row["call"] or "-", "P(fracture)": chance, "region": row["region"],
-            "extent": row["severity"] or "", "state": row["status"], "why": row["why"], "study": row["study_id"][:8],
+            "#": str(row["rank"]), "finding": row["call"] or "-", "P(fracture)": chance, "waiting": waiting,
+            "state": f"{row['reader']} reads it" if row["reader"] else row["status"], "why": row["why"],
+            "study": row["study_id"][:8],
         }  # fmt: skip
         style = {"likely": "bold red", "possible": "yellow"}.get(row["call"] or "", "")
         table.add_row(*(Text(cells[name]) for name in names), style=style)

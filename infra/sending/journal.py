@@ -5,7 +5,7 @@ import hashlib
 import io
 import json
 import os
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -73,12 +73,17 @@ class Journal:
     def __len__(self) -> int:
         return len(self._known)
 
-    def verify(self, unknown: Callable[[Collection[str]], Collection[str]]) -> int:
-        """Forget what the API no longer has; `unknown` says which of these study ids are. Returns how many files.
+    def verify(self, images: Callable[[Collection[str]], Mapping[str, int]]) -> int:
+        """Forget each study of which the API has fewer images than were stored; returns how many files that are.
 
         Without it a journal would outlive the data: after a restored backup, say, files would never be sent again.
+        images: how many of each of these study ids the API has; it may leave out those of which it has none.
         """
-        gone = set(unknown({known.study_id for known in self._known.values()}))
+        stored: dict[str, set[str]] = {}
+        for known in self._known.values():
+            stored.setdefault(known.study_id, set()).add(known.sop_instance_uid)
+        there = images(stored)
+        gone = {study_id for study_id, instances in stored.items() if there.get(study_id, 0) < len(instances)}
         lost = [key for key, known in self._known.items() if known.study_id in gone]
         for key in lost:
             del self._known[key]

@@ -228,15 +228,15 @@ def forget_what_is_gone(journal: Journal, client: Client, give_up_after_s: float
     An API that is away is asked again, as an upload would be. Raises Refused, Unavailable.
     """
 
-    def unknown(study_ids: Collection[str]) -> set[str]:
+    def images(study_ids: Collection[str]) -> dict[str, int]:
         deadline, pause_s = time.monotonic() + give_up_after_s, FIRST_PAUSE_S
         while True:
             try:
-                return client.states(study_ids)[1]
+                return {study_id: state["images"] for study_id, state in client.states(study_ids)[0].items()}
             except Unavailable:
                 if time.monotonic() + pause_s > deadline:
                     raise
             time.sleep(pause_s)
             pause_s = min(pause_s * 2, LONGEST_PAUSE_S)
 
-    return journal.verify(unknown)
+    return journal.verify(images)

@@ -112,6 +112,12 @@ def in_hand(session: Session, site_id: UUID, most: int) -> Sequence[StudyRow]:
     return session.scalars(select(StudyRow).where(*running).order_by(StudyRow.started_at).limit(most)).all()
 
 
+def retrying(session: Session, site_id: UUID, most: int) -> Sequence[StudyRow]:
+    """The site's studies that failed and will be tried again, the next one first."""
+    failed = StudyRow.site_id == site_id, StudyRow.status == StudyStatus.RETRYING
+    return session.scalars(select(StudyRow).where(*failed).order_by(StudyRow.not_before).limit(most)).all()
+
+
 def last_analysed_at(session: Session) -> datetime | None:
     """When any study was last finished."""
     return session.scalar(select(func.max(StudyRow.analysed_at)).where(StudyRow.analysed_at.is_not(None)))

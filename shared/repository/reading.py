@@ -250,9 +250,10 @@ def study(session: Session, site_id: UUID, study_id: UUID) -> StudyRow:
     return row
 
 
-def states(session: Session, site_id: UUID, study_ids: Sequence[UUID]) -> Sequence[Row[UUID, str, str]]:
-    """(id, status, reason) of those of these studies that are this site's."""
-    query = select(StudyRow.id, StudyRow.status, StudyRow.reason)
+def states(session: Session, site_id: UUID, study_ids: Sequence[UUID]) -> Sequence[Row[UUID, str, str, int]]:
+    """(id, status, reason, how many images are stored) of those of these studies that are this site's."""
+    stored = select(func.count()).where(InstanceRow.study_id == StudyRow.id).scalar_subquery().label("stored")
+    query = select(StudyRow.id, StudyRow.status, StudyRow.reason, stored)
     return session.execute(query.where(StudyRow.site_id == site_id, StudyRow.id.in_(study_ids))).all()
 
 

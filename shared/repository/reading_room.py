@@ -64,20 +64,19 @@ def claim(
 ) -> Claimed | HeldBy:
     """Claim a study of the key's site for reading, or prolong the claim; somebody else's is only taken over on purpose.
 
-    desk: which login of the key asks. Two people may share a key, so another login of it is somebody else. token: of
-    the claim to prolong; a page that has none gets a new one, and the older page can no longer give the study back.
-    Every change of hands is on record.
+    desk: which login of the key asks. Two people may share a key, so another login of it is somebody else. token: the
+    page's own, or a new one; the claim has that of the page that asked last, and only that page can give the study
+    back. Every change of hands is on record.
     """
-    until = now + lease
+    until, token = now + lease, token or uuid4()
     held = _held(session, study_id)
     if held is not None and held.until < now:  # ended by itself; the record must not show it read through the gap
         _end(held, held.until, "expired")
         session.flush()
         held = None
     if held is not None and (held.key_id, held.desk) == (key.id, desk):
-        held.token = held.token if held.token == token else uuid4()
-        held.until = until
-        return Claimed(held.token, held.claimed_at, until)
+        held.token, held.until = token, until
+        return Claimed(token, held.claimed_at, until)
     if held is not None and not take_over:
         name = session.get_one(KeyRow, held.key_id).name
         return HeldBy(name, held.claimed_at, held.until, held.key_id == key.id)
@@ -88,15 +87,15 @@ def claim(
         _end(held, now, "taken over")
         session.flush()
     elif last is not None and _just_left(last, key, desk, now):
-        last.ended_at, last.ended, last.token, last.until = None, "", uuid4(), until
-        return Claimed(last.token, last.claimed_at, until)
+        last.ended_at, last.ended, last.token, last.until = None, "", token, until
+        return Claimed(token, last.claimed_at, until)
     made = StudyClaimRow(
-        study_id=study_id, key_id=key.id, desk=desk, token=uuid4(), claimed_at=now, until=until,
+        study_id=study_id, key_id=key.id, desk=desk, token=token, claimed_at=now, until=until,
         taken_from=held.key_id if held is not None else None,
     )  # fmt: skip
     session.add(made)
     own_since = held.claimed_at if held is not None and held.key_id == key.id else None
-    return Claimed(made.token, now, until, own_since)
+    return Claimed(token, now, until, own_since)
 
 
 def release(session: Session, study_id: UUID, key: Key, token: UUID, now: datetime) -> bool:

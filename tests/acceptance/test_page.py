@@ -10,7 +10,7 @@ import pytest
 from playwright.sync_api import Browser, ConsoleMessage, Page, expect, sync_playwright
 from pydicom.uid import generate_uid
 
-from tests.browsing import ARGUMENTS, CHROMIUM, WATCH_POLICY, needs_chromium
+from tests.browsing import ARGUMENTS, CHROMIUM, WATCH_POLICY, leave, needs_chromium
 
 SAMPLES = Path(__file__).parents[2] / "samples"
 FINDINGS = re.compile("likely fracture|possible fracture|no fracture found|model abstains")
@@ -29,7 +29,7 @@ def browser() -> Iterator[Browser]:
 
 
 @pytest.fixture
-def page(browser: Browser) -> Iterator[Page]:
+def page(browser: Browser, system: Any) -> Iterator[Page]:
     """A page of a fresh browser profile; the test fails if the console told of an error or of a policy violation."""
     context = browser.new_context(viewport={"width": 1440, "height": 900}, timezone_id="Asia/Kathmandu")
     context.add_init_script(WATCH_POLICY)
@@ -49,6 +49,7 @@ def page(browser: Browser) -> Iterator[Page]:
     page.on("pageerror", lambda error: errors.append(str(error)))
     page.on("dialog", lambda dialog: (errors.append(f"dialog: {dialog.message}"), dialog.dismiss()))
     yield page
+    leave(page, system.api_url)
     context.close()
     assert errors == []
 

@@ -16,7 +16,7 @@ from playwright.sync_api import Browser, ConsoleMessage, Locator, Page, expect, 
 
 from infra.client import Client
 from samples.objects import pattern_image, set_pixels, to_bytes, uid
-from tests.browsing import ARGUMENTS, CHROMIUM, WATCH_POLICY, needs_chromium
+from tests.browsing import ARGUMENTS, CHROMIUM, WATCH_POLICY, leave, needs_chromium
 from tests.plant import KEYS, Plant
 
 SAMPLES = Path(__file__).parents[2] / "samples" / "studies"
@@ -137,6 +137,8 @@ def make_page(browser: Browser, room: Room) -> Iterator[Callable[..., Page]]:
 
     yield make
     for context in contexts:
+        for page in context.pages:
+            leave(page, room.plant.url)
         context.close()
     assert errors == []
 

@@ -75,6 +75,26 @@ def test_what_stands_in_quarantine_is_told_and_released(in_process):
     assert (view.quarantine, view.queues[1].waiting) == ([], 1)
 
 
+def test_what_is_tried_again_is_listed(in_process):
+    """A study that failed is told of with its reason and the time of its next attempt, to its own site's administrator."""
+    (study,) = in_process.post({"film.dcm": FILM}).json()["studies"]
+    at = datetime(2026, 3, 1, 12, tzinfo=UTC)
+    with in_process.database.transaction() as session:
+        changed = {"status": "retrying", "reason": "the object is missing", "attempts": 2, "not_before": at}
+        session.execute(update(StudyRow).values(changed))
+    view = overview(in_process)
+    (one,) = view.retrying
+    assert (str(one.id), one.reason, one.attempts, one.next_at) == (study["id"], "the object is missing", 2, at)
+    page = in_process.http.get("/admin", headers=in_process.headers("admin")).text
+    assert f'id="retrying-{study["id"]}"' in page
+    assert "To be tried again" in page
+    assert one.flower_url in page
+    with in_process.database.transaction() as session:
+        site = session.scalar(text("INSERT INTO sites (id, name) VALUES (gen_random_uuid(), 'other') RETURNING id"))
+        session.execute(update(KeyRow).where(KeyRow.name == "admin").values(site_id=site))
+    assert overview(in_process).retrying == []
+
+
 def test_a_study_s_page_links_its_tasks_for_administrators(in_process):
     """Whatever state a study is in, its page leads an administrator to its tasks in Flower, and nobody else."""
     study = set_aside(in_process)

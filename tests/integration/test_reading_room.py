@@ -192,6 +192,22 @@ def test_only_the_newest_page_gives_the_study_back(ward: Any) -> None:
         assert [one.ended for one in claims_of(session, study)] == ["released", ""]
 
 
+def test_a_page_that_leaves_before_it_is_answered_gives_the_study_back(ward: Any) -> None:
+    """Its token is its own: it need not wait for the answer to know it. A second page's renewal makes it the newest."""
+    study, ada, bob = ward.study(), key_of(ward, "ada"), key_of(ward, "bob")
+    one, two = uuid4(), uuid4()
+    with ward.database.transaction() as session:
+        got = claim(session, study, ada, "1", NOW, LEASE, token=one)
+        assert isinstance(got, Claimed)
+        assert got.token == one
+        assert release(session, study, ada, one, NOW + S)
+        assert isinstance(claim(session, study, bob, "2", NOW + 2 * S, LEASE, token=one), Claimed)
+        assert not release(session, study, ada, one, NOW + 3 * S)  # the token alone frees nobody else's
+        for page in (one, two, one):
+            assert isinstance(claim(session, study, bob, "2", NOW + 4 * S, LEASE, token=page), Claimed)
+        assert not release(session, study, bob, two, NOW + 5 * S)
+
+
 def test_of_many_at_once_one_gets_it(ward: Any) -> None:
     """However many ask in the same moment, one has the study and the others are told so."""
     study = ward.study()

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import psycopg2
+import pydicom
 import pytest
 
 from shared.settings import ROOT
@@ -229,6 +230,23 @@ def test_data_that_the_api_lost(sender: Sender) -> None:
     assert [line["outcome"] for line in told["files"]] == ["duplicate", "stored", "duplicate"]
 
 
+def test_images_that_the_api_lost(sender: Sender) -> None:
+    """After a restored backup a study may be there, and its later images not: all of its files are sent again."""
+    for number in range(3):
+        sender.write(f"{number}.dcm", number)
+    first, second = (pydicom.dcmread(sender.folder / f"{number}.dcm") for number in (0, 1))
+    second.StudyInstanceUID = first.StudyInstanceUID
+    second.save_as(sender.folder / "1.dcm")
+    sender.told(sender.folder)
+    connection = psycopg2.connect(sender.plant.postgres.url.replace("+psycopg2", ""))
+    with connection, connection.cursor() as cursor:
+        cursor.execute("DELETE FROM instances WHERE sop_instance_uid = %s", (second.SOPInstanceUID,))
+    connection.close()
+    told = sender.told(sender.folder)
+    assert [line["outcome"] for line in told["files"]] == ["duplicate", "stored", "duplicate"]
+    assert told["sent_earlier"] == 1
+
+
 def test_archives_by_member(sender: Sender) -> None:
     """An archive is sent as it is, and remembered by member: when it grows, only what is not stored is sent."""
     archive = sender.folder / "nacht.zip"
@@ -376,7 +394,7 @@ def test_states_of_many_studies(in_process: Any) -> None:
     mine, other = in_process.headers("submitter"), {"Authorization": "Bearer osk_elsewhere"}
     ask = lambda ids, headers: in_process.http.post("/studies/states", json={"ids": ids}, headers=headers)  # noqa: E731
     told = ask([study, nobody, study, nobody], mine).json()
-    assert told == {"studies": [{"id": study, "status": "queued", "reason": ""}], "unknown": [nobody]}
+    assert told == {"studies": [{"id": study, "status": "queued", "reason": "", "images": 1}], "unknown": [nobody]}
     assert ask([study], other).json() == {"studies": [], "unknown": [study]}
     assert ask([str(uuid4()) for _ in range(1000)], mine).status_code == 200
     assert ask([str(uuid4()) for _ in range(1001)], mine).status_code == 422

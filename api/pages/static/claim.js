@@ -7,7 +7,8 @@
   const words = document.getElementById("claim-words");
   const dialog = document.getElementById("claim-held");
   const url = `/studies/${panel.dataset.study}/claim`;
-  let token = null; // gives the claim back; kept when the claim is lost, so that asking does not snatch it back
+  // gives the claim back; the page's own, so that one that is left before its first answer can do so too
+  const token = Array.from(crypto.getRandomValues(new Uint8Array(16)), (byte) => byte.toString(16).padStart(2, "0")).join("");
   let mine = false;
   let looking = false; // somebody else has it, and the reader knows
   let overdue = 0; // rounds without an answer
@@ -44,7 +45,7 @@
   async function claim(takeOver = false) {
     let answer, body, held;
     try {
-      const query = new URLSearchParams({ ...(token && { token }), ...(takeOver && { take_over: true }) });
+      const query = new URLSearchParams({ token, ...(takeOver && { take_over: true }) });
       answer = await fetch(`${url}?${query}`, { method: "POST", signal: AbortSignal.timeout(8000) });
       body = await answer.json();
     } catch {
@@ -60,8 +61,7 @@
     }
     overdue = 0;
     if (!held.mine) return lost(held);
-    const first = token !== held.claim;
-    token = held.claim;
+    const first = !mine;
     mine = true;
     looking = false;
     if (dialog.open) dialog.close();
@@ -71,7 +71,7 @@
   }
 
   function release() {
-    if (mine) fetch(`${url}/${token}`, { method: "DELETE", keepalive: true }).catch(() => {});
+    fetch(`${url}/${token}`, { method: "DELETE", keepalive: true }).catch(() => {}); // of somebody else's, nothing changes
     mine = false;
   }
 
