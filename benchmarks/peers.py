@@ -20,7 +20,7 @@ from infra.process import Child, free_port, wait_until
 from shared.errors import StackError
 from shared.settings import ROOT, Settings, cpu_count
 from shared.vision.bundle import load_bundle
-from shared.vision.engines import lanes, pick_engine
+from shared.vision.engines import images_a_call, lanes, pick_engine
 from shared.vision.reader import Reader
 from worker.batching import Batcher
 from worker.predictor import predict
@@ -43,7 +43,7 @@ def run(quick: bool, say: Say) -> Result:  # noqa: FBT001 - one signature for al
     batcher = Batcher(
         "model",
         predict,
-        max_batch=max(1, settings.batch_size // lanes()),
+        max_batch=images_a_call(settings.batch_size),
         max_wait_s=settings.batch_wait_ms / 1000,
         lanes=lanes(),
     )
@@ -72,7 +72,7 @@ def run(quick: bool, say: Say) -> Result:  # noqa: FBT001 - one signature for al
             {
                 "ours": ours,
                 "LitServe": lambda: theirs(url, count),
-                "bare": lambda: images_per_s(engine, size, max(1, count // (4 * lanes()))),
+                "bare": lambda: images_per_s(engine, size, count),
             },
             repeats,
         )

@@ -30,7 +30,7 @@ def run(quick: bool, say: Say) -> Result:  # noqa: FBT001 - one signature for al
     queued, arrivals = (2000, 6) if quick else (10_000, 40)
     network, manifest = load_bundle(Settings().bundle_path.read_bytes())
     engine = pick_engine(network, manifest.input_size)
-    batch_s = Settings().batch_size / images_per_s(engine, manifest.input_size, 4)
+    batch_s = Settings().batch_size / images_per_s(engine, manifest.input_size, 32)
     del engine, network
     with Plant() as plant:
         store, digests = open_store(plant.store_url), []

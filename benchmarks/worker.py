@@ -16,7 +16,7 @@ from benchmarks.radiographs import stored
 from shared.settings import Settings, cpu_count
 from shared.storage import open_store
 from shared.vision.bundle import load_bundle
-from shared.vision.engines import Engine, lanes, pick_engine
+from shared.vision.engines import Engine, images_a_call, lanes, pick_engine
 from shared.vision.pixels import PixelLimits
 from worker import decoding
 from worker.tasks import threads_for
@@ -45,7 +45,7 @@ def run(quick: bool, say: Say) -> Result:  # noqa: FBT001 - one signature for al
             plant.worker()
             line.queue(films["raw"], 8)
             line.wait()
-            arms: dict[str, Arm] = {"model": lambda: images_per_s(engine, size, 2 if quick else 6)}
+            arms: dict[str, Arm] = {"model": lambda: images_per_s(engine, size, 16 if quick else 48)}
             for kind, digests in films.items():
                 arms[f"{kind} prepared"] = functools.partial(_core_seconds, digests, size)
                 arms[f"{kind} worker"] = functools.partial(_studies_per_s, line, digests, studies, edge)
@@ -71,16 +71,18 @@ def run(quick: bool, say: Say) -> Result:  # noqa: FBT001 - one signature for al
     )
 
 
-def images_per_s(engine: Engine, size: int, rounds: int) -> float:
-    """The model alone, all lanes busy."""
-    squares = np.random.default_rng(0).integers(0, 256, (4, size, size), np.uint8)
+def images_per_s(engine: Engine, size: int, images: int) -> float:
+    """The model alone, all lanes busy, with as many images a call as the worker gives it."""
+    a_call = images_a_call(Settings().batch_size)
+    calls = max(1, images // (lanes() * a_call))  # of each lane
+    squares = np.random.default_rng(0).integers(0, 256, (a_call, size, size), np.uint8)
     start = time.perf_counter()
-    threads = [threading.Thread(target=lambda: [engine(squares) for _ in range(rounds)]) for _ in range(lanes())]
+    threads = [threading.Thread(target=lambda: [engine(squares) for _ in range(calls)]) for _ in range(lanes())]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    return lanes() * rounds * len(squares) / (time.perf_counter() - start)
+    return lanes() * calls * a_call / (time.perf_counter() - start)
 
 
 def _core_seconds(digests: list[str], size: int) -> float:

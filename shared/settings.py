@@ -66,7 +66,7 @@ class Settings(BaseSettings):
     full_films_days: float = Field(30.0, gt=0, description="so long one is kept; then it is made anew when asked for")
 
     # the worker
-    batch_size: int = Field(8, ge=1, description="images in the model at a time, over all its lanes")
+    batch_size: int = Field(8, ge=1, description="images in the model at a time; OpenVINO takes one a core")
     batch_wait_ms: int = 15
     worker_threads: int = 32
     predict_limit_s: float = 120.0

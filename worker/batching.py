@@ -14,6 +14,8 @@ from typing import Generic, TypeVar
 
 log = logging.getLogger(__name__)
 OLDEST_EVERY = 10  # of so many items taken one is the oldest of all: nothing starves, and nothing urgent feels it
+URGENT = 0  # an item of this priority or less waits for no others to come
+FEW = 4
 Item = TypeVar("Item")
 Answer = TypeVar("Answer")
 _Entry = tuple[int, float, Item, "Future[Answer]"]  # order of arrival, submitted (monotonic seconds)
@@ -22,8 +24,8 @@ _Entry = tuple[int, float, Item, "Future[Answer]"]  # order of arrival, submitte
 class Batcher(Generic[Item, Answer]):
     """Threads ("lanes") that answer batches, the most urgent items first.
 
-    A batch starts when `max_batch` items wait or the oldest has waited `max_wait_s`. When a batch raises it is halved
-    until the culprit is alone: that one gets the exception, its neighbours their answers.
+    A batch starts when `max_batch` items wait, when the oldest has waited `max_wait_s`, and at once for an urgent item.
+    When a batch raises it is halved until the culprit is alone: that one gets the exception, its neighbours answers.
     """
 
     def __init__(
@@ -34,20 +36,19 @@ class Batcher(Generic[Item, Answer]):
         max_batch: int,
         max_wait_s: float = 0.0,
         pace_s: float = 0.0,
+        few_pace_s: float = 0.0,
         lanes: int = 1,
-        mixed: bool = True,
         common: tuple[type[BaseException], ...] = (),
     ) -> None:
         """answer: items in, as many answers out, in order; called by so many threads at a time as there are lanes.
 
         pace_s: a lane starts its next batch no sooner than this after its last: under load more come together.
-        mixed: whether items of different priorities share a batch. Where a batch takes as long as its items one by one,
-        the less urgent ones would only hold up the most urgent.
+        few_pace_s: the same while fewer than FEW items wait, for batches that cost as much as their items.
         common: errors that no single item causes; the whole batch gets them at once, unhalved.
         """
         self.lanes = [Lane() for _ in range(lanes)]
         self._answer, self._max_batch, self._max_wait_s, self._common = answer, max_batch, max_wait_s, common
-        self._pace_s, self._mixed = pace_s, mixed
+        self._pace_s, self._few_pace_s = pace_s, max(pace_s, few_pace_s)
         self._queues: dict[int, deque[_Entry[Item, Answer]]] = {}  # by priority; none is empty
         self._order = itertools.count()
         self._taken = 0
@@ -104,17 +105,13 @@ class Batcher(Generic[Item, Answer]):
                     self._changed.wait()
                 if not self._queues:
                     return []
-                oldest_at = min(queue[0][1] for queue in self._queues.values())
-                left = max(oldest_at + self._max_wait_s, lane.started_at + self._pace_s) - time.monotonic()
-                if self._waiting() >= self._max_batch or self._closed or left <= 0:
+                left = self._left(lane)
+                if self._closed or left <= 0:
                     break
                 self._changed.wait(left)  # another lane may take all of it meanwhile
             batch: list[tuple[Item, Future[Answer]]] = []
-            first = self._turn()
             while self._queues and len(batch) < self._max_batch:
                 priority = self._turn()
-                if priority != first and not self._mixed:
-                    break
                 *_, item, future = self._queues[priority].popleft()
                 if not self._queues[priority]:
                     del self._queues[priority]
@@ -123,6 +120,15 @@ class Batcher(Generic[Item, Answer]):
             if self._queues:
                 self._changed.notify()
             return batch
+
+    def _left(self, lane: "Lane") -> float:
+        """Seconds until this lane should take what waits, if nothing more comes."""
+        waiting = self._waiting()
+        if waiting >= self._max_batch or min(self._queues) <= URGENT:
+            return 0.0
+        oldest_at = min(queue[0][1] for queue in self._queues.values())
+        pace_s = self._pace_s if waiting >= FEW else self._few_pace_s
+        return max(oldest_at + self._max_wait_s, lane.started_at + pace_s) - time.monotonic()
 
     def _turn(self) -> int:
         """The priority whose first item is to be taken next."""

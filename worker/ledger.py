@@ -1,25 +1,26 @@
 """Claims and results on their way to Postgres, of many studies in one transaction.
 
-A commit costs about the same for one study as for thirty. Alone, a study waits for nobody; under load those that come
-within PACE_S of the transaction before share the next: the more there is to do, the less each costs.
+A commit costs about the same for one study as for thirty. Alone, a study waits for nobody, and an urgent one never
+does; under load those that come within PACE_S of the transaction before share the next, and a few wait longer for more.
 """
 
 import time
 from collections.abc import Sequence
 from datetime import datetime, timedelta
-from typing import Protocol
+from typing import Any, Protocol
 from uuid import UUID
 
 from sqlalchemy.orm import Session
 
 from shared.errors import Unavailable
+from shared.jobs import QUEUES
 from shared.repository import Database, work
-from shared.study import Claim
+from shared.study import Claim, Priority
 from worker.batching import Batcher
 
 MOST = 64  # studies a transaction
 PATIENCE_S = 30.0
-PACE_S = 0.05  # see docs/adr/0013-decoding-in-child-processes.md
+PACE_S, FEW_PACE_S = 0.05, 0.3  # see docs/adr/0013-decoding-in-child-processes.md
 
 
 class Book(Protocol):
@@ -61,12 +62,13 @@ class Ledger:
         self.book = book
         self._database, self._lease, self._max_attempts = database, lease, max_attempts
         # a database that is down fails all alike; halving would only ask it more often
-        self._claims = Batcher("claims", self._claim, max_batch=MOST, pace_s=PACE_S, common=(Unavailable,))
-        self._results = Batcher("results", self._finish, max_batch=MOST, pace_s=PACE_S, common=(Unavailable,))
+        pace: dict[str, Any] = {"max_batch": MOST, "pace_s": PACE_S, "few_pace_s": FEW_PACE_S, "common": (Unavailable,)}
+        self._claims = Batcher("claims", self._claim, **pace)
+        self._results = Batcher("results", self._finish, **pace)
 
-    def claim(self, study_id: UUID, bundle: str) -> work.Answer:
-        """As work.claim, among others. Raises Unavailable."""
-        return self._claims.submit((study_id, bundle)).result()
+    def claim(self, study_id: UUID, bundle: str, queue: Priority) -> work.Answer:
+        """As work.claim, among others; queue: that of the study's message. Raises Unavailable."""
+        return self._claims.submit((study_id, bundle), QUEUES.index(queue)).result()
 
     def claim_alone(self, study_id: UUID, bundle: str) -> work.Answer:
         """As work.claim, for a study that nothing else is analysed beside. Raises Unavailable."""
@@ -91,7 +93,7 @@ class Ledger:
         deadline = time.monotonic() + PATIENCE_S
         while True:
             try:
-                return self._results.submit(done).result()
+                return self._results.submit(done, QUEUES.index(done.claim.priority)).result()
             except Unavailable:
                 if time.monotonic() > deadline:
                     raise

@@ -8,6 +8,7 @@ import sys
 from typing import TYPE_CHECKING
 from uuid import UUID
 
+from celery import Task
 from celery.signals import setup_logging, worker_process_shutdown, worker_ready, worker_shutdown, worker_shutting_down
 
 from shared.jobs import (
@@ -23,6 +24,7 @@ from shared.jobs import (
 )
 from shared.logs import configure_logs
 from shared.settings import settings
+from shared.study import Priority
 
 if TYPE_CHECKING:
     from worker.pulse import Heart
@@ -47,10 +49,10 @@ def engine() -> "Engine":
     return _engine
 
 
-@app.task(name=ANALYSE)
-def analyse_study(study_id: str) -> str:
+@app.task(name=ANALYSE, bind=True)
+def analyse_study(self: Task, study_id: str) -> str:
     """Analyse one study; its id is all that a message or Flower ever shows."""
-    return engine().analyse_study(UUID(study_id))
+    return engine().analyse_study(UUID(study_id), Priority(self.request.delivery_info["routing_key"]))
 
 
 @app.task(name=SECOND_LOOK)

@@ -7,7 +7,7 @@ import random
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from uuid import UUID
 
@@ -17,8 +17,8 @@ from shared.errors import ObjectMissing, OsteonError, Rejected, StoreUnavailable
 from shared.repository import Database, reading, second_looks, work
 from shared.settings import Settings, cpu_count
 from shared.storage import film_key, open_store
-from shared.study import Claim
-from shared.vision.engines import lanes
+from shared.study import Claim, Priority
+from shared.vision.engines import images_a_call, lanes
 from shared.vision.pixels import PixelLimits
 from shared.vision.reader import Reader
 from worker import metrics
@@ -40,6 +40,7 @@ class Wanted:
 
     study_id: UUID
     bundle: str = ""  # whose second look it is; "": the study itself, by the active bundle
+    queue: Priority = field(default=Priority.BACKLOG, compare=False)  # where the message came from
 
 
 class Engine:
@@ -66,10 +67,9 @@ class Engine:
         self.batcher: ModelBatcher = Batcher(
             "model",
             metrics.measured(predict),
-            max_batch=max(1, settings.batch_size // lanes()),
+            max_batch=images_a_call(settings.batch_size),
             max_wait_s=settings.batch_wait_ms / 1000,
             lanes=lanes(),
-            mixed=lanes() == 1,  # several lanes are a CPU's, where a batch gains nothing
         )
         self.watchdog = Watchdog(self.batcher.lanes, settings.predict_limit_s)
         lease = timedelta(seconds=settings.lease_s)
@@ -91,10 +91,13 @@ class Engine:
         except OsteonError as wrong:
             log.warning("not warmed up", extra={"why": str(wrong)})
 
-    def analyse_study(self, study_id: UUID) -> str:
-        """Analyse one study to its end; returns one word for Flower. Messages may come twice, or for nothing."""
+    def analyse_study(self, study_id: UUID, queue: Priority = Priority.ROUTINE) -> str:
+        """Analyse one study to its end; returns one word for Flower. Messages may come twice, or for nothing.
+
+        queue: that of the message.
+        """
         with self.load.one():
-            outcome = self._analysed(Wanted(study_id))
+            outcome = self._analysed(Wanted(study_id, queue=queue))
         metrics.count(outcome)
         return outcome
 
@@ -180,7 +183,10 @@ class Engine:
         ledger = self.looks if wanted.bundle else self.ledger
         reader = None if wanted.bundle else self.reader.current()
         bundle = reader.manifest.name if reader else wanted.bundle
-        claim = (ledger.claim_alone if alone else ledger.claim)(wanted.study_id, bundle)
+        if alone:
+            claim = ledger.claim_alone(wanted.study_id, bundle)
+        else:
+            claim = ledger.claim(wanted.study_id, bundle, wanted.queue)
         if claim is None:
             return "nothing to do"
         if claim is work.NOT_ALONE:

@@ -55,12 +55,18 @@ def pick_engine(network: BoneNet, size: int) -> Engine:
 def lanes() -> int:
     """How many batches the engine of this machine runs at a time.
 
-    On a CPU a batch gains nothing, and a core that waits for the others at each layer's end loses: with one stream a
-    core, each goes on whatever else its neighbour has to do. A GPU has one.
+    On a CPU a core that waits for the others at each layer's end loses: with one stream a core, each goes on whatever
+    else its neighbour has to do. A GPU has one.
     """
-    if torch.cuda.is_available() or not importlib.util.find_spec("openvino"):
-        return 1
-    return min(MOST_STREAMS, cpu_count())
+    return min(MOST_STREAMS, cpu_count()) if _openvino() else 1
+
+
+def images_a_call(most: int) -> int:
+    """How many images a lane takes at a time, where the model may hold so many.
+
+    OpenVINO gains nothing from a batch: one image is out of the way soonest, and an urgent one waits for no other's.
+    """
+    return 1 if _openvino() else most
 
 
 def device() -> str:
@@ -217,3 +223,8 @@ def openvino_engine(network: BoneNet, size: int) -> Engine:
         return Answer(*(np.array(answer[index]) for index in range(len(Answer._fields))))
 
     return run
+
+
+def _openvino() -> bool:
+    """Whether that is what `pick_engine` picks."""
+    return not torch.cuda.is_available() and importlib.util.find_spec("openvino") is not None

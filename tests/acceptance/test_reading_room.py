@@ -459,6 +459,24 @@ def test_why_nothing_can_be_claimed_is_said(room: Room, reader: Callable[..., Pa
     expect(page.locator("#claim")).to_contain_text("reads this study: Your browser is too old. Trying on.")
 
 
+def test_a_page_that_is_left_at_once_gives_the_study_back(room: Room, reader: Callable[..., Page]) -> None:
+    """Its claim is on record, and it goes before it hears of that: the next reader finds the study free."""
+    study = room.add("dr-ada")
+    ada, bob, answers = reader("dr-ada"), reader("dr-bob"), []
+    ada.route("**/claim?*", lambda route: answers.append(route.fetch().status))  # the page never hears
+    ada.goto(f"{room.url}/view/{study}")
+    while not answers:
+        ada.wait_for_timeout(20)
+    assert answers[0] == 200
+    expect(ada.locator("#claim")).to_have_attribute("data-state", "asking")
+    ada.goto(room.url)
+    started(ada)
+    bob.goto(f"{room.url}/view/{study}")
+    expect(bob.locator("#claim")).to_contain_text("You read this study")
+    history = bob.evaluate(f"fetch('/studies/{study}/claims').then(answer => answer.json())")
+    assert [(one["name"], one["ended"]) for one in history] == [("dr-ada", "released"), ("dr-bob", "")]
+
+
 @pytest.mark.slow
 def test_a_claim_lasts_as_long_as_its_page_and_no_longer(room: Room, reader: Callable[..., Page]) -> None:
     """An open page keeps its study beyond the lease; one that died without a farewell loses it when the lease ends."""

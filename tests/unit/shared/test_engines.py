@@ -12,6 +12,7 @@ from shared.vision.engines import (
     fixed_batches,
     folded,
     halved,
+    images_a_call,
     lanes,
     openvino_engine,
     pick_engine,
@@ -48,6 +49,17 @@ def test_openvino_agrees_with_torch() -> None:
 def test_lanes_may_run_at_the_same_time() -> None:
     """There is at least one lane, and no more than cores."""
     assert 1 <= lanes() <= 8
+
+
+@pytest.mark.parametrize(("openvino", "lanes_and_images"), [(None, (1, 8)), ("there", (3, 1))])
+def test_a_lane_takes_a_batch_or_an_image(
+    monkeypatch: pytest.MonkeyPatch, openvino: str | None, lanes_and_images: tuple[int, int]
+) -> None:
+    """OpenVINO has a lane a core, which take an image each; eager torch one lane, which takes a batch."""
+    monkeypatch.setattr("shared.vision.engines.importlib.util.find_spec", lambda _: openvino)
+    monkeypatch.setattr("shared.vision.engines.torch.cuda.is_available", lambda: False)
+    monkeypatch.setattr("shared.vision.engines.cpu_count", lambda: 3)
+    assert (lanes(), images_a_call(8)) == lanes_and_images
 
 
 CPU = torch.device("cpu")

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from worker.batching import OLDEST_EVERY, Batcher, Lane
+from worker.batching import FEW, OLDEST_EVERY, Batcher, Lane
 
 
 class Poison(Exception):
@@ -35,10 +35,8 @@ class Model:
 
 
 @contextmanager
-def batcher_of(
-    model: Model, max_batch: int = 4, max_wait_s: float = 0.0, lanes: int = 1, mixed: bool = True
-) -> Iterator[Batcher]:
-    batcher = Batcher("model", model, max_batch=max_batch, max_wait_s=max_wait_s, lanes=lanes, mixed=mixed)
+def batcher_of(model: Model, max_batch: int = 4, max_wait_s: float = 0.0, lanes: int = 1) -> Iterator[Batcher]:
+    batcher = Batcher("model", model, max_batch=max_batch, max_wait_s=max_wait_s, lanes=lanes)
     try:
         yield batcher
     finally:
@@ -52,14 +50,13 @@ def batcher_of(
     lanes=st.integers(1, 3),
     poisoned=st.frozensets(st.integers(0, 39)),
     priorities=st.lists(st.integers(0, 2), min_size=40, max_size=40),
-    mixed=st.booleans(),
 )
 @settings(max_examples=60, deadline=None)
-def test_every_item_gets_its_own_answer_or_its_own_exception(count, max_batch, lanes, poisoned, priorities, mixed):
+def test_every_item_gets_its_own_answer_or_its_own_exception(count, max_batch, lanes, poisoned, priorities):
     """Whatever is poisoned and however batches fall, nothing is lost, doubled or swapped, and no neighbour suffers."""
     model = Model(poisoned)
     model.open.clear()  # so that all wait together and batches are as full as they get
-    with batcher_of(model, max_batch, lanes=lanes, mixed=mixed) as batcher:
+    with batcher_of(model, max_batch, lanes=lanes) as batcher:
         futures = [batcher.submit(item, priorities[item]) for item in range(count)]
         model.open.set()
         for item, future in enumerate(futures):
@@ -72,8 +69,6 @@ def test_every_item_gets_its_own_answer_or_its_own_exception(count, max_batch, l
     answered = [item for batch in model.batches if not poisoned & set(batch) for item in batch]
     assert sorted(answered) == sorted(set(range(count)) - poisoned)
     assert max(map(len, model.batches)) <= max_batch
-    if not mixed:
-        assert all(len({priorities[item] for item in batch}) == 1 for batch in model.batches)
 
 
 @given(st.lists(st.integers(0, 2), min_size=1, max_size=30), st.integers(1, 7))
@@ -129,11 +124,31 @@ def test_a_batch_waits_for_company_but_not_for_long():
     model = Model()
     with batcher_of(model, 3, 0.3) as batcher:
         started = time.monotonic()
-        assert batcher.submit(1).result(20) == 2
+        assert batcher.submit(1, 1).result(20) == 2
         assert time.monotonic() - started >= 0.29
-        futures = [batcher.submit(item) for item in (2, 3, 4)]
+        futures = [batcher.submit(item, 1) for item in (2, 3, 4)]
         assert [future.result(20) for future in futures] == [4, 6, 8]
     assert model.batches == [[1], [2, 3, 4]]
+
+
+@pytest.mark.parametrize(
+    ("waiting", "left"),
+    [
+        ([1], 0.3), ([1, 2, 1], 0.3), ([1] * FEW, 0.05), ([2] * 7, 0.05), ([1] * 8, 0.0), ([0], 0.0), ([1, 2, -1], 0.0),
+    ],
+)  # fmt: skip
+def test_a_few_wait_longer_for_company_and_an_urgent_one_never(monkeypatch, waiting, left):
+    """Since the batch before began: few_pace_s for a few, pace_s for more, nothing for a full batch or an urgent item."""
+    now = [1000.0]
+    monkeypatch.setattr("worker.batching.time.monotonic", lambda: now[0])
+    batcher, lane = Batcher("results", list, max_batch=8, pace_s=0.05, few_pace_s=0.3, lanes=0), Lane()
+    for item, priority in enumerate(waiting):
+        batcher.submit(item, priority)
+    assert batcher._left(lane) <= 0, "the first one waits for nobody"
+    lane.started_at = 1000.0
+    assert batcher._left(lane) == pytest.approx(left)
+    now[0] += left
+    assert batcher._left(lane) == pytest.approx(0)
 
 
 def test_close_answers_what_waits_and_takes_no_more():
@@ -141,7 +156,7 @@ def test_close_answers_what_waits_and_takes_no_more():
     model = Model()
     model.open.clear()
     batcher = Batcher("model", model, max_batch=4, max_wait_s=10.0)
-    futures = [batcher.submit(item) for item in range(11)]
+    futures = [batcher.submit(item, 1) for item in range(11)]
     closing = threading.Thread(target=batcher.close)
     closing.start()
     model.open.set()
@@ -176,12 +191,12 @@ def test_a_wrong_number_of_answers_is_an_error_not_a_swap():
 Taken = tuple[int, int, int, int]  # priority, items taken before it came, items that waited then, place
 
 
-def played(turns: list[tuple[list[int], int]], mixed: bool) -> list[Taken]:
+def played(turns: list[tuple[list[int], int]], max_batch: int) -> list[Taken]:
     """Let these arrivals (priorities, and how many batches are taken after them) pass through a batcher of no lanes.
 
     Then urgent ones keep coming until all is taken that the turns brought, which is returned in the order of arrival.
     """
-    batcher = Batcher("model", list, max_batch=4, lanes=0, mixed=mixed)
+    batcher = Batcher("model", list, max_batch=max_batch, lanes=0)
     lane, came, order = Lane(), [], []
 
     def arrive(priorities: list[int]) -> None:
@@ -206,21 +221,21 @@ def played(turns: list[tuple[list[int], int]], mixed: bool) -> list[Taken]:
 TURNS = st.lists(st.tuples(st.lists(st.integers(0, 2), max_size=20), st.integers(0, 3)), min_size=1, max_size=12)
 
 
-@given(TURNS, st.booleans())
+@given(TURNS, st.integers(1, 5))
 @settings(max_examples=200, deadline=None)
-def test_nothing_waits_for_ever(turns, mixed):
+def test_nothing_waits_for_ever(turns, max_batch):
     """While urgent items come without end, each item has its turn after ten for each that was there before it."""
-    for _, before, waited, place in played(turns, mixed):
+    for _, before, waited, place in played(turns, max_batch):
         assert place - before < OLDEST_EVERY * (waited + 1)
 
 
-@given(st.integers(0, 300), st.integers(0, 40), st.integers(0, 2), st.booleans())
+@given(st.integers(0, 300), st.integers(0, 40), st.integers(0, 2), st.integers(1, 5))
 @settings(max_examples=200, deadline=None)
-def test_what_is_urgent_waits_behind_a_tenth_at_most(routine, urgent, batches, mixed):
+def test_what_is_urgent_waits_behind_a_tenth_at_most(routine, urgent, batches, max_batch):
     """However long and however old the queue is, of the items before an urgent one a tenth at most is less urgent."""
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr("worker.batching.time.monotonic", lambda: 1000.0)
-        batcher = Batcher("model", list, max_batch=4, lanes=0, mixed=mixed)
+        batcher = Batcher("model", list, max_batch=max_batch, lanes=0)
         for item in range(routine):
             batcher.submit(-item, 1 + item % 2)
         for _ in range(batches):
@@ -247,7 +262,7 @@ def test_what_no_item_caused_fails_the_batch_at_once():
         raise ConnectionError
 
     batcher = Batcher("claims", away, max_batch=8, max_wait_s=0.2, common=(ConnectionError,))
-    futures = [batcher.submit(item) for item in range(8)]
+    futures = [batcher.submit(item, 1) for item in range(8)]
     for future in futures:
         with pytest.raises(ConnectionError):
             future.result(20)
@@ -266,18 +281,3 @@ def test_lanes_work_side_by_side():
     batcher = Batcher("model", answer, max_batch=1, lanes=2)
     assert [future.result(20) for future in (batcher.submit(1), batcher.submit(2))] == [1, 2]
     batcher.close()
-
-
-def test_an_urgent_item_need_not_wait_for_the_rest_of_a_batch():
-    """Unmixed, the next batch after an urgent item came holds the urgent ones alone, and then routine batches are full."""
-    model = Model()
-    model.open.clear()
-    with batcher_of(model, 4, mixed=False) as batcher:
-        first = batcher.submit(0, 1)  # the lane is busy with it
-        while not first.running():
-            time.sleep(0.001)
-        futures = [batcher.submit(item, 1) for item in range(1, 9)] + [batcher.submit(item, 0) for item in (20, 21)]
-        model.open.set()
-        for future in futures:
-            future.result(20)
-    assert model.batches == [[0], [20, 21], [1, 2, 3, 4], [5, 6, 7, 8]]
