@@ -43,7 +43,7 @@ class Batcher(Generic[Item, Answer]):
         """answer: items in, as many answers out, in order; called by so many threads at a time as there are lanes.
 
         pace_s: a lane starts its next batch no sooner than this after its last: under load more come together.
-        few_pace_s: the same while fewer than FEW items wait, for batches that cost as much as their items.
+        few_pace_s: the same while fewer than FEW items wait, where a batch costs about the same for one as for many.
         common: errors that no single item causes; the whole batch gets them at once, unhalved.
         """
         self.lanes = [Lane() for _ in range(lanes)]
