@@ -53,19 +53,28 @@ def run(quick: bool, say: Say) -> Result:  # noqa: FBT001 - one signature for al
                 left = session.scalar(text("SELECT count(*) FROM studies WHERE status = 'queued'"))
         finally:
             line.close()
-    units = [wait / batch_s for wait in waits]
+    units = sorted(wait / batch_s for wait in waits)
     details: dict[str, Any] = {
         "a batch": f"{Settings().batch_size} images, {batch_s:.2f} s",
         "routine studies still queued at the end": left,
-        "p95 in batches": round(sorted(units)[min(len(units) - 1, round(0.95 * len(units)))], 2),
-        "longest in batches": round(max(units), 2),
+        "longest in batches": round(units[-1], 2),
     }
-    middle = statistics.median(waits)
-    case = Case(
-        f"{queued} routine studies queued", middle / batch_s, median_interval(units), len(units), "s", middle, batch_s
+    middle, late = statistics.median(units), units[min(len(units) - 1, round(0.95 * len(units)))]
+    slowest = units[round(0.85 * len(units)) - 1], units[-1]  # what the 95th percentile lies between
+    cases = (
+        Case(
+            f"{queued} routine queued, median",
+            middle,
+            median_interval(units),
+            len(units),
+            "s",
+            middle * batch_s,
+            batch_s,
+        ),
+        Case(f"{queued} routine queued, p95", late, slowest, len(units), "s", late * batch_s, batch_s),
     )
     return Result(
-        "urgent", "row of an urgent study to its result, in batch times of the model", GOAL, (case,), details, quick
+        "urgent", "row of an urgent study to its result, in batch times of the model", GOAL, cases, details, quick
     )
 
 

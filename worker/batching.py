@@ -14,7 +14,7 @@ from typing import Generic, TypeVar
 
 log = logging.getLogger(__name__)
 OLDEST_EVERY = 10  # of so many items taken one is the oldest of all: nothing starves, and nothing urgent feels it
-URGENT = 0  # an item of this priority or less waits for no others to come
+URGENT = 0  # an item of this priority or less is urgent
 FEW = 4
 Item = TypeVar("Item")
 Answer = TypeVar("Answer")
@@ -24,7 +24,7 @@ _Entry = tuple[int, float, Item, "Future[Answer]"]  # order of arrival, submitte
 class Batcher(Generic[Item, Answer]):
     """Threads ("lanes") that answer batches, the most urgent items first.
 
-    A batch starts when `max_batch` items wait, when the oldest has waited `max_wait_s`, and at once for an urgent item.
+    A batch starts when `max_batch` items wait, or when the oldest has waited `max_wait_s` and the lane's pace lets it.
     When a batch raises it is halved until the culprit is alone: that one gets the exception, its neighbours answers.
     """
 
@@ -43,7 +43,8 @@ class Batcher(Generic[Item, Answer]):
         """answer: items in, as many answers out, in order; called by so many threads at a time as there are lanes.
 
         pace_s: a lane starts its next batch no sooner than this after its last: under load more come together.
-        few_pace_s: the same while fewer than FEW items wait, where a batch costs about the same for one as for many.
+        few_pace_s: the same while fewer than FEW items wait and none is urgent, where a batch costs about as much for
+        one as for many.
         common: errors that no single item causes; the whole batch gets them at once, unhalved.
         """
         self.lanes = [Lane() for _ in range(lanes)]
@@ -124,10 +125,11 @@ class Batcher(Generic[Item, Answer]):
     def _left(self, lane: "Lane") -> float:
         """Seconds until this lane should take what waits, if nothing more comes."""
         waiting = self._waiting()
-        if waiting >= self._max_batch or min(self._queues) <= URGENT:
+        if waiting >= self._max_batch:
             return 0.0
         oldest_at = min(queue[0][1] for queue in self._queues.values())
-        pace_s = self._pace_s if waiting >= FEW else self._few_pace_s
+        few = waiting < FEW and min(self._queues) > URGENT
+        pace_s = self._few_pace_s if few else self._pace_s
         return max(oldest_at + self._max_wait_s, lane.started_at + pace_s) - time.monotonic()
 
     def _turn(self) -> int:

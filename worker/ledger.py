@@ -1,7 +1,7 @@
 """Claims and results on their way to Postgres, of many studies in one transaction.
 
-A commit costs about the same for one study as for thirty. Alone, a study waits for nobody, and an urgent one never
-does; under load those that come within PACE_S of the transaction before share the next, and a few wait longer for more.
+A commit costs about the same for one study as for thirty. Those that come within PACE_S of the transaction before share
+the next; a few that are not urgent wait up to FEW_PACE_S for more.
 """
 
 import time
@@ -84,16 +84,16 @@ class Ledger:
             )
         return answer
 
-    def finish(self, done: work.Analysed) -> bool:
-        """As work.finish: once it returns, the results are durable.
+    def finish(self, done: work.Analysed, *, alone: bool = False) -> bool:
+        """As work.finish: once it returns, the results are durable. alone: nothing is in hand that could come along.
 
         They cost a second of work, and the study stays ours for as long as nobody else can ask the database for it
         either: so while that is away they wait for it. Raises Unavailable after PATIENCE_S.
         """
-        deadline = time.monotonic() + PATIENCE_S
+        deadline, place = time.monotonic() + PATIENCE_S, 0 if alone else QUEUES.index(done.claim.priority)
         while True:
             try:
-                return self._results.submit(done, QUEUES.index(done.claim.priority)).result()
+                return self._results.submit(done, place).result()
             except Unavailable:
                 if time.monotonic() > deadline:
                     raise

@@ -52,7 +52,8 @@ def engine() -> "Engine":
 @app.task(name=ANALYSE, bind=True)
 def analyse_study(self: Task, study_id: str) -> str:
     """Analyse one study; its id is all that a message or Flower ever shows."""
-    return engine().analyse_study(UUID(study_id), Priority(self.request.delivery_info["routing_key"]))
+    came_by = (self.request.delivery_info or {}).get("routing_key")
+    return engine().analyse_study(UUID(study_id), Priority(came_by) if came_by in QUEUES else Priority.ROUTINE)
 
 
 @app.task(name=SECOND_LOOK)

@@ -192,15 +192,15 @@ class Engine:
         if claim is work.NOT_ALONE:
             return SUSPECT
         with self.leases.holding(claim):
-            return self._analyse(claim, bundle, reader, ledger)
+            return self._analyse(claim, bundle, reader, ledger, alone=alone)
 
-    def _analyse(self, claim: Claim, bundle: str, reader: Reader | None, ledger: Ledger) -> str:
+    def _analyse(self, claim: Claim, bundle: str, reader: Reader | None, ledger: Ledger, *, alone: bool) -> str:
         study = {"study": str(claim.study_id), "attempt": claim.attempt}
         last = claim.attempt >= self.settings.max_attempts
         try:
             reader = reader or self.reader.of(bundle)  # one that cannot be loaded costs its second look an attempt
             results = analyse(claim, reader, self.decoders.submit, self.batcher, last_attempt=last)
-            written = ledger.finish(work.Analysed(claim, results, bundle))
+            written = ledger.finish(work.Analysed(claim, results, bundle), alone=alone)
         except StoreUnavailable as wrong:
             return self._later(claim, str(wrong), study, ledger, blameless=not self._store_works())
         except (Unavailable, ObjectMissing, DecodingFailed) as wrong:

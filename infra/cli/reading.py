@@ -52,7 +52,7 @@ def print_worklist(page: dict[str, Any]) -> None:
         waiting = span(datetime.fromisoformat(row["received_at"])) + (", overdue" if row["overdue"] else "")
         cells = {
             "#": str(row["rank"]), "finding": row["call"] or "-", "P(fracture)": chance, "waiting": waiting,
-            "state": f"{row['reader']} reads it" if row["reader"] else row["status"], "why": row["why"],
+            "state": row["status"] + (f", {row['reader']} reads it" if row["reader"] else ""), "why": row["why"],
             "study": row["study_id"][:8],
         }  # fmt: skip
         style = {"likely": "bold red", "possible": "yellow"}.get(row["call"] or "", "")

@@ -125,7 +125,7 @@ def _open(
     *,
     fresh: bool,
 ) -> "Journal | None":
-    """The journal, less what the API no longer has; None, said aloud, where none can be kept."""
+    """The journal, less the studies that the API has no longer or in part; None, said aloud, where none can be kept."""
     from infra.sending.journal import Journal
     from infra.sending.submission import forget_what_is_gone
 
@@ -145,7 +145,7 @@ def _open(
             journal.__exit__()
             raise
         if gone:
-            errors.print(f"The API no longer has {gone} files that were sent earlier; they are sent again.")
+            errors.print(f"The API lacks images of studies that were sent earlier; their {gone} files are sent again.")
     return journal
 
 

@@ -62,7 +62,8 @@ class Journal:
             raise OsteonError(f"Another osteon submit is sending by {path}; wait for its end, or end it") from None
         if fresh:
             self._file.truncate(0)
-        self._known = dict(_entries(self._file.readall()))
+        said = dict(_entries(self._file.readall()))
+        self._known = {key: known for key, known in said.items() if known is not None}
 
     def __enter__(self) -> Self:
         return self
@@ -87,6 +88,8 @@ class Journal:
         lost = [key for key, known in self._known.items() if known.study_id in gone]
         for key in lost:
             del self._known[key]
+        # for good: else what lies here no more would have its study's other files sent again each time
+        self._write([{"path": path, "member": member, "forgotten": True} for path, member in lost])
         return len(lost)
 
     def stored(self, item: Item, priority: str = Priority.BACKLOG) -> Known | None:
@@ -117,25 +120,33 @@ class Journal:
                 "sha256": known.sha256, "study_id": known.study_id, "sop_instance_uid": known.sop_instance_uid,
                 "priority": known.priority,
             }  # fmt: skip
-            lines.append(json.dumps(fields))
-        if lines:
-            # the line break comes first: what a crash cut off must not swallow the next line
-            text = memoryview(("\n" + "\n".join(lines) + "\n").encode())
-            while text:
-                text = text[self._file.write(text) or 0 :]
-            os.fsync(self._file.fileno())
+            lines.append(fields)
+        self._write(lines)
+
+    def _write(self, lines: Sequence[dict[str, Any]]) -> None:
+        if not lines:
+            return
+        # the line break comes first: what a crash cut off must not swallow the next line
+        text = memoryview(("\n" + "\n".join(map(json.dumps, lines)) + "\n").encode())
+        while text:
+            text = text[self._file.write(text) or 0 :]
+        os.fsync(self._file.fileno())
 
 
 def _key(item: Item) -> Key:
     return os.path.abspath(item.path), item.member  # noqa: PTH100 - resolve() would follow links, a call each
 
 
-def _entries(content: bytes) -> Iterable[tuple[Key, Known]]:
+def _entries(content: bytes) -> Iterable[tuple[Key, Known | None]]:
+    """What each line says of a file; None: it was forgotten."""
     for line in content.split(b"\n"):
         try:
             told: dict[str, Any] = json.loads(line)
-            stamp = Stamp(int(told["size"]), int(told["mtime_ns"]))
             key = str(told["path"]), told["member"]
+            if told.get("forgotten"):
+                yield key, None
+                continue
+            stamp = Stamp(int(told["size"]), int(told["mtime_ns"]))
             priority = Priority(told.get("priority", Priority.ROUTINE))  # older lines do not say
             yield key, Known(stamp, told["sha256"], told["study_id"], told["sop_instance_uid"], priority)
         except (ValueError, KeyError, TypeError):

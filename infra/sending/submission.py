@@ -223,7 +223,7 @@ def _line(item: Item, sha256: str, told: dict[str, Any], seconds: float) -> Line
 
 
 def forget_what_is_gone(journal: Journal, client: Client, give_up_after_s: float) -> int:
-    """Drop from the journal what the API no longer has; returns how many files.
+    """Drop from the journal the studies of which the API lacks images; returns how many files that are.
 
     An API that is away is asked again, as an upload would be. Raises Refused, Unavailable.
     """

@@ -113,8 +113,8 @@ def in_hand(session: Session, site_id: UUID, most: int) -> Sequence[StudyRow]:
 
 
 def retrying(session: Session, site_id: UUID, most: int) -> Sequence[StudyRow]:
-    """The site's studies that failed and will be tried again, the next one first."""
-    failed = StudyRow.site_id == site_id, StudyRow.status == StudyStatus.RETRYING
+    """The site's unread studies that failed and will be tried again, the next one first."""
+    failed = StudyRow.site_id == site_id, StudyRow.status == StudyStatus.RETRYING, StudyRow.read_at.is_(None)
     return session.scalars(select(StudyRow).where(*failed).order_by(StudyRow.not_before).limit(most)).all()
 
 

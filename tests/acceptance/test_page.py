@@ -49,8 +49,10 @@ def page(browser: Browser, system: Any) -> Iterator[Page]:
     page.on("pageerror", lambda error: errors.append(str(error)))
     page.on("dialog", lambda dialog: (errors.append(f"dialog: {dialog.message}"), dialog.dismiss()))
     yield page
-    leave(page, system.api_url)
-    context.close()
+    try:
+        leave(page, system.api_url)
+    finally:
+        context.close()
     assert errors == []
 
 

@@ -238,13 +238,23 @@ def test_images_that_the_api_lost(sender: Sender) -> None:
     second.StudyInstanceUID = first.StudyInstanceUID
     second.save_as(sender.folder / "1.dcm")
     sender.told(sender.folder)
-    connection = psycopg2.connect(sender.plant.postgres.url.replace("+psycopg2", ""))
-    with connection, connection.cursor() as cursor:
-        cursor.execute("DELETE FROM instances WHERE sop_instance_uid = %s", (second.SOPInstanceUID,))
-    connection.close()
+
+    def delete(image: pydicom.Dataset) -> None:
+        connection = psycopg2.connect(sender.plant.postgres.url.replace("+psycopg2", ""))
+        with connection, connection.cursor() as cursor:
+            cursor.execute("DELETE FROM instances WHERE sop_instance_uid = %s", (image.SOPInstanceUID,))
+        connection.close()
+
+    delete(second)
     told = sender.told(sender.folder)
     assert [line["outcome"] for line in told["files"]] == ["duplicate", "stored", "duplicate"]
     assert told["sent_earlier"] == 1
+    delete(second)
+    (sender.folder / "1.dcm").unlink()  # so it cannot be sent again
+    for earlier in (1, 2):
+        told = sender.told(sender.folder)
+        assert [line["outcome"] for line in told["files"]] == ["duplicate", "duplicate"]
+        assert told["sent_earlier"] == earlier, "once, and not in every run"
 
 
 def test_archives_by_member(sender: Sender) -> None:

@@ -10,6 +10,7 @@
   // gives the claim back; the page's own, so that one that is left before its first answer can do so too
   const token = Array.from(crypto.getRandomValues(new Uint8Array(16)), (byte) => byte.toString(16).padStart(2, "0")).join("");
   let mine = false;
+  let left = false; // given back, once
   let looking = false; // somebody else has it, and the reader knows
   let overdue = 0; // rounds without an answer
 
@@ -52,7 +53,10 @@
       body = null;
     }
     held = body && (answer.ok || answer.status === 409) ? body : null;
-    if (answer?.status === 401) return location.reload(); // logged out meanwhile
+    if (answer?.status === 401) {
+      left = true; // logged out meanwhile
+      return location.reload();
+    }
     if (held === null) {
       overdue += 1;
       if (dialog.open || (mine && overdue < 6)) return; // the claim outlasts this
@@ -71,6 +75,8 @@
   }
 
   function release() {
+    if (left) return;
+    left = true;
     fetch(`${url}/${token}`, { method: "DELETE", keepalive: true }).catch(() => {}); // of somebody else's, nothing changes
     mine = false;
   }
@@ -101,5 +107,9 @@
   document.addEventListener("visibilitychange", () => document.hidden || round());
   addEventListener("pagehide", release);
   document.querySelector("form.who")?.addEventListener("submit", release); // afterwards the login is gone
-  addEventListener("pageshow", (event) => event.persisted && claim());
+  addEventListener("pageshow", (event) => {
+    if (!event.persisted) return;
+    left = false;
+    claim();
+  });
 })();
