@@ -15,7 +15,7 @@ from typing import Generic, TypeVar
 log = logging.getLogger(__name__)
 OLDEST_EVERY = 10  # of so many items taken one is the oldest of all: nothing starves, and nothing urgent feels it
 URGENT = 0  # an item of this priority or less is urgent
-FEW = 4
+FEW = 4  # from so many on, waiting longer would save little more: see `few_pace_s`
 Item = TypeVar("Item")
 Answer = TypeVar("Answer")
 _Entry = tuple[int, float, Item, "Future[Answer]"]  # order of arrival, submitted (monotonic seconds)
