@@ -21,6 +21,7 @@ FORGETFUL = (
     "The broker of OSTEON_BROKER_URL was emptied or lost its file, or a worker died with them in hand. "
     "Check that it runs with `appendonly yes` and `maxmemory-policy noeviction`, and that nobody flushes it."
 )
+BEGUN_S = 1.0  # a message that a worker has just taken from its queue is claimed by then
 SILENCE_S = 1.0  # a broker or a Postgres that takes so long to answer hangs, or did
 
 
@@ -29,6 +30,10 @@ def reconcile(database: Database, doorbell: Doorbell, grace: timedelta) -> int:
     with database.transaction() as session:
         now = work.clock(session)  # before the look: what is sent from here on is not lost yet
     heads = doorbell.heads()
+    with database.transaction() as session:
+        forgotten = work.any_forgotten(session, heads, now, grace)
+    if forgotten:  # or in a worker's hand: no queue has it then, and its row does not say so yet
+        time.sleep(BEGUN_S)
     with database.transaction() as session:
         to_send = work.lost(session, heads, now, grace)
     if forgotten := sum(one.forgotten for one in to_send):
@@ -116,7 +121,7 @@ class Sweeper:
             self._counted = taken  # even if what follows fails: no study counts for two promotions
             fed = feed(self._settings, self._database, self._doorbell)
         finally:
-            if time.monotonic() - began > SILENCE_S:
+            if time.monotonic() - began > SILENCE_S + BEGUN_S:
                 self._standstill.start_over()  # Postgres hung, and the studies' threads with it
         if sent or promoted or fed:
             log.info("swept", extra={"sent": sent, "promoted": promoted, "fed": fed})

@@ -319,7 +319,15 @@ def release(session: Session, site_id: UUID, study_id: UUID, now: datetime) -> T
     return _mark_sent(row, now)
 
 
-def lost(session: Session, heads: dict[Priority, datetime | None], now: datetime, grace: timedelta) -> list[ToSend]:
+def any_forgotten(
+    session: Session, heads: Mapping[Priority, datetime | None], now: datetime, grace: timedelta
+) -> bool:
+    """Whether a study that nobody has begun is in no queue, though it was sent: see `lost`, which would take it."""
+    waiting = and_(StudyRow.status.in_((StudyStatus.QUEUED, StudyStatus.RETRYING)), _due(now))
+    return bool(session.scalar(select(exists().where(waiting, _in_no_queue(heads, now, grace)))))
+
+
+def lost(session: Session, heads: Mapping[Priority, datetime | None], now: datetime, grace: timedelta) -> list[ToSend]:
     """Studies that stand here but in no queue, marked as sent; empty if another reconciler is at work.
 
     heads: when the oldest message of each queue was sent, None for an empty queue. Queues are first in, first out, so
@@ -329,14 +337,7 @@ def lost(session: Session, heads: dict[Priority, datetime | None], now: datetime
     """
     if not session.scalar(text("SELECT pg_try_advisory_xact_lock(:lock)"), {"lock": RECONCILER_LOCK}):
         return []
-    # in no queue: none left, or one sent after it is the oldest already
-    nowhere = or_(
-        StudyRow.sent_at.is_(None),
-        *(
-            and_(StudyRow.queue == queue, StudyRow.sent_at < min(head or now, now) - grace)
-            for queue, head in heads.items()
-        ),
-    )
+    nowhere = or_(StudyRow.sent_at.is_(None), _in_no_queue(heads, now, grace))
     rows = session.scalars(
         select(StudyRow)
         .where(
@@ -360,6 +361,18 @@ def lost(session: Session, heads: dict[Priority, datetime | None], now: datetime
         if row.status == StudyStatus.RUNNING and row.sent_at and row.lease_until and row.sent_at < row.lease_until:
             row.queue = FASTER.get(Priority(row.queue), row.queue)
     return [replace(_mark_sent(row, now), forgotten=row.id in forgotten) for row in rows]
+
+
+def _in_no_queue(
+    heads: Mapping[Priority, datetime | None], now: datetime, grace: timedelta
+) -> ColumnElement[bool]:
+    """Sent, and no queue has it: none is left there, or one sent after it is the oldest already."""
+    return or_(
+        *(
+            and_(StudyRow.queue == queue, StudyRow.sent_at < min(head or now, now) - grace)
+            for queue, head in heads.items()
+        )
+    )
 
 
 def promote(session: Session, limits: Mapping[Priority, timedelta], now: datetime, most: int) -> list[ToSend]:

@@ -20,7 +20,7 @@ from shared.repository import nights, reports, second_looks, work
 from shared.study import Priority, StudyStatus
 from shared.tables import AlertRow, BacklogRunRow, BundleRow, SecondLookRow
 from worker.nights import feed, nightly
-from worker.sweeps import reconcile
+from worker.sweeps import BEGUN_S, reconcile
 
 MIDDAY = datetime(2026, 3, 1, 12, tzinfo=UTC)
 TWO = datetime(2026, 3, 2, 2, tzinfo=UTC)
@@ -402,6 +402,26 @@ def test_what_waits_in_a_long_queue_is_neither_stranded_nor_lost(ward, run, make
     assert run.feed(TWO + 2 * HOUR + LEASE) == 0, "a worker holds it"
     assert run.feed(TWO + 2 * HOUR + LEASE * 2) == 1, "its worker died"
     assert claim.attempt == 1
+
+
+def test_what_a_worker_has_just_taken_is_not_sent_again(ward, run, monkeypatch):
+    """A message that left its queue a moment ago is no lost one: who took it claims its study while the reconciler waits."""
+    taken, forgotten = ward.study(), ward.study()
+    with ward.database.transaction() as session:
+        now = work.clock(session)
+    for study in (taken, forgotten):
+        ward.set(study, sent_at=now - MINUTE)
+    waits = []
+
+    def sleep(seconds):
+        waits.append(seconds)
+        assert ward.claim(taken, now=now)
+
+    monkeypatch.setattr("worker.sweeps.time.sleep", sleep)
+    assert reconcile(ward.database, run.doorbell, timedelta(0)) == 1
+    assert [arguments for _, arguments in run.messages("routine")] == [f"['{forgotten}']"]
+    assert reconcile(ward.database, run.doorbell, timedelta(seconds=5)) == 0
+    assert waits == [BEGUN_S], "what waits in its queue is not waited for"
 
 
 def test_without_a_bundle_the_night_is_not_spent(ward, run):
