@@ -19,6 +19,7 @@ BENCHMARKS = {
     "usual_way": "the same films through a worker as it is usually written: at least 5 times",
     "peers": "ready squares through our batcher, against LitServe with the same model: at least as fast",
     "urgent": "an urgent study's wait while 10,000 routine ones are queued: at most 2 batch times",
+    "night": "what a night of second looks adds to the wait of a live study: at most 1 batch time",
     "fairness": "routine never behind backlog, nothing starves behind urgent studies, no queue flooded with messages",
     "memory": "resident memory of a worker over 20,000 films: flat within 5 %",
     "control_plane": "messages, claims and rows with an instant model: at least 300 studies/s, however long the queue",

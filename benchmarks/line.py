@@ -44,16 +44,21 @@ class Line:
 
     def queue(self, films: Sequence[str], count: int, queue: str = "routine", images: int = 1) -> list[UUID]:
         """Rows and messages of so many studies; films: sha256 of stored objects, used in turn. Returns their ids."""
-        with self.database.transaction() as session:
-            values = {"count": count, "run": time.monotonic_ns(), "queue": queue, "images": images}
-            ids = list(session.scalars(text(STUDIES), values))
-            session.execute(text(INSTANCES), {"films": list(films), "ids": [str(one) for one in ids]})
+        ids = self.rows(films, count, queue, images)
         for start in range(0, count, 5000):
             with self.database.transaction() as session:
                 to_send = work.unsent(session, ids[start : start + 5000], work.clock(session))
             if self.doorbell.ring(to_send):
                 raise StackError("the broker did not take the benchmark's messages")
         self.queued += count
+        return ids
+
+    def rows(self, films: Sequence[str], count: int, queue: str = "routine", images: int = 1) -> list[UUID]:
+        """As queue, without messages."""
+        with self.database.transaction() as session:
+            values = {"count": count, "run": time.monotonic_ns(), "queue": queue, "images": images}
+            ids = list(session.scalars(text(STUDIES), values))
+            session.execute(text(INSTANCES), {"films": list(films), "ids": [str(one) for one in ids]})
         return ids
 
     def done(self) -> int:

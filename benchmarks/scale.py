@@ -1,9 +1,11 @@
-"""`python -m benchmarks.scale [--workers 1 2 4] [--studies 4000]`: what saturates first when there are many workers.
+"""`python -m benchmarks.scale [--workers 1 2 4] [--postgres CORES] [--valkey CORES]`: what saturates first.
 
 Real Postgres, Valkey, Celery and worker processes; the model only sleeps as long as a data-centre GPU is assumed to
 take (`GPU_BATCH_S`, `GPU_IMAGE_S`: an assumption, no such GPU was measured), and nothing is decoded. On a small machine
-all of them share the same few cores, so throughput says little; what each *part* spends on a study says where it ends:
-a server with so many cores can do so many studies a second and no more. docs/scaling.md is written from this.
+all of them share the same few cores, so the throughput of several workers says little. Two ways to learn more there:
+what each part spends on a study, and giving a server a share of a core so small that the workers fill it. Its
+throughput then is that of a full server, commits grown as large as they get and all, and grows with the share.
+docs/scaling.md is written from this.
 """
 
 import argparse
@@ -11,7 +13,7 @@ import contextlib
 import json
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -20,6 +22,7 @@ from sqlalchemy import text
 
 from benchmarks.line import Line
 from benchmarks.plant import Plant
+from benchmarks.shares import Share
 
 GPU_BATCH_S, GPU_IMAGE_S, GPU_BATCH = 0.002, 0.0004, 32
 WORKER = f"""
@@ -54,10 +57,14 @@ class Load:
     workers_ms: float
     wal_bytes: float  # a study
     studies_a_transaction: float  # of claims and results together, over all workers
+    full: dict[str, float]  # of each server with a share: how much of it was used, 1 is all
 
 
-def measure(workers: int, studies: int) -> Load:
-    """Queue studies, start so many workers, and look what everything costs while all of them work."""
+def measure(workers: int, studies: int, shares: Mapping[str, float]) -> Load:
+    """Queue studies, start so many workers, and look what everything costs while all of them work.
+
+    shares: cores that "postgres" or "valkey" may use, where that is limited. Raises StackError.
+    """
     with Plant(settings={"BATCH_SIZE": str(GPU_BATCH), "WORKER_THREADS": "64", "NIGHTLY_HOUR": "0"}) as plant:
         line = Line(plant)
         try:
@@ -66,16 +73,19 @@ def measure(workers: int, studies: int) -> Load:
                     text("INSERT INTO bundles (name, sha256, manifest, active) VALUES ('asleep', '', '{}', false)")
                 )
             line.queue(["0" * 64], studies, images=2)
-            children = [plant.worker(WORKER) for _ in range(workers)]
-            line.wait(studies // 20, 300)
-            groups: dict[str, list[Any]] = {
-                "postgres": [plant.postgres.child],
-                "valkey": [plant.valkey.child],
-                "workers": children,
-            }
-            before, start = _look(line, groups), time.monotonic()
-            line.wait(studies * 19 // 20, 300)
-            after, seconds = _look(line, groups), time.monotonic() - start
+            servers: dict[str, Any] = {"postgres": plant.postgres.child, "valkey": plant.valkey.child}
+            with contextlib.ExitStack() as limits:
+                for name, cores in shares.items():
+                    limits.enter_context(Share(name, cores, servers[name].pid))
+                children = [plant.worker(WORKER) for _ in range(workers)]
+                groups: dict[str, list[Any]] = {
+                    **{name: [child] for name, child in servers.items()},
+                    "workers": children,
+                }
+                line.wait(studies // 20, 300)
+                before, start = _look(line, groups), time.monotonic()
+                line.wait(studies * 19 // 20, 600)
+                after, seconds = _look(line, groups), time.monotonic() - start
         finally:
             line.close()
     done = after["done"] - before["done"]
@@ -89,6 +99,7 @@ def measure(workers: int, studies: int) -> Load:
         spent["workers"],
         (after["wal"] - before["wal"]) / done,
         2 / commits if commits else 0.0,
+        {name: (after[name] - before[name]) / seconds / cores for name, cores in shares.items()},
     )
 
 
@@ -112,14 +123,15 @@ def _cpu_s(pid: int) -> float:
 
 
 def table(loads: Iterable[Load]) -> str:
-    """For docs/scaling.md."""
+    """For docs/scaling.md; ms: of CPU a study."""
     lines = [
-        "| workers | studies/s | Postgres, ms CPU | Valkey, ms CPU | workers, ms CPU | WAL, bytes | studies a commit |",
-        "| --- | --- | --- | --- | --- | --- | --- |",
+        "| workers | studies/s | Postgres, ms | Valkey, ms | workers, ms | WAL, bytes | studies/commit | share used |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     lines += [
         f"| {load.workers} | {load.studies_per_s:.0f} | {load.postgres_ms:.2f} | {load.valkey_ms:.2f} | "
-        f"{load.workers_ms:.2f} | {load.wal_bytes:.0f} | {load.studies_a_transaction:.1f} |"
+        f"{load.workers_ms:.2f} | {load.wal_bytes:.0f} | {load.studies_a_transaction:.1f} | "
+        f"{', '.join(f'{name} {used:.0%}' for name, used in load.full.items()) or 'no limit'} |"
         for load in loads
     ]
     return "\n".join(lines)
@@ -130,9 +142,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser("python -m benchmarks.scale", description="What each part spends on a study.")
     parser.add_argument("--workers", type=int, nargs="+", default=[1, 2, 4], help="worker processes, one run each")
     parser.add_argument("--studies", type=int, default=4000, help="studies of two images a run")
+    for name in ("postgres", "valkey"):
+        parser.add_argument(
+            f"--{name}", type=float, metavar="CORES", help="give it no more of a core than this, e.g. 0.1"
+        )
     parser.add_argument("--json", action="store_true", help="print JSON")
     given = parser.parse_args(arguments)
-    loads = [measure(workers, given.studies) for workers in given.workers]
+    shares = {name: cores for name in ("postgres", "valkey") if (cores := getattr(given, name)) is not None}
+    loads = [measure(workers, given.studies, shares) for workers in given.workers]
     print(json.dumps([asdict(load) for load in loads]) if given.json else table(loads))
     return 0
 

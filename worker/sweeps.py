@@ -31,8 +31,8 @@ def reconcile(database: Database, doorbell: Doorbell, grace: timedelta) -> int:
         now = work.clock(session)  # before the look: what is sent from here on is not lost yet
     heads = doorbell.heads()
     with database.transaction() as session:
-        forgotten = work.any_forgotten(session, heads, now, grace)
-    if forgotten:  # or in a worker's hand: no queue has it then, and its row does not say so yet
+        in_no_queue = work.any_forgotten(session, heads, now, grace)
+    if in_no_queue:  # or in a worker's hand: no queue has it then, and its row does not say so yet
         time.sleep(BEGUN_S)
     with database.transaction() as session:
         to_send = work.lost(session, heads, now, grace)

@@ -319,9 +319,7 @@ def release(session: Session, site_id: UUID, study_id: UUID, now: datetime) -> T
     return _mark_sent(row, now)
 
 
-def any_forgotten(
-    session: Session, heads: Mapping[Priority, datetime | None], now: datetime, grace: timedelta
-) -> bool:
+def any_forgotten(session: Session, heads: Mapping[Priority, datetime | None], now: datetime, grace: timedelta) -> bool:
     """Whether a study that nobody has begun is in no queue, though it was sent: see `lost`, which would take it."""
     waiting = and_(StudyRow.status.in_((StudyStatus.QUEUED, StudyStatus.RETRYING)), _due(now))
     return bool(session.scalar(select(exists().where(waiting, _in_no_queue(heads, now, grace)))))
@@ -363,9 +361,7 @@ def lost(session: Session, heads: Mapping[Priority, datetime | None], now: datet
     return [replace(_mark_sent(row, now), forgotten=row.id in forgotten) for row in rows]
 
 
-def _in_no_queue(
-    heads: Mapping[Priority, datetime | None], now: datetime, grace: timedelta
-) -> ColumnElement[bool]:
+def _in_no_queue(heads: Mapping[Priority, datetime | None], now: datetime, grace: timedelta) -> ColumnElement[bool]:
     """Sent, and no queue has it: none is left there, or one sent after it is the oldest already."""
     return or_(
         *(
