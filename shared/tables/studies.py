@@ -70,8 +70,8 @@ class StudyRow(Base):
             Index(f"ix_studies_{'_'.join(('read', *name))}", "site_id", *column, "read_at", "id", postgresql_where=READ)
             for name, column in FILTERS
         ),
-        # the reconciler and the nightly run look at open studies only, which stay few
-        Index("ix_studies_open", "status", "sent_at", postgresql_where=text("status <> 'analysed'")),
+        # the reconciler looks for those sent before the oldest message of their queue: none, however many wait
+        Index("ix_studies_sent", "status", "queue", "sent_at", postgresql_where=text("status <> 'analysed'")),
         # what another bundle looks at again, newest day first and within a day the likeliest fracture first
         Index(
             "ix_studies_history",

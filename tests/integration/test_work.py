@@ -297,6 +297,16 @@ def test_no_move_of_the_repository_breaks_the_table(ward, status, move):
 
 # -- what is lost ---------------------------------------------------------------------------------------------------
 
+# so many more that wait like the first, and how many rows of studies this transaction has read
+WAITING = """
+    INSERT INTO studies (id, site_id, study_instance_uid, priority, status, received_at, queue, sent_at, queued_at,
+        attempts, reason, due_at, modality, region, scope, bundle, images, failed_images)
+    SELECT gen_random_uuid(), site_id, 'waiting.' || n, priority, status, received_at, queue, sent_at, queued_at,
+        attempts, reason, due_at, modality, region, scope, bundle, images, failed_images
+    FROM studies, generate_series(1, %(count)s) n WHERE id = %(first)s
+"""
+READ = "SELECT seq_tup_read + idx_tup_fetch FROM pg_stat_xact_user_tables WHERE relname = 'studies'"
+
 
 def sent(ward, at=NOW, priority=Priority.ROUTINE):
     study = ward.study(priority=priority)
@@ -344,6 +354,19 @@ def test_an_empty_queue_is_given_its_grace(ward):
     study = sent(ward)
     assert ward.lost(EMPTY, NOW + 29 * S) == []
     assert ward.lost(EMPTY, NOW + 31 * S) == [study]
+
+
+def test_the_reconciler_does_not_walk_through_a_long_queue(ward):
+    """It reads the rows of what is lost, and not those of what waits, however much that is."""
+    first, forgotten = sent(ward, NOW), sent(ward, NOW - 100 * S)
+    heads = {**EMPTY, Priority.ROUTINE: NOW}
+    with ward.database.transaction() as session:
+        session.connection().exec_driver_sql(WAITING, {"first": first, "count": 5000})
+        session.connection().exec_driver_sql("ANALYZE studies")  # as autovacuum does
+    with ward.database.transaction() as session:
+        assert work.any_forgotten(session, heads, NOW, timedelta(seconds=30))
+        assert [one.study_id for one in work.lost(session, heads, NOW, timedelta(seconds=30))] == [forgotten]
+        assert session.connection().exec_driver_sql(READ).scalar() < 50
 
 
 def test_the_reconciler_sends_what_a_dead_worker_held(ward):
