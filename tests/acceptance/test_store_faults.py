@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from sqlalchemy import func, select
 
 from infra.process import free_port
 from shared.settings import ROOT
+from shared.storage import original_key
 from shared.tables import InstanceRow
 from tests.plant import Plant, film
 
@@ -37,6 +39,11 @@ class Proxy:
         fresh = self._mood.with_name("new")
         fresh.write_text(word)
         fresh.replace(self._mood)
+
+    def requests(self, start: str) -> "Counter[str]":
+        """How often each request came that begins so, e.g. "GET /"."""
+        lines = self._mood.with_name("mood.requests").read_text().splitlines()
+        return Counter(line for line in lines if line.startswith(start))
 
     def kill(self) -> None:
         self.process.kill()
@@ -73,6 +80,45 @@ def test_a_slow_store(plant, proxy):
     plant.all_analysed_once(ids, since)
     assert {state[1] for state in plant.studies.states(ids)} == {1}
     assert worker.poll() is None
+
+
+def test_a_store_that_is_slow_and_then_refuses(plant, proxy):
+    """A store that takes 1.5 s for each call and after 5 s answers 503 for 8 s, as one that is overrun does: no study is
+    lost or set aside, and what it refused is told as the store's fault."""
+    url, worker = served(plant, proxy)
+    ids = plant.submit("overrun", 40, url=url)
+    plant.midway(ids)
+    proxy.mood("slow 1.5")
+    since = time.monotonic()
+    assert plant.post("overrun slowly", 0, url).json()["stored"] == 1
+    time.sleep(max(0.0, 5 - (time.monotonic() - since)))
+    assert plant.studies.done(ids) < len(ids), "nothing was left to be refused"
+    proxy.mood("refuse")
+    answer = plant.post("overrun meanwhile", 0, url)
+    assert (answer.status_code, answer.headers["Retry-After"]) == (503, "5")
+    assert "OSTEON_STORE_URL" in answer.json()["detail"]
+    plant.until(lambda: any("OSTEON_STORE_URL" in state[2] for state in plant.studies.states(ids)), 30)
+    time.sleep(8)
+    proxy.mood("")
+    plant.all_analysed_once(ids, time.monotonic())
+    # one that was refused just before the store was well again cannot tell whose fault it was
+    assert max(state[1] for state in plant.studies.states(ids)) <= 2
+    assert worker.poll() is None
+    assert any("worker: will retry" in line and "OSTEON_STORE_URL" in line for line in plant.complaints())
+
+
+def test_an_original_is_read_once(plant, proxy):
+    """To analyse a study each of its originals is fetched from the store once, and no other is."""
+    url, _ = served(plant, proxy)
+    ids = plant.submit("once", 20, url=url)
+    plant.all_analysed_once(ids, time.monotonic())
+    keys = [
+        original_key(sha256)
+        for (sha256,) in plant.studies.ask("SELECT sha256 FROM instances WHERE study_id = ANY(%s::uuid[])", ids)
+    ]
+    assert len(keys) == 20
+    bucket = proxy.url.rsplit("/", 1)[1]
+    assert proxy.requests(f"GET /{bucket}/originals/") == dict.fromkeys((f"GET /{bucket}/{key}" for key in keys), 1)
 
 
 @pytest.mark.parametrize("how", ["refuses", "dies"])
