@@ -30,7 +30,8 @@ FILMS = "films"  # a person waits: served before all others; holds no study, so 
 FILM_EXPIRES_S = 60  # by then nobody waits any more, or has asked again
 ASKED_AGAIN_S = 10.0  # a page asks many times for one film; so often a message leaves for it
 SENT_AT = "osteon_sent_at"
-CURE = "Check OSTEON_BROKER_URL, and that the broker runs."
+ALIVE, ALIVE_S = "osteon.alive", 60  # a key that is written to see whether the broker takes writes
+CURE = "Check OSTEON_BROKER_URL, and that the broker runs and has room, in memory and on its disk."
 BROKER_DOWN = (OperationalError, RedisError, OSError)
 UNKNOWN_AGE = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -53,6 +54,8 @@ def celery_app(settings: Settings) -> Celery:
         worker_cancel_long_running_tasks_on_connection_loss=False,
         broker_connection_retry_on_startup=True,
         broker_connection_max_retries=None,
+        # one that answers that it is full (OOM, MISCONF) is waited for like one that is away; it would end the worker
+        broker_channel_error_retry=True,
         broker_transport_options={
             "visibility_timeout": 120,
             "unacked_restore_interval": 5,
@@ -147,10 +150,11 @@ class Doorbell:
             raise Unavailable(f"The broker does not answer ({type(wrong).__name__}). {CURE}") from wrong
 
     def waiting(self) -> dict[Priority, int]:
-        """How many messages wait in each queue. Raises Unavailable."""
+        """How many messages wait in each queue. Raises Unavailable, also of a full broker: nobody can take them."""
         try:
             with self.app.connection_for_read() as connection:
                 client = connection.default_channel.client
+                client.set(ALIVE, "", ex=ALIVE_S)
                 return {queue: int(client.llen(queue.value)) for queue in QUEUES}
         except BROKER_DOWN as wrong:
             raise Unavailable(f"The broker does not answer ({type(wrong).__name__}). {CURE}") from wrong

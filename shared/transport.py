@@ -1,8 +1,21 @@
-"""kombu's transport to Redis and Valkey, which builds a client for each command; this one keeps it."""
+"""kombu's transport to Redis and Valkey, but that it keeps its client, and counts right before a full broker."""
 
 from typing import Any
 
 from kombu.transport import redis
+
+
+class QoS(redis.QoS):
+    """The count of messages in hand, right even after an acknowledgement that the broker refused."""
+
+    def ack(self, delivery_tag: str) -> None:
+        """Take it off the count first.
+
+        kombu counts a message whose acknowledgement failed for ever. After as many as there are threads the consumer is
+        connected and deaf.
+        """
+        self._quick_ack(delivery_tag)
+        super().ack(delivery_tag)  # type: ignore[no-untyped-call]
 
 
 class Channel(redis.Channel):
@@ -12,6 +25,7 @@ class Channel(redis.Channel):
     commands, an eighth of a worker's control plane (docs/adr/0002-broker-settings.md). It is safe between threads.
     """
 
+    QoS = QoS
     _kept: Any = None
 
     def _create_client(self, asynchronous: bool = False) -> Any:  # noqa: ANN401, FBT001, FBT002 - kombu's

@@ -35,7 +35,8 @@ SETTINGS = {
     "BATCH_SIZE": "4", "WORKER_THREADS": "8", "DECODERS": "2", "STANDSTILL_S": "4",
 }  # fmt: skip
 # The worker as it is, but that its model is a pause of MODEL_S seconds an image and a ready answer, that it is neither
-# compiled nor run, that one study kills it, and that it hangs once where the file HANG stands.
+# compiled nor run, that one study kills it, that it raises at each film whose left half is black, and that it hangs once
+# where the file HANG stands.
 WORKER = """
     import os, select, sys, time
     sys.modules["openvino"] = None
@@ -52,6 +53,8 @@ WORKER = """
         if os.path.exists(flag := os.environ.get("HANG", "")):
             os.unlink(flag)
             time.sleep(1000)
+        if any(square.any() and not square[:, : len(square) // 4].any() for _, square in items):
+            raise FloatingPointError
         time.sleep(float(os.environ["MODEL_S"]) * len(items))
         regions = numpy.eye(1, len(items[0][0].manifest.regions), dtype=numpy.float32)[0]
         nothing = numpy.zeros((8, 8), numpy.float32)
@@ -234,9 +237,9 @@ class Plant:
         assert receipt.count("stored") == count
         return list(receipt.studies)
 
-    def post(self, label: str, number: int, url: str = "") -> httpx.Response:
+    def post(self, label: str, number: int, url: str = "", *, half_black: bool = False) -> httpx.Response:
         """Upload one film, whatever the answer."""
-        files = {"files": ("film.dcm", film(label, number))}
+        files = {"files": ("film.dcm", film(label, number, half_black=half_black))}
         headers = {"Authorization": f"Bearer {KEYS['submitter']}"}
         with httpx.Client(timeout=60, trust_env=False) as client:
             return client.post(f"{url or self.url}/studies", files=files, headers=headers)
@@ -280,12 +283,15 @@ class Plant:
         return found
 
 
-def film(label: str, number: int) -> bytes:
-    """A study of one small film, another one for each label and number."""
+def film(label: str, number: int, *, half_black: bool = False) -> bytes:
+    """A study of one small film, another one for each label and number. half_black: the model raises at it."""
     ds = pattern_image(1, f"{label}/{number}")
     ds.StudyInstanceUID = uid(f"faults/{label}/{number}")
     seed = int.from_bytes(hashlib.sha256(f"{label}/{number}".encode()).digest()[:4], "big")
-    set_pixels(ds, [np.random.default_rng(seed).integers(0, 256, (64, 64), np.uint8)], 8, "explicit")
+    pixels = np.random.default_rng(seed).integers(0, 256, (64, 64), np.uint8)
+    if half_black:
+        pixels[:, :32] = 0
+    set_pixels(ds, [pixels], 8, "explicit")
     return to_bytes(ds, "1.2.840.10008.1.2.1")
 
 

@@ -1,7 +1,7 @@
 """An S3 server's bad days: a proxy before it that can be slow, answer 503, or be killed.
 
 `python tests/store_proxy.py PORT UPSTREAM MOOD`: forwards to UPSTREAM (host:port) in the mood that the file MOOD tells,
-read at each request: nothing, "slow SECONDS", or "refuse".
+read at each request: nothing, "slow SECONDS", or "refuse". Each request is a line of the file MOOD.requests, "GET /path".
 """
 
 import http.client
@@ -23,10 +23,13 @@ class Handler(BaseHTTPRequestHandler):
     disable_nagle_algorithm = True
     upstream: str
     mood: Path
+    requests: Path
 
     def forward(self) -> None:
         """Ask upstream the same, and answer what it answers."""
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        with self.requests.open("a") as file:
+            file.write(f"{self.command} {self.path}\n")
         word, _, seconds = self.mood.read_text().partition(" ")
         if word == "refuse":
             self.answer(503, [("Content-Type", "application/xml")], REFUSAL)
@@ -60,7 +63,7 @@ class Handler(BaseHTTPRequestHandler):
 
 def main() -> None:
     port, Handler.upstream, mood = sys.argv[1:]
-    Handler.mood = Path(mood)
+    Handler.mood, Handler.requests = Path(mood), Path(f"{mood}.requests")
     with ThreadingHTTPServer(("127.0.0.1", int(port)), Handler) as server:
         server.serve_forever()
 

@@ -1,6 +1,7 @@
 """Celery's consumer of messages, where it must be firmer than it is."""
 
 import functools
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -39,6 +40,11 @@ class Consumer(CeleryConsumer):  # type: ignore[misc]
             super().on_connection_error_after_connected(exc)
         except Exception as wrong:  # noqa: BLE001 - a new connection is made in any case
             log.warning("the lost connection was not closed (%s)", type(wrong).__name__)
+
+    def on_connection_error_before_connected(self, exc: Exception) -> None:
+        """Wait a second: a broker that is full takes the connection and refuses what follows, at once."""
+        super().on_connection_error_before_connected(exc)
+        time.sleep(1)
 
     def ensure_connected(self, conn: Any) -> Any:  # noqa: ANN401 - kombu's Connection
         """Look every second; Celery itself waits two seconds longer after each failure, up to half a minute."""

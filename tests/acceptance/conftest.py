@@ -1,6 +1,10 @@
 """What the tests of faults share."""
 
-from collections.abc import Iterator
+import contextlib
+import os
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
@@ -24,3 +28,34 @@ def plant(standing: Plant) -> Iterator[Plant]:
     standing.begin()
     yield standing
     standing.end_processes(1)
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
+    """Makes a file system of this size, as mount names it."""
+    place = tmp_path / "small"
+
+    def make(size: str) -> Path:
+        place.mkdir()
+        mount = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(place)]
+        if os.geteuid() != 0 or subprocess.run(mount, capture_output=True, check=False).returncode:
+            pytest.skip("a small file system can be mounted by root only")
+        return place
+
+    yield make
+    if place.is_mount():
+        subprocess.run(["umount", str(place)], check=True)
+
+
+@pytest.fixture
+def fill() -> Callable[[Path], Path]:
+    """Fills the disk under a folder to its last byte; returns the file that does."""
+
+    def fill(folder: Path) -> Path:
+        filler = folder / "filler"
+        with filler.open("wb", buffering=0) as file, contextlib.suppress(OSError):
+            while file.write(bytes(4096)) == 4096:
+                pass
+        return filler
+
+    return fill

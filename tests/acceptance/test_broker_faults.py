@@ -4,8 +4,10 @@ import random
 import time
 
 import pytest
+import redis
 from sqlalchemy import text
 
+from infra.valkey import EmbeddedValkey
 from shared.jobs import Doorbell, celery_app
 from shared.repository import Database, work
 from shared.settings import Settings
@@ -92,6 +94,52 @@ def test_a_broker_that_hangs(plant):
     print(f"an upload took {took:.1f} s meanwhile")
     assert took < 10
     plant.all_analysed_once(ids, since)
+    assert worker.poll() is None
+
+
+@pytest.fixture
+def refusing(plant, small_disk, fill):
+    """A broker of the test's own on a small disk, and functions that make it refuse writes and take them again."""
+    disk = small_disk("8m")
+    broker = EmbeddedValkey(disk / "valkey")
+    broker.start()
+    client = redis.Redis.from_url(broker.url)
+
+    def refuse(how):
+        if how == "memory":
+            client.config_set("maxmemory", 1)
+        else:
+            fill(disk)
+
+    def take(how):
+        if how == "memory":
+            client.config_set("maxmemory", 0)
+        else:
+            (disk / "filler").unlink()
+
+    yield broker.url, refuse, take
+    plant.end_processes(1)
+    client.close()
+    broker.stop()
+
+
+@pytest.mark.parametrize("full", ["memory", "disk"])
+def test_a_broker_that_is_full(plant, refusing, full):
+    """A broker that may take no more memory (OOM), or whose disk is full (MISCONF), for 8 s: uploads are accepted, the
+    log tells the cure, no worker ends for it, and all is analysed once there is room."""
+    broker, refuse, take = refusing
+    own = {"OSTEON_BROKER_URL": broker}
+    url, worker = plant.api(**own), plant.worker(**own)
+    ids = plant.submit(f"full {full}", url=url)
+    plant.midway(ids)
+    refuse(full)
+    since = time.monotonic()
+    ids += plant.submit(f"full {full} meanwhile", 5, url=url)
+    print(f"an upload took {time.monotonic() - since:.1f} s meanwhile")
+    plant.until(lambda: told(plant, "api: "), 30)
+    time.sleep(max(0.0, 8 - (time.monotonic() - since)))
+    take(full)
+    plant.all_analysed_once(ids, time.monotonic())
     assert worker.poll() is None
 
 

@@ -117,3 +117,22 @@ def test_a_study_that_kills_its_worker(plant):
     assert ends == [-signal.SIGABRT] * 3
     # who was in hand when it first died is tried once more, alone; nobody is tried a third time
     assert max(state[1] for state in plant.studies.states(ids)) <= 2
+
+
+def test_a_study_at_which_the_model_raises(plant):
+    """Such a study is set aside after N attempts with the kind of error; the worker goes on, and those in the same batch
+    are analysed at their first attempt."""
+    worker = plant.worker()
+    ids = plant.submit("before the error", 20)
+    (poison,) = (line["study_id"] for line in plant.post("error", 0, half_black=True).json()["files"])
+    ids += plant.submit("after the error", 20)
+    plant.midway(ids)
+    since = time.monotonic()
+    plant.all_analysed_once(ids, since)
+    plant.until(lambda: plant.studies.done([poison]) == 1, 30)
+    print(f"set aside {time.monotonic() - since:.1f} s after the first results")
+    (set_aside,) = plant.studies.states([poison])
+    assert set_aside[:3] == ("quarantined", 3, "analysis failed (FloatingPointError)")
+    assert {state[1] for state in plant.studies.states(ids)} == {1}
+    assert worker.poll() is None
+    assert any("worker: a batch failed and is halved" in line for line in plant.complaints()), "it had no neighbours"
