@@ -17,8 +17,7 @@ LEAST = 0.05  # of a core: the kernel gives no less than a millisecond a period
 class Share:
     """At most so many cores for one process and its children, by a Linux control group (version 1 or 2).
 
-    Use it as `with Share("postgres", 0.1, pid):`; what runs in it must have ended before the block does, or stays in a
-    group without a limit.
+    Use it as `with Share("postgres", 0.1, pid):`; what still runs in it afterwards has no limit any more.
     """
 
     def __init__(self, name: str, cores: float, pid: int) -> None:
@@ -34,7 +33,11 @@ class Share:
             if self._second:
                 (ROOT / "cgroup.subtree_control").write_text("+cpu")
             self._folder.mkdir()
-            self._limit(str(self._quota_us))
+            if self._second:
+                (self._folder / "cpu.max").write_text(f"{self._quota_us} {PERIOD_US}")
+            else:
+                (self._folder / "cpu.cfs_period_us").write_text(str(PERIOD_US))
+                (self._folder / "cpu.cfs_quota_us").write_text(str(self._quota_us))
             root = psutil.Process(self._pid)
             for process in [root, *root.children(recursive=True)]:
                 (self._folder / "cgroup.procs").write_text(str(process.pid))
@@ -47,13 +50,7 @@ class Share:
     def __exit__(
         self, _type: type[BaseException] | None, _error: BaseException | None, _: TracebackType | None
     ) -> None:
-        self._limit("max" if self._second else "-1")
-        with contextlib.suppress(OSError):  # something still runs in it
-            self._folder.rmdir()
-
-    def _limit(self, quota: str) -> None:
-        if self._second:
-            (self._folder / "cpu.max").write_text(f"{quota} {PERIOD_US}")
-            return
-        (self._folder / "cpu.cfs_period_us").write_text(str(PERIOD_US))
-        (self._folder / "cpu.cfs_quota_us").write_text(quota)
+        for pid in (self._folder / "cgroup.procs").read_text().split():
+            with contextlib.suppress(OSError):  # it has just ended
+                (self._folder.parent / "cgroup.procs").write_text(pid)
+        self._folder.rmdir()
