@@ -132,6 +132,10 @@ class StoreUnavailable(Unavailable):
     """The object store does not answer. Check OSTEON_STORE_URL, and that the store runs and has room."""
 
 
+class DatabaseFull(Unavailable):
+    """Postgres has no room on its disk. Make some on the server of OSTEON_DATABASE_URL."""
+
+
 class ObjectMissing(OsteonError):
     """An object that a row names is not in the store."""
 

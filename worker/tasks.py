@@ -13,7 +13,7 @@ from uuid import UUID
 
 import numpy as np
 
-from shared.errors import ObjectMissing, OsteonError, Rejected, StoreUnavailable, Unavailable
+from shared.errors import DatabaseFull, ObjectMissing, OsteonError, Rejected, StoreUnavailable, Unavailable
 from shared.repository import Database, reading, second_looks, work
 from shared.settings import Settings, cpu_count
 from shared.storage import film_key, open_store
@@ -203,6 +203,8 @@ class Engine:
             written = ledger.finish(work.Analysed(claim, results, bundle), alone=alone)
         except StoreUnavailable as wrong:
             return self._later(claim, str(wrong), study, ledger, blameless=not self._store_works())
+        except DatabaseFull as wrong:  # of which no study is to blame
+            return self._later(claim, str(wrong), study, ledger, blameless=True)
         except (Unavailable, ObjectMissing, DecodingFailed) as wrong:
             return self._later(claim, str(wrong), study, ledger)
         except Exception as wrong:
@@ -225,7 +227,7 @@ class Engine:
     ) -> str:
         """Retry with exponential backoff and jitter; if even that cannot be written, the lease runs out by itself.
 
-        blameless: the attempt does not count, for a store that is down says nothing about the study.
+        blameless: the attempt does not count, for a store that is down or a full disk says nothing about the study.
         """
         base = self.settings.retry_base_s * 2 ** (claim.attempt - 1)
         wait = timedelta(seconds=min(600.0, base) * random.uniform(0.5, 1.5))  # noqa: S311 - jitter, not a secret

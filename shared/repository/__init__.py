@@ -3,12 +3,13 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from psycopg2.errors import DiskFull
 from sqlalchemy import create_engine
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.orm import Session, sessionmaker
 
-from shared.errors import Unavailable
+from shared.errors import DatabaseFull, Unavailable
 
 CONNECTION = {  # libpq's; those of TCP mean nothing to a Unix socket
     "application_name": "osteon",
@@ -20,7 +21,7 @@ CONNECTION = {  # libpq's; those of TCP mean nothing to a Unix socket
     "keepalives_count": 3,
     "tcp_user_timeout": 15_000,  # milliseconds
 }
-CURE = "Check OSTEON_DATABASE_URL, and that the server runs and takes connections."
+CURE = "Check OSTEON_DATABASE_URL, and that the server runs, takes connections and has room on its disk."
 
 
 class Database:
@@ -42,11 +43,13 @@ class Database:
 
     @contextmanager
     def transaction(self) -> Iterator[Session]:
-        """A session that commits at the end, or rolls back. Raises Unavailable if Postgres does not answer."""
+        """A session that commits at the end, or rolls back. Raises Unavailable if Postgres is away or full."""
         try:
             with self._sessions.begin() as session:
                 yield session
         except (OperationalError, InterfaceError) as wrong:
+            if isinstance(wrong.orig, DiskFull):
+                raise DatabaseFull from wrong
             raise Unavailable(f"Postgres does not answer ({type(wrong.orig).__name__}). {CURE}") from wrong
         except PoolTimeout as wrong:
             raise Unavailable(

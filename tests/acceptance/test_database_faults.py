@@ -1,5 +1,6 @@
 """Postgres ends, hangs, refuses; clocks jump; two schedulers ring: nothing is lost, nothing is done twice."""
 
+import contextlib
 import textwrap
 import time
 from pathlib import Path
@@ -7,7 +8,8 @@ from pathlib import Path
 import psycopg2
 import pytest
 
-from tests.plant import frozen, kill
+from infra.postgres import EmbeddedPostgres
+from tests.plant import Plant, frozen, kill
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 FAKETIME = next(Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1"), None)
@@ -75,6 +77,54 @@ def test_a_database_that_hangs(plant):
         time.sleep(10)
     plant.all_analysed_once(ids, since)
     assert [worker.poll() for worker in workers] == [None, None]
+
+
+@pytest.fixture
+def cramped(tmp_path, small_disk):
+    """A plant of the test's own whose Postgres lies on a small disk."""
+    disk = small_disk("192m")
+    made = Plant(tmp_path)
+    made.postgres = EmbeddedPostgres(disk / "postgres")
+    try:
+        made.start()
+        yield made, disk
+    finally:
+        made.stop()
+
+
+@pytest.mark.parametrize("full", ["tables", "log"])
+def test_a_database_whose_disk_is_full(cramped, fill, full):
+    """Postgres can extend no table, or ends for want of room for its log: uploads are told 503 and the cure, or are
+    accepted and kept; with room again, and Postgres started again by its supervisor, all is analysed once."""
+    plant, disk = cramped
+    worker = plant.worker()
+    ids = plant.submit(f"full {full}")
+    plant.midway(ids)
+    filler = fill(disk)
+    since = time.monotonic()
+    if full == "log":
+        admin = psycopg2.connect(plant.postgres.admin_url.replace("+psycopg2", ""))
+        with contextlib.closing(admin), admin.cursor() as cursor, contextlib.suppress(psycopg2.Error):
+            cursor.execute("SELECT pg_switch_wal()")
+    answers = [plant.post(f"full {full} meanwhile", number) for number in range(30)]
+    refused = [number for number, answer in enumerate(answers) if answer.status_code != 200]
+    print(f"{30 - len(refused)} of 30 uploads were accepted meanwhile; Postgres runs: {plant.postgres.running}")
+    assert refused
+    for answer in (answers[number] for number in refused):
+        assert (answer.status_code, answer.headers["Retry-After"]) == (503, "5")
+        assert "OSTEON_DATABASE_URL" in answer.json()["detail"]
+        assert "room on its disk" in answer.json()["detail"]
+    ids += [answer.json()["files"][0]["study_id"] for answer in answers if answer.status_code == 200]
+    time.sleep(max(0.0, 8 - (time.monotonic() - since)))
+    if full == "log":
+        plant.until(lambda: not plant.postgres.running, 20)
+    filler.unlink()
+    plant.postgres.start()
+    plant.all_analysed_once(ids, time.monotonic())
+    assert worker.poll() is None
+    assert any("worker: " in line and "room on its disk" in line for line in plant.complaints())
+    again = [plant.post(f"full {full} meanwhile", number) for number in refused]
+    assert {answer.status_code for answer in again} == {200}
 
 
 @pytest.mark.skipif(FAKETIME is None, reason="Debian's package faketime is not installed")

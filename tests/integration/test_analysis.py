@@ -11,7 +11,9 @@ from datetime import UTC, datetime, timedelta
 import numpy as np
 import psutil
 import pytest
+from psycopg2.errors import DiskFull
 from pydicom import dcmread
+from sqlalchemy.exc import OperationalError
 
 from infra.prepare import publish
 from samples.objects import pattern_image, set_pixels, to_bytes
@@ -249,6 +251,24 @@ def test_a_store_that_is_down_costs_no_attempts(ward, make_engine):
     assert (ward.row(study).status, ward.row(study).attempts) == (StudyStatus.RETRYING, 0)
     assert "object store" in ward.row(study).reason
     engine.store, engine.decoders.submit = sound, submit
+    assert retried(engine, ward, study, 1) == ["analysed"]
+
+
+def test_a_database_without_room_costs_no_attempts(ward, make_engine, monkeypatch):
+    """A full Postgres may take the little change that gives a study back, and not its results: however long that lasts,
+    none is set aside for it."""
+    engine = make_engine()
+    study = ward.stored(engine.store, [HAND.read_bytes()])
+
+    def full(*_):
+        raise OperationalError("INSERT", {}, DiskFull())
+
+    with monkeypatch.context() as patched:
+        patched.setattr("worker.ledger.PATIENCE_S", 0.0)
+        patched.setattr(work, "finish", full)
+        assert retried(engine, ward, study, 8) == ["will retry"] * 8
+    assert (ward.row(study).status, ward.row(study).attempts) == (StudyStatus.RETRYING, 0)
+    assert "OSTEON_DATABASE_URL" in ward.row(study).reason
     assert retried(engine, ward, study, 1) == ["analysed"]
 
 
