@@ -146,6 +146,9 @@ class EmbeddedPostgres:
             "max_connections": "100",
             "timezone": "UTC",
             "log_timezone": "UTC",
+            # a statement that fails holds values of a study, and so does the detail of a key that stands already
+            "log_min_error_statement": "panic",
+            "log_error_verbosity": "terse",
         }
         options = [word for name, value in settings.items() for word in ("-c", f"{name}={value}")]
         # a change of uid clears the kernel's death signal, so setpriv must set it after the change

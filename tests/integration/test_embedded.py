@@ -83,6 +83,20 @@ def test_postgres_listens_on_loopback_with_a_password(postgres: EmbeddedPostgres
     assert not any(path.read_text() in command for path in files)
 
 
+def test_postgres_logs_no_values(postgres: EmbeddedPostgres) -> None:
+    """An error is in its log, and neither the statement nor the key that it was about, which may be a patient's."""
+    postgres.start()
+    for query in ("CREATE TABLE t (name text PRIMARY KEY)", "INSERT INTO t VALUES ('Roe^Jane')"):
+        ask(postgres.url, query)
+    for query in ("INSERT INTO t VALUES ('Roe^Jane')", "SELECT 'Roe^Jane' FROM nowhere"):
+        with pytest.raises(psycopg2.Error):
+            ask(postgres.url, query)
+    log = (postgres.folder / "postgres.log").read_text()
+    assert "duplicate key value" in log
+    assert 'relation "nowhere" does not exist' in log
+    assert "Roe" not in log
+
+
 def test_postgres_keeps_committed_rows_through_kill_9(postgres: EmbeddedPostgres) -> None:
     """A killed server starts again at once, at the same address, with every committed row."""
     postgres.start()

@@ -373,6 +373,13 @@ def test_the_broker_forgets_nothing():
     assert "PASSWORD" not in server
 
 
+def test_postgres_logs_no_values():
+    """As embedded: neither a failed statement nor the detail of its error is in the log."""
+    command = SERVICES["postgres"]["command"]
+    assert command[0] == "postgres"
+    assert {"log_min_error_statement=panic", "log_error_verbosity=terse"} <= set(command)
+
+
 def test_postgres_keeps_its_data():
     """From 18 on the image writes below /var/lib/postgresql; a volume mounted deeper would stay empty."""
     assert SERVICES["postgres"]["image"].startswith("postgres:18")
