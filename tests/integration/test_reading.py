@@ -136,7 +136,7 @@ def test_counts_are_the_sites_own(in_process: Any) -> None:
 
 def test_order_and_paging(in_process: Any) -> None:
     """The list is ordered by due time and then id, and pages of any size give every study once, ties included."""
-    dues = [NOW + timedelta(hours=hour) for hour in (5, 1, 1, 1, 9, 3, 3, -4, 5, 1, 7)]
+    dues = [NOW + timedelta(days=day) for day in (5, 1, 1, 1, 9, 3, 3, -4, 5, 1, 7)]
     ids = add_studies(in_process, [{"due_at": due} for due in dues])
     expected = [str(study) for _, study in sorted(zip(dues, ids, strict=True))]
     for limit in (1, 2, 3, 7, 11, 12):
