@@ -31,6 +31,7 @@ INSTANCES = """
     FROM studies CROSS JOIN generate_series(1, images) image WHERE id = ANY(CAST(:ids AS uuid[]))
 """
 TIMES = "SELECT extract(epoch FROM analysed_at) FROM studies WHERE id = ANY(CAST(:ids AS uuid[])) ORDER BY 1"
+FIRST = "SELECT id FROM studies WHERE status = 'analysed' ORDER BY analysed_at LIMIT :count OFFSET :after"
 
 
 class Line:
@@ -75,12 +76,14 @@ class Line:
                 raise worker.failure(f"has analysed {done} of {wanted} studies in {limit_s:.0f} s")
             time.sleep(0.5)  # asked ten times a second, it would take a fortieth of what it measures
 
-    def pace_of_first(self, count: int) -> float:
-        """As pace, of the so many studies that were analysed first."""
+    def pace_of_first(self, count: int, after: int = 0) -> float:
+        """As pace, of the so many studies that were analysed first, or first after so many others."""
         with self.database.transaction() as session:
             ids = session.scalars(
-                text("SELECT id FROM studies WHERE status = 'analysed' ORDER BY analysed_at LIMIT :count"),
-                {"count": count},
+                text(
+                    "SELECT id FROM studies WHERE status = 'analysed' ORDER BY analysed_at LIMIT :count OFFSET :after"
+                ),
+                {"count": count, "after": after},
             )
             return self.pace(list(ids))
 

@@ -15,6 +15,7 @@ from shared.errors import StackError
 from shared.repository import nights, work
 from shared.repository.bundles import active_bundle
 from shared.settings import Settings
+from worker.ledger import FEW_PACE_S
 
 GOAL = Goal("<=", 1.0)
 PRIORITIES = ("urgent", "routine")
@@ -39,6 +40,7 @@ def run(quick: bool, say: Say) -> Result:  # noqa: FBT001 - one signature for al
     """Small films, shipped model. Live studies come to an idle worker first, then to one that a night keeps busy."""
     history, arrivals = (1500, 6) if quick else (10_000, 30)
     batch_s = seconds_a_batch()
+    pause_s = max(1.5 * batch_s, 2 * FEW_PACE_S)  # so that no live study waits for another one
     with Plant() as plant:
         digests = small_films(plant)
         line = Line(plant)
@@ -52,7 +54,7 @@ def run(quick: bool, say: Say) -> Result:  # noqa: FBT001 - one signature for al
             line.queue(digests, 4)
             line.wait(history + 4)
             say(f"{arrivals} live studies of each priority come to an idle worker")
-            alone = _waits(line, digests, arrivals, 1.5 * batch_s)
+            alone = _waits(line, digests, arrivals, pause_s)
             say(f"as many come while {history} second looks are under way")
             with line.database.transaction() as session:
                 now, active = work.clock(session), active_bundle(session)
@@ -60,7 +62,7 @@ def run(quick: bool, say: Say) -> Result:  # noqa: FBT001 - one signature for al
                     raise StackError("the night did not begin")
             _until_looked(line, 40)
             before, start = _looked(line), time.monotonic()
-            beside = _waits(line, digests, arrivals, 1.5 * batch_s)
+            beside = _waits(line, digests, arrivals, pause_s)
             pace, left = (_looked(line) - before) / (time.monotonic() - start), history - _looked(line)
             if left <= 0:
                 raise StackError("the night was over before the last live study came")

@@ -6,7 +6,7 @@ from datetime import datetime, timedelta
 from enum import Enum
 from itertools import groupby
 from typing import Any, Literal
-from uuid import UUID, uuid4
+from uuid import UUID
 
 from sqlalchemy import (
     ARRAY,
@@ -121,8 +121,6 @@ def claim(
         StudyRow.id,
         StudyRow.status,
         StudyRow.attempts,
-        StudyRow.queue,
-        StudyRow.queued_at,
         StudyRow.lease_until,
         StudyRow.not_before,
     )
@@ -131,6 +129,7 @@ def claim(
         select(*columns).where(StudyRow.id == any_(uuids(study_ids))).order_by(StudyRow.id).with_for_update()
     ).all()
     answers: dict[UUID, Answer] = {}
+    free: list[UUID] = []
     given_up: list[UUID] = []
     for row in rows:
         status = StudyStatus(row.status)
@@ -143,28 +142,37 @@ def claim(
         elif abandoned and not alone:
             answers[row.id] = NOT_ALONE
         elif waiting or abandoned:
-            answers[row.id] = Claim(row.id, uuid4(), row.attempts + 1, Priority(row.queue), row.queued_at, [])
+            free.append(row.id)
     for study_id in given_up:
         gone = session.get_one(StudyRow, study_id)
         _quarantine(gone, f"{gone.attempts} {DIED}")
         worklist_changed(session, [gone.site_id])
-    claims = [answer for answer in answers.values() if isinstance(answer, Claim)]
+    claims = _take(session, free, now, lease) if free else {}
     if claims:
-        _take(session, claims, now, lease)
-        for study_id, instance in unanswered(session, [one.study_id for one in claims], bundle):
-            one = answers[study_id]
-            assert isinstance(one, Claim)
-            one.instances.append(instance)
+        for study_id, instance in unanswered(session, free, bundle):
+            claims[study_id].instances.append(instance)
+    answers |= claims
     return [answers.pop(study_id, None) for study_id in study_ids]
 
 
-def _take(session: Session, claims: Sequence[Claim], now: datetime, lease: timedelta) -> None:
-    """Write the leases of studies that are locked and may run."""
-    leases = {"status": StudyStatus.RUNNING, "lease_until": now + lease, "started_at": now}
-    session.execute(
-        update(StudyRow),
-        [leases | {"id": one.study_id, "attempts": one.attempt, "lease_token": one.token} for one in claims],
+def _take(session: Session, free: Sequence[UUID], now: datetime, lease: timedelta) -> dict[UUID, Claim]:
+    """Lease studies that are locked and may run; the claim of each, without its instances."""
+    rows = session.execute(
+        update(StudyRow)
+        .where(StudyRow.id == any_(uuids(free)))
+        .values(
+            status=StudyStatus.RUNNING,
+            attempts=StudyRow.attempts + 1,
+            lease_token=func.gen_random_uuid(),
+            lease_until=now + lease,
+            started_at=now,
+        )
+        .returning(StudyRow.id, StudyRow.lease_token, StudyRow.attempts, StudyRow.queue, StudyRow.queued_at)
+        .execution_options(synchronize_session=False)
     )
+    return {
+        row.id: Claim(row.id, row.lease_token, row.attempts, Priority(row.queue), row.queued_at, []) for row in rows
+    }
 
 
 def uuids(values: Sequence[UUID]) -> ColumnElement[Sequence[UUID]]:
