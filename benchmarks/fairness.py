@@ -68,7 +68,7 @@ class Starving:
 
 def run(quick: bool, say: Say) -> Result:  # noqa: FBT001 - one signature for all
     """First a long backlog into which routine studies arrive; then an urgent queue that never empties."""
-    backlog, seconds, routine, late = (2000, 12.0, 200, (40, 8)) if quick else (10_000, 65.0, 600, (200, 40))
+    backlog, seconds, routine, late = (1200, 8.0, 100, (20, 4)) if quick else (10_000, 65.0, 600, (200, 40))
     with Plant() as plant:
         line = Line(plant)
         try:

@@ -49,7 +49,7 @@ def run(quick: bool, say: Say) -> Result:  # noqa: FBT001 - one signature for al
     samples = interleaved(arms, 15 if quick else 41, warmups=2)
     plain, _ = load_bundle(Settings().bundle_path.read_bytes())
     backward = interleaved(
-        {"forward": timed(_Forward(plain, squares)), "Grad-CAM": timed(_GradCam(plain, squares))}, 2 if quick else 7
+        {"forward": timed(_Forward(plain, squares)), "Grad-CAM": timed(_GradCam(plain, squares))}, 1 if quick else 7
     )
     again = Case.of("Grad-CAM", "s", backward["Grad-CAM"], backward["forward"], _share)
     return Result(

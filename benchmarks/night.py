@@ -38,7 +38,7 @@ WAITED = """
 
 def run(quick: bool, say: Say) -> Result:  # noqa: FBT001 - one signature for all
     """Small films, shipped model. Live studies come to an idle worker first, then to one that a night keeps busy."""
-    history, arrivals = (1500, 6) if quick else (10_000, 30)
+    history, arrivals = (800, 4) if quick else (10_000, 30)
     batch_s = seconds_a_batch()
     pause_s = max(1.5 * batch_s, 2 * FEW_PACE_S)  # so that no live study waits for another one
     with Plant() as plant:

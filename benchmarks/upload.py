@@ -91,9 +91,9 @@ def _uids(head: bytes) -> list[bytes]:
 
 def run(quick: bool, say: Say) -> Result:  # noqa: FBT001 - one signature for all
     """Large films and many small ones, to an S3 server and a directory store, and to Orthanc where it is installed."""
-    large = Load("films of 10 MB", 12 if quick else 96, 2500, 2000, "MB/s", megabytes)
-    small = Load("files of 65 kB", 150 if quick else 1000, 180, 180, "files/s", number_of_files)
-    repeats = 5 if quick else 11
+    large = Load("films of 10 MB", 8 if quick else 96, 2500, 2000, "MB/s", megabytes)
+    small = Load("files of 65 kB", 100 if quick else 1000, 180, 180, "files/s", number_of_files)
+    repeats = 3 if quick else 11
     cases: list[Case] = []
     details: dict[str, Any] = {}
     with Plant() as plant, S3Server(plant.folder) as s3:

@@ -28,7 +28,7 @@ WAITED = """
 
 def run(quick: bool, say: Say) -> Result:  # noqa: FBT001 - one signature for all
     """Small films and the shipped model: with decoding out of the way, what is measured is the order of work."""
-    queued, arrivals = (2000, 6) if quick else (10_000, 40)
+    queued, arrivals = (1000, 6) if quick else (10_000, 40)
     batch_s = seconds_a_batch()
     with Plant() as plant:
         digests = small_films(plant)

@@ -29,20 +29,20 @@ FILMS = 24
 def run(quick: bool, say: Say) -> Result:  # noqa: FBT001 - one signature for all
     """A real worker process with the shipped bundle; the bound is measured beside it while its queue is empty."""
     held = threads_for(Settings())
-    studies, edge, repeats = (held + 16, held // 2, 1) if quick else (4 * held, held, 5)
+    studies, edge, repeats = (held + 8, held // 4, 1) if quick else (4 * held, held, 5)
     kinds = {"raw": "explicit", "JPEG-LS": "jpegls"} if quick else KINDS
     network, manifest = load_bundle(Settings().bundle_path.read_bytes())
     engine, size = pick_engine(network, manifest.input_size), manifest.input_size
     details: dict[str, Any] = {"cores": cpu_count(), "lanes": lanes()}
     with Plant() as plant:
         store = open_store(plant.store_url)
+        plant.worker()
         say("making films")
-        films = {kind: stored(store, 8 if quick else FILMS, encoding) for kind, encoding in kinds.items()}
+        films = {kind: stored(store, 4 if quick else FILMS, encoding) for kind, encoding in kinds.items()}
         decoding.begin_here(store, PixelLimits())
         cv2.setNumThreads(1)
         line = Line(plant)
         try:
-            plant.worker()
             line.queue(films["raw"], 8)
             line.wait()
             arms: dict[str, Arm] = {"model": lambda: images_per_s(engine, size, 16 if quick else 48)}

@@ -92,7 +92,7 @@ FILTERS: dict[str, list[dict[str, str]]] = {
 def run(quick: bool, say: Say) -> Result:  # noqa: FBT001 - one signature for all
     """The queries through the repository, and the same over HTTP, each against a look-up of the same kind."""
     count = QUICK_STUDIES if quick else STUDIES
-    calls, repeats = (40, 5) if quick else (100, 9)
+    calls, repeats = (40, 3) if quick else (100, 9)
     with Plant() as plant:
         say(f"loading {count:,} studies")
         start = time.perf_counter()
