@@ -58,7 +58,9 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("names", nargs="+", metavar="NAME", help="which to run, one after the other")
-    parser.add_argument("--quick", action="store_true", help="smaller and under a minute each; a wider spread")
+    parser.add_argument(
+        "--quick", action="store_true", help="smaller: under a minute each on two idle cores; a wider spread"
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object a line for each benchmark")
     parser.add_argument("--write", type=Path, metavar="FILE", help="also write a report, as benchmarks/RESULTS.md is")
     return parser

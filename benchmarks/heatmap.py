@@ -46,7 +46,7 @@ def run(quick: bool, say: Say) -> Result:  # noqa: FBT001 - one signature for al
         "no map": timed(lambda: bare(images)),
     }
     say(f"{batch} squares of {size} x {size} at a time")
-    samples = interleaved(arms, 15 if quick else 41, warmups=2)
+    samples = interleaved(arms, 11 if quick else 41, warmups=2)
     plain, _ = load_bundle(Settings().bundle_path.read_bytes())
     backward = interleaved(
         {"forward": timed(_Forward(plain, squares)), "Grad-CAM": timed(_GradCam(plain, squares))}, 1 if quick else 7

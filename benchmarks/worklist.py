@@ -26,7 +26,7 @@ from shared.study import Identity
 from shared.tables import StudyRow
 
 GOAL = Goal("<=", 5)
-STUDIES, QUICK_STUDIES = 1_000_000, 100_000
+STUDIES, QUICK_STUDIES = 1_000_000, 60_000
 PAGE = 50
 SAMPLE = 2000  # studies that are looked up, each with an image
 

@@ -13,8 +13,9 @@ def result(ratios: list[float], goal: Goal) -> Result:
     return Result("one", "a with b", goal, (Case.of("case", "s", ratios, [1.0] * len(ratios)),), {"more": 1})
 
 
-def test_arms_take_turns() -> None:
+def test_arms_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every arm runs once a repeat, another one first each time, and warm-ups are not counted."""
+    monkeypatch.setattr("benchmarks.measure.gc.collect", lambda: 0)  # takes seconds late in the suite
     calls: list[str] = []
     arms = {name: (lambda name=name: calls.append(name) or float(len(calls))) for name in "abc"}
     samples = interleaved(arms, 4, warmups=1)
