@@ -1,6 +1,7 @@
 """Messages through a real Valkey to a real Celery worker."""
 
 import base64
+import contextlib
 import json
 import os
 import signal
@@ -83,6 +84,25 @@ def seen(tmp_path, count, limit_s=60):
 
 def studies(count, queue):
     return [ToSend(uuid4(), queue, datetime.now(UTC)) for _ in range(count)]
+
+
+def test_flower_is_told_of_every_message(doorbell):
+    """Of each of 60 messages, and of one that is sent alone; by its study's id."""
+    told: list[str] = []
+    with doorbell.app.connection_for_read() as connection:
+        receiver = doorbell.app.events.Receiver(
+            connection, handlers={"task-sent": lambda event: told.append(event["args"])}
+        )
+        with receiver.consumer_context(wakeup=False) as (heard, *_):
+            with contextlib.suppress(TimeoutError):
+                heard.drain_events(timeout=1)  # listens from here on
+            sent = studies(60, Priority.ROUTINE) + studies(1, Priority.URGENT)
+            assert doorbell.ring(sent[:60]) == []
+            assert doorbell.ring(sent[60:]) == []
+            deadline = time.monotonic() + 20
+            while len(told) < 61 and time.monotonic() < deadline:
+                heard.drain_events(timeout=20)
+    assert sorted(told) == sorted(f"['{one.study_id}']" for one in sent)
 
 
 def test_queues_are_served_in_strict_order(doorbell, start_worker, tmp_path):
