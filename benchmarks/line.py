@@ -79,12 +79,7 @@ class Line:
     def pace_of_first(self, count: int, after: int = 0) -> float:
         """As pace, of the so many studies that were analysed first, or first after so many others."""
         with self.database.transaction() as session:
-            ids = session.scalars(
-                text(
-                    "SELECT id FROM studies WHERE status = 'analysed' ORDER BY analysed_at LIMIT :count OFFSET :after"
-                ),
-                {"count": count, "after": after},
-            )
+            ids = session.scalars(text(FIRST), {"count": count, "after": after})
             return self.pace(list(ids))
 
     def times(self, ids: Sequence[UUID]) -> list[float]:

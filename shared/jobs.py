@@ -88,8 +88,8 @@ def celery_app(settings: Settings) -> Celery:
     return app
 
 
-class Told(EventDispatcher):  # type: ignore[misc]
-    """Tells Flower of many messages at once."""
+class SentEvents(EventDispatcher):  # type: ignore[misc]
+    """The `task-sent` events of many messages, which Flower gets in groups (`buffer_limit`, Celery's 24)."""
 
     def publish(self, type: str, fields: dict[str, Any], *_: object, **__: object) -> None:  # noqa: A002 - Celery's
         """Keep it until there are some, or `flush` is called."""
@@ -113,7 +113,7 @@ class Doorbell:
             with (
                 self.app.connection_for_write() as connection,
                 self.app.amqp.Producer(connection) as producer,
-                Told(channel=producer.channel, app=self.app, buffer_group=["task"]) as told,
+                SentEvents(channel=producer.channel, app=self.app, buffer_group=["task"]) as events,
             ):
                 for study in studies:
                     self.app.send_task(
@@ -122,11 +122,11 @@ class Doorbell:
                         queue=study.queue,
                         headers={SENT_AT: study.sent_at.isoformat()},
                         producer=producer,
-                        event_dispatcher=told,
+                        event_dispatcher=events,
                         retry=False,
                     )
                     taken += 1
-                told.flush()
+                events.flush()
         except BROKER_DOWN as wrong:
             log.warning("the broker does not take messages", extra={"why": f"{type(wrong).__name__}. {CURE}"})
         except Exception:

@@ -20,8 +20,8 @@ class Consumer(CeleryConsumer):  # type: ignore[misc]
     def _flush_events(self) -> None:
         """Tell Flower of the tasks of EVENTS_S in one message; Celery sends one at every turn of its loop.
 
-        Those were a sixth of what the interpreter does for a study. The hub of a lost connection forgets its timers, so
-        that a flush that is due and did not come may be put off once, and no longer.
+        Those were a sixth of what the interpreter does for a study. The hub forgets its timers with a lost connection:
+        one that is overdue is not waited for.
         """
         now = time.monotonic()
         if now - self._events_sent_at >= EVENTS_S:
