@@ -40,7 +40,7 @@ def run(quick: bool, say: Say) -> Result:  # noqa: FBT001 - one signature for al
     squares = torch.randint(0, 256, (batch, size, size), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     images = squares.numpy()
     say("compiling both networks")
-    whole, bare = pick_engine(network, size), pick_engine(mapless.eval(), size)
+    whole, bare = pick_engine(network, size, Settings().cache), pick_engine(mapless.eval(), size)
     arms: dict[str, Arm] = {
         "map": timed(lambda: shown(whole(images).heatmap)),
         "no map": timed(lambda: bare(images)),

@@ -20,7 +20,7 @@ class Peer(litserve.LitAPI):  # type: ignore[misc]
         """Load and compile the bundle. device: LitServe's, not needed: the engine chooses."""
         network, manifest = load_bundle(Settings().bundle_path.read_bytes())
         self.size = manifest.input_size
-        self.engine = pick_engine(network, self.size)
+        self.engine = pick_engine(network, self.size, Settings().cache)
 
     def decode_request(self, request: dict[str, Any]) -> npt.NDArray[np.uint8]:
         """One square, (S, S) uint8."""

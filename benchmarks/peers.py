@@ -36,7 +36,7 @@ def run(quick: bool, say: Say) -> Result:  # noqa: FBT001 - one signature for al
         raise StackError("LitServe is not installed: .venv/bin/pip install -c constraints.txt -e '.[bench]'")
     count, repeats = (32, 1) if quick else (160, 6)
     network, manifest = load_bundle(Settings().bundle_path.read_bytes())
-    engine, size = pick_engine(network, manifest.input_size), manifest.input_size
+    engine, size = pick_engine(network, manifest.input_size, Settings().cache), manifest.input_size
     reader = Reader(network, manifest, engine)
     squares = np.random.default_rng(0).integers(0, 256, (CLIENTS, size, size), np.uint8)
     settings = Settings()

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -16,14 +17,24 @@ from cryptography.fernet import Fernet
 
 from infra.client import Client
 from infra.postgres import EmbeddedPostgres
-from infra.process import Child, free_port, is_free, wait_until
+from infra.process import Child, free_port, free_ports, wait_until
 from infra.valkey import EmbeddedValkey
-from shared.errors import StackError
+from shared.errors import StackError, StoreUnavailable
 from shared.repository.access import Role
-from shared.settings import ROOT
+from shared.settings import ROOT, Settings
+from shared.storage import open_store
 
 KEYS = {role.value: f"osk_bench_{role.value}_key_of_the_benchmarks" for role in Role}
 S3_USER, S3_PASSWORD = "osteon", "osteon-secret"
+# all on loopback, nothing told to its makers, no catalogs beside S3
+SEAWEEDFS = (
+    "-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-master.telemetry=false", "-s3", "-s3.port.iceberg=0", "-s3.port.lance=0",
+    "-volume.max=1000", "-master.volumeSizeLimitMB=1024",
+)  # fmt: skip
+SEAWEEDFS_PORTS = (
+    "master.port", "master.port.grpc", "volume.port", "volume.port.grpc", "filer.port", "filer.port.grpc",
+    "s3.port.grpc",
+)  # fmt: skip
 
 
 class Plant:
@@ -67,6 +78,7 @@ class Plant:
             "BROKER_URL": self.valkey.url,
             "STORE_URL": self.store_url,
             "SPOOL_DIR": str(self.folder / "spool"),
+            "CACHE_DIR": str(Settings().cache.absolute()),  # not measured: how long a first start takes
             "IDENTITY_KEY": Fernet.generate_key().decode(),
             "SESSION_SECRET": "a session secret for benchmarks",
             "LOG_LEVEL": "WARNING",
@@ -129,30 +141,70 @@ class Plant:
 
 
 class S3Server:
-    """An S3 server of its own: MinIO when its binary is on PATH, else moto's. `with S3Server(folder) as server:`."""
+    """An S3 server of its own: MinIO when its binary is on PATH, else SeaweedFS where it is installed, else moto's.
+
+    Use it as `with S3Server(folder) as server:`.
+    """
 
     def __init__(self, folder: Path) -> None:
-        """folder: where its data and its log lie."""
+        """folder: where its data and its log lie; it may be new."""
         self.folder = folder
-        self.port = free_port()
-        minio = shutil.which("minio")
-        self.kind = "minio" if minio else "moto"
-        command = (
-            [minio, "server", str(folder / "data"), "--address", f"127.0.0.1:{self.port}"]
-            if minio
-            else [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(self.port)]
-        )
-        variables = {**os.environ, "MINIO_ROOT_USER": S3_USER, "MINIO_ROOT_PASSWORD": S3_PASSWORD}
-        self.child = Child("S3", command, folder / "s3.log", variables)
+        self.port, *others = free_ports(8)
+        self._master = others[0]
+        minio, own = shutil.which("minio"), Path(sys.executable).parent
+        weed = shutil.which("weed", path=f"{own}{os.pathsep}{os.environ.get('PATH', '')}")
+        data = folder / "s3"
+        data.mkdir(parents=True, exist_ok=True)
+        if minio:
+            self.kind = "MinIO"
+            command = [minio, "server", str(data), "--address", f"127.0.0.1:{self.port}"]
+        elif weed:
+            self.kind = "SeaweedFS"
+            command = [weed, "server", f"-dir={data}", *SEAWEEDFS, f"-s3.port={self.port}"]
+            command += [f"-{name}={port}" for name, port in zip(SEAWEEDFS_PORTS, others, strict=True)]
+        else:
+            self.kind = "moto"
+            command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(self.port)]
+        variables = {
+            **os.environ,
+            "MINIO_ROOT_USER": S3_USER,
+            "MINIO_ROOT_PASSWORD": S3_PASSWORD,
+            "AWS_ACCESS_KEY_ID": S3_USER,
+            "AWS_SECRET_ACCESS_KEY": S3_PASSWORD,
+            "WEED_MASTER_VOLUME_GROWTH_COPY_1": "1",  # of its volumes, for each bucket
+        }
+        self.child = Child("S3", command, folder / "s3.log", variables, stop_wait_s=3)
 
     def url(self, bucket: str) -> str:
         """A store URL for OSTEON_STORE_URL."""
         return f"s3://{S3_USER}:{S3_PASSWORD}@127.0.0.1:{self.port}/{bucket}"
 
-    def __enter__(self) -> Self:
+    def compact(self) -> None:
+        """Give the room of removed objects back to the disk at once; SeaweedFS would do it later."""
+        if self.kind == "SeaweedFS":
+            url = f"http://127.0.0.1:{self._master}/vol/vacuum?garbageThreshold=0.01"
+            httpx.get(url, trust_env=False, timeout=120).raise_for_status()
+
+    def _ready(self) -> bool:
+        try:
+            open_store(self.url("ready")).check()
+        except StoreUnavailable:
+            return False
+        return True
+
+    def start(self) -> None:
+        """Start it, on the objects that are there, and wait until it takes more. Raises StackError."""
         self.child.start()
-        if not wait_until(lambda: not is_free(self.port), 60):
-            raise self.child.failure("did not listen within 60 s")
+        if not wait_until(self._ready, 60):
+            raise self.child.failure("was not ready within 60 s")
+
+    def kill(self) -> None:
+        """As the power does. moto forgets its objects by that."""
+        os.kill(self.child.pid or 0, signal.SIGKILL)
+        self.child.stop()
+
+    def __enter__(self) -> Self:
+        self.start()
         return self
 
     def __exit__(

@@ -103,7 +103,7 @@ def run(quick: bool, say: Say) -> Result:  # noqa: FBT001 - one signature for al
             store.check()
             for load in (large, small):
                 say(f"{kind}: {load.count} {load.label}, {repeats} times")
-                films, clear = Films(load), _clearing(url)
+                films, clear = Films(load), _clearing(url, s3)
                 arms = {
                     "store": _arm(load, films, clear, functools.partial(_put, store)),
                     "api": _arm(load, films, clear, Sender(api, "files", "/studies", KEYS["submitter"]).send),
@@ -164,7 +164,7 @@ def _hash_and_put(store: Store, contents: Sequence[bytes]) -> None:
         store.put(original_key(sha256_of(content)), io.BytesIO(content), len(content))
 
 
-def _clearing(url: str) -> Callable[[], None]:
+def _clearing(url: str, s3: S3Server) -> Callable[[], None]:
     """Removes what a repeat stored, so that disk and memory do not fill."""
     parts = urlsplit(url)
     if parts.scheme == "file":
@@ -175,6 +175,7 @@ def _clearing(url: str) -> Callable[[], None]:
     def clear() -> None:
         for found in client.list_objects(bucket, prefix="originals/", recursive=True):
             client.remove_object(bucket, found.object_name)
+        s3.compact()
 
     return clear
 

@@ -74,7 +74,7 @@ def run(quick: bool, say: Say) -> Result:  # noqa: FBT001 - one signature for al
 def seconds_a_batch() -> float:
     """How long the shipped model takes for a batch of the default size on this machine."""
     network, manifest = load_bundle(Settings().bundle_path.read_bytes())
-    engine = pick_engine(network, manifest.input_size)
+    engine = pick_engine(network, manifest.input_size, Settings().cache)
     return Settings().batch_size / images_per_s(engine, manifest.input_size, 32)
 
 

@@ -32,7 +32,7 @@ def run(quick: bool, say: Say) -> Result:  # noqa: FBT001 - one signature for al
     studies, edge, repeats = (held + 8, held // 4, 1) if quick else (4 * held, held, 5)
     kinds = {"raw": "explicit", "JPEG-LS": "jpegls"} if quick else KINDS
     network, manifest = load_bundle(Settings().bundle_path.read_bytes())
-    engine, size = pick_engine(network, manifest.input_size), manifest.input_size
+    engine, size = pick_engine(network, manifest.input_size, Settings().cache), manifest.input_size
     details: dict[str, Any] = {"cores": cpu_count(), "lanes": lanes()}
     with Plant() as plant:
         store = open_store(plant.store_url)

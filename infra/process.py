@@ -201,3 +201,11 @@ def free_port() -> int:
             return port
     message = "No free port between 20000 and 32768 on 127.0.0.1. End programs that listen there, then try again."
     raise StackError(message)
+
+
+def free_ports(count: int) -> list[int]:
+    """Several free ports, all different. Raises as `free_port`."""
+    found: set[int] = set()
+    while len(found) < count:
+        found.add(free_port())
+    return list(found)

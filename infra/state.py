@@ -100,7 +100,7 @@ def prepare_home(home: Path) -> None:
         home.mkdir(parents=True, exist_ok=True)
         names = {path.name for path in home.iterdir()}
         if (
-            names - {"lock", "logs", "objects"} and "secrets.json" not in names
+            names - {"lock", "logs", "objects", "cache"} and "secrets.json" not in names
         ):  # later `down --delete` removes the whole folder
             message = f"{home} holds files that are not Osteon's. Set OSTEON_HOME to an empty or a new folder."
             raise StackError(message)

@@ -27,6 +27,7 @@ class Settings(BaseSettings):
     )
     bundle_path: Path = Field(ROOT / "training/bundles/second-look.safetensors", description="activated when none is")
     spool_dir: Path | None = Field(None, description="where uploads wait on disk until they are whole")
+    cache_dir: Path | None = Field(None, description="for converted networks; none: the folder cache in the home")
 
     # secrets
     identity_key: SecretStr = Field(SecretStr(""), description="Fernet key of the identities table")
@@ -92,6 +93,11 @@ class Settings(BaseSettings):
     nightly_in_flight: int = Field(256, ge=1, description="of a run's studies out at a time; more where they go fast")
 
     log_level: str = "INFO"
+
+    @property
+    def cache(self) -> Path:
+        """Where workers keep converted networks: what can be made anew."""
+        return self.cache_dir or self.home / "cache"
 
 
 @functools.cache

@@ -1,11 +1,8 @@
 """Real servers for every test that needs one: Postgres, Valkey, an S3 server over HTTP, and the whole system."""
 
 import itertools
-import shutil
-import socket
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +16,7 @@ from cryptography.fernet import Fernet
 from fastapi.testclient import TestClient
 
 from api.main import create_app
+from benchmarks.plant import S3Server
 from infra.client import Client
 from infra.postgres import EmbeddedPostgres
 from infra.stack import Stack
@@ -30,6 +28,14 @@ from shared.settings import ROOT, Settings
 
 SAMPLES = ROOT / "samples"
 _numbers = itertools.count(1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """The workers of all tests share what they can make anew: each would spend seconds on it."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setenv("OSTEON_CACHE_DIR", str(tmp_path_factory.getbasetemp() / "cache"))
+        yield
 
 
 @pytest.fixture(scope="session")
@@ -112,34 +118,9 @@ def broker_url(valkey: EmbeddedValkey) -> str:
 
 @pytest.fixture(scope="session")
 def s3_host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """host:port of a real S3 server: MinIO when its binary is on PATH, else moto's server."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    minio = shutil.which("minio")
-    folder = str(tmp_path_factory.mktemp("s3"))
-    command = (
-        [minio, "server", folder, "--address", f"127.0.0.1:{port}"]
-        if minio
-        else [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
-    )
-    process = subprocess.Popen(
-        command,
-        env={"MINIO_ROOT_USER": "osteon", "MINIO_ROOT_PASSWORD": "osteon-secret", "PATH": "/usr/bin:/bin"},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline:
-        try:
-            socket.create_connection(("127.0.0.1", port), 1).close()
-            break
-        except OSError:
-            assert process.poll() is None, "the S3 server ended"
-            time.sleep(0.1)
-    yield f"127.0.0.1:{port}"
-    process.terminate()
-    process.wait(10)
+    """host:port of a real S3 server."""
+    with S3Server(tmp_path_factory.mktemp("s3")) as server:
+        yield f"127.0.0.1:{server.port}"
 
 
 @pytest.fixture(params=["directory", "s3"])

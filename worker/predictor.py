@@ -4,6 +4,7 @@ import logging
 import threading
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from weakref import WeakValueDictionary
 
 import torch
@@ -33,7 +34,9 @@ class ActiveReader:
     that a study in hand uses, so runs of several bundles at once do not load them in turn.
     """
 
-    def __init__(self, database: Database, store: Store) -> None:
+    def __init__(self, database: Database, store: Store, folder: Path) -> None:
+        """folder: where converted networks are kept."""
+        self._folder = folder
         self._database, self._store = database, store
         self._lock = threading.Lock()
         self._reader: Reader | None = None
@@ -80,7 +83,7 @@ class ActiveReader:
             return reader
 
     def _load(self, row: BundleRow) -> Reader:
-        reader = Reader.of_bundle(self._store.get(bundle_key(row.sha256)), row.sha256, resident=True)
+        reader = Reader.resident(self._store.get(bundle_key(row.sha256)), row.sha256, self._folder)
         log.info("bundle loaded", extra={"bundle": row.name})
         self._alive[row.name] = reader
         return reader

@@ -52,7 +52,7 @@ class Engine:
         self.load = Load()
         self.database = Database(settings.database_url.get_secret_value(), settings.database_pool_size)
         self.store = open_store(store_url)
-        self.reader = ActiveReader(self.database, self.store)
+        self.reader = ActiveReader(self.database, self.store, settings.cache)
         self.decoders = Decoders(
             store_url,
             PixelLimits(

@@ -8,6 +8,7 @@ import importlib.util
 import logging
 import threading
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -17,6 +18,7 @@ from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from shared.settings import cpu_count
+from shared.vision.converted import converted
 from shared.vision.network import BoneNet
 
 MOST_STREAMS = 8  # each holds the activations of a batch
@@ -40,15 +42,15 @@ Engine = Callable[[npt.NDArray[np.uint8]], Answer]  # takes (B, S, S) uint8
 Step = Callable[[], Sequence[Tensor]]  # reads the buffer it was made for; returns the fields of `network.Reading`
 
 
-def pick_engine(network: BoneNet, size: int) -> Engine:
-    """The fastest engine for this machine, for a service that runs long: compiling takes seconds.
+def pick_engine(network: BoneNet, size: int, folder: Path | None = None) -> Engine:
+    """The fastest engine for this machine, for a service that runs long: making it takes seconds.
 
-    size: side of the squares, pixels.
+    size: side of the squares, pixels; folder: where converted networks are kept, for one that is loaded again.
     """
     if torch.cuda.is_available():
         return gpu_engine(network, size)
     if importlib.util.find_spec("openvino"):
-        return openvino_engine(network, size)
+        return openvino_engine(network, size, folder)
     return torch_engine(folded(network), torch.device("cpu"))
 
 
@@ -201,16 +203,14 @@ def _captured(network: BoneNet, squares: Tensor) -> Step:
     return step
 
 
-def openvino_engine(network: BoneNet, size: int) -> Engine:
-    """OpenVINO on the CPU, in bfloat16 where the processor has it and float32 elsewhere (OpenVINO's own choice)."""
+def openvino_engine(network: BoneNet, size: int, folder: Path | None = None) -> Engine:
+    """OpenVINO on the CPU, in bfloat16 where the processor has it and float32 elsewhere (OpenVINO's own choice).
+
+    size, folder: as for `pick_engine`.
+    """
     import openvino  # noqa: PLC0415 - an extra
 
-    example = torch.zeros(2, 1, size, size, dtype=torch.uint8)
-    with torch.no_grad():
-        exported = torch.export.export(
-            network.eval().cpu(), (example,), dynamic_shapes={"pixels": {0: torch.export.Dim("batch")}}
-        )
-    model = openvino.convert_model(exported)
+    model = converted(network, size, folder)
     streams = {"NUM_STREAMS": lanes(), "INFERENCE_NUM_THREADS": cpu_count()}
     compiled = openvino.Core().compile_model(model, "CPU", streams)
     log.info("openvino", extra={"precision": str(compiled.get_property("INFERENCE_PRECISION_HINT"))})
@@ -222,6 +222,9 @@ def openvino_engine(network: BoneNet, size: int) -> Engine:
         answer = own.request.infer(squares[:, None])
         return Answer(*(np.array(answer[index]) for index in range(len(Answer._fields))))
 
+    # alone: where two threads are the first to show OpenVINO's bindings an array, one waits for the interpreter lock
+    # and the other, which holds it, for the first
+    run(np.zeros((1, size, size), np.uint8))
     return run
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -69,10 +70,19 @@ class Reader:
         self._run = engine or torch_engine(network, pick_device())
 
     @classmethod
-    def of_bundle(cls, content: bytes, sha256: str | None = None, *, resident: bool = False) -> "Reader":
-        """content: a bundle file; resident: for a service, take seconds now to compile for speed. Raises BadBundle."""
+    def of_bundle(cls, content: bytes, sha256: str | None = None) -> "Reader":
+        """content: a bundle file. It starts at once, for a command that reads few films. Raises BadBundle."""
+        return cls(*load_bundle(content, sha256))
+
+    @classmethod
+    def resident(cls, content: bytes, sha256: str, folder: Path) -> "Reader":
+        """For a service, the fastest that this machine has. Raises BadBundle.
+
+        content: a bundle file; sha256: what it must hash to; folder: where converted networks are kept, which saves a
+        later start seconds.
+        """
         network, manifest = load_bundle(content, sha256)
-        return cls(network, manifest, pick_engine(network, manifest.input_size) if resident else None)
+        return cls(network, manifest, pick_engine(network, manifest.input_size, folder))
 
     @property
     def size(self) -> int:

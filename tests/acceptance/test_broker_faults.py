@@ -44,6 +44,8 @@ def test_two_reconcilers_send_a_lost_study_once(plant):
     """Two workers sweep the same loss at the same time, and each forgotten study gets one message, not two."""
     ids = plant.submit("two reconcilers", 100)
     with plant.broker() as client:
+        # the API sends them once its receipt is on its way
+        plant.until(lambda: client.llen("routine") == len(ids), 20)
         client.flushall()
         client.config_resetstat()
     since = time.monotonic()

@@ -10,6 +10,7 @@ import psutil
 import pytest
 
 from shared.settings import ROOT
+from shared.vision.engines import device
 
 
 def processes_of(home: Path) -> list[str]:
@@ -58,6 +59,7 @@ def test_demo_twice_then_gone(tmp_path: Path) -> None:
     assert "Research use only" in said
     assert processes_of(home) == []
     key = (home / "secrets.json").read_bytes()
+    assert "OpenVINO" not in device() or len(list((home / "cache").iterdir())) == 1
 
     code, again, _ = osteon(home, "demo", "--once")
     assert code == 0, again

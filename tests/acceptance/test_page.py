@@ -222,6 +222,8 @@ def test_study_opens_by_key(reader: Page, system: Any, studies: dict[str, str]) 
     reader.keyboard.press("j")
     reader.keyboard.press("Enter")
     expect(reader).to_have_url(f"{system.api_url}{first}")
+    # left before its claim arrives, the page would keep the study from the next test for a lease's time
+    expect(reader.get_by_role("region", name="Who reads this study")).to_contain_text("You read this study")
 
 
 def test_study_shows_film_and_words(reader: Page, system: Any, studies: dict[str, str]) -> None:

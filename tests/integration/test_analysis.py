@@ -53,7 +53,7 @@ def other_bundle_path(bundle_path, tmp_path_factory):
 @pytest.fixture(autouse=True)
 def _load_once(monkeypatch):
     """Bundles are loaded once for all tests, and run as they are: to compile them takes longer than these tests."""
-    monkeypatch.setattr("worker.predictor.Reader.of_bundle", lambda content, sha256, resident: loaded(content, sha256))
+    monkeypatch.setattr("worker.predictor.Reader.resident", lambda content, sha256, folder: loaded(content, sha256))
 
 
 @functools.cache

@@ -3,6 +3,7 @@
 import gc
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -27,9 +28,9 @@ class Site:
             "worker.predictor.active_bundle", lambda _: SimpleNamespace(name=self.active, sha256=self.active)
         )
         patched.setattr("worker.predictor.bundle", lambda _, name: SimpleNamespace(name=name, sha256=name))
-        patched.setattr("worker.predictor.Reader.of_bundle", lambda _, name, **__: self._loaded(name))
+        patched.setattr("worker.predictor.Reader.resident", lambda _, name, __: self._loaded(name))
         database, store = SimpleNamespace(transaction=nullcontext), SimpleNamespace(get=lambda _: b"")
-        self.reader = ActiveReader(database, store)
+        self.reader = ActiveReader(database, store, Path())
 
     def _loaded(self, name):
         self.loads.append(name)
