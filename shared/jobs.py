@@ -63,6 +63,7 @@ def celery_app(settings: Settings) -> Celery:
             "unacked_restore_interval": 5,
             "unacked_restore_throttle": 1,
             "queue_order_strategy": "priority",
+            "patient_queue": Priority.BACKLOG.value,  # of shared.transport
             "socket_keepalive": True,
             "health_check_interval": 25,
             "socket_connect_timeout": 5,

@@ -8,13 +8,16 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
+from contextlib import contextmanager
 from typing import Generic, TypeVar
 
 log = logging.getLogger(__name__)
 OLDEST_EVERY = 10  # of so many items taken one is the oldest of all: nothing starves, and nothing urgent feels it
 URGENT = 0  # an item of this priority or less is urgent
+LIVE = 1  # and of this or less live: somebody waits for it
+YIELD_S = 1.0  # a study's time on slow cores
 FEW = 4  # from so many on, waiting longer would save little more: see `few_pace_s`
 Item = TypeVar("Item")
 Answer = TypeVar("Answer")
@@ -38,6 +41,7 @@ class Batcher(Generic[Item, Answer]):
         pace_s: float = 0.0,
         few_pace_s: float = 0.0,
         lanes: int = 1,
+        right_of_way: "RightOfWay | None" = None,
         common: tuple[type[BaseException], ...] = (),
     ) -> None:
         """answer: items in, as many answers out, in order; called by so many threads at a time as there are lanes.
@@ -45,6 +49,7 @@ class Batcher(Generic[Item, Answer]):
         pace_s: a lane starts its next batch no sooner than this after its last: under load more come together.
         few_pace_s: the same while fewer than FEW items wait and none is urgent, where a batch costs about as much for
         one as for many.
+        right_of_way: of live studies, before which items that are not live stand back.
         common: errors that no single item causes; the whole batch gets them at once, unhalved.
         """
         self.lanes = [Lane() for _ in range(lanes)]
@@ -55,6 +60,8 @@ class Batcher(Generic[Item, Answer]):
         self._taken = 0
         self._changed = threading.Condition()
         self._closed = False
+        self._right_of_way = right_of_way or RightOfWay()
+        self._right_of_way.when_over(self._look_again)
         for number, lane in enumerate(self.lanes):
             lane.thread = threading.Thread(target=self._run, args=(lane,), name=f"{name}-{number}", daemon=True)
             lane.thread.start()
@@ -92,6 +99,10 @@ class Batcher(Generic[Item, Answer]):
         for lane in self.lanes:
             lane.thread.join()
 
+    def _look_again(self) -> None:
+        with self._changed:
+            self._changed.notify_all()
+
     def _run(self, lane: "Lane") -> None:
         while batch := self._next(lane):
             live = [(item, future) for item, future in batch if future.set_running_or_notify_cancel()]
@@ -124,6 +135,8 @@ class Batcher(Generic[Item, Answer]):
 
     def _left(self, lane: "Lane") -> float:
         """Seconds until this lane should take what waits, if nothing more comes."""
+        if min(self._queues) > LIVE and (yielding := self._right_of_way.left()) > 0:
+            return yielding
         waiting = self._waiting()
         if waiting >= self._max_batch:
             return 0.0
@@ -134,7 +147,7 @@ class Batcher(Generic[Item, Answer]):
 
     def _turn(self) -> int:
         """The priority whose first item is to be taken next."""
-        if self._taken % OLDEST_EVERY == OLDEST_EVERY - 1:
+        if self._taken % OLDEST_EVERY == OLDEST_EVERY - 1 and not self._right_of_way.left():
             return min(self._queues, key=lambda priority: self._queues[priority][0][0])
         return min(self._queues)
 
@@ -163,6 +176,44 @@ class Batcher(Generic[Item, Answer]):
         lane.failures = 0
         for (_, future), answer in zip(batch, answers, strict=True):
             future.set_result(answer)
+
+
+class RightOfWay:
+    """Live studies in hand: meanwhile what is not live begins no step, so cores and lanes are free for theirs.
+
+    For YIELD_S at most: where one live study comes before the last is done, priorities alone decide, and no core idles.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._live = 0
+        self._until = 0.0  # monotonic seconds
+        self._waking: list[Callable[[], None]] = []
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """A live study is in hand during the block."""
+        with self._lock:
+            self._live += 1
+            if self._live == 1:
+                self._until = time.monotonic() + YIELD_S
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._live -= 1
+                over = not self._live
+            if over:
+                for wake in self._waking:
+                    wake()
+
+    def left(self) -> float:
+        """Seconds for which the others stand back, if no live study is done before; 0: they need not."""
+        return max(0.0, self._until - time.monotonic()) if self._live else 0.0
+
+    def when_over(self, wake: Callable[[], None]) -> None:
+        """Call this whenever the last live study is done."""
+        self._waking.append(wake)
 
 
 class Lane:

@@ -30,7 +30,7 @@ from shared.logs import configure_logs
 from shared.storage import Store, film_key, open_store, original_key, preview_key, sha256_of
 from shared.vision.pixels import PixelLimits, PixelSource, display, open_pixels
 from shared.vision.tensors import UInt8Image, prepare, shrink
-from worker.batching import Batcher
+from worker.batching import Batcher, RightOfWay
 from worker.films import pack, picture
 from worker.watchdog import end_process
 
@@ -87,10 +87,12 @@ class Decoders:
         limit_s: float,
         memory_bytes: int,
         log_level: str,
+        right_of_way: RightOfWay | None = None,
         observe: Callable[[float], object] = lambda seconds: None,  # noqa: ARG005
     ) -> None:
         """limit_s: for one instance with all its frames; memory_bytes: what one child may take.
 
+        right_of_way: of live studies, before which other images stand back.
         observe: told how many seconds each instance took.
         """
         self._observe = observe
@@ -99,7 +101,9 @@ class Decoders:
         self._setup = (store_url, limits, memory_bytes, log_level, limit_s / 4)
         # a pool of one for each lane: a child that dies while it holds its pool's lock stops no other
         self._pools: dict[int, ProcessPool] = {}
-        self._queue: Batcher[Work, Any] = Batcher("decoder", self._answer, max_batch=1, lanes=count)
+        self._queue: Batcher[Work, Any] = Batcher(
+            "decoder", self._answer, max_batch=1, lanes=count, right_of_way=right_of_way
+        )
 
     def submit(self, job: Job, priority: int = 0) -> "Future[Decoded]":
         """Decode an instance for the model. The future raises as `decode`, and DecodingFailed."""

@@ -25,6 +25,7 @@ from shared.jobs import (
 from shared.logs import configure_logs
 from shared.settings import settings
 from shared.study import Priority
+from shared.transport import patient_places
 
 if TYPE_CHECKING:
     from worker.pulse import Heart
@@ -92,7 +93,8 @@ def _start(**_: object) -> None:
 
     held, threads = engine(), threads_for(settings())
     _heart = Heart(held.database, held.load, device=device(), threads=threads, bundle=lambda: held.reader.name)
-    _sweeper = Sweeper(settings(), held.database, Doorbell(app), held.load, threads, beat=_heart.beat)
+    places = patient_places(threads)
+    _sweeper = Sweeper(settings(), held.database, Doorbell(app), held.load, places, beat=_heart.beat)
 
 
 @worker_shutting_down.connect

@@ -66,11 +66,11 @@ class Sweeper:
         database: Database,
         doorbell: Doorbell,
         load: Load,
-        threads: int,
+        places: int,
         end: Callable[[str], None] = end_process,
         beat: Callable[[], None] = lambda: None,
     ) -> None:
-        """threads: how many studies this worker takes at a time; end: told why, when its consumer stands still.
+        """places: with so many messages in hand it may take no more; end: told why, when its consumer stands still.
 
         beat: called before each sweep; raises nothing.
         """
@@ -81,7 +81,7 @@ class Sweeper:
             Priority.ROUTINE: timedelta(seconds=settings.routine_limit_s),
             Priority.BACKLOG: timedelta(seconds=settings.backlog_limit_s),
         }
-        self._database, self._doorbell, self._load, self._threads, self._end = database, doorbell, load, threads, end
+        self._database, self._doorbell, self._load, self._places, self._end = database, doorbell, load, places, end
         self._counted = load.taken  # as of the last promotion
         self._standstill = Standstill(settings.standstill_s)
         self._stop = threading.Event()
@@ -110,7 +110,7 @@ class Sweeper:
 
     def _sweep(self) -> None:
         waiting = self._waiting()
-        free = self._load.in_hand < self._threads
+        free = self._load.in_hand < self._places
         if self._standstill.look(waiting, self._load.taken, free=free) and not self._stop.is_set():
             self._end("the consumer of messages stands still")
         began = time.monotonic()

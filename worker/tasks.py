@@ -6,7 +6,7 @@ import logging
 import random
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from datetime import timedelta
 from uuid import UUID
@@ -23,7 +23,7 @@ from shared.vision.pixels import PixelLimits
 from shared.vision.reader import Reader
 from worker import metrics
 from worker.analysis import ModelBatcher, analyse
-from worker.batching import Batcher
+from worker.batching import Batcher, RightOfWay
 from worker.decoding import Decoders, DecodingFailed, FilmJob
 from worker.films import is_film, refusal
 from worker.ledger import Ledger
@@ -50,6 +50,7 @@ class Engine:
         self.settings = settings
         store_url = settings.store_url.get_secret_value()
         self.load = Load()
+        self.right_of_way = RightOfWay()
         self.database = Database(settings.database_url.get_secret_value(), settings.database_pool_size)
         self.store = open_store(store_url)
         self.reader = ActiveReader(self.database, self.store, settings.cache)
@@ -62,6 +63,7 @@ class Engine:
             limit_s=settings.decode_limit_s,
             memory_bytes=settings.decode_memory_bytes,
             log_level=settings.log_level,
+            right_of_way=self.right_of_way,
             observe=metrics.DECODING.observe,
         )
         self.batcher: ModelBatcher = Batcher(
@@ -70,6 +72,7 @@ class Engine:
             max_batch=images_a_call(settings.batch_size),
             max_wait_s=settings.batch_wait_ms / 1000,
             lanes=lanes(),
+            right_of_way=self.right_of_way,
         )
         self.watchdog = Watchdog(self.batcher.lanes, settings.predict_limit_s)
         lease = timedelta(seconds=settings.lease_s)
@@ -96,7 +99,8 @@ class Engine:
 
         queue: that of the message.
         """
-        with self.load.one():
+        live = queue is not Priority.BACKLOG
+        with self.load.one(), self.right_of_way.held() if live else nullcontext():
             outcome = self._analysed(Wanted(study_id, queue=queue))
         metrics.count(outcome)
         return outcome
@@ -360,5 +364,5 @@ class Leases:
 
 
 def threads_for(settings: Settings) -> int:
-    """Task threads: enough that a batch fills while another one is decoded."""
-    return max(settings.worker_threads, 2 * settings.batch_size, 2 * cpu_count())
+    """Task threads: the backlog fills a batch while another one is decoded, and live studies find room beside it."""
+    return max(settings.worker_threads, 3 * settings.batch_size, 3 * cpu_count())

@@ -21,6 +21,7 @@ from shared.jobs import ANALYSE, NIGHTLY, QUEUES, UNKNOWN_AGE, Doorbell, celery_
 from shared.repository.work import ToSend
 from shared.settings import ROOT
 from shared.study import Priority
+from shared.transport import patient_places
 from worker.consumer import Consumer
 
 # the worker's own settings and pool, with a task that only notes what came
@@ -117,6 +118,30 @@ def test_queues_are_served_in_strict_order(doorbell, start_worker, tmp_path):
     worker.send_signal(signal.SIGTERM)
     assert worker.wait(60) == 0
     assert doorbell.waiting() == dict.fromkeys(QUEUES, 0)
+
+
+def test_the_backlog_leaves_places_for_what_somebody_waits_for(doorbell):
+    """However long the backlog is, a live study's message is taken at once; and each place it may have it gets back."""
+    places, held = 8, []
+    assert doorbell.ring(studies(20, Priority.BACKLOG)) == []
+    with doorbell.app.connection_for_read() as connection, connection.channel() as channel:
+        channel.basic_qos(0, places, False)
+        consumer = doorbell.app.amqp.TaskConsumer(channel, on_message=held.append)
+
+        def came(count):
+            """The queues of all that are held, once there are so many or nothing more has come for a second."""
+            deadline = time.monotonic() + 1
+            while len(held) < count and time.monotonic() < deadline:
+                with contextlib.suppress(TimeoutError):
+                    connection.drain_events(timeout=0.1)
+            return [message.delivery_info["routing_key"] for message in held]
+
+        with consumer:
+            assert came(places) == [Priority.BACKLOG] * patient_places(places)
+            doorbell.ring(studies(1, Priority.URGENT) + studies(1, Priority.ROUTINE))
+            assert came(places) == [Priority.BACKLOG] * 6 + [Priority.URGENT, Priority.ROUTINE]
+            held.pop(0).ack()
+            assert came(places) == [Priority.BACKLOG] * 5 + [Priority.URGENT, Priority.ROUTINE, Priority.BACKLOG]
 
 
 def test_heads_tell_when_the_oldest_message_left(doorbell):

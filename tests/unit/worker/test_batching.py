@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from worker.batching import FEW, OLDEST_EVERY, Batcher, Lane
+from worker.batching import FEW, LIVE, OLDEST_EVERY, URGENT, YIELD_S, Batcher, Lane, RightOfWay
 
 
 class Poison(Exception):
@@ -251,6 +251,69 @@ def test_what_is_urgent_waits_behind_a_tenth_at_most(routine, urgent, batches, m
     others = sum(item < 1000 for item in before)
     assert others <= -(-len(before) // OLDEST_EVERY)
     assert len(before) <= urgent + urgent // (OLDEST_EVERY - 1) + 1
+
+
+@pytest.mark.parametrize("live", [URGENT, LIVE])
+def test_what_is_not_live_stands_back(live):
+    """While a live study is in hand lanes stay free for it; once the last of them is done the others go on at once."""
+    model, right_of_way = Model(), RightOfWay()
+    batcher = Batcher("model", model, max_batch=1, lanes=2, right_of_way=right_of_way)
+    began = time.monotonic()
+    with right_of_way.held():
+        with right_of_way.held():
+            second_look = batcher.submit(7, LIVE + 1)
+            assert batcher.submit(1, live).result(20) == 2
+        assert not second_look.running()
+        assert not second_look.done()
+        ended = time.monotonic()
+    assert second_look.result(20) == 14
+    took = time.monotonic() - ended
+    batcher.close()
+    assert ended - began > YIELD_S or took < YIELD_S / 2, "it was woken, and did not wait for the end of its patience"
+
+
+def test_not_even_the_oldest_goes_before_a_live_one():
+    """The tenth turn, which belongs to the oldest, is left out while a live study is in hand."""
+    right_of_way = RightOfWay()
+    batcher = Batcher("model", list, max_batch=1, lanes=0, right_of_way=right_of_way)
+    batcher.submit(-1, LIVE + 1)
+    for item in range(2 * OLDEST_EVERY):
+        batcher.submit(item, LIVE)
+    with right_of_way.held():
+        taken = [batcher._next(Lane())[0][0] for _ in range(OLDEST_EVERY)]
+    assert taken == list(range(OLDEST_EVERY))
+    later = [batcher._next(Lane())[0][0] for _ in range(OLDEST_EVERY)]
+    assert -1 in later
+
+
+def test_live_studies_without_end_do_not_stop_the_others(monkeypatch):
+    """From YIELD_S on, priorities alone decide; and only the next first live study gives the right of way again."""
+    now = [1000.0]
+    monkeypatch.setattr("worker.batching.time.monotonic", lambda: now[0])
+    right_of_way = RightOfWay()
+    batcher, lane = Batcher("model", list, max_batch=1, lanes=0, right_of_way=right_of_way), Lane()
+    batcher.submit(1, LIVE + 1)
+    first, second = right_of_way.held(), right_of_way.held()
+    with first:
+        assert batcher._left(lane) == pytest.approx(YIELD_S)
+        now[0] += YIELD_S / 2
+        second.__enter__()
+    assert batcher._left(lane) == pytest.approx(YIELD_S / 2), "the second is in hand still"
+    now[0] += YIELD_S / 2
+    assert batcher._left(lane) <= 0
+    second.__exit__(None, None, None)
+    with right_of_way.held():
+        assert batcher._left(lane) == pytest.approx(YIELD_S)
+
+
+def test_close_waits_for_no_right_of_way():
+    """What waits is answered, whoever is in hand."""
+    right_of_way = RightOfWay()
+    batcher = Batcher("model", Model(), max_batch=1, right_of_way=right_of_way)
+    with right_of_way.held():
+        waiting = batcher.submit(3, LIVE + 1)
+        batcher.close()
+        assert waiting.result(0) == 6
 
 
 def test_what_no_item_caused_fails_the_batch_at_once():

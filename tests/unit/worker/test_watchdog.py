@@ -151,7 +151,7 @@ def test_the_consumer_is_not_to_blame_while_the_broker_is_away(monkeypatch, trou
     monkeypatch.setattr("worker.sweeps.promote", lambda *_: 0)
     monkeypatch.setattr("worker.sweeps.feed", lambda *_: 0)
     settings = Settings(reconcile_every_s=3600, standstill_s=6)
-    sweeper = Sweeper(settings, None, bell, Load(), threads=1, end=said.append)
+    sweeper = Sweeper(settings, None, bell, Load(), places=1, end=said.append)
     sweeper._sweep()
     bell.now += 2
     bell.away, bell.takes_s = trouble == "away", 5.0 if trouble == "slow" else 0.0
@@ -182,7 +182,7 @@ def test_no_study_counts_for_two_promotions(monkeypatch):
     monkeypatch.setattr("worker.sweeps.feed", feed)
     load = Load()
     load.taken = 7  # before this sweeper
-    sweeper = Sweeper(Settings(reconcile_every_s=3600), None, Bell(), load, threads=1, end=str)
+    sweeper = Sweeper(Settings(reconcile_every_s=3600), None, Bell(), load, places=1, end=str)
     for taken in (20, 50, 0):
         load.taken += taken
         with pytest.raises(Unavailable):
