@@ -175,8 +175,8 @@ class StatusCounts:
     is counted every RECOUNT_S seconds, and never for more than a hundredth of the time.
     """
 
-    FEW = 1000
-    RECOUNT_S = 30.0
+    FEW = 250
+    RECOUNT_S = 2.0
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
