@@ -6,7 +6,7 @@ from kombu.transport import redis
 from kombu.utils.scheduling import priority_cycle
 
 PATIENT_SHARE = 0.75  # of a consumer's places: as many may hold messages of the patient queue
-LOOK_S = 0.05  # while it has none to spare for those
+LOOK_S = 0.05  # so often a consumer looks whether it has room for them again
 
 
 def patient_places(places: int) -> int:
@@ -27,7 +27,7 @@ class QoS(redis.QoS):
         super().ack(delivery_tag)  # type: ignore[no-untyped-call]
 
     def has_room(self, queue: str) -> bool:
-        """Whether one more message of this queue may come, for which nobody waits."""
+        """Whether one more message of this queue, the patient one, may come."""
         if not self.prefetch_count:
             return True
         held = [message for tag, message in self._delivered.items() if tag not in self._dirty]
@@ -38,8 +38,8 @@ class QoS(redis.QoS):
 class Channel(redis.Channel):
     """A channel with one client a connection pool, which takes messages of a patient queue only while there is room.
 
-    Otherwise what somebody waits for would have to wait until one of them is done: 90 ms of a live study's 230 beside
-    a night (docs/adr/0024-live-studies-have-the-right-of-way.md). The queue is the transport option `patient_queue`.
+    If those held every place, a message that somebody waits for would come once one of them is done: 90 ms of a live
+    study's 230 beside a night (docs/adr/0024-live-studies-have-the-right-of-way.md). Transport option `patient_queue`.
 
     A client is a dictionary of some hundred callbacks over a pool that it shares: making one costs more than most
     commands, an eighth of a worker's control plane (docs/adr/0002-broker-settings.md). It is safe between threads.

@@ -14,10 +14,11 @@ from contextlib import contextmanager
 from typing import Generic, TypeVar
 
 log = logging.getLogger(__name__)
-OLDEST_EVERY = 10  # of so many items taken one is the oldest of all: nothing starves, and nothing urgent feels it
+OLDEST_EVERY = 10  # of so many items taken one is the oldest that may begin: nothing starves, nothing urgent feels it
 URGENT = 0  # an item of this priority or less is urgent
-LIVE = 1  # and of this or less live: somebody waits for it
-YIELD_S = 1.0  # a study's time on slow cores
+LIVE = 1  # of this or less it belongs to a live study: somebody waits for it
+YIELD_S = 1.0  # for so long live studies may stop the others: one study's time on slow cores
+REFILL = 0.5  # seconds of that a second, while no live study is in hand
 FEW = 4  # from so many on, waiting longer would save little more: see `few_pace_s`
 Item = TypeVar("Item")
 Answer = TypeVar("Answer")
@@ -27,7 +28,8 @@ _Entry = tuple[int, float, Item, "Future[Answer]"]  # order of arrival, submitte
 class Batcher(Generic[Item, Answer]):
     """Threads ("lanes") that answer batches, the most urgent items first.
 
-    A batch starts when `max_batch` items wait, or when the oldest has waited `max_wait_s` and the lane's pace lets it.
+    A batch starts when `max_batch` items wait, or when the oldest has waited `max_wait_s` and the lane's pace lets it;
+    of items that are not live, none does before a live study's right of way.
     When a batch raises it is halved until the culprit is alone: that one gets the exception, its neighbours answers.
     """
 
@@ -69,7 +71,8 @@ class Batcher(Generic[Item, Answer]):
     def submit(self, item: Item, priority: int = 0) -> "Future[Answer]":
         """Queue an item. Raises RuntimeError once closed.
 
-        Smaller priorities go first, equal ones in order; but each OLDEST_EVERY-th item taken is the oldest of all.
+        Smaller priorities go first, equal ones in order; but each OLDEST_EVERY-th item taken is the oldest of all,
+        unless a live study has the right of way.
         """
         future: Future[Answer] = Future()
         with self._changed:
@@ -105,9 +108,9 @@ class Batcher(Generic[Item, Answer]):
 
     def _run(self, lane: "Lane") -> None:
         while batch := self._next(lane):
-            live = [(item, future) for item, future in batch if future.set_running_or_notify_cancel()]
-            if live:
-                self._settle(lane, live)
+            wanted = [(item, future) for item, future in batch if future.set_running_or_notify_cancel()]
+            if wanted:
+                self._settle(lane, wanted)
         lane.finished = True
 
     def _next(self, lane: "Lane") -> list[tuple[Item, "Future[Answer]"]]:
@@ -123,6 +126,8 @@ class Batcher(Generic[Item, Answer]):
                 self._changed.wait(left)  # another lane may take all of it meanwhile
             batch: list[tuple[Item, Future[Answer]]] = []
             while self._queues and len(batch) < self._max_batch:
+                if batch and self._stands_back():
+                    break  # nor does it make a live study's batch larger
                 priority = self._turn()
                 *_, item, future = self._queues[priority].popleft()
                 if not self._queues[priority]:
@@ -135,8 +140,8 @@ class Batcher(Generic[Item, Answer]):
 
     def _left(self, lane: "Lane") -> float:
         """Seconds until this lane should take what waits, if nothing more comes."""
-        if min(self._queues) > LIVE and (yielding := self._right_of_way.left()) > 0:
-            return yielding
+        if self._stands_back():
+            return self._right_of_way.left()
         waiting = self._waiting()
         if waiting >= self._max_batch:
             return 0.0
@@ -144,6 +149,10 @@ class Batcher(Generic[Item, Answer]):
         few = waiting < FEW and min(self._queues) > URGENT
         pace_s = self._few_pace_s if few else self._pace_s
         return max(oldest_at + self._max_wait_s, lane.started_at + pace_s) - time.monotonic()
+
+    def _stands_back(self) -> bool:
+        """Whether nothing live waits, and a live study has the right of way."""
+        return min(self._queues) > LIVE and self._right_of_way.left() > 0
 
     def _turn(self) -> int:
         """The priority whose first item is to be taken next."""
@@ -179,15 +188,19 @@ class Batcher(Generic[Item, Answer]):
 
 
 class RightOfWay:
-    """Live studies in hand: meanwhile what is not live begins no step, so cores and lanes are free for theirs.
+    """Live studies between their claim and their results: meanwhile nothing of the others begins a step.
 
-    For YIELD_S at most: where one live study comes before the last is done, priorities alone decide, and no core idles.
+    So cores and lanes are free for them. For YIELD_S on end at most, and REFILL / (1 + REFILL) of the time: after that,
+    where live studies follow each other closely, priorities alone decide. Of this process only.
     """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._live = 0
-        self._until = 0.0  # monotonic seconds
+        # monotonic seconds
+        self._until = float("-inf")  # the end of the right of way, if those in hand are not done before
+        self._ended = float("-inf")  # the last one's end
+        self._left_over = 0.0  # seconds that it left unused
         self._waking: list[Callable[[], None]] = []
 
     @contextmanager
@@ -196,13 +209,17 @@ class RightOfWay:
         with self._lock:
             self._live += 1
             if self._live == 1:
-                self._until = time.monotonic() + YIELD_S
+                now = time.monotonic()
+                self._until = now + min(YIELD_S, self._left_over + REFILL * (now - self._ended))
         try:
             yield
         finally:
             with self._lock:
                 self._live -= 1
                 over = not self._live
+                if over:
+                    self._ended = time.monotonic()
+                    self._left_over = max(0.0, self._until - self._ended)
             if over:
                 for wake in self._waking:
                     wake()

@@ -70,8 +70,9 @@ class Sweeper:
         end: Callable[[str], None] = end_process,
         beat: Callable[[], None] = lambda: None,
     ) -> None:
-        """places: with so many messages in hand it may take no more; end: told why, when its consumer stands still.
+        """places: with so many messages in hand it may have to leave the backlog's.
 
+        end: told why, when its consumer stands still.
         beat: called before each sweep; raises nothing.
         """
         self._beat = beat

@@ -99,8 +99,7 @@ class Engine:
 
         queue: that of the message.
         """
-        live = queue is not Priority.BACKLOG
-        with self.load.one(), self.right_of_way.held() if live else nullcontext():
+        with self.load.one():
             outcome = self._analysed(Wanted(study_id, queue=queue))
         metrics.count(outcome)
         return outcome
@@ -203,7 +202,8 @@ class Engine:
         last = claim.attempt >= self.settings.max_attempts
         try:
             reader = reader or self.reader.of(bundle)  # one that cannot be loaded costs its second look an attempt
-            results = analyse(claim, reader, self.decoders.submit, self.batcher, last_attempt=last)
+            with self.right_of_way.held() if claim.priority is not Priority.BACKLOG else nullcontext():
+                results = analyse(claim, reader, self.decoders.submit, self.batcher, last_attempt=last)
             written = ledger.finish(work.Analysed(claim, results, bundle), alone=alone)
         except StoreUnavailable as wrong:
             return self._later(claim, str(wrong), study, ledger, blameless=not self._store_works())

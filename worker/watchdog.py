@@ -59,7 +59,7 @@ def trouble(lane: Lane, limit_s: float) -> str:
 
 
 class Standstill:
-    """Whether messages wait, this worker has a free thread, and yet it takes none: its consumer is stuck.
+    """Whether messages wait, this worker has room for them, and yet it takes none: its consumer is stuck.
 
     Celery's consumer has been seen to do so after its broker was killed, connected and deaf.
     """
@@ -76,7 +76,7 @@ class Standstill:
     def look(self, waiting: int, taken: int, *, free: bool) -> bool:
         """To be called every few seconds.
 
-        waiting: messages in the queues; taken: how many this worker has ever taken; free: whether a thread is.
+        waiting: messages in the queues; taken: how many this worker has ever taken; free: whether any may come.
         """
         now = time.monotonic()
         if not waiting or not free or taken != self._taken:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from worker.batching import FEW, LIVE, OLDEST_EVERY, URGENT, YIELD_S, Batcher, Lane, RightOfWay
+from worker.batching import FEW, LIVE, OLDEST_EVERY, REFILL, URGENT, YIELD_S, Batcher, Lane, RightOfWay
 
 
 class Poison(Exception):
@@ -287,7 +287,7 @@ def test_not_even_the_oldest_goes_before_a_live_one():
 
 
 def test_live_studies_without_end_do_not_stop_the_others(monkeypatch):
-    """From YIELD_S on, priorities alone decide; and only the next first live study gives the right of way again."""
+    """From YIELD_S on, priorities alone decide; the time for which the others stand back comes again bit by bit."""
     now = [1000.0]
     monkeypatch.setattr("worker.batching.time.monotonic", lambda: now[0])
     right_of_way = RightOfWay()
@@ -303,7 +303,44 @@ def test_live_studies_without_end_do_not_stop_the_others(monkeypatch):
     assert batcher._left(lane) <= 0
     second.__exit__(None, None, None)
     with right_of_way.held():
+        assert batcher._left(lane) <= 0, "it begins where the last one ended"
+    now[0] += YIELD_S / 10
+    with right_of_way.held():
+        assert batcher._left(lane) == pytest.approx(REFILL * YIELD_S / 10)
+        now[0] += REFILL * YIELD_S / 20
+    now[0] += YIELD_S / 10
+    with right_of_way.held():
+        assert batcher._left(lane) == pytest.approx(REFILL * YIELD_S * 0.15), "what was left over is kept"
+    now[0] += 100.0
+    with right_of_way.held():
         assert batcher._left(lane) == pytest.approx(YIELD_S)
+
+
+@given(st.lists(st.tuples(st.floats(0, 3), st.floats(0, 3)), min_size=1, max_size=40))
+def test_the_others_have_most_of_the_time(studies):
+    """However live studies come, the others stand back for YIELD_S at first, and then for a third of the time at most."""
+    with pytest.MonkeyPatch.context() as patched:
+        now = [1000.0]
+        patched.setattr("worker.batching.time.monotonic", lambda: now[0])
+        right_of_way, stood_back = RightOfWay(), 0.0
+        for gap, takes in studies:
+            now[0] += gap
+            with right_of_way.held():
+                stood_back += min(takes, right_of_way.left())
+                now[0] += takes
+    passed = now[0] - 1000.0
+    assert stood_back <= YIELD_S + REFILL / (1 + REFILL) * passed + 1e-6
+
+
+def test_no_other_item_makes_a_live_batch_larger():
+    """While a live study has the right of way its batch is its own; afterwards batches are full again."""
+    right_of_way = RightOfWay()
+    batcher = Batcher("model", list, max_batch=4, lanes=0, right_of_way=right_of_way)
+    for priority in (LIVE + 1, LIVE, LIVE + 1, LIVE, LIVE + 1, LIVE + 1):
+        batcher.submit(priority, priority)
+    with right_of_way.held():
+        assert [item for item, _ in batcher._next(Lane())] == [LIVE, LIVE]
+    assert [item for item, _ in batcher._next(Lane())] == [LIVE + 1] * 4
 
 
 def test_close_waits_for_no_right_of_way():
