@@ -6,7 +6,7 @@ from kombu.transport import redis
 from kombu.utils.scheduling import priority_cycle
 
 PATIENT_SHARE = 0.75  # of a consumer's places: as many may hold messages of the patient queue
-LOOK_S = 0.05  # so often a consumer looks whether it has room for them again
+LOOK_S = 0.02  # so often a consumer looks whether it has room for them again
 
 
 def patient_places(places: int) -> int:
