@@ -39,7 +39,7 @@ class Channel(redis.Channel):
     """A channel with one client a connection pool, which takes messages of a patient queue only while there is room.
 
     If those held every place, a message that somebody waits for would come once one of them is done: 90 ms of a live
-    study's 230 beside a night (docs/adr/0024-live-studies-have-the-right-of-way.md). Transport option `patient_queue`.
+    study's 200 beside a night (docs/adr/0024-live-studies-have-the-right-of-way.md). Transport option `patient_queue`.
 
     A client is a dictionary of some hundred callbacks over a pool that it shares: making one costs more than most
     commands, an eighth of a worker's control plane (docs/adr/0002-broker-settings.md). It is safe between threads.
