@@ -20,7 +20,7 @@ from infra.process import Child, free_port, wait_until
 from shared.errors import StackError
 from shared.settings import ROOT, Settings, cpu_count
 from shared.vision.bundle import load_bundle
-from shared.vision.engines import images_a_call, lanes, pick_engine
+from shared.vision.engines import callers, images_a_call, pick_engine
 from shared.vision.reader import Reader
 from worker.batching import Batcher
 from worker.predictor import predict
@@ -45,7 +45,7 @@ def run(quick: bool, say: Say) -> Result:  # noqa: FBT001 - one signature for al
         predict,
         max_batch=images_a_call(settings.batch_size),
         max_wait_s=settings.batch_wait_ms / 1000,
-        lanes=lanes(),
+        lanes=callers(),
     )
     with contextlib.ExitStack() as held:
         held.callback(batcher.close)

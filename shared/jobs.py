@@ -28,6 +28,8 @@ NIGHTLY = "osteon.nightly"
 FULL_FILM = "osteon.full_film"
 SWEEP_FILMS = "osteon.sweep_films"
 QUEUES = (Priority.URGENT, Priority.ROUTINE, Priority.BACKLOG)  # served strictly in this order
+# of a worker's places, the most that messages of a queue and of slower ones may hold
+SHARES = {Priority.ROUTINE: 0.9, Priority.BACKLOG: 0.75}
 FILMS = "films"  # a person waits: served before all others; holds no study, so the reconciler does not look at it
 FILM_EXPIRES_S = 60  # by then nobody waits any more, or has asked again
 ASKED_AGAIN_S = 10.0  # a page asks many times for one film; so often a message leaves for it
@@ -63,7 +65,7 @@ def celery_app(settings: Settings) -> Celery:
             "unacked_restore_interval": 5,
             "unacked_restore_throttle": 1,
             "queue_order_strategy": "priority",
-            "patient_queue": Priority.BACKLOG.value,  # of shared.transport
+            "shares": {queue.value: share for queue, share in SHARES.items()},  # of shared.transport
             "socket_keepalive": True,
             "health_check_interval": 25,
             "socket_connect_timeout": 5,

@@ -1,17 +1,19 @@
 """kombu's transport to Redis and Valkey, but that it keeps its client, counts right, and keeps places free."""
 
+import contextlib
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from kombu.transport import redis
 from kombu.utils.scheduling import priority_cycle
+from redis.exceptions import ResponseError
 
-PATIENT_SHARE = 0.75  # of a consumer's places: as many may hold messages of the patient queue
-LOOK_S = 0.02  # so often a consumer looks whether it has room for them again
+LOOK_S = 0.25  # so often a consumer looks whether it has room again, should the broker not let it wake itself
 
 
-def patient_places(places: int) -> int:
-    """How many of a consumer's places may hold messages of the patient queue."""
-    return max(1, int(places * PATIENT_SHARE))
+def places_of(share: float, places: int) -> int:
+    """How many of a consumer's places are such a share of them."""
+    return max(1, int(share * places))
 
 
 class QoS(redis.QoS):
@@ -25,30 +27,41 @@ class QoS(redis.QoS):
         """
         self._quick_ack(delivery_tag)
         super().ack(delivery_tag)  # type: ignore[no-untyped-call]
+        self.channel.look_again()
 
-    def has_room(self, queue: str) -> bool:
-        """Whether one more message of this queue, the patient one, may come."""
-        if not self.prefetch_count:
+    def has_room(self, queue: str, shares: Mapping[str, float]) -> bool:
+        """Whether one more message of this queue may come, within its share and the greater ones, which hold it."""
+        if queue not in shares or not self.prefetch_count:
             return True
-        held = [message for tag, message in self._delivered.items() if tag not in self._dirty]
-        own = sum(1 for message in held if message.delivery_info["routing_key"] == queue)
-        return own < patient_places(self.prefetch_count)
+        held = [
+            shares.get(message.delivery_info["routing_key"], 1.0)
+            for tag, message in self._delivered.items()
+            if tag not in self._dirty
+        ]
+        return all(
+            sum(1 for one in held if one <= share) < places_of(share, self.prefetch_count)
+            for share in shares.values()
+            if share >= shares[queue]
+        )
 
 
 class Channel(redis.Channel):
-    """A channel with one client a connection pool, which takes messages of a patient queue only while there is room.
+    """A channel with one client a connection pool, in which no queue's messages take the places of more urgent ones.
 
-    If those held every place, a message that somebody waits for would come once one of them is done: 90 ms of a live
-    study's 200 beside a night (docs/adr/0024-live-studies-have-the-right-of-way.md). Transport option `patient_queue`.
+    Where those of one queue hold every place, a message that somebody waits for comes once one of them is done
+    (docs/adr/0024-live-studies-have-the-right-of-way.md). Transport option `shares`: the most that a queue's messages,
+    together with those of queues of smaller shares, may hold of the places.
 
     A client is a dictionary of some hundred callbacks over a pool that it shares: making one costs more than most
     commands, an eighth of a worker's control plane (docs/adr/0002-broker-settings.md). It is safe between threads.
     """
 
     QoS = QoS
-    from_transport_options: tuple[str, ...] = (*redis.Channel.from_transport_options, "patient_queue")  # type: ignore[assignment]
-    patient_queue = ""
+    from_transport_options: tuple[str, ...] = (*redis.Channel.from_transport_options, "shares")  # type: ignore[assignment]
+    shares: Mapping[str, float] = {}
     _kept: Any = None
+    _left_out: Sequence[str] = ()  # queues that the wait under way leaves out
+    _waiter = 0  # Redis' id of the connection that waits
 
     def _create_client(self, asynchronous: bool = False) -> Any:  # noqa: ANN401, FBT001, FBT002 - kombu's
         if asynchronous:  # holds a connection of its own
@@ -58,16 +71,28 @@ class Channel(redis.Channel):
         return self._kept
 
     def _brpop_start(self, timeout: float | None = None) -> None:
-        """Ask for the next message of all queues, or for a moment of all but the patient one."""
+        """Wait for the next message of all queues that have room."""
         queues = self._queue_cycle
-        if self.patient_queue in queues.items and not self.qos.has_room(self.patient_queue):
-            others = [queue for queue in queues.items if queue != self.patient_queue]
+        full = [queue for queue in queues.items if not self.qos.has_room(queue, self.shares)]
+        others = [queue for queue in queues.items if queue not in full]
+        self._left_out = full if others else ()  # who serves the full ones alone keeps no place free
+        if self._left_out:
             self._queue_cycle = priority_cycle(others)  # type: ignore[no-untyped-call]
             timeout = LOOK_S
+            self.client.connection.send_command("CLIENT", "ID")
+            with contextlib.suppress(ResponseError):  # a broker that lets us have none
+                self._waiter = self.client.connection.read_response()
         try:
             super()._brpop_start(timeout)  # type: ignore[no-untyped-call]
         finally:
             self._queue_cycle = queues
+
+    def look_again(self) -> None:
+        """End a wait that leaves out a queue which has room by now; the next one begins at once."""
+        if self._in_poll and any(self.qos.has_room(queue, self.shares) for queue in self._left_out):
+            with contextlib.suppress(ResponseError), self.conn_or_acquire() as client:
+                if client.client_unblock(self._waiter):
+                    self._left_out = ()
 
 
 class Transport(redis.Transport):

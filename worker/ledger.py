@@ -20,7 +20,7 @@ from worker.batching import Batcher
 
 MOST = 64  # studies a transaction
 PATIENCE_S = 30.0
-PACE_S, FEW_PACE_S = 0.05, 0.3  # see docs/adr/0013-decoding-in-child-processes.md
+PACE_S, FEW_PACE_S = 0.05, 0.5  # see docs/adr/0013-decoding-in-child-processes.md
 
 
 class Book(Protocol):

@@ -18,6 +18,7 @@ from shared.jobs import (
     NIGHTLY,
     QUEUES,
     SECOND_LOOK,
+    SHARES,
     SWEEP_FILMS,
     Doorbell,
     celery_app,
@@ -25,7 +26,7 @@ from shared.jobs import (
 from shared.logs import configure_logs
 from shared.settings import settings
 from shared.study import Priority
-from shared.transport import patient_places
+from shared.transport import places_of
 
 if TYPE_CHECKING:
     from worker.pulse import Heart
@@ -93,7 +94,7 @@ def _start(**_: object) -> None:
 
     held, threads = engine(), threads_for(settings())
     _heart = Heart(held.database, held.load, device=device(), threads=threads, bundle=lambda: held.reader.name)
-    places = patient_places(threads)
+    places = places_of(SHARES[Priority.BACKLOG], threads)
     _sweeper = Sweeper(settings(), held.database, Doorbell(app), held.load, places, beat=_heart.beat)
 
 

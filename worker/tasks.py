@@ -18,7 +18,7 @@ from shared.repository import Database, reading, second_looks, work
 from shared.settings import Settings, cpu_count
 from shared.storage import film_key, open_store
 from shared.study import Claim, Priority
-from shared.vision.engines import images_a_call, lanes
+from shared.vision.engines import callers, images_a_call
 from shared.vision.pixels import PixelLimits
 from shared.vision.reader import Reader
 from worker import metrics
@@ -71,7 +71,7 @@ class Engine:
             metrics.measured(predict),
             max_batch=images_a_call(settings.batch_size),
             max_wait_s=settings.batch_wait_ms / 1000,
-            lanes=lanes(),
+            lanes=callers(),
             right_of_way=self.right_of_way,
         )
         self.watchdog = Watchdog(self.batcher.lanes, settings.predict_limit_s)

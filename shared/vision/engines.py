@@ -63,6 +63,11 @@ def lanes() -> int:
     return min(MOST_STREAMS, cpu_count()) if _openvino() else 1
 
 
+def callers() -> int:
+    """How many threads should keep the engine busy: OpenVINO queues one call more, so no lane waits for Python."""
+    return lanes() + 1 if _openvino() else 1
+
+
 def images_a_call(most: int) -> int:
     """How many images a lane takes at a time, where the model may hold so many.
 

@@ -33,17 +33,17 @@ class Look(StrEnum):
 
 def look(square: UInt8Image) -> Look:
     """square: (S, S) uint8 from `prepare`. A radiograph's surround is dark; a bright one says that gray is reversed."""
-    if square.std() < BLANK_SPREAD:
+    if cv2.meanStdDev(square)[1].item() < BLANK_SPREAD:
         return Look.BLANK
-    rows, columns = np.flatnonzero(square.max(1)), np.flatnonzero(square.max(0))
-    content = square[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
-    if (content > EXPOSED_FROM).mean() * content.size < LEAST_EXPOSED * square.size:
+    left, top, width, height = cv2.boundingRect(square)  # of what is not black
+    content = square[top : top + height, left : left + width]
+    if np.count_nonzero(content > EXPOSED_FROM) < LEAST_EXPOSED * square.size:
         return Look.COLLIMATED
     rim = max(1, round(min(content.shape) * RIM))
     inner = content[rim:-rim, rim:-rim]
     sides = (content[:rim], content[-rim:], content[:, :rim], content[:, -rim:])
     surround = float(np.median(np.concatenate([side.ravel() for side in sides])))
-    if inner.size and surround > BRIGHT and surround > inner.mean() + BRIGHTER:
+    if inner.size and surround > BRIGHT and surround > cv2.mean(inner)[0] + BRIGHTER:
         return Look.INVERTED
     return Look.USUAL
 

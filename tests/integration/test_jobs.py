@@ -9,6 +9,7 @@ import subprocess
 import sys
 import textwrap
 import time
+from collections import Counter
 from datetime import UTC, datetime
 from uuid import UUID, uuid4
 
@@ -16,12 +17,12 @@ import pytest
 import redis
 
 from infra.valkey import EmbeddedValkey
+from shared import transport
 from shared.errors import Unavailable
 from shared.jobs import ANALYSE, NIGHTLY, QUEUES, UNKNOWN_AGE, Doorbell, celery_app
 from shared.repository.work import ToSend
 from shared.settings import ROOT
 from shared.study import Priority
-from shared.transport import patient_places
 from worker.consumer import Consumer
 
 # the worker's own settings and pool, with a task that only notes what came
@@ -120,28 +121,54 @@ def test_queues_are_served_in_strict_order(doorbell, start_worker, tmp_path):
     assert doorbell.waiting() == dict.fromkeys(QUEUES, 0)
 
 
-def test_the_backlog_leaves_places_for_what_somebody_waits_for(doorbell):
-    """However long the backlog is, a live study's message is taken at once; and each place it may have it gets back."""
-    places, held = 8, []
+@pytest.mark.parametrize("may_wake_itself", [True, False])
+def test_slower_queues_leave_places_for_faster_ones(doorbell, client, make_settings, monkeypatch, may_wake_itself):
+    """However long they are, an urgent study's message is taken at once; and each place they may have they get back."""
+    places, held = 10, []
+    app = doorbell.app
+    if may_wake_itself:  # and need not look again after a moment
+        monkeypatch.setattr(transport, "LOOK_S", 60)
+    else:
+        client.acl_setuser(
+            "plain", enabled=True, nopass=True, keys=["*"], channels=["*"], commands=["+@all", "-client|id"]
+        )
+        url = doorbell.app.conf.broker_url.replace("redis://", "redis://plain:any@")
+        app = celery_app(make_settings(broker_url=url))
     assert doorbell.ring(studies(20, Priority.BACKLOG)) == []
-    with doorbell.app.connection_for_read() as connection, connection.channel() as channel:
+    with app.connection_for_read() as connection, connection.channel() as channel:
         channel.basic_qos(0, places, False)
-        consumer = doorbell.app.amqp.TaskConsumer(channel, on_message=held.append)
+        consumer = app.amqp.TaskConsumer(channel, on_message=held.append)
 
-        def came(count):
-            """The queues of all that are held, once there are so many or nothing more has come for a second."""
-            deadline = time.monotonic() + 1
-            while len(held) < count and time.monotonic() < deadline:
+        def came():
+            """How many are held of each queue, once nothing more has come for a while."""
+            quiet_since = time.monotonic()
+            while time.monotonic() - quiet_since < 1:
+                count = len(held)
                 with contextlib.suppress(TimeoutError):
                     connection.drain_events(timeout=0.1)
-            return [message.delivery_info["routing_key"] for message in held]
+                quiet_since = time.monotonic() if len(held) > count else quiet_since
+            counts = Counter(message.delivery_info["routing_key"] for message in held)
+            return [counts[queue] for queue in (Priority.BACKLOG, Priority.ROUTINE, Priority.URGENT)]
+
+        def done(queue):
+            message = next(one for one in held if one.delivery_info["routing_key"] == queue)
+            held.remove(message)
+            message.ack()
 
         with consumer:
-            assert came(places) == [Priority.BACKLOG] * patient_places(places)
-            doorbell.ring(studies(1, Priority.URGENT) + studies(1, Priority.ROUTINE))
-            assert came(places) == [Priority.BACKLOG] * 6 + [Priority.URGENT, Priority.ROUTINE]
-            held.pop(0).ack()
-            assert came(places) == [Priority.BACKLOG] * 5 + [Priority.URGENT, Priority.ROUTINE, Priority.BACKLOG]
+            assert came() == [7, 0, 0]
+            doorbell.ring(studies(20, Priority.ROUTINE))
+            assert came() == [7, 2, 0]
+            doorbell.ring(studies(1, Priority.URGENT))
+            assert came() == [7, 2, 1]
+            done(Priority.BACKLOG)
+            assert came() == [6, 3, 1]
+            done(Priority.URGENT)
+            done(Priority.ROUTINE)
+            assert came() == [6, 3, 0]
+            doorbell.ring(studies(3, Priority.URGENT))
+            assert came() == [6, 3, 1]
+    app.close()
 
 
 def test_heads_tell_when_the_oldest_message_left(doorbell):

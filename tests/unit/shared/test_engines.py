@@ -9,6 +9,7 @@ from shared.vision.bundle import load_bundle
 from shared.vision.engines import (
     BATCHES,
     Answer,
+    callers,
     fixed_batches,
     folded,
     halved,
@@ -51,15 +52,15 @@ def test_lanes_may_run_at_the_same_time() -> None:
     assert 1 <= lanes() <= 8
 
 
-@pytest.mark.parametrize(("openvino", "lanes_and_images"), [(None, (1, 8)), ("there", (3, 1))])
+@pytest.mark.parametrize(("openvino", "lanes_and_images"), [(None, (1, 1, 8)), ("there", (3, 4, 1))])
 def test_a_lane_takes_a_batch_or_an_image(
-    monkeypatch: pytest.MonkeyPatch, openvino: str | None, lanes_and_images: tuple[int, int]
+    monkeypatch: pytest.MonkeyPatch, openvino: str | None, lanes_and_images: tuple[int, int, int]
 ) -> None:
-    """OpenVINO has a lane a core, which take an image each; eager torch one lane, which takes a batch."""
+    """OpenVINO has a lane a core, which take an image each, and one waits; eager torch one lane for a batch."""
     monkeypatch.setattr("shared.vision.engines.importlib.util.find_spec", lambda _: openvino)
     monkeypatch.setattr("shared.vision.engines.torch.cuda.is_available", lambda: False)
     monkeypatch.setattr("shared.vision.engines.cpu_count", lambda: 3)
-    assert (lanes(), images_a_call(8)) == lanes_and_images
+    assert (lanes(), callers(), images_a_call(8)) == lanes_and_images
 
 
 CPU = torch.device("cpu")
