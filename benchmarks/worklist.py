@@ -85,7 +85,12 @@ FILTERS: dict[str, list[dict[str, str]]] = {
     "severity": [{"severity": word} for word in ("none", "mild", "moderate", "severe")],
     "age": [{"age": word} for word in ("0-17", "18-39", "40-64", "65+")],
     "read": [{"state": "read"}, *({"state": "read", "region": word} for word in ("hip", "foot"))],
-    "two filters": [{"status": "quarantined", "region": "hip"}, {"call": "likely", "priority": "urgent"}],
+    "two filters": [
+        {"status": "quarantined", "region": "hip"},
+        {"call": "likely", "priority": "urgent"},
+        {"severity": "severe", "priority": "urgent"},
+        {"age": "65+", "call": "possible"},
+    ],
 }
 
 

@@ -201,7 +201,8 @@ def begin(store_url: str, limits: PixelLimits, memory_bytes: int, log_level: str
     cv2.setNumThreads(1)  # the children are the threads
     if sys.platform == "linux":
         # takes its share of a core, but drives nobody off it: each change costs the model its cache
-        os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
+        with contextlib.suppress(OSError):  # a sandbox that does not let it
+            os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
         limit = _address_space() + memory_bytes
         resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a core file would hold a patient's image

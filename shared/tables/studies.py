@@ -12,11 +12,12 @@ from shared.tables.base import Base
 ARRIVED_ON = text("date(timezone('UTC'::text, received_at))")
 UNREAD, READ = text("read_at IS NULL"), text("read_at IS NOT NULL")
 AGE_BAND = "width_bucket(age_years, '{18,40,65}'::integer[])"  # 0 to 3, null where the age is not known
-FILTERS: list[tuple[tuple[str, ...], tuple[str | TextClause, ...]]] = [
-    ((), ()),
-    *(((word,), (word,)) for word in ("status", "call", "severity", "region", "priority", "modality")),
-    (("age",), (text(f"({AGE_BAND})"),)),
-]
+FILTERS: dict[str, str | TextClause] = {
+    **{word: word for word in ("status", "call", "severity", "region", "priority", "modality")},
+    "age": text(f"({AGE_BAND})"),
+}
+# behind the order, so that a page with a second filter fetches no rows but its own; not in the archive's indexes
+SECOND = ("priority", "call", "region", "severity")
 
 
 class StudyRow(Base):
@@ -60,15 +61,19 @@ class StudyRow(Base):
         UniqueConstraint("site_id", "study_instance_uid"),
         # the worklist, whole and with one filter: what is unread in order of its due time, what was read in order of
         # that; each study stands in one half only, so that a worker's write touches no more indexes than before
+        Index("ix_studies_unread", "site_id", "due_at", "id", postgresql_where=UNREAD),
+        Index("ix_studies_read", "site_id", "read_at", "id", postgresql_where=READ),
         *(
             Index(
-                f"ix_studies_{'_'.join(('unread', *name))}", "site_id", *column, "due_at", "id", postgresql_where=UNREAD
+                f"ix_studies_unread_by_{word}",
+                *("site_id", column, "due_at", "id", *(second for second in SECOND if second != word)),
+                postgresql_where=UNREAD,
             )
-            for name, column in FILTERS
+            for word, column in FILTERS.items()
         ),
         *(
-            Index(f"ix_studies_{'_'.join(('read', *name))}", "site_id", *column, "read_at", "id", postgresql_where=READ)
-            for name, column in FILTERS
+            Index(f"ix_studies_read_{word}", "site_id", column, "read_at", "id", postgresql_where=READ)
+            for word, column in FILTERS.items()
         ),
         # the reconciler looks for those sent before the oldest message of their queue: none, however many wait
         Index("ix_studies_sent", "status", "queue", "sent_at", postgresql_where=text("status <> 'analysed'")),
