@@ -22,7 +22,9 @@ STUDIES = Counter("osteon_worker_studies", "Messages about studies, by what they
 WAIT = Histogram("osteon_worker_wait_seconds", "From the arrival of a study to its answer", ["queue"], buckets=WAITS)
 BATCH = Histogram("osteon_worker_batch_images", "Images in a batch of the model", buckets=(1, 2, 4, 8, 16, 32, 64))
 MODEL = Histogram(
-    "osteon_worker_model_seconds", "One call of the model", buckets=(0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 5)
+    "osteon_worker_model_seconds",
+    "One call of the model, its wait for a lane included",
+    buckets=(0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 5),
 )
 DECODING = Histogram("osteon_worker_decode_seconds", "One instance in its decoder", buckets=SECONDS)
 WORDS = {"analysed", "nothing to do", "left", "suspect", "lease lost", "will retry", "quarantined"}
