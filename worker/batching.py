@@ -19,7 +19,6 @@ URGENT = 0  # an item of this priority or less is urgent
 LIVE = 1  # of this or less it belongs to a live study: somebody waits for it
 YIELD_S = 1.0  # for so long live studies may stop the others: one study's time on slow cores
 REFILL = 0.5  # seconds of that a second, while no live study is in hand
-FEW = 16  # from so many on, waiting longer would save little more: see `few_pace_s`
 Item = TypeVar("Item")
 Answer = TypeVar("Answer")
 _Entry = tuple[int, float, Item, "Future[Answer]"]  # order of arrival, submitted (monotonic seconds)
@@ -41,6 +40,7 @@ class Batcher(Generic[Item, Answer]):
         max_batch: int,
         max_wait_s: float = 0.0,
         pace_s: float = 0.0,
+        few: int = 0,
         few_pace_s: float = 0.0,
         lanes: int = 1,
         right_of_way: "RightOfWay | None" = None,
@@ -49,14 +49,14 @@ class Batcher(Generic[Item, Answer]):
         """answer: items in, as many answers out, in order; called by so many threads at a time as there are lanes.
 
         pace_s: a lane starts its next batch no sooner than this after its last: under load more come together.
-        few_pace_s: the same while fewer than FEW items wait and none is urgent, where a batch costs about as much for
+        few_pace_s: the same while fewer than `few` items wait and none is urgent, where a batch costs about as much for
         one as for many.
         right_of_way: of live studies, before which items that are not live stand back.
         common: errors that no single item causes; the whole batch gets them at once, unhalved.
         """
         self.lanes = [Lane() for _ in range(lanes)]
         self._answer, self._max_batch, self._max_wait_s, self._common = answer, max_batch, max_wait_s, common
-        self._pace_s, self._few_pace_s = pace_s, max(pace_s, few_pace_s)
+        self._pace_s, self._few, self._few_pace_s = pace_s, few, max(pace_s, few_pace_s)
         self._queues: dict[int, deque[_Entry[Item, Answer]]] = {}  # by priority; none is empty
         self._order = itertools.count()
         self._taken = 0
@@ -146,7 +146,7 @@ class Batcher(Generic[Item, Answer]):
         if waiting >= self._max_batch:
             return 0.0
         oldest_at = min(queue[0][1] for queue in self._queues.values())
-        few = waiting < FEW and min(self._queues) > URGENT
+        few = waiting < self._few and min(self._queues) > URGENT
         pace_s = self._few_pace_s if few else self._pace_s
         return max(oldest_at + self._max_wait_s, lane.started_at + pace_s) - time.monotonic()
 

@@ -20,6 +20,7 @@ from worker.batching import Batcher
 
 MOST = 64  # studies a transaction
 PATIENCE_S = 30.0
+FEW = 16  # from so many on, waiting longer would save little more
 PACE_S, FEW_PACE_S = 0.05, 0.5  # see docs/adr/0013-decoding-in-child-processes.md
 
 
@@ -58,11 +59,18 @@ class Book(Protocol):
 class Ledger:
     """Group commits: `claim` and `finish` for threads, each with the answer to what it asked."""
 
-    def __init__(self, database: Database, lease: timedelta, max_attempts: int, book: Book = work) -> None:
+    def __init__(self, database: Database, lease: timedelta, max_attempts: int, places: int, book: Book = work) -> None:
+        """places: how many studies may be in hand; most of them must be at work, and not wait here for company."""
         self.book = book
         self._database, self._lease, self._max_attempts = database, lease, max_attempts
         # a database that is down fails all alike; halving would only ask it more often
-        pace: dict[str, Any] = {"max_batch": MOST, "pace_s": PACE_S, "few_pace_s": FEW_PACE_S, "common": (Unavailable,)}
+        pace: dict[str, Any] = {
+            "max_batch": MOST,
+            "pace_s": PACE_S,
+            "few": min(FEW, places // 3),
+            "few_pace_s": FEW_PACE_S,
+            "common": (Unavailable,),
+        }
         self._claims = Batcher("claims", self._claim, **pace)
         self._results = Batcher("results", self._finish, **pace)
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from worker.batching import FEW, LIVE, OLDEST_EVERY, REFILL, URGENT, YIELD_S, Batcher, Lane, RightOfWay
+from worker.batching import LIVE, OLDEST_EVERY, REFILL, URGENT, YIELD_S, Batcher, Lane, RightOfWay
 
 
 class Poison(Exception):
@@ -134,15 +134,14 @@ def test_a_batch_waits_for_company_but_not_for_long():
 @pytest.mark.parametrize(
     ("waiting", "left"),
     [
-        ([1], 0.3), ([1, 2, 1], 0.3), ([1] * FEW, 0.05), ([2] * (FEW + 3), 0.05), ([1] * (FEW + 4), 0.0), ([0], 0.05),
-        ([1, 2, -1], 0.05),
+        ([1], 0.3), ([1, 2, 1], 0.3), ([1] * 4, 0.05), ([2] * 7, 0.05), ([1] * 8, 0.0), ([0], 0.05), ([1, 2, -1], 0.05),
     ],
 )  # fmt: skip
 def test_a_few_wait_longer_for_company_unless_one_is_urgent(monkeypatch, waiting, left):
     """Since the batch before began: few_pace_s for a few, pace_s for more or an urgent one, nothing for a full batch."""
     now = [1000.0]
     monkeypatch.setattr("worker.batching.time.monotonic", lambda: now[0])
-    batcher, lane = Batcher("results", list, max_batch=FEW + 4, pace_s=0.05, few_pace_s=0.3, lanes=0), Lane()
+    batcher, lane = Batcher("results", list, max_batch=8, pace_s=0.05, few=4, few_pace_s=0.3, lanes=0), Lane()
     for item, priority in enumerate(waiting):
         batcher.submit(item, priority)
     assert batcher._left(lane) <= 0, "the first one waits for nobody"
