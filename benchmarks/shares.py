@@ -40,7 +40,8 @@ class Share:
                 (self._folder / "cpu.cfs_quota_us").write_text(str(self._quota_us))
             root = psutil.Process(self._pid)
             for process in [root, *root.children(recursive=True)]:
-                (self._folder / "cgroup.procs").write_text(str(process.pid))
+                with contextlib.suppress(ProcessLookupError):  # it has just ended
+                    (self._folder / "cgroup.procs").write_text(str(process.pid))
         except OSError as wrong:
             raise StackError(
                 f"no control group could be made in {ROOT} ({wrong.strerror}). Shares of a core need Linux and root."

@@ -318,11 +318,14 @@ def decoders_of(worker: int) -> list[psutil.Process]:
 def frozen(pid: int) -> Iterator[None]:
     """A process and all its children stand still during the block, alive but deaf."""
     parent = psutil.Process(pid)
+    parent.suspend()  # first, so that it has no more children
     family = [parent, *parent.children(recursive=True)]
-    for member in family:
-        member.send_signal(signal.SIGSTOP)
+    for member in family[1:]:
+        with contextlib.suppress(psutil.NoSuchProcess):  # a connection that has just ended
+            member.suspend()
     try:
         yield
     finally:
         for member in family:
-            member.send_signal(signal.SIGCONT)
+            with contextlib.suppress(psutil.NoSuchProcess):
+                member.resume()
