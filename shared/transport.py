@@ -33,9 +33,10 @@ class QoS(redis.QoS):
         """Whether one more message of this queue may come, within its share and the greater ones, which hold it."""
         if queue not in shares or not self.prefetch_count:
             return True
+        # a list first, in one step: those who acknowledge ask too, while the consumer takes the next message
         held = [
             shares.get(message.delivery_info["routing_key"], 1.0)
-            for tag, message in self._delivered.items()
+            for tag, message in list(self._delivered.items())
             if tag not in self._dirty
         ]
         return all(
