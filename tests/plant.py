@@ -319,11 +319,12 @@ def frozen(pid: int) -> Iterator[None]:
     """A process and all its children stand still during the block, alive but deaf."""
     parent = psutil.Process(pid)
     parent.suspend()  # first, so that it has no more children
-    family = [parent, *parent.children(recursive=True)]
-    for member in family[1:]:
-        with contextlib.suppress(psutil.NoSuchProcess):  # a connection that has just ended
-            member.suspend()
+    family = [parent]
     try:
+        family += parent.children(recursive=True)
+        for member in family[1:]:
+            with contextlib.suppress(psutil.NoSuchProcess):  # a connection that has just ended
+                member.suspend()
         yield
     finally:
         for member in family:
