@@ -7,6 +7,7 @@ import time
 import httpx
 import pytest
 
+from tests.pace import LIMIT_S, limit_s
 from tests.plant import KEYS, decoders_of, film
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
@@ -27,7 +28,7 @@ def test_a_killed_worker(plant, settings):
     since = time.monotonic()
     seconds = plant.all_analysed_once(ids, since)
     assert max(state[1] for state in plant.studies.states(ids)) == 2, "it died with nothing in hand"
-    assert seconds < 30  # measured: below 15; this machine may have other things to do
+    assert seconds < limit_s(15)
 
 
 def test_a_killed_decoder(plant):
@@ -68,7 +69,7 @@ def test_a_killed_api(plant):
         url = plant.api()
         process = plant.processes[-1]
         rounds += 1
-        with httpx.Client(base_url=url, timeout=30, trust_env=False) as http:
+        with httpx.Client(base_url=url, timeout=LIMIT_S, trust_env=False) as http:
             for start in range(0, len(names), 4):
                 chunk = [name for name in names[start : start + 4] if name not in stored]
                 files = [("files", (name, film("api", int(name[:-4])))) for name in chunk]
@@ -96,7 +97,7 @@ def test_sigterm_under_load(plant):
     plant.midway(ids)
     worker.send_signal(signal.SIGTERM)
     since = time.monotonic()
-    assert worker.wait(60) == 0
+    assert worker.wait(LIMIT_S) == 0
     print(f"ended {time.monotonic() - since:.1f} s after SIGTERM")
     assert [state for state in plant.studies.states(ids) if state[0] == "running"] == []
     plant.worker()

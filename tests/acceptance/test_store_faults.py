@@ -16,6 +16,7 @@ from infra.process import free_port
 from shared.settings import ROOT
 from shared.storage import open_store, original_key, sha256_of
 from shared.tables import InstanceRow
+from tests.pace import LIMIT_S
 from tests.plant import Plant, film
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
@@ -47,7 +48,7 @@ class Proxy:
 
     def kill(self) -> None:
         self.process.kill()
-        self.process.wait(20)
+        self.process.wait(LIMIT_S)
 
 
 @pytest.fixture

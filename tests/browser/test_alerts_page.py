@@ -22,7 +22,7 @@ from shared.repository.bundles import activate_bundle, active_bundle, add_bundle
 from shared.study import Identity, Priority
 from shared.tables import AlertRow, KeyRow
 from tests.browsing import needs_chromium
-from tests.pace import limit_s
+from tests.pace import LIMIT_S, limit_s
 
 NAMES = ["DOE^JANE", "<b>EVIL</b>^NAME", "ROE^RICHARD"]
 MANIFEST = {"sensitive": 0.1, "specific": 0.6, "regions": ["hand", "elbow"]}
@@ -79,7 +79,7 @@ def url(in_process):
         time.sleep(0.01)
     yield f"http://127.0.0.1:{port}"
     server.should_exit = True
-    thread.join(20)
+    thread.join(LIMIT_S)
 
 
 def test_alerts_are_read_opened_and_seen(browser, ward, in_process, alerted, url, tmp_path):

@@ -19,6 +19,7 @@ from shared.jobs import ANALYSE, FILMS, NIGHTLY, SECOND_LOOK, SWEEP_FILMS, Doorb
 from shared.repository import nights, reports, second_looks, work
 from shared.study import Priority, StudyStatus
 from shared.tables import AlertRow, BacklogRunRow, BundleRow, SecondLookRow
+from tests.pace import LIMIT_S
 from worker.nights import feed, nightly
 from worker.sweeps import BEGUN_S, reconcile
 
@@ -201,7 +202,7 @@ def test_two_schedulers_at_once_run_one_night(ward, run):
     start = threading.Barrier(4)
 
     def ring(_):
-        start.wait(10)
+        start.wait(LIMIT_S)
         return run()
 
     with ThreadPoolExecutor(4) as pool:

@@ -17,6 +17,7 @@ from shared.repository.intake import take_in
 from shared.study import Claim, Priority, StudyStatus, may_become
 from shared.tables import StudyRow
 from shared.worklist import ALLOWANCES
+from tests.pace import LIMIT_S
 
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
 LEASE = timedelta(seconds=30)
@@ -34,7 +35,7 @@ def test_two_workers_race_and_one_gets_the_study(ward):
         study, start = ward.study(), threading.Barrier(6)
 
         def ask(_, study=study, start=start):
-            start.wait(10)
+            start.wait(LIMIT_S)
             return ward.claim(study)
 
         with ThreadPoolExecutor(6) as pool:
@@ -52,7 +53,7 @@ def test_a_claim_waits_for_a_locked_row(ward):
             claiming = pool.submit(ward.claim, study)
             with pytest.raises(TimeoutError):
                 claiming.result(0.3)
-        assert claiming.result(10) is not None
+        assert claiming.result(LIMIT_S) is not None
 
 
 def test_messages_for_nothing_claim_nothing(ward):
@@ -207,7 +208,7 @@ def test_renewing_never_waits_for_a_locked_row(ward):
             with ward.database.transaction() as session:
                 work.renew(session, tokens, LATER)
 
-        pool.submit(renew).result(10)
+        pool.submit(renew).result(LIMIT_S)
     assert [ward.row(study).lease_until for study in studies] == [LATER, NOW + LEASE, LATER]
 
 
@@ -473,7 +474,7 @@ def test_two_reconcilers_at_once_send_once(ward):
     start = threading.Barrier(6)
 
     def sweep(_):
-        start.wait(10)
+        start.wait(LIMIT_S)
         return ward.lost(EMPTY, NOW + S)
 
     with ThreadPoolExecutor(6) as pool:
