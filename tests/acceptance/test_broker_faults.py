@@ -14,7 +14,7 @@ from shared.settings import Settings
 from tests.pace import limit_s
 from tests.plant import frozen, kill
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
+pytestmark = pytest.mark.timeout(400)
 # copies of a study and its image, under other names
 STUDY_COPIES = """
     INSERT INTO studies (id, site_id, study_instance_uid, priority, status, received_at, queue, attempts, reason, due_at,
@@ -41,6 +41,7 @@ def test_a_broker_that_forgets_everything(plant):
     plant.all_analysed_once(ids, time.monotonic())
 
 
+@pytest.mark.slow
 def test_two_reconcilers_send_a_lost_study_once(plant):
     """Two workers sweep the same loss at the same time, and each forgotten study gets one message, not two."""
     ids = plant.submit("two reconcilers", 100)
@@ -57,7 +58,10 @@ def test_two_reconcilers_send_a_lost_study_once(plant):
     assert plant.sent() == len(ids)
 
 
-@pytest.mark.parametrize("memory", ["kept", "lost", "never kept"])
+@pytest.mark.parametrize(
+    "memory",
+    [pytest.param("kept", marks=pytest.mark.slow), pytest.param("lost", marks=pytest.mark.slow), "never kept"],
+)
 def test_a_killed_broker(plant, memory):
     """kill -9 of Valkey, with its file, without it, and where it never wrote one (no AOF), and uploads meanwhile: all is
     accepted, and analysed once it is back."""
@@ -84,6 +88,7 @@ def told(plant, who):
     return any(who in line and "OSTEON_BROKER_URL" in line for line in plant.complaints())
 
 
+@pytest.mark.slow
 def test_a_broker_that_hangs(plant):
     """A broker that stands still for 10 s holds no upload for long, and no worker ends for its silence."""
     worker = plant.worker()
@@ -126,7 +131,7 @@ def refusing(plant, small_disk, fill):
     broker.stop()
 
 
-@pytest.mark.parametrize("full", ["memory", "disk"])
+@pytest.mark.parametrize("full", ["memory", pytest.param("disk", marks=pytest.mark.slow)])
 def test_a_broker_that_is_full(plant, refusing, full):
     """A broker that may take no more memory (OOM), or whose disk is full (MISCONF), for 8 s: uploads are accepted, the
     log tells the cure, no worker ends for it, and all is analysed once there is room."""
@@ -146,6 +151,7 @@ def test_a_broker_that_is_full(plant, refusing, full):
     assert worker.poll() is None
 
 
+@pytest.mark.slow
 def test_a_broker_killed_again_and_again(plant):
     """Eight times kill -9 under load, with results finished in between: no consumer stays deaf, no study is lost."""
     dice = random.Random(8)
@@ -161,6 +167,7 @@ def test_a_broker_killed_again_and_again(plant):
     assert set(ends) <= {70}  # watchdog.EXIT: a consumer that stood still, started anew in time
 
 
+@pytest.mark.slow
 def test_a_long_queue_is_not_flooded(plant):
     """10,000 studies wait more than 60 s for a slow worker: the reconciler sends at most 5 % more messages than studies."""
     (first,) = plant.submit("flood", 1)

@@ -12,7 +12,7 @@ from infra.postgres import EmbeddedPostgres
 from tests.pace import LIMIT_S
 from tests.plant import Plant, frozen, kill
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = pytest.mark.timeout(300)
 FAKETIME = next(Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1"), None)
 # beat as it is, but that a night comes every second
 BEAT = """
@@ -23,7 +23,7 @@ BEAT = """
 """
 
 
-@pytest.mark.parametrize("how", ["stopped", "killed"])
+@pytest.mark.parametrize("how", [pytest.param("stopped", marks=pytest.mark.slow), "killed"])
 def test_a_database_that_goes_and_comes_back(plant, how):
     """Postgres ends and starts again: nothing that was accepted is lost or analysed twice, and the log tells the cure."""
     worker = plant.worker()
@@ -42,6 +42,7 @@ def test_a_database_that_goes_and_comes_back(plant, how):
     assert any("worker: could not reconcile Postgres" in line and "OSTEON_DATABASE_URL" in line for line in said), said
 
 
+@pytest.mark.slow
 def test_a_database_that_refuses(plant):
     """No connection is to be had for 6 s: uploads are told 503 and the cure, and what was accepted is analysed after."""
     worker = plant.worker()
@@ -93,6 +94,7 @@ def cramped(tmp_path, small_disk):
         made.stop()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("full", ["tables", "log"])
 def test_a_database_whose_disk_is_full(cramped, fill, full):
     """Postgres can extend no table, or ends for want of room for its log: uploads are told 503 and the cure, or are
@@ -129,6 +131,7 @@ def test_a_database_whose_disk_is_full(cramped, fill, full):
     assert {answer.status_code for answer in again} == {200}
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(FAKETIME is None, reason="Debian's package faketime is not installed")
 @pytest.mark.parametrize("jump", ["+2h", "-2h"])
 def test_a_clock_that_jumps(plant, tmp_path, jump):
@@ -158,6 +161,7 @@ def test_a_clock_that_jumps(plant, tmp_path, jump):
     assert ahead < 600
 
 
+@pytest.mark.slow
 def test_two_beats_run_one_night(plant, tmp_path):
     """Two schedulers ring for the night on and on, one is killed with -9 and started again: one night is run."""
     plant.worker()

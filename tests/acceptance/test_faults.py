@@ -10,7 +10,7 @@ import pytest
 from tests.pace import LIMIT_S, limit_s
 from tests.plant import KEYS, decoders_of, film
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = pytest.mark.timeout(300)
 # the settings that an installation has when nobody sets any
 AS_SHIPPED = {
     "OSTEON_LEASE_S": "10", "OSTEON_RECONCILE_EVERY_S": "2", "OSTEON_RESEND_GRACE_S": "8", "OSTEON_STANDSTILL_S": "6",
@@ -18,7 +18,10 @@ AS_SHIPPED = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("settings", [{}, AS_SHIPPED], ids=["short leases", "as shipped"])
+@pytest.mark.parametrize(
+    "settings",
+    [pytest.param({}, id="short leases"), pytest.param(AS_SHIPPED, id="as shipped", marks=pytest.mark.slow)],
+)
 def test_a_killed_worker(plant, settings):
     """kill -9 of one worker of two: the other finishes its studies, each exactly once, within 15 s as shipped."""
     workers = [plant.worker(**settings), plant.worker(**settings)]
@@ -44,6 +47,7 @@ def test_a_killed_decoder(plant):
     assert worker.poll() is None
 
 
+@pytest.mark.slow
 def test_a_model_that_hangs(plant, tmp_path):
     """The model shares its worker's process: when it hangs the watchdog ends both, the next process has a model again,
     and what was in hand is analysed once, after its lease."""
@@ -104,6 +108,7 @@ def test_sigterm_under_load(plant):
     plant.all_analysed_once(ids, since)
 
 
+@pytest.mark.slow
 def test_a_study_that_kills_its_worker(plant):
     """Such a study is set aside after N attempts with words; its neighbours are analysed and not blamed."""
     poison = plant.submit("poison", 1)

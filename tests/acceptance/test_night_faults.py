@@ -12,7 +12,7 @@ from shared.vision.bundle import load_bundle, save_bundle
 from tests.pace import LIMIT_S
 from tests.plant import Plant
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
+pytestmark = pytest.mark.timeout(400)
 LOOKS = "SELECT state, count(*) FROM second_looks WHERE bundle = %s GROUP BY 1"
 
 
@@ -55,6 +55,7 @@ def done(plant, name):
     return dict(plant.studies.ask(LOOKS, name)).get("done", 0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", ["worker killed", "broker forgets"])
 def test_a_night_that_is_disturbed(plant, newer, fault):
     """kill -9 of the worker, or a broker that forgets everything, in the middle of a night: nothing is lost, nothing is
@@ -84,6 +85,7 @@ def test_a_night_that_is_disturbed(plant, newer, fault):
     assert plant.studies.ask(mine, name, ids) == [("done", len(ids))]
 
 
+@pytest.mark.slow
 def test_live_work_overtakes_a_night(plant, newer):
     """An urgent study that comes while a night is out is done long before the night is."""
     plant.worker(MODEL_S="0.3")
