@@ -22,14 +22,23 @@ AS_SHIPPED = {
     "settings",
     [pytest.param({}, id="short leases"), pytest.param(AS_SHIPPED, id="as shipped", marks=pytest.mark.slow)],
 )
-def test_a_killed_worker(plant, settings):
-    """kill -9 of one worker of two: the other finishes its studies, each exactly once, within 15 s as shipped."""
-    workers = [plant.worker(**settings), plant.worker(**settings)]
+def test_a_killed_worker(plant, tmp_path, settings):
+    """kill -9 of one worker of two, with studies in hand: the other analyses them, each exactly once."""
+    flag = tmp_path / "hang"
+    first, other = plant.worker(HANG=str(flag), **settings), plant.worker(**settings)
+    alive = "SELECT count(DISTINCT pid) FROM workers WHERE pid = ANY(%s)"
+    plant.until(lambda: plant.studies.ask(alive, [first.pid, other.pid]) == [(2,)], 60)
+    flag.touch()  # the first worker hangs at its next batch, so that it is known to have something in hand
     ids = plant.submit(f"worker {len(settings)}")
-    plant.midway(ids)
-    workers[0].kill()
-    since = time.monotonic()
-    seconds = plant.all_analysed_once(ids, since)
+
+    def held() -> bool:
+        if flag.exists() and plant.studies.done(ids) == len(ids):
+            ids.extend(plant.submit(f"worker {len(settings)} {len(ids)}"))
+        return not flag.exists()
+
+    plant.until(held, 60)
+    first.kill()
+    seconds = plant.all_analysed_once(ids, time.monotonic())
     assert max(state[1] for state in plant.studies.states(ids)) == 2, "it died with nothing in hand"
     assert seconds < limit_s(15)
 
