@@ -50,6 +50,7 @@ def pytest_configure(config: pytest.Config) -> None:
 COSTLY = {"system": "system", "room": "", "own": "", "predicted": "", "full_template": "", "trained": ""}
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Group tests by the costly fixture they share; scale the limits of all by the machine; 0 stays no limit."""
     for item in items:
