@@ -3,11 +3,12 @@
 import random
 import signal
 import time
+from pathlib import Path
 
 import httpx
 import pytest
 
-from tests.plant import KEYS, decoders_of, film
+from tests.plant import KEYS, Plant, decoders_of, film
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 # the settings that an installation has when nobody sets any
@@ -18,7 +19,7 @@ AS_SHIPPED = {
 
 
 @pytest.mark.parametrize("settings", [{}, AS_SHIPPED], ids=["short leases", "as shipped"])
-def test_a_killed_worker(plant, settings):
+def test_a_killed_worker(plant: Plant, settings: dict[str, str]) -> None:
     """kill -9 of one worker of two: the other finishes its studies, each exactly once, within 15 s as shipped."""
     workers = [plant.worker(**settings), plant.worker(**settings)]
     ids = plant.submit(f"worker {len(settings)}")
@@ -30,7 +31,7 @@ def test_a_killed_worker(plant, settings):
     assert seconds < 30  # measured: below 15; this machine may have other things to do
 
 
-def test_a_killed_decoder(plant):
+def test_a_killed_decoder(plant: Plant) -> None:
     """kill -9 of a decoder in the middle of an image: its study is tried again, and the worker goes on with a new one."""
     worker = plant.worker()
     ids = plant.submit("decoder")
@@ -43,7 +44,7 @@ def test_a_killed_decoder(plant):
     assert worker.poll() is None
 
 
-def test_a_model_that_hangs(plant, tmp_path):
+def test_a_model_that_hangs(plant: Plant, tmp_path: Path) -> None:
     """The model shares its worker's process: when it hangs the watchdog ends both, the next process has a model again,
     and what was in hand is analysed once, after its lease."""
     flag = tmp_path / "hang"
@@ -58,7 +59,7 @@ def test_a_model_that_hangs(plant, tmp_path):
     assert any("worker: the model hangs" in line for line in plant.complaints("critical"))
 
 
-def test_a_killed_api(plant):
+def test_a_killed_api(plant: Plant) -> None:
     """kill -9 of the API in the middle of uploads: what it called stored is analysed; the rest can be sent again."""
     plant.worker()
     names = [f"{number}.dcm" for number in range(60)]
@@ -89,7 +90,7 @@ def test_a_killed_api(plant):
     plant.all_analysed_once(ids, time.monotonic())
 
 
-def test_sigterm_under_load(plant):
+def test_sigterm_under_load(plant: Plant) -> None:
     """SIGTERM: the worker finishes what it holds and ends with 0 within 60 s; the next one does the rest."""
     worker = plant.worker()
     ids = plant.submit("sigterm")
@@ -103,7 +104,7 @@ def test_sigterm_under_load(plant):
     plant.all_analysed_once(ids, since)
 
 
-def test_a_study_that_kills_its_worker(plant):
+def test_a_study_that_kills_its_worker(plant: Plant) -> None:
     """Such a study is set aside after N attempts with words; its neighbours are analysed and not blamed."""
     poison = plant.submit("poison", 1)
     ids = plant.submit("neighbours", 12)
@@ -119,7 +120,7 @@ def test_a_study_that_kills_its_worker(plant):
     assert max(state[1] for state in plant.studies.states(ids)) <= 2
 
 
-def test_a_study_at_which_the_model_raises(plant):
+def test_a_study_at_which_the_model_raises(plant: Plant) -> None:
     """Such a study is set aside after N attempts with the kind of error; the worker goes on, and those in the same batch
     are analysed at their first attempt."""
     worker = plant.worker()
