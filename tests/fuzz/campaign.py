@@ -96,7 +96,7 @@ def run(wanted: Iterable[str], children: int = CHILDREN, hang_s: float = HANG_S)
                     _collect(waiting, summary, WAITING // 2)
             _collect(waiting, summary, 0)
         except BaseException:
-            pool.stop()
+            pool.stop()  # type: ignore[no-untyped-call]
             raise
     return summary
 
