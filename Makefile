@@ -3,10 +3,10 @@ PYTHON ?= python3
 BIN := .venv/bin
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check bench clean
+.PHONY: help install demo test test-slow test-systems check bench clean
 
 help: ## list the targets
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-9s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-13s %s\n", $$1, $$2}'
 
 install: .venv/.installed ## create .venv with everything, versions pinned by constraints.txt
 
@@ -20,8 +20,18 @@ install: .venv/.installed ## create .venv with everything, versions pinned by co
 demo: install ## start everything embedded, analyse the sample studies, leave the page open (ARGS=--once to exit)
 	@$(BIN)/osteon demo $(ARGS)
 
-test: install ## run all tests against real Postgres, Valkey, S3 and Chromium
-	@$(BIN)/python -m pytest $(ARGS)
+# Processes that share the tests: most of a test is waiting, so more than there are cores.
+PROCESSES ?= auto
+PYTEST := $(BIN)/python -m pytest -n $(PROCESSES) --dist loadgroup --durations 10
+
+test: install ## what can break, in minutes: real Postgres, Valkey, S3 server and Chromium, each kind of fault once
+	@$(PYTEST) -m 'not slow and not systems' $(ARGS)
+
+test-slow: install ## the rest: all faults, 10,000 hostile inputs, 2,000 studies while parts are killed, trainings, the demo
+	@$(PYTEST) -m slow $(ARGS)
+
+test-systems: install ## whole machines: containers, network namespaces, DICOM peers (none yet)
+	@$(PYTEST) -m systems $(ARGS) || { code=$$?; [ $$code -eq 5 ] && echo "There are no tests of whole systems yet." || exit $$code; }
 
 check: install ## ruff (lint, format), mypy strict, import-linter
 	@$(BIN)/ruff check .

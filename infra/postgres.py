@@ -37,10 +37,14 @@ def binaries() -> Path:
 
 
 class EmbeddedPostgres:
-    """A PostgreSQL server on 127.0.0.1 whose data and passwords lie in `folder`; port 0 takes a free one."""
+    """A PostgreSQL server on 127.0.0.1 whose data and passwords lie in `folder`; port 0 takes a free one.
 
-    def __init__(self, folder: Path, port: int = 0) -> None:
+    durable=False is for tests: commits do not wait for the disk. Killed, the server keeps them; a power cut loses them.
+    """
+
+    def __init__(self, folder: Path, port: int = 0, *, durable: bool = True) -> None:
         self.folder = folder.absolute()
+        self.durable = durable
         self.data = self.folder / "data"
         self.port = port
         self.child: Child | None = None
@@ -150,6 +154,8 @@ class EmbeddedPostgres:
             "log_min_error_statement": "panic",
             "log_error_verbosity": "terse",
         }
+        if not self.durable:
+            settings |= {"fsync": "off", "full_page_writes": "off", "synchronous_commit": "off"}
         options = [word for name, value in settings.items() for word in ("-c", f"{name}={value}")]
         # a change of uid clears the kernel's death signal, so setpriv must set it after the change
         death = ["--pdeathsig", "INT"] if prefix else []

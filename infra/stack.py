@@ -14,7 +14,7 @@ from typing import Self
 from infra import state
 from infra.parts import Part, Parts, osteon_parts, osteon_steps, reachable
 from infra.postgres import EmbeddedPostgres
-from infra.process import Child, created, is_free
+from infra.process import Child, created, is_free, reserve
 from infra.valkey import EmbeddedValkey
 from shared.errors import StackError
 from shared.settings import ROOT, Settings
@@ -302,12 +302,13 @@ class Stack:
         if _given(self.config, "worker_metrics_port"):
             return self.config.worker_metrics_port
         host = self.config.worker_metrics_host
-        return next((port for port in range(METRICS_PORT, METRICS_PORT + 100) if is_free(port, host)), 0)
+        ports = range(METRICS_PORT, METRICS_PORT + 100)
+        return next((port for port in ports if reserve(port) and is_free(port, host)), 0)
 
     def _port(self, name: str) -> int:
         """The port of the settings, or when nobody chose it and it is taken, the next free one."""
         host, wanted = getattr(self.config, f"{name}_host"), int(getattr(self.config, f"{name}_port"))
-        if is_free(wanted, host):
+        if reserve(wanted) and is_free(wanted, host):
             return wanted
         variable = f"OSTEON_{name.upper()}_PORT"
         if _given(self.config, f"{name}_port"):
@@ -316,7 +317,7 @@ class Stack:
             )
             raise StackError(message)
         for port in range(wanted + 1, wanted + 100):
-            if is_free(port, host):
+            if reserve(port) and is_free(port, host):
                 self._report(f"port {wanted} is in use; {name} takes {port}")
                 return port
         message = f"The ports {wanted} to {wanted + 99} of {host} are in use. Set {variable} to a free one."

@@ -28,6 +28,7 @@ from infra.process import free_port
 from infra.valkey import EmbeddedValkey
 from samples.objects import pattern_image, set_pixels, to_bytes, uid
 from shared.settings import ROOT
+from tests import pace
 
 KEYS = {role: f"osk_faults_{role}_key_of_the_tests" for role in ("submitter", "radiologist", "admin")}
 SETTINGS = {
@@ -246,12 +247,18 @@ class Plant:
 
     def until(self, condition: Callable[[], object], limit_s: float) -> None:
         """Wait for it; a supervised worker that ends meanwhile is started again."""
-        deadline = time.monotonic() + limit_s
-        while not condition():
-            logs = "\n".join(log.read_text()[-3000:] for log in self.folder.glob("*.log"))
-            assert time.monotonic() < deadline, f"not within {limit_s} s\n{logs}"
-            self._tend()
-            time.sleep(0.1)
+
+        def held() -> object:
+            found = condition()
+            if not found:
+                self._tend()
+            return found
+
+        pace.until(held, limit_s, self.logs)
+
+    def logs(self) -> str:
+        """The ends of all logs."""
+        return "\n".join(log.read_text()[-3000:] for log in self.folder.glob("*.log"))
 
     def midway(self, ids: Sequence[str]) -> None:
         """Wait until some studies are analysed and most are not."""

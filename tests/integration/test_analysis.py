@@ -32,7 +32,7 @@ from shared.vision.pixels import open_pixels
 from shared.vision.reader import Reader
 from shared.vision.tensors import prepare
 from tests import poisons
-from tests.integration.conftest import Ward
+from tests.ward import Ward
 from worker.decoding import Job
 from worker.predictor import ActiveReader
 from worker.tasks import Engine

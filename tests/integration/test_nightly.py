@@ -23,7 +23,7 @@ from shared.repository import nights, reports, second_looks, work
 from shared.settings import Settings
 from shared.study import Claim, Priority, StudyStatus
 from shared.tables import AlertRow, BacklogRunRow, BundleRow, SecondLookRow, StudyRow
-from tests.integration.conftest import Ward
+from tests.ward import Ward
 from worker.nights import feed, nightly
 from worker.sweeps import BEGUN_S, reconcile
 

@@ -21,7 +21,7 @@ from shared.repository.access import LastAdmin, Role, keys, make_key, revoke_key
 from shared.settings import Settings
 from shared.study import Priority, StudyStatus
 from shared.tables import HoldingRow, KeyRow, RefusalRow, SampleRow, StudyRow, UploadRow, WorkerRow
-from tests.integration.conftest import Ward
+from tests.ward import Ward
 from worker.pulse import Heart
 
 MINUTE = timedelta(minutes=1)

@@ -29,7 +29,7 @@ from shared.tables import (
     StudyRow,
 )
 from shared.worklist import ALLOWANCES, due_at
-from tests.integration.conftest import Ward
+from tests.ward import Ward
 
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
 LEASE = timedelta(seconds=60)

@@ -19,7 +19,7 @@ from shared.study import Claim, Priority, StudyStatus
 from shared.tables import AlertRow, AllowancesRow, BundleRow, IdentityReadRow, KeyRow, SecondLookRow
 from shared.worklist import ALLOWANCES
 from tests.conftest import InProcessApi
-from tests.integration.conftest import Ward
+from tests.ward import Ward
 
 TWO = datetime(2026, 3, 2, 2, tzinfo=UTC)
 MINUTE = timedelta(minutes=1)

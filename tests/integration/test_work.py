@@ -19,7 +19,7 @@ from shared.repository.intake import take_in
 from shared.study import Claim, Priority, StudyStatus, may_become
 from shared.tables import StudyRow
 from shared.worklist import ALLOWANCES
-from tests.integration.conftest import Ward
+from tests.ward import Ward
 
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
 LEASE = timedelta(seconds=30)

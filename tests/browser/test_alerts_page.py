@@ -12,7 +12,7 @@ from uuid import UUID
 
 import pytest
 import uvicorn
-from playwright.sync_api import expect, sync_playwright
+from playwright.sync_api import Browser, expect
 from sqlalchemy import select
 from typer.testing import CliRunner
 
@@ -24,16 +24,15 @@ from shared.repository.access import Vault
 from shared.repository.bundles import activate_bundle, active_bundle, add_bundle
 from shared.study import Claim, Identity, Priority
 from shared.tables import AlertRow, KeyRow
+from tests.browsing import needs_chromium
 from tests.conftest import InProcessApi
-from tests.integration.conftest import Ward
+from tests.pace import limit_s
+from tests.ward import Ward
 
-CHROMIUM = "/usr/bin/chromium"
 NAMES = ["DOE^JANE", "<b>EVIL</b>^NAME", "ROE^RICHARD"]
 MANIFEST = {"sensitive": 0.1, "specific": 0.6, "regions": ["hand", "elbow"]}
 
-pytestmark = pytest.mark.skipif(
-    not Path(CHROMIUM).exists() and "CI" not in os.environ, reason="needs chromium: apt-get install chromium"
-)
+pytestmark = needs_chromium
 
 
 @pytest.fixture
@@ -90,48 +89,46 @@ def url(in_process: InProcessApi) -> Iterator[str]:
 
 
 def test_alerts_are_read_opened_and_seen(
-    ward: Ward, in_process: InProcessApi, alerted: list[UUID], url: str, tmp_path: Path
+    browser: Browser, ward: Ward, in_process: InProcessApi, alerted: list[UUID], url: str, tmp_path: Path
 ) -> None:
     """The list has the likeliest fracture first, old words and new ones, leads to the study, and loses what was seen, for
     good; nothing hangs over the edge of a narrow window, and the console stays silent."""
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
-        page = browser.new_page(viewport={"width": 1440, "height": 900}, timezone_id="Asia/Kathmandu")
-        page.set_default_timeout(30_000)
-        errors = []
-        page.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
-        page.goto(f"{url}/second-looks")
-        page.get_by_label("Your key").fill(in_process.keys["radiologist"])
-        page.get_by_role("button", name="Log in").click()
-        alerts = page.locator(".alert")
-        expect(alerts).to_have_count(3)
-        expect(page.get_by_role("link", name="Second looks")).to_be_visible()
-        assert [re.sub(r"\s+", " ", text) for text in page.locator(".patient .open").all_inner_texts()] == [
-            "DOE, JANE", "ROE, RICHARD", "<b>EVIL</b>, NAME"
-        ]  # fmt: skip
-        expect(alerts.first).to_contain_text("no fracture found")
-        expect(alerts.first).to_contain_text("likely fracture")
-        expect(alerts.first.locator("time")).not_to_contain_text("UTC")
-        for width in (1440, 900, 390):
-            page.set_viewport_size({"width": width, "height": 900})
-            page.screenshot(path=os.environ.get("SHOTS", str(tmp_path)) + f"/alerts-{width}.png", full_page=True)
-            assert page.evaluate("document.documentElement.scrollWidth") <= width
-        page.set_viewport_size({"width": 1440, "height": 900})
-        page.get_by_role("link", name="DOE, JANE", exact=True).click()
-        expect(page).to_have_url(f"{url}/view/{alerted[0]}")
-        page.go_back()
-        page.get_by_role("button", name="Seen DOE, JANE").click()
-        expect(page).to_have_url(f"{url}/second-looks")
-        expect(alerts).to_have_count(2)
-        page.reload()
-        expect(alerts).to_have_count(2)
-        for _ in range(2):
-            page.get_by_role("button", name="Seen").first.click()
-            page.wait_for_load_state()
-        expect(page.get_by_role("heading", name="Nothing to look at again")).to_be_visible()
-        # the films have no pictures here: what the study's page lacks is no error of this page
-        assert [error for error in errors if "404" not in error] == []
-        browser.close()
+    page = browser.new_page(viewport={"width": 1440, "height": 900}, timezone_id="Asia/Kathmandu")
+    page.set_default_timeout(limit_s(30) * 1000)
+    errors = []
+    page.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
+    page.goto(f"{url}/second-looks")
+    page.get_by_label("Your key").fill(in_process.keys["radiologist"])
+    page.get_by_role("button", name="Log in").click()
+    alerts = page.locator(".alert")
+    expect(alerts).to_have_count(3)
+    expect(page.get_by_role("link", name="Second looks")).to_be_visible()
+    assert [re.sub(r"\s+", " ", text) for text in page.locator(".patient .open").all_inner_texts()] == [
+        "DOE, JANE", "ROE, RICHARD", "<b>EVIL</b>, NAME"
+    ]  # fmt: skip
+    expect(alerts.first).to_contain_text("no fracture found")
+    expect(alerts.first).to_contain_text("likely fracture")
+    expect(alerts.first.locator("time")).not_to_contain_text("UTC")
+    for width in (1440, 900, 390):
+        page.set_viewport_size({"width": width, "height": 900})
+        page.screenshot(path=os.environ.get("SHOTS", str(tmp_path)) + f"/alerts-{width}.png", full_page=True)
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+    page.set_viewport_size({"width": 1440, "height": 900})
+    page.get_by_role("link", name="DOE, JANE", exact=True).click()
+    expect(page).to_have_url(f"{url}/view/{alerted[0]}")
+    page.go_back()
+    page.get_by_role("button", name="Seen DOE, JANE").click()
+    expect(page).to_have_url(f"{url}/second-looks")
+    expect(alerts).to_have_count(2)
+    page.reload()
+    expect(alerts).to_have_count(2)
+    for _ in range(2):
+        page.get_by_role("button", name="Seen").first.click()
+        page.wait_for_load_state()
+    expect(page.get_by_role("heading", name="Nothing to look at again")).to_be_visible()
+    # the films have no pictures here: what the study's page lacks is no error of this page
+    assert [error for error in errors if "404" not in error] == []
+    page.context.close()
     with ward.database.transaction() as session:
         assert set(session.scalars(select(KeyRow.name).join(AlertRow, AlertRow.seen_by == KeyRow.id))) == {
             "radiologist"

@@ -12,11 +12,12 @@ import numpy as np
 import psycopg2
 import pytest
 from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import Browser, ConsoleMessage, Locator, Page, expect, sync_playwright
+from playwright.sync_api import Browser, ConsoleMessage, Locator, Page, expect
 
 from infra.client import Client
 from samples.objects import pattern_image, set_pixels, to_bytes, uid
-from tests.browsing import ARGUMENTS, CHROMIUM, WATCH_POLICY, leave, needs_chromium
+from tests.browsing import WATCH_POLICY, leave, needs_chromium
+from tests.pace import limit_s
 from tests.plant import KEYS, Plant
 
 SAMPLES = Path(__file__).parents[2] / "samples" / "studies"
@@ -99,15 +100,6 @@ def room(standing: Plant, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
     standing.end_processes(1)
 
 
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with sync_playwright() as playwright:
-        expect.set_options(timeout=20_000)  # the machine is shared
-        opened = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
-        yield opened
-        opened.close()
-
-
 @pytest.fixture
 def make_page(browser: Browser, room: Room) -> Iterator[Callable[..., Page]]:
     """Makes a page that a radiologist is logged in to; the test fails if its console told of an error."""
@@ -126,7 +118,7 @@ def make_page(browser: Browser, room: Room) -> Iterator[Callable[..., Page]]:
         contexts.append(context)
         context.add_init_script(WATCH_POLICY)
         page = context.new_page()
-        page.set_default_timeout(20_000)
+        page.set_default_timeout(limit_s(20) * 1000)
         page.on("console", note)
         page.on("pageerror", lambda error: errors.append(str(error)))
         page.goto(f"{room.plant.url}/login")

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import uvicorn
 from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import Browser, Page, Route, expect, sync_playwright
+from playwright.sync_api import Browser, Page, Route, expect
 from sqlalchemy import select, text
 
 from api.main import create_app
@@ -20,7 +20,7 @@ from shared.repository import Database, operations, samples, work
 from shared.repository.access import Role, add_key
 from shared.settings import Settings
 from shared.tables import KeyRow, StudyRow
-from tests.browsing import ARGUMENTS, CHROMIUM, needs_chromium, watched
+from tests.browsing import needs_chromium, watched
 
 pytestmark = needs_chromium
 SECRET = "osk_admin_of_these_tests"
@@ -43,15 +43,6 @@ FROM (
         CASE WHEN n % 333 = 0 THEN 'quarantined' WHEN n > 70000 AND n % 20 <> 0 THEN 'queued'
              WHEN n > 99990 THEN 'running' ELSE 'analysed' END AS status
     FROM generate_series(1, 100000) AS n) AS thrown"""
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with sync_playwright() as playwright:
-        expect.set_options(timeout=20_000)
-        opened = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
-        yield opened
-        opened.close()
 
 
 class Site:

@@ -7,10 +7,11 @@ from typing import Any
 
 import pydicom
 import pytest
-from playwright.sync_api import Browser, ConsoleMessage, Dialog, Page, expect, sync_playwright
+from playwright.sync_api import Browser, ConsoleMessage, Dialog, Page, expect
 from pydicom.uid import generate_uid
 
-from tests.browsing import ARGUMENTS, CHROMIUM, WATCH_POLICY, leave, needs_chromium
+from tests.browsing import WATCH_POLICY, leave, needs_chromium
+from tests.pace import limit_s
 
 SAMPLES = Path(__file__).parents[2] / "samples"
 FINDINGS = re.compile("likely fracture|possible fracture|no fracture found|model abstains")
@@ -19,22 +20,13 @@ SCRIPT = "<script>alert(1)</script>"
 pytestmark = needs_chromium
 
 
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with sync_playwright() as playwright:
-        expect.set_options(timeout=20_000)  # the machine also runs the worker
-        opened = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
-        yield opened
-        opened.close()
-
-
 @pytest.fixture
 def page(browser: Browser, system: Any) -> Iterator[Page]:
     """A page of a fresh browser profile; the test fails if the console told of an error or of a policy violation."""
     context = browser.new_context(viewport={"width": 1440, "height": 900}, timezone_id="Asia/Kathmandu")
     context.add_init_script(WATCH_POLICY)
     page = context.new_page()
-    page.set_default_timeout(20_000)
+    page.set_default_timeout(limit_s(20) * 1000)
     errors: list[str] = []
 
     def note(message: ConsoleMessage) -> None:

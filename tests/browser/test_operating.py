@@ -4,7 +4,6 @@ import json
 import os
 import re
 import signal
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +11,7 @@ from typing import Any
 import httpx
 import pytest
 import yaml
-from playwright.sync_api import expect, sync_playwright
+from playwright.sync_api import Browser, expect
 from prometheus_client.parser import text_string_to_metric_families
 from sqlalchemy import text
 
@@ -20,8 +19,9 @@ from infra.stack import Stack
 from infra.state import read_secrets
 from shared.repository import Database, samples, work
 from shared.settings import ROOT, Settings
-from tests.browsing import ARGUMENTS, CHROMIUM, needs_chromium, watched
+from tests.browsing import needs_chromium, watched
 from tests.conftest import SAMPLES, System
+from tests.pace import until
 from tests.plant import pid_of
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
@@ -56,13 +56,17 @@ def overview(system: System, chosen: str = "24h") -> Any:
     return answer.json()
 
 
-def tended(system: System, condition: Callable[[], Any], limit_s: float = 90) -> Any:
+def tended(system: System, condition: Callable[[], Any], seconds: float = 90) -> Any:
     """Wait for it while the supervisor does its work."""
-    deadline = time.monotonic() + limit_s
-    while not (found := condition()):
-        assert time.monotonic() < deadline
+    found = None
+
+    def held() -> object:
+        nonlocal found
         system.stack.check()
-        time.sleep(0.2)
+        found = condition()
+        return found
+
+    until(held, seconds)
     return found
 
 
@@ -132,7 +136,7 @@ def test_the_worker_told_what_it_did(own: Own) -> None:
 
 
 @needs_chromium
-def test_the_link_leads_to_the_study_s_task_in_flower(own: Own) -> None:
+def test_the_link_leads_to_the_study_s_task_in_flower(own: Own, browser: Browser) -> None:
     """Flower, opened by the page's link, lists this study's tasks and no other's."""
     # a study in quarantine has a row with its link
     database = Database(own.stack.urls["database"], 1)
@@ -144,29 +148,27 @@ def test_the_link_leads_to_the_study_s_task_in_flower(own: Own) -> None:
             {"id": own.study},
         )
     try:
-        with sync_playwright() as playwright:
-            opened = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
-            with watched(opened, 1600) as page:
-                page.goto(f"{own.api_url}/login?next=/admin")
-                page.get_by_label("Your key").fill(own.keys["admin"])
-                page.get_by_role("button", name="Log in").click()
-                link = page.locator(f"#flower-{own.study}")
-                expect(link).to_have_attribute("href", re.compile("^" + re.escape(own.flower_url)))
-                url = str(link.get_attribute("href"))
-            name, password = own.flower_login
-            context = opened.new_context(http_credentials={"username": name, "password": password})
-            flower = context.new_page()
-            flower.goto(url)
-            rows = flower.locator("#tasks-table tbody tr")
-            expect(flower.locator("input[type=search]")).to_have_value(re.compile(own.study))
-            expect(rows.first).to_contain_text("osteon.analyse_study")
-            hrefs = rows.locator("a").evaluate_all("links => links.map(link => link.href)")
-            tasks = [href for href in hrefs if "/task/" in href]
-            assert tasks
-            for task in tasks:
-                flower.goto(task)
-                expect(flower.locator("body")).to_contain_text(own.study)
-            opened.close()
+        with watched(browser, 1600) as page:
+            page.goto(f"{own.api_url}/login?next=/admin")
+            page.get_by_label("Your key").fill(own.keys["admin"])
+            page.get_by_role("button", name="Log in").click()
+            link = page.locator(f"#flower-{own.study}")
+            expect(link).to_have_attribute("href", re.compile("^" + re.escape(own.flower_url)))
+            url = str(link.get_attribute("href"))
+        name, password = own.flower_login
+        context = browser.new_context(http_credentials={"username": name, "password": password})
+        flower = context.new_page()
+        flower.goto(url)
+        rows = flower.locator("#tasks-table tbody tr")
+        expect(flower.locator("input[type=search]")).to_have_value(re.compile(own.study))
+        expect(rows.first).to_contain_text("osteon.analyse_study")
+        hrefs = rows.locator("a").evaluate_all("links => links.map(link => link.href)")
+        tasks = [href for href in hrefs if "/task/" in href]
+        assert tasks
+        for task in tasks:
+            flower.goto(task)
+            expect(flower.locator("body")).to_contain_text(own.study)
+        context.close()
     finally:
         with database.transaction() as session:
             session.execute(
