@@ -48,3 +48,6 @@ def until(
             return
         time.sleep(every_s)
     assert condition(), f"not within {seconds:g} s of a quiet machine (times {limit_s(1):.1f} here). {why()}"
+
+
+LIMIT_S = limit_s(60)  # for what takes a moment unless it hangs

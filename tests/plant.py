@@ -29,11 +29,15 @@ from infra.valkey import EmbeddedValkey
 from samples.objects import pattern_image, set_pixels, to_bytes, uid
 from shared.settings import ROOT
 from tests import pace
+from tests.pace import LIMIT_S
 
 KEYS = {role: f"osk_faults_{role}_key_of_the_tests" for role in ("submitter", "radiologist", "admin")}
 SETTINGS = {
-    "LEASE_S": "4", "RECONCILE_EVERY_S": "1", "RESEND_GRACE_S": "2", "RETRY_BASE_S": "0.5", "MAX_ATTEMPTS": "3",
-    "BATCH_SIZE": "4", "WORKER_THREADS": "8", "DECODERS": "2", "STANDSTILL_S": "4",
+    # short, but not so short that a slow machine looks like a dead one
+    **{name: str(seconds * pace.slowness()) for name, seconds in (
+        ("LEASE_S", 4), ("RESEND_GRACE_S", 2), ("STANDSTILL_S", 4))},
+    "RECONCILE_EVERY_S": "1", "RETRY_BASE_S": "0.5", "MAX_ATTEMPTS": "3", "BATCH_SIZE": "4", "WORKER_THREADS": "8",
+    "DECODERS": "2",
 }  # fmt: skip
 # The worker as it is, but that its model is a pause of MODEL_S seconds an image and a ready answer, that it is neither
 # compiled nor run, that one study kills it, that it raises at each film whose left half is black, and that it hangs once
@@ -195,7 +199,7 @@ class Plant:
         finally:
             self._tend = lambda: None
             process.kill()
-            process.wait(20)
+            process.wait(LIMIT_S)
 
     _tend: Callable[[], None] = staticmethod(lambda: None)
 
@@ -209,7 +213,7 @@ class Plant:
         """Kill what was run, but for the first ones."""
         for process in self.processes[keep:]:
             process.kill()
-            process.wait(20)
+            process.wait(LIMIT_S)
         del self.processes[keep:]
 
     @contextmanager
@@ -242,7 +246,7 @@ class Plant:
         """Upload one film, whatever the answer."""
         files = {"files": ("film.dcm", film(label, number, half_black=half_black))}
         headers = {"Authorization": f"Bearer {KEYS['submitter']}"}
-        with httpx.Client(timeout=60, trust_env=False) as client:
+        with httpx.Client(timeout=LIMIT_S, trust_env=False) as client:
             return client.post(f"{url or self.url}/studies", files=files, headers=headers)
 
     def until(self, condition: Callable[[], object], limit_s: float) -> None:
@@ -312,8 +316,7 @@ def pid_of(server: EmbeddedPostgres | EmbeddedValkey) -> int:
 def kill(server: EmbeddedPostgres | EmbeddedValkey) -> None:
     """kill -9, and wait for its end."""
     os.kill(pid_of(server), signal.SIGKILL)
-    while server.running:
-        time.sleep(0.01)
+    pace.until(lambda: not server.running, 20, every_s=0.01)
 
 
 def decoders_of(worker: int) -> list[psutil.Process]:

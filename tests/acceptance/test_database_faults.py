@@ -10,6 +10,7 @@ import psycopg2
 import pytest
 
 from infra.postgres import EmbeddedPostgres
+from tests.pace import LIMIT_S
 from tests.plant import Plant, frozen, kill, pid_of
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
@@ -165,7 +166,7 @@ def test_two_beats_run_one_night(plant: Plant, tmp_path: Path) -> None:
     plant.until(lambda: plant.studies.ask("SELECT id FROM backlog_runs WHERE finished_at IS NOT NULL"), 60)
     beats[0].kill()
     since = time.monotonic()
-    beats[0].wait(20)
+    beats[0].wait(LIMIT_S)
     before = plant.sent()
     plant.run("beat", "-c", textwrap.dedent(BEAT), str(tmp_path / "schedule-0"))
     plant.until(lambda: plant.sent() >= before + 6, 60)

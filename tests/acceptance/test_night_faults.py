@@ -11,6 +11,7 @@ from shared.repository import Database, nights, work
 from shared.repository.bundles import activate_bundle, active_bundle
 from shared.settings import Settings
 from shared.vision.bundle import load_bundle, save_bundle
+from tests.pace import LIMIT_S
 from tests.plant import Plant
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
@@ -72,7 +73,7 @@ def test_a_night_that_is_disturbed(plant: Plant, newer: Callable[[str], None], f
     assert {state[0] for state in plant.studies.states(ids)} == {"analysed"}
     if fault == "worker killed":
         worker.kill()
-        worker.wait(20)
+        worker.wait(LIMIT_S)
         plant.worker()
     else:
         with plant.broker() as client:

@@ -17,6 +17,7 @@ from shared.settings import ROOT
 from shared.storage import open_store, original_key, sha256_of
 from shared.tables import InstanceRow
 from tests.conftest import InProcessApi
+from tests.pace import LIMIT_S
 from tests.plant import Plant, film
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
@@ -48,7 +49,7 @@ class Proxy:
 
     def kill(self) -> None:
         self.process.kill()
-        self.process.wait(20)
+        self.process.wait(LIMIT_S)
 
 
 @pytest.fixture

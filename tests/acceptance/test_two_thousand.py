@@ -24,6 +24,7 @@ from infra.process import free_port
 from infra.stack import Stack
 from infra.state import Secrets, read_secrets
 from shared.settings import ROOT, Settings
+from tests.pace import LIMIT_S, limit_s
 from tests.plant import SETTINGS, WORKER, Studies, decoders_of, film
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
@@ -31,7 +32,7 @@ STUDIES = 2000
 AHEAD = 300  # studies that wait while the sender is ahead
 FILES = 10  # a request
 WINDOW_S = 2.0
-STEADY_S = 15.0  # the goal, on a machine that has nothing else to do
+STEADY_S = 15.0
 
 
 @dataclass
@@ -63,7 +64,7 @@ class Sender(threading.Thread):
         self._url, self._key, self._studies = url, key, studies
 
     def run(self) -> None:
-        with httpx.Client(base_url=self._url, timeout=30, trust_env=False) as http:
+        with httpx.Client(base_url=self._url, timeout=LIMIT_S, trust_env=False) as http:
             for start in range(0, STUDIES, FILES):
                 parts = [("files", (f"{n}.dcm", film("two thousand", n))) for n in range(start, start + FILES)]
                 while not self._send(http, parts):
@@ -201,7 +202,7 @@ def test_two_thousand_studies_while_everything_is_killed(stack: Stack, pytestcon
     while sender.is_alive() or analysed(studies) < STUDIES:
         tend(stack, 0.5)
         left = "SELECT status, attempts, reason, sent_at, lease_until FROM studies WHERE status <> 'analysed' LIMIT 20"
-        assert time.time() - faults[-1].at < 300, studies.ask(left)
+        assert time.time() - faults[-1].at < limit_s(100), studies.ask(left)
     end = time.time()
     measure(faults, studies, end)
     print(f"{STUDIES} studies in {end - began:.0f} s; the sender saw {dict(sender.failures)}")
@@ -213,8 +214,7 @@ def test_two_thousand_studies_while_everything_is_killed(stack: Stack, pytestcon
     assert studies.ask("SELECT count(*), min(status), max(status) FROM studies") == [(STUDIES, "analysed", "analysed")]
     assert studies.findings(ids) == [1] * STUDIES
     assert max(results_written(stack.home).values()) == 1
-    # 15 s is the goal for a machine with nothing else to do; a crowded one takes longer for everything
-    assert max(one.steady_s for one in faults) < 3 * STEADY_S
+    assert max(one.steady_s for one in faults) < limit_s(STEADY_S)
 
 
 def results_written(home: Path) -> Counter[str]:

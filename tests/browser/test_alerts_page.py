@@ -26,7 +26,7 @@ from shared.study import Claim, Identity, Priority
 from shared.tables import AlertRow, KeyRow
 from tests.browsing import needs_chromium
 from tests.conftest import InProcessApi
-from tests.pace import limit_s
+from tests.pace import LIMIT_S, limit_s
 from tests.ward import Ward
 
 NAMES = ["DOE^JANE", "<b>EVIL</b>^NAME", "ROE^RICHARD"]
@@ -85,7 +85,7 @@ def url(in_process: InProcessApi) -> Iterator[str]:
         time.sleep(0.01)
     yield f"http://127.0.0.1:{port}"
     server.should_exit = True
-    thread.join(20)
+    thread.join(LIMIT_S)
 
 
 def test_alerts_are_read_opened_and_seen(

@@ -21,7 +21,7 @@ from shared.repository import Database, samples, work
 from shared.settings import ROOT, Settings
 from tests.browsing import needs_chromium, watched
 from tests.conftest import SAMPLES, System
-from tests.pace import until
+from tests.pace import LIMIT_S, until
 from tests.plant import pid_of
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
@@ -51,7 +51,7 @@ def own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Own]:
 
 def overview(system: System, chosen: str = "24h") -> Any:
     headers = {"Authorization": f"Bearer {system.keys['admin']}"}
-    answer = httpx.get(f"{system.api_url}/operations?range={chosen}", headers=headers, trust_env=False, timeout=30)
+    answer = httpx.get(f"{system.api_url}/operations?range={chosen}", headers=headers, trust_env=False, timeout=LIMIT_S)
     assert answer.status_code == 200, answer.text
     return answer.json()
 
@@ -72,7 +72,7 @@ def tended(system: System, condition: Callable[[], Any], seconds: float = 90) ->
 
 def families(url: str, token: str = "") -> set[str]:
     headers = {"Authorization": f"Bearer {token}"} if token else {}
-    body = httpx.get(url, headers=headers, trust_env=False, timeout=30)
+    body = httpx.get(url, headers=headers, trust_env=False, timeout=LIMIT_S)
     assert body.status_code == 200
     found = set()
     for family in text_string_to_metric_families(body.text):

@@ -21,6 +21,7 @@ from shared.repository.access import Role, add_key
 from shared.settings import Settings
 from shared.tables import KeyRow, StudyRow
 from tests.browsing import needs_chromium, watched
+from tests.pace import LIMIT_S
 
 pytestmark = needs_chromium
 SECRET = "osk_admin_of_these_tests"
@@ -106,7 +107,7 @@ def site(browser: Browser, make_settings: Callable[..., Settings]) -> Iterator[S
             yield Site(url, settings, database, page)
     finally:
         server.should_exit = True
-        thread.join(20)
+        thread.join(LIMIT_S)
         database.close()
 
 

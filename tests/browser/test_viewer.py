@@ -17,7 +17,7 @@ from playwright.sync_api import Browser, ConsoleMessage, Locator, Page, expect
 from infra.client import Client
 from samples.objects import pattern_image, set_pixels, to_bytes, uid
 from tests.browsing import WATCH_POLICY, leave, needs_chromium
-from tests.pace import limit_s
+from tests.pace import LIMIT_S, limit_s
 from tests.plant import KEYS, Plant
 
 SAMPLES = Path(__file__).parents[2] / "samples" / "studies"
@@ -628,10 +628,10 @@ def test_refused_film_says_why(page: Page, room: Room) -> None:
 def test_without_a_worker_the_preview_stays(page: Page, room: Room) -> None:
     """No worker: the preview is there and says that the full film does not come; once one runs, it comes."""
     room.worker.kill()
-    room.worker.wait(20)
+    room.worker.wait(LIMIT_S)
     room.forget_films()
     look(page, room, "15-shoulder", "preview")
     expect(page.locator("#quality")).to_contain_text("The full film does not come; perhaps no worker runs")
     shot(page, "no-worker")
     room.worker = room.plant.worker()
-    expect(page.locator("#quality")).to_have_text(re.compile("^full film"), timeout=60_000)
+    expect(page.locator("#quality")).to_have_text(re.compile("^full film"), timeout=limit_s(60) * 1000)

@@ -32,6 +32,7 @@ from shared.vision.pixels import open_pixels
 from shared.vision.reader import Reader
 from shared.vision.tensors import prepare
 from tests import poisons
+from tests.pace import LIMIT_S, slowness, until
 from tests.ward import Ward
 from worker.decoding import Job
 from worker.predictor import ActiveReader
@@ -347,35 +348,40 @@ def test_suspects_waiting_for_the_gate_are_not_blamed(ward: Ward, engine: Any) -
     def wait(job: Job) -> None:
         inside.append(job)
         entered.set()
-        leave.wait(20)
+        leave.wait(LIMIT_S)
 
     before_decoding(engine, wait)
     with ThreadPoolExecutor(6) as pool:
         # each message comes twice
         outcomes = [pool.submit(engine.analyse_study, study) for study in studies * 2]
-        assert entered.wait(20)
+        assert entered.wait(LIMIT_S)
         time.sleep(0.3)
         assert len(inside) == 1
         assert sorted(ward.row(study).attempts for study in studies) == [1, 1, 2]
         leave.set()
-        words = [outcome.result(30) for outcome in outcomes]
+        words = [outcome.result(LIMIT_S) for outcome in outcomes]
     assert words.count("analysed") == 3
     assert ward.count(status=StudyStatus.ANALYSED, attempts=2) == 3
 
 
 def test_leases_are_renewed_while_a_study_is_analysed(ward: Ward, make_engine: Callable[..., Any]) -> None:
     """A study that takes longer than its lease keeps it as long as its worker lives."""
-    engine = make_engine(lease_s=0.6)
+    engine = make_engine(lease_s=6.0)
     study = ward.stored(engine.store, [HAND.read_bytes()])
     engine.reader.current()
-    before_decoding(engine, lambda _: time.sleep(2.0))
+    go_on = threading.Event()
+    before_decoding(engine, lambda _: go_on.wait(LIMIT_S))
     with ThreadPoolExecutor(1) as pool:
         working = pool.submit(engine.analyse_study, study)
-        time.sleep(1.5)
+        until(lambda: ward.row(study).lease_until, 30)
+        first = ward.row(study).lease_until
+        assert first is not None
+        until(lambda: (ward.row(study).lease_until or first) > first, 30)
         with ward.database.transaction() as session:
-            now = datetime.now(UTC)
+            now = first + timedelta(milliseconds=1)  # when it would have ended
             assert work.claim(session, [study], "x", now, timedelta(seconds=30), max_attempts=4, alone=True) == [None]
-        assert working.result(30) == "analysed"
+        go_on.set()
+        assert working.result(LIMIT_S) == "analysed"
     assert ward.row(study).attempts == 1
 
 
@@ -394,7 +400,7 @@ def test_the_lease_keeper_outlives_any_error(
     study = ward.stored(engine.store, [HAND.read_bytes()])
     claim = ward.claim(study)
     with engine.leases.holding(claim):
-        assert all(calls.acquire(timeout=10) for _ in range(3))
+        assert all(calls.acquire(timeout=LIMIT_S) for _ in range(3))
 
 
 def test_a_model_that_fails_is_retried_and_then_named(
@@ -422,9 +428,10 @@ def test_urgent_images_go_before_routine_ones_in_the_batcher(ward: Ward, engine:
     assert seen == [0, 1, 2]
 
 
+DECODE_LIMIT_S = round(2 * slowness())
 POISONS = {
     "abort": "Decoding ended its process (SIGABRT)",
-    "hang": "Decoding took more than 1 s and was stopped",
+    "hang": f"Decoding took more than {DECODE_LIMIT_S} s and was stopped",
     "eight gigabytes": "Decoding needs more than 0.5 GB of memory and was stopped",
 }
 
@@ -435,14 +442,12 @@ def test_a_poisonous_image_harms_itself_only(
 ) -> None:
     """A codec that aborts, hangs or eats memory costs its own study N attempts; neighbours are analysed at their first."""
     monkeypatch.setattr("worker.decoding.decode", poisons.decode)
-    engine = make_engine(max_attempts=2, decode_limit_s=1.0, decode_memory_bytes=2**29)
+    engine = make_engine(max_attempts=2, decode_limit_s=float(DECODE_LIMIT_S), decode_memory_bytes=2**29)
     bad = square(poison, texture(1), ImageComments=f"poison: {poison}")
     alone = ward.stored(engine.store, [bad])
     sound = [ward.stored(engine.store, [square(f"beside {poison} {i}", texture(i))]) for i in range(6)]
-    since = time.monotonic()
     with ThreadPoolExecutor(7) as pool:
         words = list(pool.map(engine.analyse_study, [*sound[:3], alone, *sound[3:]]))
-    print(f"all seven had their answer after {time.monotonic() - since:.1f} s")
     assert words == ["analysed"] * 3 + ["will retry"] + ["analysed"] * 3
     assert ward.row(alone).reason == POISONS[poison]
     assert retried(engine, ward, alone, 2) == ["analysed", "nothing to do"]  # which concludes: no image has a finding
@@ -473,7 +478,7 @@ def test_decoders_end_with_their_worker(ward: Ward, make_engine: Callable[..., A
     engine.analyse_study(ward.stored(engine.store, [square("any", texture(1))]))
     children = psutil.Process().children()
     engine.close()
-    psutil.wait_procs(children, timeout=10)
+    psutil.wait_procs(children, timeout=LIMIT_S)
     assert not [child for child in children if child.is_running() and "spawn" in " ".join(child.cmdline())]
 
 

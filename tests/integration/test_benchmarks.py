@@ -9,6 +9,7 @@ import pytest
 from benchmarks.__main__ import BENCHMARKS
 from benchmarks.measure import Result
 from shared.settings import ROOT
+from tests.pace import limit_s
 
 
 @pytest.mark.slow
@@ -18,7 +19,7 @@ def test_each_runs_quickly(name: str) -> None:
     if name == "peers":
         pytest.importorskip("litserve", reason="the extra `bench` is not installed")
     command = [sys.executable, "-m", "benchmarks", name, "--quick", "--json"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=280, check=False)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=limit_s(280), check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     result = Result.from_json(json.loads(done.stdout))
     assert (result.name, result.quick) == (name, True)

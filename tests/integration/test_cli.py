@@ -22,6 +22,7 @@ from infra import cli, state
 from infra.predict import COLUMNS
 from shared.settings import ROOT, Settings
 from tests.conftest import System
+from tests.pace import limit_s
 
 STUDIES, BROKEN = ROOT / "samples/studies", ROOT / "samples/broken"
 
@@ -44,7 +45,7 @@ def process(*arguments: str | Path, **env: str) -> subprocess.CompletedProcess[s
     """Call the command as a process of its own."""
     command = [sys.executable, "-m", "infra.cli", *map(str, arguments)]
     return subprocess.run(
-        command, env=os.environ | env, cwd=ROOT, capture_output=True, text=True, timeout=240, check=False
+        command, env=os.environ | env, cwd=ROOT, capture_output=True, text=True, timeout=limit_s(240), check=False
     )
 
 

@@ -14,6 +14,7 @@ from samples.objects import pattern_image, to_bytes
 from shared.storage import open_store, original_key, sha256_of
 from shared.vision.pixels import PixelLimits
 from tests import poisons
+from tests.pace import LIMIT_S, slowness, until
 from worker import decoding
 from worker.decoding import Decoders, DecodingFailed, Job
 
@@ -50,10 +51,7 @@ def stored(store_url: str, words: str) -> Job:
 
 
 def wait_for(path: Path) -> None:
-    deadline = time.monotonic() + 30
-    while not path.exists():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    until(path.exists, 30, every_s=0.01)
 
 
 def test_a_clock_that_is_set_ahead_stops_no_image(
@@ -68,7 +66,7 @@ def test_a_clock_that_is_set_ahead_stops_no_image(
     wait_for(tmp_path / poisons.BEGUN)
     child = (tmp_path / poisons.BEGUN).read_text()
     ahead.set()
-    assert future.result(60).body_part == "HAND"
+    assert future.result(LIMIT_S).body_part == "HAND"
     assert (tmp_path / poisons.BEGUN).read_text() != child
 
 
@@ -81,13 +79,14 @@ def test_a_clock_that_is_set_back_lets_no_image_hang(
     monkeypatch.setattr("pebble.pool.process.time", wall)
     monkeypatch.setattr(decoding, "decode", poisons.decode)
     monkeypatch.setattr(decoding, "SPARE_S", 4.0)
-    decoders = make_decoders(limit_s=4.0)
-    assert decoders.submit(stored(store_url, "sound")).result(60).body_part == "HAND"
+    seconds = round(4 * slowness())
+    decoders = make_decoders(limit_s=float(seconds))
+    assert decoders.submit(stored(store_url, "sound")).result(LIMIT_S).body_part == "HAND"
     hanging = decoders.submit(stored(store_url, "poison: hang"))
     back.set()
-    with pytest.raises(DecodingFailed, match="took more than 4 s"):
-        hanging.result(60)
-    assert decoders.submit(stored(store_url, "sound too")).result(60).body_part == "HAND"
+    with pytest.raises(DecodingFailed, match=f"took more than {seconds} s"):
+        hanging.result(LIMIT_S)
+    assert decoders.submit(stored(store_url, "sound too")).result(LIMIT_S).body_part == "HAND"
 
 
 def test_a_child_that_met_its_memory_limit_is_replaced(
@@ -97,6 +96,6 @@ def test_a_child_that_met_its_memory_limit_is_replaced(
     monkeypatch.setattr(decoding, "decode", poisons.decode)
     decoders = make_decoders()
     with pytest.raises(DecodingFailed, match="of memory"):
-        decoders.submit(stored(store_url, "poison: eight gigabytes")).result(60)
+        decoders.submit(stored(store_url, "poison: eight gigabytes")).result(LIMIT_S)
     assert decoders._pools == {}
-    assert decoders.submit(stored(store_url, "sound")).result(60).body_part == "HAND"
+    assert decoders.submit(stored(store_url, "sound")).result(LIMIT_S).body_part == "HAND"

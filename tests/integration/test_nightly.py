@@ -23,6 +23,7 @@ from shared.repository import nights, reports, second_looks, work
 from shared.settings import Settings
 from shared.study import Claim, Priority, StudyStatus
 from shared.tables import AlertRow, BacklogRunRow, BundleRow, SecondLookRow, StudyRow
+from tests.pace import LIMIT_S
 from tests.ward import Ward
 from worker.nights import feed, nightly
 from worker.sweeps import BEGUN_S, reconcile
@@ -220,7 +221,7 @@ def test_two_schedulers_at_once_run_one_night(ward: Ward, run: Run) -> None:
     start = threading.Barrier(4)
 
     def ring(_: int) -> Any:
-        start.wait(10)
+        start.wait(LIMIT_S)
         return run()
 
     with ThreadPoolExecutor(4) as pool:

@@ -21,6 +21,7 @@ from shared.repository.access import LastAdmin, Role, keys, make_key, revoke_key
 from shared.settings import Settings
 from shared.study import Priority, StudyStatus
 from shared.tables import HoldingRow, KeyRow, RefusalRow, SampleRow, StudyRow, UploadRow, WorkerRow
+from tests.pace import LIMIT_S
 from tests.ward import Ward
 from worker.pulse import Heart
 
@@ -86,7 +87,7 @@ def test_a_sample_is_written_once(ward: Ward) -> None:
     start = threading.Barrier(4)
 
     def look(_: object) -> None:
-        start.wait(10)
+        start.wait(LIMIT_S)
         sample(ward, NOON + 2 * MINUTE)
 
     with ThreadPoolExecutor(4) as pool:
@@ -233,13 +234,13 @@ def test_a_slow_count_holds_no_beat_and_runs_once(ward: Ward, monkeypatch: pytes
         assert session.scalar(text("SELECT pg_try_advisory_xact_lock(:lock)"), {"lock": samples.COUNTER_LOCK})
         counts.append(1)
         began.set()
-        go_on.wait(30)
+        go_on.wait(LIMIT_S)
         raise RuntimeError("and its end is nobody's trouble")
 
     monkeypatch.setattr(samples, "count_stored", slow)
     one = heart(ward)
     one.beat()
-    assert began.wait(10)
+    assert began.wait(LIMIT_S)
     try:
         for _ in range(3):
             one._sample()
@@ -361,7 +362,7 @@ def test_two_admins_cannot_revoke_each_other(ward: Ward) -> None:
     start = threading.Barrier(2)
 
     def revoke(key_id: UUID) -> str:
-        start.wait(10)
+        start.wait(LIMIT_S)
         try:
             with ward.database.transaction() as session:
                 revoke_key_by_id(session, ward.site_id, key_id)

@@ -6,7 +6,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -15,13 +14,14 @@ import torch
 from shared.settings import ROOT
 from shared.vision.bundle import load_bundle
 from tests.films import fracatlas_tree
+from tests.pace import limit_s, until
 
 SAMPLE = ROOT / "samples/studies/01-hand/1-pa.dcm"
 
 
 def osteon(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "infra.cli", *map(str, arguments)]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=280, check=False)
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=limit_s(280), check=False)
 
 
 def steps(checkpoint: Path) -> int:
@@ -55,9 +55,7 @@ def test_train_killed_resumed_exported_and_used(tmp_path: Path) -> None:
         stderr=subprocess.DEVNULL,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
     )
-    deadline = time.monotonic() + 120
-    while not checkpoint.exists() and killed.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.05)
+    until(lambda: checkpoint.exists() or killed.poll() is not None, 120, every_s=0.05)
     killed.send_signal(signal.SIGKILL)
     killed.wait()
     assert checkpoint.exists()

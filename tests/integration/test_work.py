@@ -19,6 +19,7 @@ from shared.repository.intake import take_in
 from shared.study import Claim, Priority, StudyStatus, may_become
 from shared.tables import StudyRow
 from shared.worklist import ALLOWANCES
+from tests.pace import LIMIT_S
 from tests.ward import Ward
 
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
@@ -37,7 +38,7 @@ def test_two_workers_race_and_one_gets_the_study(ward: Ward) -> None:
         study, start = ward.study(), threading.Barrier(6)
 
         def ask(_: int, study: UUID = study, start: threading.Barrier = start) -> Any:
-            start.wait(10)
+            start.wait(LIMIT_S)
             return ward.claim(study)
 
         with ThreadPoolExecutor(6) as pool:
@@ -55,7 +56,7 @@ def test_a_claim_waits_for_a_locked_row(ward: Ward) -> None:
             claiming = pool.submit(ward.claim, study)
             with pytest.raises(TimeoutError):
                 claiming.result(0.3)
-        assert claiming.result(10) is not None
+        assert claiming.result(LIMIT_S) is not None
 
 
 def test_messages_for_nothing_claim_nothing(ward: Ward) -> None:
@@ -210,7 +211,7 @@ def test_renewing_never_waits_for_a_locked_row(ward: Ward) -> None:
             with ward.database.transaction() as session:
                 work.renew(session, tokens, LATER)
 
-        pool.submit(renew).result(10)
+        pool.submit(renew).result(LIMIT_S)
     assert [ward.row(study).lease_until for study in studies] == [LATER, NOW + LEASE, LATER]
 
 
@@ -476,7 +477,7 @@ def test_two_reconcilers_at_once_send_once(ward: Ward) -> None:
     start = threading.Barrier(6)
 
     def sweep(_: int) -> list[UUID]:
-        start.wait(10)
+        start.wait(LIMIT_S)
         return ward.lost(EMPTY, NOW + S)
 
     with ThreadPoolExecutor(6) as pool:

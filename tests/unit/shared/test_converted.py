@@ -19,6 +19,7 @@ from shared.vision import converted as module
 from shared.vision.bundle import load_bundle
 from shared.vision.converted import KEPT, converted
 from shared.vision.engines import Answer, openvino_engine
+from tests.pace import LIMIT_S
 
 openvino = pytest.importorskip("openvino")
 
@@ -155,7 +156,7 @@ def test_the_folder_stays_small(tmp_path: Path, conversions: list[int]) -> None:
 
 def test_workers_may_start_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of several that convert the same network at the same time each gets it, and one is kept."""
-    together = threading.Barrier(3, timeout=30)
+    together = threading.Barrier(3, timeout=LIMIT_S)
 
     def slow(network: Any, size: int) -> Any:
         together.wait()
@@ -199,5 +200,5 @@ def test_lanes_may_begin_at_once(tmp_path: Path) -> None:
     """
     said(2.0, tmp_path)
     command = [sys.executable, "-c", textwrap.dedent(MANY_AT_ONCE), str(tmp_path)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=LIMIT_S, check=False)
     assert done.stdout == "True\n", done.stderr

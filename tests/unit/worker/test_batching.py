@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.pace import LIMIT_S, until
 from worker.batching import LIVE, OLDEST_EVERY, REFILL, URGENT, YIELD_S, Batcher, Lane, RightOfWay
 
 
@@ -27,7 +28,7 @@ class Model:
         self.open.set()
 
     def __call__(self, items: Sequence[int]) -> list[int]:
-        self.open.wait(20)
+        self.open.wait(LIMIT_S)
         self.batches.append(list(items))
         for item in items:
             if item in self.poisoned:
@@ -67,10 +68,10 @@ def test_every_item_gets_its_own_answer_or_its_own_exception(
         for item, future in enumerate(futures):
             if item in poisoned:
                 with pytest.raises(Poison) as caught:
-                    future.result(20)
+                    future.result(LIMIT_S)
                 assert caught.value.args == (item,)
             else:
-                assert future.result(20) == 2 * item
+                assert future.result(LIMIT_S) == 2 * item
     answered = [item for batch in model.batches if not poisoned & set(batch) for item in batch]
     assert sorted(answered) == sorted(set(range(count)) - poisoned)
     assert max(map(len, model.batches)) <= max_batch
@@ -84,13 +85,11 @@ def test_what_waits_is_served_by_priority_then_in_order(priorities: list[int], m
     model.open.clear()
     with batcher_of(model, max_batch) as batcher:
         batcher.submit(-1, -1)  # occupies the model until all others wait
-        deadline = time.monotonic() + 20
-        while batcher.waiting and time.monotonic() < deadline:
-            time.sleep(0.0005)
+        until(lambda: not batcher.waiting, 20, every_s=0.0005)
         futures = [batcher.submit(item, priority) for item, priority in enumerate(priorities)]
         model.open.set()
         for future in futures:
-            future.result(20)
+            future.result(LIMIT_S)
     served = [item for batch in model.batches for item in batch]
     expected, left = [-1], list(enumerate(priorities))
     while left:
@@ -108,7 +107,7 @@ def test_many_threads_get_their_own_answers() -> None:
     def ask(start: int) -> None:
         for item in range(start, start + 50):
             try:
-                if batcher.submit(item, item % 3).result(20) != 2 * item:
+                if batcher.submit(item, item % 3).result(LIMIT_S) != 2 * item:
                     wrong.append(item)
             except Poison as poison:
                 if poison.args != (item,) or item % 7:
@@ -119,7 +118,7 @@ def test_many_threads_get_their_own_answers() -> None:
         for thread in threads:
             thread.start()
         for thread in threads:
-            thread.join(60)
+            thread.join(LIMIT_S)
     assert not wrong
     assert any(len(batch) > 1 for batch in model.batches), "the threads' items were batched together"
 
@@ -129,10 +128,11 @@ def test_a_batch_waits_for_company_but_not_for_long() -> None:
     model = Model()
     with batcher_of(model, 3, 0.3) as batcher:
         started = time.monotonic()
-        assert batcher.submit(1, 1).result(20) == 2
+        assert batcher.submit(1, 1).result(LIMIT_S) == 2
         assert time.monotonic() - started >= 0.29
+    with batcher_of(model, 3, 24 * 3600) as batcher:
         futures = [batcher.submit(item, 1) for item in (2, 3, 4)]
-        assert [future.result(20) for future in futures] == [4, 6, 8]
+        assert [future.result(LIMIT_S) for future in futures] == [4, 6, 8]
     assert model.batches == [[1], [2, 3, 4]]
 
 
@@ -167,7 +167,7 @@ def test_close_answers_what_waits_and_takes_no_more() -> None:
     closing = threading.Thread(target=batcher.close)
     closing.start()
     model.open.set()
-    closing.join(20)
+    closing.join(LIMIT_S)
     assert [future.result(0) for future in futures] == [2 * item for item in range(11)]
     with pytest.raises(RuntimeError, match="closed"):
         batcher.submit(12)
@@ -181,7 +181,7 @@ def test_cancelled_items_are_skipped() -> None:
         futures = [batcher.submit(item) for item in range(9)]
         cancelled = [item for item in (5, 7) if futures[item].cancel()]
         model.open.set()
-        answers = {item: futures[item].result(20) for item in range(9) if item not in cancelled}
+        answers = {item: futures[item].result(LIMIT_S) for item in range(9) if item not in cancelled}
     assert cancelled == [5, 7]
     assert answers == {item: 2 * item for item in (0, 1, 2, 3, 4, 6, 8)}
     assert sorted(item for batch in model.batches for item in batch) == sorted(answers)
@@ -191,7 +191,7 @@ def test_a_wrong_number_of_answers_is_an_error_not_a_swap() -> None:
     """A model that answers too few items fails them loudly rather than shifting answers to neighbours."""
     batcher = Batcher[int, int]("model", lambda items: [0] * (len(items) - 1), max_batch=4)
     with pytest.raises(RuntimeError, match="1 items got 0 answers"):
-        batcher.submit(1).result(20)
+        batcher.submit(1).result(LIMIT_S)
     batcher.close()
 
 
@@ -271,11 +271,11 @@ def test_what_is_not_live_stands_back(live: int) -> None:
     with right_of_way.held():
         with right_of_way.held():
             second_look = batcher.submit(7, LIVE + 1)
-            assert batcher.submit(1, live).result(20) == 2
+            assert batcher.submit(1, live).result(LIMIT_S) == 2
         assert not second_look.running()
         assert not second_look.done()
         ended = time.monotonic()
-    assert second_look.result(20) == 14
+    assert second_look.result(LIMIT_S) == 14
     took = time.monotonic() - ended
     batcher.close()
     assert ended - began > YIELD_S or took < YIELD_S / 2, "it was woken, and did not wait for the end of its patience"
@@ -374,7 +374,7 @@ def test_what_no_item_caused_fails_the_batch_at_once() -> None:
     futures = [batcher.submit(item, 1) for item in range(8)]
     for future in futures:
         with pytest.raises(ConnectionError):
-            future.result(20)
+            future.result(LIMIT_S)
     batcher.close()
     assert calls == [8]
 
@@ -384,9 +384,9 @@ def test_lanes_work_side_by_side() -> None:
     both = threading.Barrier(2)
 
     def answer(items: Sequence[int]) -> Sequence[int]:
-        both.wait(10)
+        both.wait(LIMIT_S)
         return items
 
     batcher = Batcher("model", answer, max_batch=1, lanes=2)
-    assert [future.result(20) for future in (batcher.submit(1), batcher.submit(2))] == [1, 2]
+    assert [future.result(LIMIT_S) for future in (batcher.submit(1), batcher.submit(2))] == [1, 2]
     batcher.close()

@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager
 
 import pytest
 
+from tests.pace import LIMIT_S
 from worker.tasks import Gate
 
 
@@ -64,7 +65,7 @@ def test_others_are_in_together() -> None:
 
     def visit() -> None:
         with gate.among_others():
-            inside.wait(20)  # passes only with all eight inside
+            inside.wait(LIMIT_S)  # passes only with all eight inside
 
     threads = [threading.Thread(target=visit, daemon=True) for _ in range(8)]
     for thread in threads:
@@ -87,7 +88,7 @@ def starves(gate: Gate, crowd_alone: bool) -> bool:
     time.sleep(0.05)
     one = threading.Thread(target=room.visit, args=(gate, not crowd_alone), daemon=True)
     one.start()
-    one.join(10)
+    one.join(LIMIT_S)
     waits_in_vain = one.is_alive()
     stop.set()
     join([*threads, one])

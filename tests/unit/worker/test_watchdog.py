@@ -1,7 +1,7 @@
 """When a worker process must make room for a fresh one, and when it must not."""
 
+import contextlib
 import threading
-import time
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
@@ -10,10 +10,11 @@ import pytest
 from shared.errors import Unavailable
 from shared.settings import Settings
 from shared.study import Priority
+from tests.pace import LIMIT_S
 from worker.batching import Batcher
 from worker.sweeps import Sweeper
 from worker.tasks import Load
-from worker.watchdog import MAX_FAILURES, Standstill, Watchdog
+from worker.watchdog import MAX_FAILURES, Standstill, Watchdog, trouble
 
 
 class Watched:
@@ -40,26 +41,34 @@ def test_a_hanging_model_ends_the_process() -> None:
 
     def hang_on_seven(items: Sequence[int]) -> Sequence[int]:
         if 7 in items:
-            release.wait(20)
+            release.wait(LIMIT_S)
         return items
 
     watched = Watched(hang_on_seven, 0.2, lanes=2)
     hanging = watched.batcher.submit(7)
-    assert watched.ended.wait(10)
+    assert watched.ended.wait(LIMIT_S)
     release.set()
-    assert hanging.result(10) == 7
+    assert hanging.result(LIMIT_S) == 7
     watched.close()
     assert watched.said == ["the model hangs"]
 
 
-def test_many_quick_calls_are_no_hang() -> None:
-    """Calls that together take longer than the limit are none."""
-    watched = Watched(list, 0.3)
-    until = time.monotonic() + 0.8
-    while time.monotonic() < until:
-        watched.batcher.submit(1).result(20)
-    watched.close()
-    assert watched.said == []
+def test_many_quick_calls_are_no_hang(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Calls that together take longer than the limit are none; a call that alone does is one."""
+    now = [1000.0]
+    monkeypatch.setattr("worker.batching.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("worker.watchdog.time.monotonic", lambda: now[0])
+    looked: list[str] = []
+
+    def take(items: Sequence[float]) -> Sequence[float]:
+        now[0] += items[0]
+        looked.append(trouble(batcher.lanes[0], 10.0))
+        return items
+
+    with contextlib.closing(Batcher("model", take, max_batch=1, lanes=1)) as batcher:
+        for seconds in (4.0, 4.0, 4.0, 9.0, 11.0):
+            batcher.submit(seconds).result(LIMIT_S)
+    assert looked == ["", "", "", "", "the model hangs"]
 
 
 def failing_below(count: int) -> Callable[[Sequence[int]], Sequence[int]]:
@@ -73,16 +82,16 @@ def failing_below(count: int) -> Callable[[Sequence[int]], Sequence[int]]:
 
 def test_a_model_that_only_fails_ends_the_process() -> None:
     """When nothing succeeds any more the fault is the model's; a few failures are the images'."""
-    watched = Watched(failing_below(MAX_FAILURES), 1.0)
+    watched = Watched(failing_below(MAX_FAILURES), 10.0)
     for item in range(MAX_FAILURES):
         watched.batcher.submit(item)
-    assert watched.ended.wait(10)
+    assert watched.ended.wait(LIMIT_S)
     watched.close()
     assert watched.said == ["the model fails every time"]
-    healthy = Watched(failing_below(MAX_FAILURES - 1), 0.2)
+    healthy = Watched(failing_below(MAX_FAILURES - 1), 1.0)
     futures = [healthy.batcher.submit(item) for item in range(2 * MAX_FAILURES)]
-    assert futures[-1].result(20) == 2 * MAX_FAILURES - 1
-    time.sleep(0.2)
+    assert futures[-1].result(LIMIT_S) == 2 * MAX_FAILURES - 1
+    assert [trouble(lane, LIMIT_S) for lane in healthy.batcher.lanes] == [""]
     healthy.close()
     assert healthy.said == []
 
@@ -90,14 +99,14 @@ def test_a_model_that_only_fails_ends_the_process() -> None:
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_a_dead_model_thread_ends_the_process() -> None:
     """Should the thread itself die, tasks do not wait for it forever."""
-    watched = Watched(list, 0.4)
+    watched = Watched(list, 10.0)
 
     def die(_lane: object) -> NoReturn:
         raise SystemExit
 
     watched.batcher._next = die  # type: ignore[method-assign,assignment]
-    watched.batcher.submit(1).result(20)  # the call under way ends first, then the next look dies
-    assert watched.ended.wait(10)
+    watched.batcher.submit(1).result(LIMIT_S)  # the call under way ends first, then the next look dies
+    assert watched.ended.wait(LIMIT_S)
     watched.close()
     assert watched.said == ["the model's thread has died"]
 
