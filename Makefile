@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow test-systems check bench clean
+.PHONY: help install demo test test-slow test-systems coverage check bench clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-13s %s\n", $$1, $$2}'
@@ -33,6 +33,10 @@ test-slow: install ## the rest: all faults, 10,000 hostile inputs, 2,000 studies
 test-systems: install ## whole machines: containers, network namespaces, DICOM peers (none yet)
 	@$(PYTEST) -m systems $(ARGS) || { code=$$?; [ $$code -eq 5 ] && echo "There are no tests of whole systems yet." || exit $$code; }
 
+coverage: install ## branch coverage by the quick suite, as a table and in htmlcov/ (ARGS='-m ""' for all suites)
+	@$(BIN)/python -m coverage erase
+	@$(PYTEST) -m 'not slow and not systems' --cov --cov-report=term --cov-report=html $(ARGS)
+
 check: install ## ruff (lint, format), mypy strict, import-linter
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check --quiet . || { echo "run: $(BIN)/ruff format ."; exit 1; }
@@ -44,4 +48,4 @@ bench: install ## measure everything against its goal; writes benchmarks/RESULTS
 	@$(BIN)/python -m benchmarks all --write benchmarks/RESULTS.md $(ARGS)
 
 clean: ## remove .venv and caches; `osteon down --delete` removes data
-	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis htmlcov .coverage*

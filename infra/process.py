@@ -13,7 +13,6 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import IO
 
 import psutil
 
@@ -23,7 +22,7 @@ MAX_LOG_BYTES = 20 * 2**20  # a log larger than this is set aside as NAME.log.1 
 SAME_PROCESS_S = 2.0  # a create time moves a little when the clock is corrected
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
-_reserved: dict[int, IO[str]] = {}  # by port
+_reserved: set[int] = set()
 _libc = ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None
 
 
@@ -224,11 +223,11 @@ def reserve(port: int) -> bool:
     folder.mkdir(mode=0o700, exist_ok=True)
     if folder.lstat().st_uid != os.geteuid():  # somebody else's: never open a file in it; the race is the lesser evil
         return True
-    file = (folder / str(port)).open("a")
+    descriptor = os.open(folder / str(port), os.O_CREAT | os.O_RDWR, 0o600)
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
-        file.close()
+        os.close(descriptor)
         return False
-    _reserved[port] = file  # closed, and with that released, at the end of the process
+    _reserved.add(port)  # the descriptor stays open, and the lock held, to the end of the process
     return True

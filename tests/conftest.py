@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -45,10 +46,16 @@ def pytest_configure(config: pytest.Config) -> None:
     slowness()
 
 
-@pytest.hookimpl(trylast=True)
+# Fixtures that are costly to make: the tests that use one run in one process. "": those of a file.
+COSTLY = {"system": "system", "room": "", "own": "", "predicted": "", "full_template": "", "trained": ""}
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Scale the limits of all tests by the machine; 0 stays no limit."""
+    """Group tests by the costly fixture they share; scale the limits of all by the machine; 0 stays no limit."""
     for item in items:
+        shared = [COSTLY[name] or item.path.stem for name in getattr(item, "fixturenames", ()) if name in COSTLY]
+        if shared:
+            item.add_marker(pytest.mark.xdist_group(shared[0]))
         given = item.get_closest_marker("timeout")
         seconds = float(given.args[0]) if given else TIMEOUT_S
         item.add_marker(pytest.mark.timeout(limit_s(seconds)), append=False)
@@ -139,13 +146,20 @@ def template(postgres: EmbeddedPostgres) -> str:
     return "migrated"
 
 
-@pytest.fixture
-def database_url(postgres: EmbeddedPostgres, template: str) -> Iterator[str]:
-    """A migrated database of the test's own."""
+@contextmanager
+def copied(postgres: EmbeddedPostgres, template: str) -> Iterator[str]:
+    """URL of a copy of a database, for the block."""
     name = f"test_{next(_numbers)}"
     admin_sql(postgres, f"CREATE DATABASE {name} TEMPLATE {template} OWNER osteon")
     yield postgres.url.rsplit("/", 1)[0] + f"/{name}"
     admin_sql(postgres, f"DROP DATABASE {name} WITH (FORCE)")
+
+
+@pytest.fixture
+def database_url(postgres: EmbeddedPostgres, template: str) -> Iterator[str]:
+    """A migrated database of the test's own."""
+    with copied(postgres, template) as url:
+        yield url
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from shared.settings import Settings
 from tests.pace import limit_s
 from tests.plant import Plant, frozen, kill, pid_of
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
+pytestmark = pytest.mark.timeout(400)
 # copies of a study and its image, under other names
 STUDY_COPIES = """
     INSERT INTO studies (id, site_id, study_instance_uid, priority, status, received_at, queue, attempts, reason, due_at,
@@ -43,6 +43,7 @@ def test_a_broker_that_forgets_everything(plant: Plant) -> None:
     plant.all_analysed_once(ids, time.monotonic())
 
 
+@pytest.mark.slow
 def test_two_reconcilers_send_a_lost_study_once(plant: Plant) -> None:
     """Two workers sweep the same loss at the same time, and each forgotten study gets one message, not two."""
     ids = plant.submit("two reconcilers", 100)
@@ -59,7 +60,10 @@ def test_two_reconcilers_send_a_lost_study_once(plant: Plant) -> None:
     assert plant.sent() == len(ids)
 
 
-@pytest.mark.parametrize("memory", ["kept", "lost", "never kept"])
+@pytest.mark.parametrize(
+    "memory",
+    [pytest.param("kept", marks=pytest.mark.slow), pytest.param("lost", marks=pytest.mark.slow), "never kept"],
+)
 def test_a_killed_broker(plant: Plant, memory: str) -> None:
     """kill -9 of Valkey, with its file, without it, and where it never wrote one (no AOF), and uploads meanwhile: all is
     accepted, and analysed once it is back."""
@@ -86,6 +90,7 @@ def told(plant: Plant, who: str) -> bool:
     return any(who in line and "OSTEON_BROKER_URL" in line for line in plant.complaints())
 
 
+@pytest.mark.slow
 def test_a_broker_that_hangs(plant: Plant) -> None:
     """A broker that stands still for 10 s holds no upload for long, and no worker ends for its silence."""
     worker = plant.worker()
@@ -130,7 +135,7 @@ def refusing(
     broker.stop()
 
 
-@pytest.mark.parametrize("full", ["memory", "disk"])
+@pytest.mark.parametrize("full", ["memory", pytest.param("disk", marks=pytest.mark.slow)])
 def test_a_broker_that_is_full(
     plant: Plant, refusing: tuple[str, Callable[[str], None], Callable[[str], None]], full: str
 ) -> None:
@@ -152,6 +157,7 @@ def test_a_broker_that_is_full(
     assert worker.poll() is None
 
 
+@pytest.mark.slow
 def test_a_broker_killed_again_and_again(plant: Plant) -> None:
     """Eight times kill -9 under load, with results finished in between: no consumer stays deaf, no study is lost."""
     dice = random.Random(8)
@@ -167,6 +173,7 @@ def test_a_broker_killed_again_and_again(plant: Plant) -> None:
     assert set(ends) <= {70}  # watchdog.EXIT: a consumer that stood still, started anew in time
 
 
+@pytest.mark.slow
 def test_a_long_queue_is_not_flooded(plant: Plant) -> None:
     """10,000 studies wait more than 60 s for a slow worker: the reconciler sends at most 5 % more messages than studies."""
     (first,) = plant.submit("flood", 1)

@@ -13,7 +13,7 @@ from infra.postgres import EmbeddedPostgres
 from tests.pace import LIMIT_S
 from tests.plant import Plant, frozen, kill, pid_of
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = pytest.mark.timeout(300)
 FAKETIME = next(Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1"), None)
 # beat as it is, but that a night comes every second
 BEAT = """
@@ -24,7 +24,7 @@ BEAT = """
 """
 
 
-@pytest.mark.parametrize("how", ["stopped", "killed"])
+@pytest.mark.parametrize("how", [pytest.param("stopped", marks=pytest.mark.slow), "killed"])
 def test_a_database_that_goes_and_comes_back(plant: Plant, how: str) -> None:
     """Postgres ends and starts again: nothing that was accepted is lost or analysed twice, and the log tells the cure."""
     worker = plant.worker()
@@ -43,6 +43,7 @@ def test_a_database_that_goes_and_comes_back(plant: Plant, how: str) -> None:
     assert any("worker: could not reconcile Postgres" in line and "OSTEON_DATABASE_URL" in line for line in said), said
 
 
+@pytest.mark.slow
 def test_a_database_that_refuses(plant: Plant) -> None:
     """No connection is to be had for 6 s: uploads are told 503 and the cure, and what was accepted is analysed after."""
     worker = plant.worker()
@@ -94,6 +95,7 @@ def cramped(tmp_path: Path, small_disk: Callable[[str], Path]) -> Iterator[tuple
         made.stop()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("full", ["tables", "log"])
 def test_a_database_whose_disk_is_full(cramped: tuple[Plant, Path], fill: Callable[[Path], Path], full: str) -> None:
     """Postgres can extend no table, or ends for want of room for its log: uploads are told 503 and the cure, or are
@@ -130,6 +132,7 @@ def test_a_database_whose_disk_is_full(cramped: tuple[Plant, Path], fill: Callab
     assert {answer.status_code for answer in again} == {200}
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(FAKETIME is None, reason="Debian's package faketime is not installed")
 @pytest.mark.parametrize("jump", ["+2h", "-2h"])
 def test_a_clock_that_jumps(plant: Plant, tmp_path: Path, jump: str) -> None:
@@ -159,6 +162,7 @@ def test_a_clock_that_jumps(plant: Plant, tmp_path: Path, jump: str) -> None:
     assert ahead < 600
 
 
+@pytest.mark.slow
 def test_two_beats_run_one_night(plant: Plant, tmp_path: Path) -> None:
     """Two schedulers ring for the night on and on, one is killed with -9 and started again: one night is run."""
     plant.worker()

@@ -14,7 +14,7 @@ from shared.vision.bundle import load_bundle, save_bundle
 from tests.pace import LIMIT_S
 from tests.plant import Plant
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
+pytestmark = pytest.mark.timeout(400)
 LOOKS = "SELECT state, count(*) FROM second_looks WHERE bundle = %s GROUP BY 1"
 
 
@@ -59,6 +59,7 @@ def done(plant: Plant, name: str) -> int:
     return int(dict(plant.studies.ask(LOOKS, name)).get("done", 0))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", ["worker killed", "broker forgets"])
 def test_a_night_that_is_disturbed(plant: Plant, newer: Callable[[str], None], fault: str) -> None:
     """kill -9 of the worker, or a broker that forgets everything, in the middle of a night: nothing is lost, nothing is
@@ -88,6 +89,7 @@ def test_a_night_that_is_disturbed(plant: Plant, newer: Callable[[str], None], f
     assert plant.studies.ask(mine, name, ids) == [("done", len(ids))]
 
 
+@pytest.mark.slow
 def test_live_work_overtakes_a_night(plant: Plant, newer: Callable[[str], None]) -> None:
     """An urgent study that comes while a night is out is done long before the night is."""
     plant.worker(MODEL_S="0.3")

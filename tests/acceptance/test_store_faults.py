@@ -20,7 +20,7 @@ from tests.conftest import InProcessApi
 from tests.pace import LIMIT_S
 from tests.plant import Plant, film
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = pytest.mark.timeout(300)
 
 
 class Proxy:
@@ -59,6 +59,7 @@ def proxy(s3_host: str, tmp_path: Path) -> Iterator[Proxy]:
     made.kill()
 
 
+@pytest.mark.slow
 def test_a_slow_store(plant: Plant, proxy: Proxy) -> None:
     """A store that takes 1.5 s for each call delays, and nothing else: no error, no attempt lost."""
     url, worker = served(plant, proxy.url)
@@ -72,6 +73,7 @@ def test_a_slow_store(plant: Plant, proxy: Proxy) -> None:
     assert worker.poll() is None
 
 
+@pytest.mark.slow
 def test_a_store_that_is_slow_and_then_refuses(plant: Plant, proxy: Proxy) -> None:
     """A store that takes 1.5 s for each call and after 5 s answers 503 for 8 s, as one that is overrun does: no study is
     lost or set aside, and what it refused is told as the store's fault."""
@@ -97,6 +99,7 @@ def test_a_store_that_is_slow_and_then_refuses(plant: Plant, proxy: Proxy) -> No
     assert any("worker: will retry" in line and "OSTEON_STORE_URL" in line for line in plant.complaints())
 
 
+@pytest.mark.slow
 def test_an_original_is_read_once(plant: Plant, proxy: Proxy) -> None:
     """To analyse a study each of its originals is fetched from the store once."""
     url, _ = served(plant, proxy.url)
@@ -112,7 +115,7 @@ def test_an_original_is_read_once(plant: Plant, proxy: Proxy) -> None:
     assert {key: asked[f"GET /{bucket}/{key}"] for key in keys} == dict.fromkeys(keys, 1)
 
 
-@pytest.mark.parametrize("how", ["refuses", "dies"])
+@pytest.mark.parametrize("how", ["refuses", pytest.param("dies", marks=pytest.mark.slow)])
 def test_a_store_that_is_away(plant: Plant, proxy: Proxy, how: str) -> None:
     """A store that answers 503 for 8 s, or is killed: uploads are told 503 and the cure, no attempt counts, the studies'
     reasons say what happened, and all is analysed once it is back."""
@@ -140,6 +143,7 @@ def test_a_store_that_is_away(plant: Plant, proxy: Proxy, how: str) -> None:
     assert plant.post(f"{how} meanwhile", 0, url).json()["stored"] == 1
 
 
+@pytest.mark.slow
 def test_the_server_itself_is_killed(plant: Plant, tmp_path: Path) -> None:
     """A real S3 server killed with -9 midway and started again on its data: no study and no object is lost, no attempt
     counts, and what came meanwhile was not called stored."""

@@ -14,13 +14,15 @@ from playwright.sync_api import Browser, Page, Route, expect
 from sqlalchemy import select, text
 
 from api.main import create_app
+from infra.postgres import EmbeddedPostgres
 from infra.prepare import publish
 from infra.process import free_port
 from shared.repository import Database, operations, samples, work
-from shared.repository.access import Role, add_key
+from shared.repository.access import Role, add_key, find_key
 from shared.settings import Settings
 from shared.tables import KeyRow, StudyRow
 from tests.browsing import needs_chromium, watched
+from tests.conftest import admin_sql, copied
 from tests.pace import LIMIT_S
 
 pytestmark = needs_chromium
@@ -61,15 +63,6 @@ class Site:
         with self.database.transaction() as session:
             session.execute(text(statement), values)
 
-    def sampled(self) -> None:
-        """The history as a worker writes it."""
-        for _ in range(1000):
-            with self.database.transaction() as session:
-                if not samples.sample(session, work.clock(session)):
-                    break
-        with self.database.transaction() as session:
-            samples.count_stored(session)
-
     def beat(self, host: str, **more: object) -> None:
         with self.database.transaction() as session:
             pulse = {
@@ -91,7 +84,8 @@ def site(browser: Browser, make_settings: Callable[..., Settings]) -> Iterator[S
     settings = make_settings(flower_url="http://127.0.0.1:5599")
     database = Database(settings.database_url.get_secret_value(), 4)
     with database.transaction() as session:
-        add_key(session, "default", "admin", Role.ADMIN, SECRET)
+        if find_key(session, SECRET) is None:
+            add_key(session, "default", "admin", Role.ADMIN, SECRET)
     server = uvicorn.Server(uvicorn.Config(create_app(settings), port=port, log_level="warning", access_log=False))
     thread = threading.Thread(target=server.run)
     thread.start()
@@ -111,35 +105,76 @@ def site(browser: Browser, make_settings: Callable[..., Settings]) -> Iterator[S
         database.close()
 
 
-@pytest.fixture
-def filled(site: Site) -> Site:
-    """100,000 studies, their history, two living workers and one that was killed, a bundle, nights, refusals."""
-    publish(site.settings, site.database, site.settings.bundle_path, activate=True)
-    site.sql(MANY)
-    site.sql("INSERT INTO bundles SELECT 'third-look', repeat('ab', 32), manifest, false, now() FROM bundles")
-    site.sql(
+@pytest.fixture(scope="module")
+def full_template(postgres: EmbeddedPostgres, template: str, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The name of a database with 100,000 studies, their history, workers, nights and refusals, to copy from."""
+    with copied(postgres, template) as url:
+        database = Database(url, 2)
+        store = Settings(store_url=f"file:{tmp_path_factory.mktemp('objects')}")
+        publish(store, database, store.bundle_path, activate=True)
+        fill(database)
+        database.close()
+        admin_sql(postgres, f"CREATE DATABASE full_of_studies TEMPLATE {url.rsplit('/', 1)[1]} OWNER osteon")
+    return "full_of_studies"
+
+
+def fill(database: Database) -> None:
+    def sql(statement: str) -> None:
+        with database.transaction() as session:
+            session.execute(text(statement))
+
+    with database.transaction() as session:
+        add_key(session, "default", "admin", Role.ADMIN, SECRET)
+    sql(MANY)
+    sql(
         "INSERT INTO backlog_runs (id, night, started_at, finished_at, failed, stranded, outdated, bundle) SELECT "
         "gen_random_uuid(), current_date - n, current_date - n + interval '2 hours', current_date - n + interval '3 hours', "
         "n % 5, 0, 300 - n, 'second-look' FROM generate_series(0, 12) AS n"
     )
-    site.sql(
+    sql(
         "INSERT INTO instances (id, site_id, study_id, sop_instance_uid, sop_class_uid, transfer_syntax_uid, sha256, "
         "size_bytes, modality, body_part, rows, columns, frames, received_at, error_reason, error_text) SELECT "
         "gen_random_uuid(), site_id, id, study_instance_uid || '.1', '1', '1', repeat('0', 64), 8400000, 'DX', 'HAND', 9, 9, "
         "1, received_at, '', '' FROM studies"
     )
-    with site.database.transaction() as session:
+    with database.transaction() as session:
         where = session.scalars(select(KeyRow.site_id)).first()
         assert where is not None
         told = "The transfer syntax is not one that Osteon can decode. Send the image uncompressed or as JPEG-LS or JPEG 2000."
         operations.note_refusals(session, where, [("unknown-transfer-syntax", "0xC000", told)] * 412)
         words = "This is not a DICOM file: no DICM mark and no DICOM file meta information at its start."
         operations.note_refusals(session, where, [("not-dicom", "0xC000", words)])
+    sampled(database)
+
+
+def sampled(database: Database) -> None:
+    """The history as a worker writes it."""
+    for _ in range(1000):
+        with database.transaction() as session:
+            if not samples.sample(session, work.clock(session)):
+                break
+    with database.transaction() as session:
+        samples.count_stored(session)
+
+
+@pytest.fixture
+def database_url(request: pytest.FixtureRequest, postgres: EmbeddedPostgres, template: str) -> Iterator[str]:
+    """A database of the test's own, full where it asks for that."""
+    with copied(
+        postgres, request.getfixturevalue("full_template") if "filled" in request.fixturenames else template
+    ) as url:
+        yield url
+
+
+@pytest.fixture
+def filled(site: Site, full_template: str) -> Site:
+    """100,000 studies, their history, two living workers and one that was killed, a bundle, nights, refusals."""
+    publish(site.settings, site.database, site.settings.bundle_path, activate=True)
+    site.sql("INSERT INTO bundles SELECT 'third-look', repeat('ab', 32), manifest, false, now() FROM bundles")
     site.beat("reading-1")
     site.beat("reading-2", pid=812, device="NVIDIA L4, torch bf16", in_hand=31, taken=912_004)
     site.beat("reading-3", pid=99)
     site.sql("UPDATE workers SET seen_at = now() - interval '7 minutes' WHERE host = 'reading-3'")
-    site.sampled()
     return site
 
 
@@ -183,7 +218,7 @@ def test_one_study(site: Site) -> None:
         .replace("25.9 seconds", "0 seconds")
         .replace("now() -", "date_trunc('minute', now()) - interval '5 minutes' -")
     )
-    site.sampled()
+    sampled(site.database)
     for query in ("", "?range=24h", "?range=30d"):
         page = site.open(query)
         plot = page.locator("#plot-throughput")

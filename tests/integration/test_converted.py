@@ -174,7 +174,7 @@ MANY_AT_ONCE = """
     import sys, threading
     from pathlib import Path
     import numpy, shared.vision.converted
-    from tests.unit.shared.test_converted import SQUARES, Scaled
+    from tests.integration.test_converted import SQUARES, Scaled
     from shared.vision.engines import openvino_engine
     shared.vision.converted._convert = None  # it is kept
     engine = openvino_engine(Scaled(2.0), 8, Path(sys.argv[1]))
