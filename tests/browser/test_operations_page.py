@@ -4,16 +4,17 @@ import os
 import re
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import uvicorn
 from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Browser, Page, Route, expect
 from sqlalchemy import select, text
 
 from api.main import create_app
+from infra.postgres import EmbeddedPostgres
 from infra.prepare import publish
 from infra.process import free_port
 from shared.repository import Database, operations, samples, work
@@ -78,7 +79,7 @@ class Site:
 
 
 @pytest.fixture
-def site(browser, make_settings) -> Iterator[Site]:
+def site(browser: Browser, make_settings: Callable[..., Settings]) -> Iterator[Site]:
     port = free_port()
     settings = make_settings(flower_url="http://127.0.0.1:5599")
     database = Database(settings.database_url.get_secret_value(), 4)
@@ -105,7 +106,7 @@ def site(browser, make_settings) -> Iterator[Site]:
 
 
 @pytest.fixture(scope="module")
-def full_template(postgres, template, tmp_path_factory) -> str:
+def full_template(postgres: EmbeddedPostgres, template: str, tmp_path_factory: pytest.TempPathFactory) -> str:
     """The name of a database with 100,000 studies, their history, workers, nights and refusals, to copy from."""
     with copied(postgres, template) as url:
         database = Database(url, 2)
@@ -137,7 +138,8 @@ def fill(database: Database) -> None:
         "1, received_at, '', '' FROM studies"
     )
     with database.transaction() as session:
-        where = session.scalar(select(KeyRow.site_id))
+        where = session.scalars(select(KeyRow.site_id)).first()
+        assert where is not None
         told = "The transfer syntax is not one that Osteon can decode. Send the image uncompressed or as JPEG-LS or JPEG 2000."
         operations.note_refusals(session, where, [("unknown-transfer-syntax", "0xC000", told)] * 412)
         words = "This is not a DICOM file: no DICM mark and no DICOM file meta information at its start."
@@ -156,7 +158,7 @@ def sampled(database: Database) -> None:
 
 
 @pytest.fixture
-def database_url(request, postgres, template):
+def database_url(request: pytest.FixtureRequest, postgres: EmbeddedPostgres, template: str) -> Iterator[str]:
     """A database of the test's own, full where it asks for that."""
     with copied(
         postgres, request.getfixturevalue("full_template") if "filled" in request.fixturenames else template
@@ -165,7 +167,7 @@ def database_url(request, postgres, template):
 
 
 @pytest.fixture
-def filled(site, full_template) -> Site:
+def filled(site: Site, full_template: str) -> Site:
     """100,000 studies, their history, two living workers and one that was killed, a bundle, nights, refusals."""
     publish(site.settings, site.database, site.settings.bundle_path, activate=True)
     site.sql("INSERT INTO bundles SELECT 'third-look', repeat('ab', 32), manifest, false, now() FROM bundles")
@@ -192,7 +194,7 @@ def fits(page: Page, width: int) -> None:
     assert page.evaluate("document.documentElement.scrollWidth") <= width
 
 
-def test_an_empty_system(site):
+def test_an_empty_system(site: Site) -> None:
     """Before the first study the page says what is missing, draws nothing, and breaks nowhere."""
     page = site.open()
     expect(page.locator("#now")).to_contain_text("No worker is alive")
@@ -208,7 +210,7 @@ def test_an_empty_system(site):
     fits(page, 480)
 
 
-def test_one_study(site):
+def test_one_study(site: Site) -> None:
     """One study that was analysed shows in all ranges, in the plot and in its table."""
     site.beat("reading-1", taken=1, in_hand=0)
     site.sql(
@@ -228,7 +230,7 @@ def test_one_study(site):
     accessible(page)
 
 
-def test_a_hundred_thousand(filled):
+def test_a_hundred_thousand(filled: Site) -> None:
     """With 100,000 studies every part holds its numbers, fits its width, and is free of grave faults of access."""
     page = filled.open("?range=30d")
     expect(page.locator("#now")).to_contain_text(re.compile(r"backlog\s*[\d,]+\s*[\d]+ d"))
@@ -241,7 +243,7 @@ def test_a_hundred_thousand(filled):
     expect(page.locator("#refusals tbody tr")).to_have_count(2)
     expect(page.locator("#nights tbody tr")).to_have_count(13)
     expect(page.locator("#storage")).to_contain_text("100,000 images, 840 GB")
-    assert page.locator("#plot-waits path.line-2").last.get_attribute("d").count("L") > 50
+    assert (page.locator("#plot-waits path.line-2").last.get_attribute("d") or "").count("L") > 50
     for query in ("?range=30d", "?range=24h", "?range=1h"):
         filled.open(query)
         for width in (1600, 1180):
@@ -252,7 +254,7 @@ def test_a_hundred_thousand(filled):
     filled.shot("many-480")
 
 
-def test_a_study_is_released_by_its_button(filled):
+def test_a_study_is_released_by_its_button(filled: Site) -> None:
     """Release sends one study back to its queue, says so, and leaves the keyboard where it was: in that part."""
     page = filled.open()
     button = page.locator("#quarantine").get_by_role("button", name=re.compile("^Release study")).first
@@ -266,7 +268,7 @@ def test_a_study_is_released_by_its_button(filled):
         assert session.scalar(select(StudyRow.status).where(StudyRow.id == study)) == "queued"
 
 
-def test_a_reason_is_released_by_its_button(filled):
+def test_a_reason_is_released_by_its_button(filled: Site) -> None:
     """Release all empties one reason and no other."""
     page = filled.open()
     rows = page.locator("#quarantine table").first.locator("tbody tr")
@@ -279,7 +281,7 @@ def test_a_reason_is_released_by_its_button(filled):
     expect(page.locator("#quarantine h2")).to_contain_text("225 studies")
 
 
-def test_a_refusal_of_the_server_is_shown(site):
+def test_a_refusal_of_the_server_is_shown(site: Site) -> None:
     """What the server refuses is told in its own words, and the page goes on."""
     page = site.open()
     page.get_by_role("button", name="Revoke the key of admin").click()
@@ -288,7 +290,7 @@ def test_a_refusal_of_the_server_is_shown(site):
     expect(page.locator("#wrong")).to_contain_text("Make a new admin key first")
 
 
-def test_a_key_is_made_used_and_revoked_by_page(site):
+def test_a_key_is_made_used_and_revoked_by_page(site: Site) -> None:
     """A key made on the page works at once; its secret is shown once; revoked on the page, it opens nothing."""
     page = site.open()
     page.get_by_label("Who will hold it").fill("emergency room")
@@ -315,7 +317,7 @@ def test_a_key_is_made_used_and_revoked_by_page(site):
     assert page.request.get(f"{site.url}/worklist", headers=use).status == 401
 
 
-def test_a_refresh_moves_nothing(filled):
+def test_a_refresh_moves_nothing(filled: Site) -> None:
     """New numbers come in place: the focus, an opened table and what is being typed stay."""
     page = filled.open()
     page.evaluate("window.same = true")
@@ -333,12 +335,12 @@ def test_a_refresh_moves_nothing(filled):
     assert page.evaluate("window.same")
 
 
-def test_buttons_of_bundles_call_what_they_say(filled):
+def test_buttons_of_bundles_call_what_they_say(filled: Site) -> None:
     """Activate asks first, then posts; Shadow posts."""
     page = filled.open()
     asked = []
 
-    def answer(route):
+    def answer(route: Route) -> None:
         asked.append((route.request.method, route.request.url.removeprefix(filled.url)))
         route.fulfill(json={})
 
@@ -364,7 +366,7 @@ WHERE n <= 12
 """
 
 
-def test_a_comparison_and_a_night_are_told_in_tables(filled):
+def test_a_comparison_and_a_night_are_told_in_tables(filled: Site) -> None:
     """What the server answers to Compare and of a night stands there in words, tables and links, not as JSON."""
     page = filled.open()
     page.get_by_role("button", name="Compare third-look with second-look").click()
@@ -390,7 +392,7 @@ def test_a_comparison_and_a_night_are_told_in_tables(filled):
     accessible(page)
 
 
-def test_allowances_are_changed_by_page(site):
+def test_allowances_are_changed_by_page(site: Site) -> None:
     """A table that fits is in force at once and moves what is unread; one that does not is refused in words."""
     site.sql(MANY.replace("generate_series(1, 100000)", "generate_series(1, 50)"))
     page = site.open()

@@ -2,6 +2,7 @@
 
 from contextlib import nullcontext
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -9,7 +10,7 @@ from benchmarks.urgent import _waits
 from shared.errors import StackError
 
 
-def line_of(waits: list[float]) -> SimpleNamespace:
+def line_of(waits: list[float]) -> Any:
     """A line whose urgent studies took so long."""
     session = SimpleNamespace(scalars=lambda _: waits)
     return SimpleNamespace(database=SimpleNamespace(transaction=lambda: nullcontext(session)))
