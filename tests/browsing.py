@@ -29,7 +29,7 @@ needs_chromium = pytest.mark.skipif(
 )
 
 
-ARTIFACTS = os.environ.get("OSTEON_TEST_ARTIFACTS", "")
+ARTIFACTS = os.environ.get("OSTEON_TEST_ARTIFACTS", "")  # a folder
 _open: list[BrowserContext] = []
 _recorded: list[Path] = []  # what the test that runs has left so far
 
@@ -84,7 +84,7 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
             _write(context)
             with suppress(Error):
                 context.tracing.start(screenshots=True, snapshots=True)
-        place = Path(ARTIFACTS, re.sub(r"[^\w.-]+", "-", item.nodeid))
+        place = Path(item.config.rootpath, ARTIFACTS, re.sub(r"[^\w.-]+", "-", item.nodeid))
         for number, folder in enumerate(_recorded, 1):
             shutil.copytree(folder, place / f"{report.when}-{number}", dirs_exist_ok=True)
     if report.failed or report.when == "teardown":
