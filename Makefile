@@ -39,11 +39,12 @@ test-slow: install ## the rest: all faults, 10,000 hostile inputs, 2,000 studies
 test-systems: install ## whole machines: containers, network namespaces, DICOM peers (none yet)
 	@$(PYTEST) -m systems $(ARGS) || { code=$$?; [ $$code -eq 5 ] && echo "There are no tests of whole systems yet." || exit $$code; }
 
-check: install ## ruff (lint, format), mypy strict, import-linter
+check: install ## ruff (lint, format), mypy strict, import-linter, zizmor (the forge's workflows)
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check --quiet . || { echo "run: $(BIN)/ruff format ."; exit 1; }
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports --no-cache
+	@$(BIN)/zizmor --offline --no-progress --quiet .github
 
 bench: install ## measure everything against its goal; writes benchmarks/RESULTS.md (an hour; ARGS=--quick: minutes)
 	@$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[bench]'
