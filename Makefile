@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow test-systems coverage check bench clean
+.PHONY: help install demo dev hooks test test-slow test-systems coverage check bench clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-13s %s\n", $$1, $$2}'
@@ -19,6 +19,12 @@ install: .venv/.installed ## create .venv with everything, versions pinned by co
 
 demo: install ## start everything embedded, analyse the sample studies, leave the page open (ARGS=--once to exit)
 	@$(BIN)/osteon demo $(ARGS)
+
+dev: install ## start everything embedded; a part starts again when its code or its pages change
+	@$(BIN)/osteon up --reload
+
+hooks: install ## run ruff, mypy and a search for secrets before each commit (.pre-commit-config.yaml)
+	@$(BIN)/pre-commit install
 
 # Processes that share the tests: most of a test is waiting, so more than there are cores.
 PROCESSES ?= auto
@@ -37,11 +43,12 @@ coverage: install ## branch coverage by the quick suite, as a table and in htmlc
 	@$(BIN)/python -m coverage erase
 	@$(PYTEST) -m 'not slow and not systems' --cov --cov-report=term --cov-report=html $(ARGS)
 
-check: install ## ruff (lint, format), mypy strict, import-linter
+check: install ## ruff (lint, format), mypy strict, import-linter, zizmor (the forge's workflows)
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check --quiet . || { echo "run: $(BIN)/ruff format ."; exit 1; }
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports --no-cache
+	@$(BIN)/zizmor --offline --no-progress --quiet .github
 
 bench: install ## measure everything against its goal; writes benchmarks/RESULTS.md (an hour; ARGS=--quick: minutes)
 	@$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[bench]'
