@@ -32,7 +32,6 @@ INSTANCES = """
     FROM studies CROSS JOIN generate_series(1, images) image WHERE id = ANY(CAST(:ids AS uuid[]))
 """
 TIMES = "SELECT extract(epoch FROM analysed_at) FROM studies WHERE id = ANY(CAST(:ids AS uuid[])) ORDER BY 1"
-FIRST = "SELECT id FROM studies WHERE status = 'analysed' ORDER BY analysed_at LIMIT :count OFFSET :after"
 
 
 class Line:
@@ -77,30 +76,25 @@ class Line:
                 raise worker.failure(f"has analysed {done} of {wanted} studies in {limit_s:.0f} s")
             time.sleep(0.5)  # asked ten times a second, it would take a fortieth of what it measures
 
-    def pace_of_first(self, count: int, after: int = 0) -> float:
-        """As pace, of the so many studies that were analysed first, or first after so many others."""
-        with self.database.transaction() as session:
-            ids = session.scalars(text(FIRST), {"count": count, "after": after})
-            return self.pace(list(ids))
-
     def times(self, ids: Sequence[UUID]) -> list[float]:
         """When each was analysed, seconds, in order; by Postgres' clock."""
         with self.database.transaction() as session:
             rows = session.scalars(text(TIMES), {"ids": [str(one) for one in ids]})
             return [float(at) for at in rows]
 
-    def pace(self, ids: Sequence[UUID], edge: int | None = None) -> float:
-        """Studies/s, without the first and last eighth: while the line fills and empties it tells nothing.
-
-        edge: how many to leave out at each end instead. As many as the worker holds at a time: then it has begun as
-        many within the window as it ended, and none of the work was done before it.
-        """
-        times = self.times(ids)
-        edge = len(times) // 8 if edge is None else edge
-        # from one commit to another: those that one transaction wrote have one time, and none of them is cut off
-        first, last = times[edge], times[len(times) - 1 - edge]
-        return (bisect_right(times, last) - bisect_right(times, first)) / (last - first)
-
     def close(self) -> None:
         """Give connections back."""
         self.database.close()
+
+
+def pace(times: Sequence[float], edge: int | None = None) -> float:
+    """Studies/s by the times at which each was done, in order, without the first and last eighth.
+
+    While the line fills and empties it tells nothing. edge: how many to leave out at each end instead. As many as the
+    worker holds at a time: then it has begun as many within the window as it ended, and none of the work was done
+    before it.
+    """
+    edge = len(times) // 8 if edge is None else edge
+    # from one commit to another: those that one transaction wrote have one time, and none of them is cut off
+    first, last = times[edge], times[len(times) - 1 - edge]
+    return (bisect_right(times, last) - bisect_right(times, first)) / (last - first)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from celery import Celery
 
-from benchmarks.line import Line
+from benchmarks.line import Line, pace
 from benchmarks.measure import Arm, Case, Goal, Result, Say, interleaved
 from benchmarks.plant import Plant
 from benchmarks.radiographs import stored
@@ -54,7 +54,7 @@ def run(quick: bool, say: Say) -> Result:  # noqa: FBT001 - one signature for al
 def _ours(line: Line, digests: Sequence[str], count: int) -> float:
     ids = line.queue(digests, count)
     line.wait()
-    return line.pace(ids)
+    return pace(line.times(ids))
 
 
 class _Usual:

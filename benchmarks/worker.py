@@ -9,7 +9,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from benchmarks.line import Line
+from benchmarks.line import Line, pace
 from benchmarks.measure import Arm, Case, Goal, Result, Say, interleaved
 from benchmarks.plant import Plant
 from benchmarks.radiographs import stored
@@ -96,4 +96,4 @@ def _core_seconds(digests: list[str], size: int) -> float:
 def _studies_per_s(line: Line, digests: list[str], studies: int, edge: int) -> float:
     ids = line.queue(digests, studies)
     line.wait()
-    return line.pace(ids, edge)
+    return pace(line.times(ids), edge)
