@@ -31,6 +31,14 @@ INSTANCES = """
            1, 'DX', 'HAND', 9, 9, 1, now(), '', ''
     FROM studies CROSS JOIN generate_series(1, images) image WHERE id = ANY(CAST(:ids AS uuid[]))
 """
+WITHDRAWN = """
+    UPDATE studies SET status = 'quarantined', quarantined_at = now() WHERE status IN ('queued', 'retrying')
+    AND queue = :queue
+"""
+WAITED = """
+    SELECT extract(epoch FROM analysed_at - queued_at) FROM studies
+    WHERE id = ANY(CAST(:ids AS uuid[])) AND status = 'analysed'
+"""
 TIMES = "SELECT extract(epoch FROM analysed_at) FROM studies WHERE id = ANY(CAST(:ids AS uuid[])) ORDER BY 1"
 
 
@@ -62,6 +70,13 @@ class Line:
             session.execute(text(INSTANCES), {"films": list(films), "ids": [str(one) for one in ids]})
         return ids
 
+    def withdraw(self, queue: str) -> None:
+        """Take what nobody has begun out of a queue again, and its rows out of the line."""
+        with self.doorbell.app.connection_for_write() as connection:
+            connection.default_channel.client.delete(queue)
+        with self.database.transaction() as session:
+            session.execute(text(WITHDRAWN), {"queue": queue})
+
     def done(self) -> int:
         """How many studies are analysed."""
         with self.database.transaction() as session:
@@ -75,6 +90,21 @@ class Line:
             if not worker.running or time.monotonic() > deadline:
                 raise worker.failure(f"has analysed {done} of {wanted} studies in {limit_s:.0f} s")
             time.sleep(0.5)  # asked ten times a second, it would take a fortieth of what it measures
+
+    def waits(self, ids: Sequence[UUID], limit_s: float = 120.0) -> list[float]:
+        """Seconds from each one's row to its result, once all are analysed.
+
+        Raises StackError where that takes longer than the limit: those left out would be the ones that waited longest.
+        """
+        deadline = time.monotonic() + limit_s
+        while True:
+            with self.database.transaction() as session:
+                waits = session.scalars(text(WAITED), {"ids": [str(one) for one in ids]}).all()
+            if len(waits) == len(ids):
+                return [float(wait) for wait in waits]
+            if time.monotonic() > deadline:
+                raise StackError(f"{len(waits)} of {len(ids)} studies were analysed within {limit_s:.0f} s")
+            time.sleep(0.2)
 
     def times(self, ids: Sequence[UUID]) -> list[float]:
         """When each was analysed, seconds, in order; by Postgres' clock."""
