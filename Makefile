@@ -3,10 +3,10 @@ PYTHON ?= python3
 BIN := .venv/bin
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check bench clean
+.PHONY: help install demo test check bench bench-quick clean
 
 help: ## list the targets
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-9s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
 
 install: .venv/.installed ## create .venv with everything, versions pinned by constraints.txt
 
@@ -29,9 +29,13 @@ check: install ## ruff (lint, format), mypy strict, import-linter
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports --no-cache
 
-bench: install ## measure everything against its goal; writes benchmarks/RESULTS.md (an hour; ARGS=--quick: minutes)
+bench: install ## measure everything against its goal; writes benchmarks/RESULTS.md (an hour)
 	@$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[bench]'
 	@$(BIN)/python -m benchmarks all --write benchmarks/RESULTS.md $(ARGS)
+
+bench-quick: install ## every benchmark small, what is uncertain again, one table; fails where a goal is certainly missed
+	@$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[bench]'
+	@$(BIN)/python -m benchmarks all --check $(ARGS)
 
 clean: ## remove .venv and caches; `osteon down --delete` removes data
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -4,6 +4,7 @@ Its rate stands against that of a bare Celery application (benchmarks/bare.py) o
 with a long queue behind. All workers are up, and one has work at a time: a gate holds the others' tasks.
 """
 
+import functools
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -22,7 +23,6 @@ from worker.tasks import threads_for
 
 GOAL = Goal(">=", 0.6)
 FLAT = Goal(">=", 0.9)  # a long queue to a short one
-SHORT = 1000  # studies queued, all of which are measured
 BUNDLE = "INSERT INTO bundles (name, sha256, manifest, active) VALUES ('instant', '', '{}', false)"  # of INSTANT
 # PAUSE_S: seconds of each study; GATE: a file that holds all studies for as long as it exists
 INSTANT = """
@@ -51,26 +51,26 @@ THEIRS = "SELECT extract(epoch FROM at) FROM bare WHERE at >= :since ORDER BY 1"
 
 def run(quick: bool, say: Say) -> Result:  # noqa: FBT001 - one signature for all
     """Rates of all three in turns: the bare application's, ours with a short queue, ours with a long one behind."""
-    length, repeats = (10_000, 3) if quick else (100_000, 11)
+    short, long, repeats = (600, 10_000, 3) if quick else (1000, 100_000, 11)
     with Plant() as near, Plant() as far:
         arms = {"bare": _bare(near), "short": _ours(near), "long": _ours(far)}
         try:
-            say(f"{length} studies are queued")
-            arms["long"].queue(length)
-            say(f"{repeats} rounds of {SHORT} studies each")
-            samples = interleaved({name: arm.rate for name, arm in arms.items()}, repeats)
+            say(f"{long} studies are queued")
+            arms["long"].queue(long)
+            say(f"{repeats} rounds of {short} studies each")
+            turns = {name: functools.partial(arm.rate, short) for name, arm in arms.items()}
+            samples = interleaved(turns, repeats)
         finally:
             for arm in arms.values():
                 arm.line.close()
-    short, long = f"{SHORT} queued", f"{length} queued"
     return Result(
         "control_plane",
         "studies/s of one worker process with an instant model, against those of a bare Celery application that "
         "inserts a row a task (same broker, database, settings and pool), and a long queue against a short one",
         GOAL,
         (
-            Case.of(f"{short}, to bare Celery", "studies/s", samples["short"], samples["bare"]),
-            Case.of(f"{long}, to {short}", "studies/s", samples["long"], samples["short"], goal=FLAT),
+            Case.of(f"{short} queued, to bare Celery", "studies/s", samples["short"], samples["bare"]),
+            Case.of(f"{long} queued, to {short}", "studies/s", samples["long"], samples["short"], goal=FLAT),
         ),
         {},
         quick,
@@ -83,9 +83,9 @@ class _Arm:
     def __init__(self, line: Line, worker: Child, gate: Path, queue: Callable[[int], object], times: str) -> None:
         self.line, self.queue, self._worker, self._gate, self._times = line, queue, worker, gate, text(times)
 
-    def rate(self, limit_s: float = 120.0) -> float:
-        """Studies/s of SHORT more, none of which is begun before all stand in the queue. Raises StackError."""
-        self.queue(SHORT)
+    def rate(self, count: int, limit_s: float = 120.0) -> float:
+        """Studies/s of so many more, none of which is begun before all stand in the queue. Raises StackError."""
+        self.queue(count)
         with self.line.database.transaction() as session:
             since = session.scalar(text("SELECT clock_timestamp()"))
         self._gate.unlink()
@@ -95,10 +95,10 @@ class _Arm:
                 time.sleep(0.2)
                 with self.line.database.transaction() as session:
                     times = [float(at) for at in session.scalars(self._times, {"since": since})]
-                if len(times) >= SHORT:
-                    return pace(times[:SHORT])
+                if len(times) >= count:
+                    return pace(times[:count])
                 if not self._worker.running or time.monotonic() > deadline:
-                    raise self._worker.failure(f"has done {len(times)} of {SHORT} studies in {limit_s:.0f} s")
+                    raise self._worker.failure(f"has done {len(times)} of {count} studies in {limit_s:.0f} s")
         finally:
             self._gate.touch()
 

@@ -37,9 +37,7 @@ def run(quick: bool, say: Say) -> Result:  # noqa: FBT001 - one signature for al
             line.queue(digests, 4)
             line.wait()
             for number in range(rounds):
-                say(
-                    f"round {number + 1} of {rounds}: {alone} urgent studies come to an idle worker, one after the other"
-                )
+                say(f"round {number + 1} of {rounds}: {alone} urgent studies come to an idle worker")
                 idle += line.waits(_arrivals(line, digests, alone, batch_s))
                 say(f"{beside} come while {queued} routine ones are queued")
                 before = line.done()

@@ -29,7 +29,7 @@ FILMS = 24
 def run(quick: bool, say: Say) -> Result:  # noqa: FBT001 - one signature for all
     """A real worker process with the shipped bundle; the bound is measured beside it while its queue is empty."""
     held = threads_for(Settings())
-    studies, edge, repeats = (held + 8, held // 4, 1) if quick else (4 * held, held, 5)
+    studies, edge, repeats = (held + 8, held // 4, 3) if quick else (4 * held, held, 5)
     kinds = {"raw": "explicit", "JPEG-LS": "jpegls"} if quick else KINDS
     network, manifest = load_bundle(Settings().bundle_path.read_bytes())
     engine, size = pick_engine(network, manifest.input_size, Settings().cache), manifest.input_size
