@@ -24,7 +24,7 @@ BENCHMARKS = {
     "night": "what a night of second looks adds to the wait of a live study: at most 1 batch time",
     "fairness": "routine never behind backlog, nothing starves behind urgent studies, no queue flooded with messages",
     "memory": "resident memory of a worker over 20,000 films: flat within 5 %",
-    "control_plane": "studies/s with an instant model, to a bare Celery application's: at least 0.6; 100,000 queued or not",
+    "control_plane": "studies/s with an instant model, to a bare Celery application's: at least 0.6, flat to 100,000",
     "upload": "films to the API until the receipt says stored, against an S3 client's put of them: at least 0.7",
     "worklist": "a page among 1,000,000 studies, first, deep, filtered, against one study by its key: p95, at most 5",
     "viewer": "a reader's click to the picture, in a real browser: at most 300 ms",

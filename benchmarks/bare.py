@@ -8,7 +8,6 @@ reconciler, no list of studies: what the comparison costs Osteon is the price of
 """
 
 import os
-import sys
 import threading
 import time
 from pathlib import Path
@@ -84,4 +83,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()
