@@ -65,7 +65,7 @@ def main() -> None:
     def analyse(study_id: str) -> None:
         """Wait for the gate, then one row, durable when this returns."""
         while gate.exists():
-            time.sleep(0.01)
+            time.sleep(0.05)
         with connection() as held, held.cursor() as cursor:
             cursor.execute(INSERT, (study_id, HEATMAP))
 
