@@ -59,9 +59,9 @@ def run(quick: bool, say: Say) -> Result:  # noqa: FBT001 - one signature for al
             arms["long"].queue(long)
             say(f"{repeats} rounds of {short} studies each")
             turns = {name: functools.partial(arm.rate, short) for name, arm in arms.items()}
-            for name in turns:  # once without counting: caches and connections fill
-                turns[name]()
-                _vacuum(arms[name].line)
+            for arm in arms.values():  # once without counting: caches and connections fill
+                arm.rate(short)
+                _vacuum(arm.line)
             samples = interleaved(turns, repeats, warmups=0)
         finally:
             for arm in arms.values():
@@ -86,7 +86,7 @@ class _Arm:
     def __init__(self, line: Line, worker: Child, gate: Path, queue: Callable[[int], object], times: str) -> None:
         self.line, self.queue, self._worker, self._gate, self._times = line, queue, worker, gate, text(times)
 
-    def rate(self, count: int, limit_s: float = 120.0) -> float:
+    def rate(self, count: int, limit_s: float = 300.0) -> float:
         """Studies/s of so many more, none of which is begun before all stand in the queue. Raises StackError."""
         self.queue(count)
         with self.line.database.transaction() as session:
