@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 .DEFAULT_GOAL := help
-.PHONY: help install demo dev hooks test test-slow test-systems coverage check bench clean
+.PHONY: help install demo dev hooks test test-slow test-systems coverage check bench bench-quick clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-13s %s\n", $$1, $$2}'
@@ -50,9 +50,13 @@ check: install ## ruff (lint, format), mypy strict, import-linter, zizmor (the f
 	@$(BIN)/lint-imports --no-cache
 	@$(BIN)/zizmor --offline --no-progress --quiet .github
 
-bench: install ## measure everything against its goal; writes benchmarks/RESULTS.md (an hour; ARGS=--quick: minutes)
+bench: install ## measure everything against its goal; writes benchmarks/RESULTS.md (an hour)
 	@$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[bench]'
 	@$(BIN)/python -m benchmarks all --write benchmarks/RESULTS.md $(ARGS)
+
+bench-quick: install ## every benchmark small, what is uncertain again, one table; fails where a goal is certainly missed
+	@$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[bench]'
+	@$(BIN)/python -m benchmarks all --check $(ARGS)
 
 clean: ## remove .venv and caches; `osteon down --delete` removes data
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis htmlcov .coverage*

@@ -139,13 +139,11 @@ def test_a_batch_waits_for_company_but_not_for_long() -> None:
 @pytest.mark.parametrize(
     ("waiting", "left"),
     [
-        ([1], 0.3), ([1, 2, 1], 0.3), ([1] * 4, 0.05), ([2] * 7, 0.05), ([1] * 8, 0.0), ([0], 0.05), ([1, 2, -1], 0.05),
+        ([1], 0.3), ([1, 2, 1], 0.3), ([1] * 4, 0.05), ([2] * 7, 0.05), ([1] * 8, 0.0),
     ],
 )  # fmt: skip
-def test_a_few_wait_longer_for_company_unless_one_is_urgent(
-    monkeypatch: pytest.MonkeyPatch, waiting: list[int], left: float
-) -> None:
-    """Since the batch before began: few_pace_s for a few, pace_s for more or an urgent one, nothing for a full batch."""
+def test_a_few_wait_longer_for_company(monkeypatch: pytest.MonkeyPatch, waiting: list[int], left: float) -> None:
+    """Since the batch before began: few_pace_s for a few, pace_s for more, nothing for a full batch."""
     now = [1000.0]
     monkeypatch.setattr("worker.batching.time.monotonic", lambda: now[0])
     batcher, lane = Batcher[int, int]("results", list, max_batch=8, pace_s=0.05, few=4, few_pace_s=0.3, lanes=0), Lane()
@@ -156,6 +154,31 @@ def test_a_few_wait_longer_for_company_unless_one_is_urgent(
     assert batcher._left(lane) == pytest.approx(left)
     now[0] += left
     assert batcher._left(lane) == pytest.approx(0)
+
+
+def test_an_urgent_item_does_not_wait_for_the_pace_but_a_flood_of_them_does(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The first begins at once, though a batch has just begun; others go by the pace since then."""
+    now = [1000.0]
+    monkeypatch.setattr("worker.batching.time.monotonic", lambda: now[0])
+    batcher, lane = (
+        Batcher[int, int]("results", list, max_batch=64, pace_s=0.05, few=4, few_pace_s=0.3, lanes=0),
+        Lane(),
+    )
+    begun = []
+    lane.started_at = 1000.0
+    batcher.submit(0, 1)
+    now[0] += 0.01
+    for number in range(1, 200):  # an urgent one each millisecond
+        batcher.submit(number, URGENT)
+        if batcher._left(lane) <= 0:
+            batcher._next(lane)
+            begun.append(round(now[0] - 1000.0, 3))
+            lane.started_at = now[0]
+        now[0] += 0.001
+    assert begun[0] == 0.01
+    assert len(begun) <= 2 * 0.2 / 0.05
 
 
 def test_close_answers_what_waits_and_takes_no_more() -> None:
