@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow test-systems check bench clean
+.PHONY: help install demo test test-slow test-systems mutants check bench clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-13s %s\n", $$1, $$2}'
@@ -32,6 +32,9 @@ test-slow: install ## the rest: all faults, 10,000 hostile inputs, 2,000 studies
 
 test-systems: install ## whole machines: containers, network namespaces, DICOM peers (none yet)
 	@$(PYTEST) -m systems $(ARGS) || { code=$$?; [ $$code -eq 5 ] && echo "There are no tests of whole systems yet." || exit $$code; }
+
+mutants: install ## does `make test` find the faults of tests/mutants/faults.py, each put into a copy of the code? (ARGS=NAME)
+	@$(BIN)/python -m tests.mutants $(ARGS)
 
 check: install ## ruff (lint, format), mypy strict, import-linter
 	@$(BIN)/ruff check .

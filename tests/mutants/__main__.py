@@ -1,8 +1,4 @@
-"""python -m tests.mutants [NAME...]: put each fault into a copy of the code alone, and see that the quick suite fails.
-
-The checkout is never changed. The named tests run on the unchanged copy first and must pass there. A fault is caught
-when each of its tests fails; it survives when one of them passes, and then the suite has a hole.
-"""
+"""python -m tests.mutants [NAME...]: does the quick suite find the faults of tests/mutants/faults.py?"""
 
 import argparse
 import json
@@ -18,6 +14,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 from pathlib import Path
+from typing import TextIO
 
 from tests.mutants.faults import FAULTS, Fault
 from tests.pace import slowness
@@ -27,7 +24,13 @@ QUICK = "not slow and not systems"  # as `make test` has it: what it does not ru
 OF_THE_LIST = "tests/unit/test_mutants.py"  # fails with every fault, for its text is gone: that is no catch
 LEFT_OUT = shutil.ignore_patterns(".*", "__pycache__", "*.egg-info", "runs", "build", "dist", "node_modules")
 RAN = (0, 1)  # pytest's exit codes of a run to its end
-HELP = """\
+DESCRIPTION = """\
+Put each fault into a copy of the code alone, and see that the quick suite fails.
+
+The checkout is never changed. The named tests run on the unchanged copy first and must pass there. A fault is caught
+when each of its tests fails; it survives when one of them passes, and then the suite has a hole: write a test.
+"""
+EXAMPLES = """\
 examples:
   python -m tests.mutants                     all faults, some minutes on two cores
   python -m tests.mutants lease-not-checked   one of them
@@ -68,8 +71,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns the exit code."""
     parser = argparse.ArgumentParser(
         prog="python -m tests.mutants",
-        description=(__doc__ or "").partition(": ")[2].replace("\n\nThe", "\n\nThe"),
-        epilog=HELP,
+        description=DESCRIPTION,
+        epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("names", nargs="*", metavar="NAME", help="which faults; default: all")
@@ -90,7 +93,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     start = time.monotonic()
     try:
         with copy_of(ROOT) as tree:
-            verdicts = list(judge_all(tree, chosen, whole=given.whole, quiet=given.json))
+            verdicts = list(judge_all(tree, chosen, whole=given.whole, told=sys.stderr if given.json else sys.stdout))
     except Wrong as wrong:
         print(wrong, file=sys.stderr)
         return 2
@@ -116,27 +119,23 @@ def copy_of(root: Path) -> Iterator[Path]:
         yield tree
 
 
-def judge_all(tree: Path, faults: Sequence[Fault], *, whole: bool, quiet: bool) -> Iterator[Verdict]:
-    """The verdict on each fault, told as it comes unless quiet. Raises Wrong."""
+def judge_all(tree: Path, faults: Sequence[Fault], *, whole: bool, told: TextIO) -> Iterator[Verdict]:
+    """The verdict on each fault; told: where a line is written as each comes. Raises Wrong."""
     for fault in faults:
         changed(tree / fault.file, fault)  # before minutes are spent
     slowness()  # measured once, for all processes that inherit it
     named = () if whole else tuple(dict.fromkeys(test for fault in faults for test in fault.tests))
     began = time.monotonic()
     check_unchanged(run_tests(tree, named), named)
-    if not quiet:
-        print(f"{'unchanged code':26} passes {time.monotonic() - began:10.1f} s", flush=True)
+    print(f"the unchanged code passes, {time.monotonic() - began:.1f} s", file=told, flush=True)
     for number, fault in enumerate(faults, start=1):
         began = time.monotonic()
         with planted(tree / fault.file, fault, number):
             outcomes = run_tests(tree, () if whole else fault.tests, stop=whole)
         verdict = judge(fault, outcomes, round(time.monotonic() - began, 1), whole=whole)
-        if not quiet:
-            told = f"caught by {', '.join(verdict.by)}" if verdict.caught else "SURVIVES"
-            print(
-                f"{fault.name:26} {'caught' if verdict.caught else 'LIVES':6} {verdict.seconds:10.1f} s  {told}",
-                flush=True,
-            )
+        place = f"{number:2}/{len(faults)} {fault.name:26} {verdict.seconds:6.1f} s"
+        found = f"caught by {', '.join(verdict.by)}" if verdict.caught else "SURVIVES"
+        print(f"{place}  {found}", file=told, flush=True)
         yield verdict
 
 
