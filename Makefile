@@ -4,7 +4,7 @@ BIN := .venv/bin
 UV = VIRTUAL_ENV=.venv $(BIN)/uv
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 .DEFAULT_GOAL := help
-.PHONY: help install demo dev hooks test test-slow test-systems coverage check bench bench-quick clean
+.PHONY: help install demo dev hooks test test-slow test-systems mutants coverage check bench bench-quick clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-13s %s\n", $$1, $$2}'
@@ -41,6 +41,9 @@ test-slow: install ## the rest: all faults, 10,000 hostile inputs, 2,000 studies
 
 test-systems: install ## whole machines: containers, network namespaces, DICOM peers (none yet)
 	@$(PYTEST) -m systems $(ARGS) || { code=$$?; [ $$code -eq 5 ] && echo "There are no tests of whole systems yet." || exit $$code; }
+
+mutants: install ## does `make test` find the faults of tests/mutants/faults.py, each put into a copy of the code? (ARGS=NAME)
+	@$(BIN)/python -m tests.mutants $(ARGS)
 
 coverage: install ## branch coverage by the quick suite, as a table and in htmlcov/ (ARGS='-m ""' for all suites)
 	@$(BIN)/python -m coverage erase

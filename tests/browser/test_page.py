@@ -2,8 +2,10 @@
 
 import re
 from collections.abc import Iterator
+from datetime import datetime
 from pathlib import Path
 from typing import Any
+from zoneinfo import ZoneInfo
 
 import pydicom
 import pytest
@@ -171,7 +173,9 @@ def test_times_are_in_the_zone_of_the_reader(reader: Page, studies: dict[str, st
     """The server speaks UTC; the browser shows its own zone and says which."""
     reader.reload()
     expect(reader.locator("#zone")).to_contain_text(re.compile("Kathmandu|Katmandu"))
-    assert "UTC" not in reader.locator(".due time").first.inner_text()
+    due, shown = reader.locator(".due time").first.evaluate("time => [time.dateTime, time.innerText]")
+    assert "UTC" not in shown
+    assert shown.endswith(f"{datetime.fromisoformat(due).astimezone(ZoneInfo('Asia/Kathmandu')):%H:%M}")
 
 
 def test_filter_keeps_what_it_says(reader: Page, studies: dict[str, str], system: Any) -> None:

@@ -113,13 +113,14 @@ def test_queues_are_served_in_strict_order(
     doorbell: Doorbell, start_worker: Callable[..., subprocess.Popen[bytes]], tmp_path: Path
 ) -> None:
     """With all three queues filled, no routine study goes before an urgent one, and no backlog study before either."""
-    queues = {queue: studies(60, queue) for queue in reversed(QUEUES)}
+    order = (Priority.URGENT, Priority.ROUTINE, Priority.BACKLOG)  # not QUEUES, which may be wrong
+    queues = {queue: studies(60, queue) for queue in reversed(order)}
     for waiting in queues.values():  # backlog first, urgent last
         assert doorbell.ring(waiting) == []
     assert doorbell.waiting() == dict.fromkeys(QUEUES, 60)
     worker = start_worker()
     came = seen(tmp_path, 180)
-    assert came == [study.study_id for queue in QUEUES for study in queues[queue]]
+    assert came == [study.study_id for queue in order for study in queues[queue]]
     worker.send_signal(signal.SIGTERM)
     assert worker.wait(LIMIT_S) == 0
     assert doorbell.waiting() == dict.fromkeys(QUEUES, 0)

@@ -291,6 +291,26 @@ def test_heatmap(in_process: Any, rows: int, columns: int, size: tuple[int, int]
 
 
 @pytest.mark.parametrize(
+    ("rows", "columns", "row", "column"), [(128, 128, 1, 4), (128, 128, 4, 1), (300, 100, 5, 2), (100, 300, 2, 5)]
+)
+def test_heatmap_lies_where_the_evidence_is(in_process: Any, rows: int, columns: int, row: int, column: int) -> None:
+    """Evidence beside the middle is painted where it is, neither mirrored nor turned nor shifted, on any shape of film."""
+    study = upload(in_process, a=image(rows=rows, columns=columns))
+    cells = bytearray(49)
+    cells[7 * row + column] = 255
+    one = Finding(1, "first", "hand", 0.9, 0.9, Call.LIKELY, Severity.MILD, IN_SCOPE, Heatmap(bytes(cells), 7, 7))
+    analyse(in_process, study, lambda instances: [InstanceResult(instances[0].id, [one])])
+    answer = in_process.http.get(f"/studies/{study}/heatmap.png", headers=in_process.headers("radiologist"))
+    picture = Image.open(io.BytesIO(answer.content))
+    box = picture.getchannel("A").point(lambda alpha: 255 if alpha > 150 else 0).getbbox()
+    assert box is not None
+    # the film lies centred in a square of 512 pixels, which the 7 x 7 cells cover
+    left, top = ((512 - side) / 2 for side in picture.size)
+    middle = left + (box[0] + box[2]) / 2, top + (box[1] + box[3]) / 2
+    assert middle == pytest.approx(((column + 0.5) * 512 / 7, (row + 0.5) * 512 / 7), abs=512 / 7 / 4)
+
+
+@pytest.mark.parametrize(
     ("rows", "columns", "film"),
     [(128, 128, [0, 0, 7, 7]), (300, 100, [7 / 3, 0, 7 / 3, 7]), (100, 300, [0, 7 / 3, 7, 7 / 3])],
 )

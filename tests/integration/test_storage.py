@@ -26,6 +26,31 @@ def put(store: Store, key: str, content: bytes = b"content") -> None:
     store.put(key, io.BytesIO(content), len(content))
 
 
+def test_an_object_is_on_the_disk_before_it_has_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A power cut leaves no half object under a name, and no object that was stored without the name it had."""
+    done: list[tuple[str, int, int]] = []  # what was done, to which inode of which size
+    sync, rename = os.fsync, Path.replace
+
+    def watched_sync(descriptor: int) -> None:
+        stands = os.fstat(descriptor)
+        done.append(("synced", stands.st_ino, stands.st_size))
+        sync(descriptor)
+
+    def watched_rename(file: Path, goal: Path) -> Path:
+        stands = file.stat()
+        done.append(("named", stands.st_ino, stands.st_size))
+        return rename(file, goal)
+
+    monkeypatch.setattr(os, "fsync", watched_sync)
+    monkeypatch.setattr(Path, "replace", watched_rename)
+    put(DirectoryStore(tmp_path), RECORD[0], b"content")
+    stored = tmp_path / RECORD[0]
+    inode = stored.stat().st_ino
+    assert done[:2] == [("synced", inode, 7), ("named", inode, 7)]
+    folders = {folder.stat().st_ino for folder in (stored.parent, stored.parent.parent, tmp_path)}
+    assert folders <= {inode for what, inode, _ in done[2:] if what == "synced"}
+
+
 def test_sweeping_takes_old_films_and_nothing_else(store_url: str) -> None:
     """Films made longer ago than they are kept for are gone, fresh ones stay, and the record is never touched."""
     store = open_store(store_url)

@@ -19,8 +19,9 @@ from shared.repository.intake import take_in
 from shared.study import Claim, Priority, StudyStatus, may_become
 from shared.tables import StudyRow
 from shared.worklist import ALLOWANCES
-from tests.pace import LIMIT_S
+from tests.pace import LIMIT_S, until
 from tests.ward import Ward
+from worker.ledger import Ledger
 
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
 LEASE = timedelta(seconds=30)
@@ -546,6 +547,27 @@ def in_state(ward: Ward, state: str) -> UUID:
 
 def shape(answer: Any) -> Any:
     return (answer.attempt, len(answer.instances)) if isinstance(answer, Claim) else answer
+
+
+def test_two_messages_in_one_group_give_one_claim(ward: Ward) -> None:
+    """Two threads with messages for one study, whose claims come into one transaction, do not both get it."""
+    first, study = ward.study(), ward.study()
+    ledger = Ledger(ward.database, LEASE, 4, places=8)
+    try:
+        with ThreadPoolExecutor(3) as pool:
+            with ward.database.transaction() as session:
+                session.get_one(StudyRow, first, with_for_update=True)
+                asked = [pool.submit(ledger.claim, first, "a", Priority.URGENT)]
+                # its claim waits for the row, and the next ones wait for it, together
+                until(lambda: ledger._claims.lanes[0].busy_since, 20)
+                asked += [pool.submit(ledger.claim, study, "a", Priority.URGENT) for _ in range(2)]
+                until(lambda: ledger._claims.waiting == 2, 20)
+            claims = [each.result(LIMIT_S) for each in asked]
+    finally:
+        ledger.close()
+    assert isinstance(claims[0], Claim)
+    assert sum(claim is not None for claim in claims[1:]) == 1
+    assert ward.row(study).attempts == 1
 
 
 def test_results_of_many_studies_are_written_at_once(ward: Ward) -> None:
