@@ -31,7 +31,7 @@ hooks: install ## run ruff, mypy and a search for secrets before each commit (.p
 
 # Processes that share the tests: most of a test is waiting, so more than there are cores.
 PROCESSES ?= auto
-PYTEST := $(BIN)/python -m pytest -n $(PROCESSES) --dist loadgroup --durations 10
+PYTEST := $(BIN)/python -m pytest -n $(PROCESSES) --durations 10
 
 test: install ## what can break, in minutes: real Postgres, Valkey, S3 server and Chromium, each kind of fault once
 	@$(PYTEST) -m 'not slow and not systems' $(ARGS)

@@ -17,6 +17,7 @@ import redis
 from cryptography.fernet import Fernet
 from fastapi.testclient import TestClient
 from sqlalchemy import select
+from xdist.scheduler import LoadScopeScheduling
 
 from api.main import create_app
 from benchmarks.plant import S3Server
@@ -46,20 +47,40 @@ def pytest_configure(config: pytest.Config) -> None:
     slowness()
 
 
-# Fixtures that are costly to make: the tests that use one run in one process. "": those of a file.
-COSTLY = {"system": "system", "room": "", "own": "", "predicted": "", "full_template": "", "install": "", "trained": ""}
-
-
-@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Group tests by the costly fixture they share; scale the limits of all by the machine; 0 stays no limit."""
+    """Scale the limits of all tests by the machine; 0 stays no limit."""
     for item in items:
-        shared = [COSTLY[name] or item.path.stem for name in getattr(item, "fixturenames", ()) if name in COSTLY]
-        if shared:
-            item.add_marker(pytest.mark.xdist_group(shared[0]))
         given = item.get_closest_marker("timeout")
         seconds = float(given.args[0]) if given else TIMEOUT_S
         item.add_marker(pytest.mark.timeout(limit_s(seconds)), append=False)
+
+
+# Files whose tests share something costly, which one process makes once, and the name of what they share.
+TOGETHER = {
+    "tests/acceptance/test_flower.py": "system",
+    "tests/browser/test_operating.py": "a system whose parts are killed",
+    "tests/browser/test_operations_page.py": "100,000 studies of an administrator",
+    "tests/browser/test_page.py": "system",
+    "tests/browser/test_reading_room.py": "100,000 studies of a reader",
+    "tests/browser/test_viewer.py": "studies with pictures",
+    "tests/integration/test_cli.py": "system",
+    "tests/integration/test_wheel.py": "installed wheels",
+}
+
+
+class Scheduler(LoadScopeScheduling):  # type: ignore[misc]
+    """Hands the files of TOGETHER to one process each, the largest first, and all other tests one by one.
+
+    The marker xdist_group of pytest-xdist 3.8 does nothing under pytest 9.2, which knows a test by more than its name.
+    """
+
+    def _split_scope(self, nodeid: str) -> str:
+        return TOGETHER.get(nodeid.partition("::")[0], nodeid)
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Scheduler:
+    """Ours, whatever --dist says."""
+    return Scheduler(config, log)
 
 
 _skipped: list[str] = []

@@ -25,7 +25,7 @@ from shared.settings import ROOT
 from tests.films import fracatlas_tree
 from tests.pace import LIMIT_S, limit_s, until
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("wheel"), pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 PACKAGES = {"api", "benchmarks", "infra", "migrations", "samples", "shared", "training", "worker"}
 # what stands in a package's folder and is not for whoever installs it
