@@ -29,8 +29,8 @@ dev: install ## start everything embedded; a part starts again when its code or 
 hooks: install ## run ruff, mypy and a search for secrets before each commit (.pre-commit-config.yaml)
 	@$(BIN)/pre-commit install
 
-# Processes that share the tests: most of a test is waiting, so more than there are cores.
-PROCESSES ?= auto
+# Processes that share the tests: half again as many as cores, for many tests wait for something.
+PROCESSES ?= $(shell $(PYTHON) -c 'import os; print(os.cpu_count() * 3 // 2)')
 PYTEST := $(BIN)/python -m pytest -n $(PROCESSES) --durations 10
 
 test: install ## what can break, in minutes: real Postgres, Valkey, S3 server and Chromium, each kind of fault once
