@@ -33,7 +33,7 @@ SETUPS = ((8, 1), (4, 2), (1, 2))  # LitServe's batch size and worker processes;
 def run(quick: bool, say: Say) -> Result:  # noqa: FBT001 - one signature for all
     """Each arm stands ready, and one has work at a time; clients of both wait for each answer."""
     if not importlib.util.find_spec("litserve"):
-        raise StackError("LitServe is not installed: .venv/bin/pip install -c constraints.txt -e '.[bench]'")
+        raise StackError("LitServe is not installed: .venv/bin/uv pip install -c constraints.txt -e '.[bench]'")
     count, repeats = (32, 1) if quick else (160, 6)
     network, manifest = load_bundle(Settings().bundle_path.read_bytes())
     engine, size = pick_engine(network, manifest.input_size, Settings().cache), manifest.input_size
