@@ -4,10 +4,10 @@ BIN := .venv/bin
 UV = VIRTUAL_ENV=.venv $(BIN)/uv
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check bench lock sbom audit clean
+.PHONY: help install demo dev hooks test test-slow test-systems mutants coverage check bench bench-quick lock sbom audit clean
 
 help: ## list the targets
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-9s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-13s %s\n", $$1, $$2}'
 
 install: .venv/.installed ## create .venv with everything, versions and hashes of constraints.txt
 
@@ -23,21 +23,49 @@ install: .venv/.installed ## create .venv with everything, versions and hashes o
 demo: install ## start everything embedded, analyse the sample studies, leave the page open (ARGS=--once to exit)
 	@$(BIN)/osteon demo $(ARGS)
 
-test: install ## run all tests against real Postgres, Valkey, S3 and Chromium
-	@$(BIN)/python -m pytest $(ARGS)
+dev: install ## start everything embedded; a part starts again when its code or its pages change
+	@$(BIN)/osteon up --reload
 
-check: install ## ruff (lint, format), mypy strict, import-linter
+hooks: install ## run ruff, mypy and a search for secrets before each commit (.pre-commit-config.yaml)
+	@$(BIN)/pre-commit install
+
+# Processes that share the tests: most of a test is waiting, so more than there are cores.
+PROCESSES ?= auto
+PYTEST := $(BIN)/python -m pytest -n $(PROCESSES) --durations 10
+
+test: install ## what can break, in minutes: real Postgres, Valkey, S3 server and Chromium, each kind of fault once
+	@$(PYTEST) -m 'not slow and not systems' $(ARGS)
+
+test-slow: install ## the rest: all faults, 10,000 hostile inputs, 2,000 studies while parts are killed, trainings, the demo
+	@$(PYTEST) -m slow $(ARGS)
+
+test-systems: install ## whole machines: containers, network namespaces, DICOM peers (none yet)
+	@$(PYTEST) -m systems $(ARGS) || { code=$$?; [ $$code -eq 5 ] && echo "There are no tests of whole systems yet." || exit $$code; }
+
+mutants: install ## does `make test` find the faults of tests/mutants/faults.py, each put into a copy of the code? (ARGS=NAME)
+	@$(BIN)/python -m tests.mutants $(ARGS)
+
+coverage: install ## branch coverage by the quick suite, as a table and in htmlcov/ (ARGS='-m ""' for all suites)
+	@$(BIN)/python -m coverage erase
+	@$(PYTEST) -m 'not slow and not systems' --cov --cov-report=term --cov-report=html $(ARGS)
+
+check: install ## ruff (lint, format), mypy strict, import-linter, zizmor (the forge's workflows)
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check --quiet . || { echo "run: $(BIN)/ruff format ."; exit 1; }
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports --no-cache
+	@$(BIN)/zizmor --offline --no-progress --quiet .github
 
-bench: install ## measure everything against its goal; writes benchmarks/RESULTS.md (an hour; ARGS=--quick: minutes)
+bench: install ## measure everything against its goal; writes benchmarks/RESULTS.md (an hour)
 	@$(UV) pip install --quiet --constraint constraints.txt --editable '.[bench]'
 	@$(BIN)/python -m benchmarks all --write benchmarks/RESULTS.md $(ARGS)
 
-# versions that are locked stay unless pyproject.toml refuses them; ARGS=--upgrade takes the newest, ARGS='--upgrade-package NAME' one
-lock: install ## write constraints.txt anew from pyproject.toml: all extras, Python 3.11 to 3.14, Linux and macOS
+bench-quick: install ## every benchmark small, what is uncertain again, one table; fails where a goal is certainly missed
+	@$(UV) pip install --quiet --constraint constraints.txt --editable '.[bench]'
+	@$(BIN)/python -m benchmarks all --check $(ARGS)
+
+# ARGS=--upgrade takes the newest of all, ARGS='--upgrade-package NAME' of one
+lock: install ## write constraints.txt from pyproject.toml: all extras, Linux and macOS; what is locked stays where it may
 	@$(UV) pip compile pyproject.toml --all-extras --universal --generate-hashes --no-header --no-annotate --quiet \
 	  --output-file constraints.txt $(ARGS)
 
@@ -51,4 +79,4 @@ audit: install ## ask OSV for known vulnerabilities of the locked packages (.ci/
 	@.ci/audit $(ARGS)
 
 clean: ## remove .venv and caches; `osteon down --delete` removes data
-	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis htmlcov .coverage*

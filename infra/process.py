@@ -2,12 +2,14 @@
 
 import contextlib
 import ctypes
+import fcntl
 import os
 import random
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -20,6 +22,7 @@ MAX_LOG_BYTES = 20 * 2**20  # a log larger than this is set aside as NAME.log.1 
 SAME_PROCESS_S = 2.0  # a create time moves a little when the clock is corrected
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
+_reserved: set[int] = set()
 _libc = ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None
 
 
@@ -191,13 +194,13 @@ def is_free(port: int, host: str = "127.0.0.1") -> bool:
 
 
 def free_port() -> int:
-    """A free port of 127.0.0.1. Raises StackError when none is found.
+    """A free port of 127.0.0.1 that is this process' until it ends. Raises StackError when none is found.
 
     Below 32768, where the kernel takes the ports of outgoing connections from: a restart finds its port free again.
     """
     for _ in range(200):
         port = random.randrange(20000, 32768)  # noqa: S311 - no secret
-        if is_free(port):
+        if port not in _reserved and reserve(port) and is_free(port):
             return port
     message = "No free port between 20000 and 32768 on 127.0.0.1. End programs that listen there, then try again."
     raise StackError(message)
@@ -205,7 +208,26 @@ def free_port() -> int:
 
 def free_ports(count: int) -> list[int]:
     """Several free ports, all different. Raises as `free_port`."""
-    found: set[int] = set()
-    while len(found) < count:
-        found.add(free_port())
-    return list(found)
+    return [free_port() for _ in range(count)]
+
+
+def reserve(port: int) -> bool:
+    """Keep other Osteon processes of this user from choosing this port until this process ends.
+
+    Between the choice of a port and the server that listens there, another process could choose the same one. Returns
+    whether it is ours now; it may have been before.
+    """
+    if port in _reserved:
+        return True
+    folder = Path(tempfile.gettempdir()) / f"osteon-ports-{os.geteuid()}"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    if folder.lstat().st_uid != os.geteuid():  # somebody else's: never open a file in it; the race is the lesser evil
+        return True
+    descriptor = os.open(folder / str(port), os.O_CREAT | os.O_RDWR, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(descriptor)
+        return False
+    _reserved.add(port)  # the descriptor stays open, and the lock held, to the end of the process
+    return True

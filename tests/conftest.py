@@ -1,9 +1,11 @@
 """Real servers for every test that needs one: Postgres, Valkey, an S3 server over HTTP, and the whole system."""
 
 import itertools
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,8 @@ import pytest
 import redis
 from cryptography.fernet import Fernet
 from fastapi.testclient import TestClient
+from sqlalchemy import select
+from xdist.scheduler import LoadScopeScheduling
 
 from api.main import create_app
 from benchmarks.plant import S3Server
@@ -22,12 +26,87 @@ from infra.postgres import EmbeddedPostgres
 from infra.stack import Stack
 from infra.state import read_secrets
 from infra.valkey import EmbeddedValkey
+from shared.findings import Finding
 from shared.repository import Database
 from shared.repository.access import Key, Role, add_key, find_key
 from shared.settings import ROOT, Settings
+from shared.tables import SiteRow
+from tests.pace import limit_s, slowness
+from tests.plant import Plant
+from tests.ward import Ward, finding
 
 SAMPLES = ROOT / "samples"
 _numbers = itertools.count(1)
+TIMEOUT_S = 300.0  # of a test that has no limit of its own
+# What may be skipped where CI is set, and why: the start of a test's name, to the reason.
+MAY_SKIP: dict[str, str] = {}
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Measure once, before other processes begin, how slow this machine is."""
+    slowness()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Scale the limits of all tests by the machine; 0 stays no limit."""
+    for item in items:
+        given = item.get_closest_marker("timeout")
+        seconds = float(given.args[0]) if given else TIMEOUT_S
+        item.add_marker(pytest.mark.timeout(limit_s(seconds)), append=False)
+
+
+# Files whose tests share something costly, which one process makes once, and the name of what they share.
+TOGETHER = {
+    "tests/acceptance/test_flower.py": "system",
+    "tests/browser/test_operating.py": "a system whose parts are killed",
+    "tests/browser/test_operations_page.py": "100,000 studies of an administrator",
+    "tests/browser/test_page.py": "system",
+    "tests/browser/test_reading_room.py": "100,000 studies of a reader",
+    "tests/browser/test_viewer.py": "studies with pictures",
+    "tests/integration/test_cli.py": "system",
+    "tests/integration/test_wheel.py": "installed wheels",
+}
+
+
+class Scheduler(LoadScopeScheduling):  # type: ignore[misc]
+    """Hands the files of TOGETHER to one process each, the largest first, and all other tests one by one.
+
+    The marker xdist_group of pytest-xdist 3.8 does nothing under pytest 9.2, which knows a test by more than its name.
+    """
+
+    def _split_scope(self, nodeid: str) -> str:
+        return TOGETHER.get(nodeid.partition("::")[0], nodeid)
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Scheduler:
+    """Ours, whatever --dist says."""
+    return Scheduler(config, log)
+
+
+_skipped: list[str] = []
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    """Note what was skipped."""
+    if report.skipped and not hasattr(report, "wasxfail") and not any(map(report.nodeid.startswith, MAY_SKIP)):
+        _skipped.append(report.nodeid)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Where CI is set, a test that was skipped has failed: nothing is claimed there that was not tried."""
+    if _skipped and os.environ.get("CI") and not hasattr(session.config, "workerinput"):
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say so."""
+    if _skipped and os.environ.get("CI"):
+        terminalreporter.section(
+            "skipped although CI is set, which fails the run (tests/conftest.py, MAY_SKIP)", red=True
+        )
+        for name in _skipped:
+            terminalreporter.line(name)
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -41,7 +120,7 @@ def _one_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 @pytest.fixture(scope="session")
 def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedPostgres]:
     """A running PostgreSQL."""
-    server = EmbeddedPostgres(tmp_path_factory.mktemp("postgres"))
+    server = EmbeddedPostgres(tmp_path_factory.mktemp("postgres"), durable=False)
     server.start()
     yield server
     server.stop()
@@ -89,13 +168,20 @@ def template(postgres: EmbeddedPostgres) -> str:
     return "migrated"
 
 
-@pytest.fixture
-def database_url(postgres: EmbeddedPostgres, template: str) -> Iterator[str]:
-    """A migrated database of the test's own."""
+@contextmanager
+def copied(postgres: EmbeddedPostgres, template: str) -> Iterator[str]:
+    """URL of a copy of a database, for the block."""
     name = f"test_{next(_numbers)}"
     admin_sql(postgres, f"CREATE DATABASE {name} TEMPLATE {template} OWNER osteon")
     yield postgres.url.rsplit("/", 1)[0] + f"/{name}"
     admin_sql(postgres, f"DROP DATABASE {name} WITH (FORCE)")
+
+
+@pytest.fixture
+def database_url(postgres: EmbeddedPostgres, template: str) -> Iterator[str]:
+    """A migrated database of the test's own."""
+    with copied(postgres, template) as url:
+        yield url
 
 
 @pytest.fixture
@@ -251,6 +337,34 @@ def system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
 
 
 @pytest.fixture(scope="session")
+def standing(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Plant]:
+    """Postgres, Valkey and an API that outlive one test, for workers that a test starts and kills."""
+    made = Plant(tmp_path_factory.mktemp("plant"))
+    try:
+        made.start()
+        yield made
+    finally:
+        made.stop()
+
+
+@pytest.fixture(scope="session")
 def sample_paths() -> list[Path]:
     """All sound sample files."""
     return sorted((SAMPLES / "studies").rglob("*.dcm"))
+
+
+@pytest.fixture
+def make_finding() -> Callable[..., Finding]:
+    """Makes a finding."""
+    return finding
+
+
+@pytest.fixture
+def ward(database: Database) -> Ward:
+    """A site with bundle "a" active."""
+    with database.transaction() as session:
+        add_key(session, "default", "admin", Role.ADMIN, "a secret")
+        site_id = session.scalars(select(SiteRow.id)).one()
+    made = Ward(database, site_id)
+    made.add_bundle("a")
+    return made

@@ -28,11 +28,16 @@ from infra.process import free_port
 from infra.valkey import EmbeddedValkey
 from samples.objects import pattern_image, set_pixels, to_bytes, uid
 from shared.settings import ROOT
+from tests import pace
+from tests.pace import LIMIT_S
 
 KEYS = {role: f"osk_faults_{role}_key_of_the_tests" for role in ("submitter", "radiologist", "admin")}
 SETTINGS = {
-    "LEASE_S": "4", "RECONCILE_EVERY_S": "1", "RESEND_GRACE_S": "2", "RETRY_BASE_S": "0.5", "MAX_ATTEMPTS": "3",
-    "BATCH_SIZE": "4", "WORKER_THREADS": "8", "DECODERS": "2", "STANDSTILL_S": "4",
+    # short, but not so short that a slow machine looks like a dead one
+    **{name: str(seconds * pace.slowness()) for name, seconds in (
+        ("LEASE_S", 4), ("RESEND_GRACE_S", 2), ("STANDSTILL_S", 4))},
+    "RECONCILE_EVERY_S": "1", "RETRY_BASE_S": "0.5", "MAX_ATTEMPTS": "3", "BATCH_SIZE": "4", "WORKER_THREADS": "8",
+    "DECODERS": "2",
 }  # fmt: skip
 # The worker as it is, but that its model is a pause of MODEL_S seconds an image and a ready answer, that it is neither
 # compiled nor run, that one study kills it, that it raises at each film whose left half is black, and that it hangs once
@@ -194,7 +199,7 @@ class Plant:
         finally:
             self._tend = lambda: None
             process.kill()
-            process.wait(20)
+            process.wait(LIMIT_S)
 
     _tend: Callable[[], None] = staticmethod(lambda: None)
 
@@ -208,7 +213,7 @@ class Plant:
         """Kill what was run, but for the first ones."""
         for process in self.processes[keep:]:
             process.kill()
-            process.wait(20)
+            process.wait(LIMIT_S)
         del self.processes[keep:]
 
     @contextmanager
@@ -241,17 +246,23 @@ class Plant:
         """Upload one film, whatever the answer."""
         files = {"files": ("film.dcm", film(label, number, half_black=half_black))}
         headers = {"Authorization": f"Bearer {KEYS['submitter']}"}
-        with httpx.Client(timeout=60, trust_env=False) as client:
+        with httpx.Client(timeout=LIMIT_S, trust_env=False) as client:
             return client.post(f"{url or self.url}/studies", files=files, headers=headers)
 
     def until(self, condition: Callable[[], object], limit_s: float) -> None:
         """Wait for it; a supervised worker that ends meanwhile is started again."""
-        deadline = time.monotonic() + limit_s
-        while not condition():
-            logs = "\n".join(log.read_text()[-3000:] for log in self.folder.glob("*.log"))
-            assert time.monotonic() < deadline, f"not within {limit_s} s\n{logs}"
-            self._tend()
-            time.sleep(0.1)
+
+        def held() -> object:
+            found = condition()
+            if not found:
+                self._tend()
+            return found
+
+        pace.until(held, limit_s, self.logs)
+
+    def logs(self) -> str:
+        """The ends of all logs."""
+        return "\n".join(log.read_text()[-3000:] for log in self.folder.glob("*.log"))
 
     def midway(self, ids: Sequence[str]) -> None:
         """Wait until some studies are analysed and most are not."""
@@ -295,13 +306,17 @@ def film(label: str, number: int, *, half_black: bool = False) -> bytes:
     return to_bytes(ds, "1.2.840.10008.1.2.1")
 
 
-def kill(server: EmbeddedPostgres | EmbeddedValkey) -> None:
-    """kill -9, and wait for its end."""
+def pid_of(server: EmbeddedPostgres | EmbeddedValkey) -> int:
+    """The process id of a server that was started."""
     assert server.child is not None
     assert server.child.pid is not None
-    os.kill(server.child.pid, signal.SIGKILL)
-    while server.running:
-        time.sleep(0.01)
+    return server.child.pid
+
+
+def kill(server: EmbeddedPostgres | EmbeddedValkey) -> None:
+    """kill -9, and wait for its end."""
+    os.kill(pid_of(server), signal.SIGKILL)
+    pace.until(lambda: not server.running, 20, every_s=0.01)
 
 
 def decoders_of(worker: int) -> list[psutil.Process]:

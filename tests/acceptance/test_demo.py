@@ -3,7 +3,6 @@
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import psutil
@@ -11,6 +10,7 @@ import pytest
 
 from shared.settings import ROOT
 from shared.vision.engines import device
+from tests.pace import LIMIT_S, until
 
 
 def processes_of(home: Path) -> list[str]:
@@ -36,13 +36,17 @@ def osteon(home: Path, *arguments: str) -> tuple[int, str, bool]:
         child = subprocess.Popen(
             command, cwd=ROOT, env=env | {"OSTEON_HOME": str(home)}, stdout=file, stderr=subprocess.STDOUT
         )
-        deadline = time.monotonic() + 280
-        while child.poll() is None and time.monotonic() < deadline:
+
+        def ended() -> bool:
+            nonlocal seen
             seen = seen or bool(processes_of(home))
-            time.sleep(0.5)
-        if child.poll() is None:
+            return child.poll() is not None
+
+        try:
+            until(ended, 280, log.read_text, every_s=0.5)
+        finally:
             child.terminate()
-        child.wait(60)
+            child.wait(LIMIT_S)
     return child.returncode, log.read_text(), seen
 
 

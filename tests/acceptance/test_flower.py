@@ -1,8 +1,8 @@
 """Flower, the administrator's view: behind a login, and without patients."""
 
 import json
-import time
 from pathlib import Path
+from typing import Any
 
 import httpx
 import psutil
@@ -11,13 +11,14 @@ import pytest
 
 from shared.settings import ROOT
 from tests.conftest import System
+from tests.pace import LIMIT_S, until
 
 FOLDER = ROOT / "samples/studies/08-elbow"
 PAGES = ["/", "/tasks", "/workers", "/api/tasks", "/api/workers"]
 
 
 def flower(system: System, login: tuple[str, str] | None) -> httpx.Client:
-    return httpx.Client(base_url=system.flower_url, auth=login, trust_env=False, follow_redirects=True, timeout=30)
+    return httpx.Client(base_url=system.flower_url, auth=login, trust_env=False, follow_redirects=True, timeout=LIMIT_S)
 
 
 @pytest.mark.parametrize("page", PAGES)
@@ -41,16 +42,14 @@ def test_task_of_a_study_is_shown_without_its_patient(system: System) -> None:
     receipt = system.submit(paths)
     study_id = receipt["studies"][0]["id"]
     system.wait([study_id])
-    deadline = time.monotonic() + 30
     with flower(system, system.flower_login) as http:
-        while True:
-            tasks = http.get("/api/tasks").json()
-            own = [task for task in tasks.values() if study_id in json.dumps(task)]
-            if (own and own[0]["state"] == "SUCCESS") or time.monotonic() > deadline:
-                break
-            time.sleep(0.3)
-        pages = json.dumps(tasks) + http.get("/tasks").text + http.get(f"/task/{own[0]['uuid']}").text
-    assert own[0]["state"] == "SUCCESS"
+
+        def own() -> list[dict[str, Any]]:
+            return [task for task in http.get("/api/tasks").json().values() if study_id in json.dumps(task)]
+
+        until(lambda: [task["state"] for task in own()][:1] == ["SUCCESS"], 30, lambda: str(own()))
+        tasks = http.get("/api/tasks").json()
+        pages = json.dumps(tasks) + http.get("/tasks").text + http.get(f"/task/{own()[0]['uuid']}").text
     assert study_id in pages
     for path in paths:
         film = pydicom.dcmread(path, stop_before_pixels=True)

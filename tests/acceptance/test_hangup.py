@@ -7,7 +7,6 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,11 +16,13 @@ import psutil
 import pytest
 from sqlalchemy import func, select
 
+from infra.process import free_port
 from samples.objects import pattern_image, to_bytes
 from shared.repository import Database
 from shared.repository.access import Role, add_key
 from shared.settings import ROOT, Settings
 from shared.tables import InstanceRow
+from tests.pace import LIMIT_S, limit_s, until
 
 KEY = "osk_acceptance"
 PART = b'--line\r\nContent-Disposition: form-data; name="files"; filename="%s"\r\n\r\n'
@@ -87,15 +88,6 @@ def answer(sock: socket.socket) -> tuple[int, Any]:
     return int(head.split()[1]), json.loads(body)
 
 
-def wait_until(true: Callable[[], bool], seconds: float = 15) -> bool:
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        if true():
-            return True
-        time.sleep(0.05)
-    return False
-
-
 @pytest.fixture
 def server(make_settings: Callable[..., Settings], tmp_path: Path) -> Iterator[Server]:
     """The API under uvicorn on a real socket, with a submitter's key."""
@@ -103,9 +95,7 @@ def server(make_settings: Callable[..., Settings], tmp_path: Path) -> Iterator[S
     database = Database(settings.database_url.get_secret_value(), 2)
     with database.transaction() as session:
         add_key(session, "default", "acceptance", Role.ADMIN, KEY)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     secret = {name: getattr(settings, name).get_secret_value() for name in
               ("database_url", "broker_url", "store_url", "identity_key", "session_secret")}  # fmt: skip
     env = {f"OSTEON_{name.upper()}": value for name, value in secret.items()} | {
@@ -123,11 +113,11 @@ def server(make_settings: Callable[..., Settings], tmp_path: Path) -> Iterator[S
             return sock.connect_ex(("127.0.0.1", port)) == 0
 
     try:
-        assert wait_until(listens, 60)
+        until(listens, 60)
         yield Server(process, port, settings, database)
     finally:
         process.terminate()
-        process.wait(20)
+        process.wait(LIMIT_S)
         database.close()
 
 
@@ -141,9 +131,9 @@ def test_client_hangs_up(server: Server, tmp_path: Path, at: str) -> None:
     whole = PART % b"a.dcm" + sound() + b"\r\n" + PART % b"b.dcm" + bytes(3 * 2**20) + END
     sock = server.begin(len(whole))
     sock.sendall(whole[: -len(END)] if at == "before the last boundary" else whole[: 2 * 2**20])
-    assert wait_until(lambda: len(server.spools()) == 1)
+    until(lambda: len(server.spools()) == 1, 15)
     sock.close()
-    assert wait_until(lambda: server.spools() == [])
+    until(lambda: server.spools() == [], 15)
     assert (server.instances(), server.objects()) == (0, [])
     status, receipt = server.upload(PART % b"a.dcm" + sound() + END)
     assert (status, receipt["stored"], server.instances(), len(server.objects())) == (200, 1, 1, 1)
@@ -158,12 +148,12 @@ def test_many_clients_hang_up(server: Server) -> None:
     socks = [server.begin(10**6) for _ in range(50)]
     for sock in socks:
         sock.sendall(PART % b"a.dcm" + bytes(100_000))
-    assert wait_until(lambda: len(server.spools()) == 50)
+    until(lambda: len(server.spools()) == 50, 15)
     for sock in socks:
         sock.close()
-    assert wait_until(lambda: server.spools() == [])
+    until(lambda: server.spools() == [], 15)
     pool = server.settings.database_pool_size  # connections to Postgres are kept
-    assert wait_until(lambda: len(descriptors(server.process.pid)) <= before + pool)
+    until(lambda: len(descriptors(server.process.pid)) <= before + pool, 15)
     assert server.upload(PART % b"a.dcm" + sound() + END)[0] == 200
 
 
@@ -196,7 +186,7 @@ def test_two_gigabytes_in_flat_memory(server: Server, tmp_path: Path) -> None:
     watcher.start()
     try:
         with server.begin(len(start) + size + len(end)) as sock:
-            sock.settimeout(300)
+            sock.settimeout(limit_s(300))
             sock.sendall(start + head)
             left, block = size - len(head), bytes(2**20)
             while left:

@@ -11,6 +11,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import httpx
@@ -23,6 +24,7 @@ from infra.process import free_port
 from infra.stack import Stack
 from infra.state import Secrets, read_secrets
 from shared.settings import ROOT, Settings
+from tests.pace import LIMIT_S, limit_s
 from tests.plant import SETTINGS, WORKER, Studies, decoders_of, film
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
@@ -30,7 +32,7 @@ STUDIES = 2000
 AHEAD = 300  # studies that wait while the sender is ahead
 FILES = 10  # a request
 WINDOW_S = 2.0
-STEADY_S = 15.0  # the goal, on a machine that has nothing else to do
+STEADY_S = 15.0
 
 
 @dataclass
@@ -62,7 +64,7 @@ class Sender(threading.Thread):
         self._url, self._key, self._studies = url, key, studies
 
     def run(self) -> None:
-        with httpx.Client(base_url=self._url, timeout=30, trust_env=False) as http:
+        with httpx.Client(base_url=self._url, timeout=LIMIT_S, trust_env=False) as http:
             for start in range(0, STUDIES, FILES):
                 parts = [("files", (f"{n}.dcm", film("two thousand", n))) for n in range(start, start + FILES)]
                 while not self._send(http, parts):
@@ -153,7 +155,7 @@ def tend(stack: Stack, seconds: float) -> None:
 def faults_of(stack: Stack, dice: random.Random) -> list[tuple[str, Callable[[], str]]]:
     """Every kind of fault once, in a random order."""
     parts = ["worker-1", "worker-2", "valkey", "postgres", "api", "store", "beat"]
-    found: list[tuple[str, Callable[[], str]]] = [(name, lambda name=name: kill(stack, name)) for name in parts]
+    found: list[tuple[str, Callable[[], str]]] = [(name, partial(kill, stack, name)) for name in parts]
     found += [("a decoder", lambda: kill_decoder(stack, dice)), ("the broker's memory", lambda: flush(stack))]
     dice.shuffle(found)
     return found
@@ -176,7 +178,7 @@ def measure(faults: Sequence[Fault], studies: Studies, end: float) -> None:
         fault.healed_s = max([when[study_id] - fault.at for study_id in fault.in_hand], default=0.0)
 
 
-def test_two_thousand_studies_while_everything_is_killed(stack, pytestconfig):
+def test_two_thousand_studies_while_everything_is_killed(stack: Stack, pytestconfig: pytest.Config) -> None:
     """Each part is killed once at a random moment and started again by the supervisor: every study that the API called
     stored is analysed exactly once, and the throughput is back soon after each fault."""
     seed = int(os.environ.get("FAULTS_SEED", random.randrange(10**6)))
@@ -200,7 +202,7 @@ def test_two_thousand_studies_while_everything_is_killed(stack, pytestconfig):
     while sender.is_alive() or analysed(studies) < STUDIES:
         tend(stack, 0.5)
         left = "SELECT status, attempts, reason, sent_at, lease_until FROM studies WHERE status <> 'analysed' LIMIT 20"
-        assert time.time() - faults[-1].at < 300, studies.ask(left)
+        assert time.time() - faults[-1].at < limit_s(100), studies.ask(left)
     end = time.time()
     measure(faults, studies, end)
     print(f"{STUDIES} studies in {end - began:.0f} s; the sender saw {dict(sender.failures)}")
@@ -212,8 +214,7 @@ def test_two_thousand_studies_while_everything_is_killed(stack, pytestconfig):
     assert studies.ask("SELECT count(*), min(status), max(status) FROM studies") == [(STUDIES, "analysed", "analysed")]
     assert studies.findings(ids) == [1] * STUDIES
     assert max(results_written(stack.home).values()) == 1
-    # 15 s is the goal for a machine with nothing else to do; a crowded one takes longer for everything
-    assert max(one.steady_s for one in faults) < 3 * STEADY_S
+    assert max(one.steady_s for one in faults) < limit_s(STEADY_S)
 
 
 def results_written(home: Path) -> Counter[str]:

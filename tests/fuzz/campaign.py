@@ -2,8 +2,10 @@
 
 import multiprocessing
 import resource
-from collections import Counter, defaultdict
+from collections import Counter, defaultdict, deque
 from collections.abc import Iterable, Iterator
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,8 +16,9 @@ from rich.console import Console
 from rich.table import Table
 
 from tests.fuzz import cases
+from tests.pace import limit_s
 
-HANG_S = 30.0  # of wall clock for a case; processor time is held to a tighter limit by the path itself
+HANG_S = 30.0  # of the clock for a case that is never to end; processor time has a tighter limit in the path itself
 ADDRESS_SPACE = 2**30  # bytes beyond what a child has when it starts
 CHILDREN = 2
 WAITING = 200  # cases handed out at a time
@@ -49,8 +52,8 @@ class Summary:
         self.cases += 1
         if isinstance(outcome, TimeoutError):
             result, wrong = "hang", "no answer within the limit"
-        elif isinstance(outcome, ProcessExpired):
-            result, wrong = "crash", f"the process died, exit code {outcome.exitcode}"
+        elif isinstance(outcome, ProcessExpired | BrokenProcessPool):
+            result, wrong = "crash", f"the process died, exit code {getattr(outcome, 'exitcode', 'unknown')}"
         elif isinstance(outcome, BaseException):
             result, wrong = "harness", f"{type(outcome).__name__}: {outcome}"
         else:
@@ -82,29 +85,47 @@ class Summary:
 
 
 def run(wanted: Iterable[str], children: int = CHILDREN, hang_s: float = HANG_S) -> Summary:
-    """Run the cases; returns when all are over. hang_s: wall clock that a case may take."""
+    """Run the cases; returns when all are over. hang_s: what a case may take on a quiet machine, by the clock."""
     context = multiprocessing.get_context("forkserver")
     # imported once: a child that was killed is replaced in milliseconds
     context.set_forkserver_preload(["tests.fuzz.path", "tests.fuzz.cases"])
     summary = Summary()
-    with ProcessPool(children, context=context, initializer=_start) as pool:
-        waiting: list[tuple[str, Any]] = []
-        try:
-            for case in wanted:
-                waiting.append((case, pool.schedule(_run_one, args=(case,), timeout=hang_s)))
+    waiting: deque[tuple[str, Any]] = deque()
+    orphans: list[str] = []  # cases whose pool broke, by themselves or by a neighbour
+
+    def collect(leave: int) -> None:
+        while len(waiting) > leave:
+            case, future = waiting.popleft()
+            if isinstance(outcome := future.exception() or future.result(), BrokenProcessPool):
+                orphans.append(case)
+            else:
+                summary.add(case, outcome)
+
+    left = iter(wanted)
+    case = next(left, None)
+    while case is not None:  # a pool breaks when a child dies before it could say which case it had begun
+        with _pool(children, context) as pool:
+            while case is not None and pool.active:
+                waiting.append((case, pool.schedule(_run_one, args=(case,), timeout=limit_s(hang_s))))
+                case = next(left, None)
                 if len(waiting) >= WAITING:
-                    _collect(waiting, summary, WAITING // 2)
-            _collect(waiting, summary, 0)
-        except BaseException:
-            pool.stop()
-            raise
+                    collect(WAITING // 2)
+            collect(0)
+    for orphan in orphans:
+        with _pool(1, context) as pool:
+            future = pool.schedule(_run_one, args=(orphan,), timeout=limit_s(hang_s))
+            summary.add(orphan, future.exception() or future.result())
     return summary
 
 
-def _collect(waiting: list[tuple[str, Any]], summary: Summary, leave: int) -> None:
-    while len(waiting) > leave:
-        case, future = waiting.pop(0)
-        summary.add(case, future.exception() or future.result())
+@contextmanager
+def _pool(children: int, context: Any) -> Iterator[ProcessPool]:
+    with ProcessPool(children, context=context, initializer=_start) as pool:
+        try:
+            yield pool
+        except BaseException:
+            pool.stop()  # type: ignore[no-untyped-call]
+            raise
 
 
 def numbered(first: int, count: int) -> Iterator[str]:

@@ -10,7 +10,7 @@ import traceback
 import warnings
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,13 +30,14 @@ from shared.vision.pixels import PixelLimits, PixelSource, display, open_pixels
 from shared.vision.reader import Reader
 from shared.vision.tensors import prepare, shrink
 from tests.fuzz.sound import MARKERS
+from tests.pace import slowness
 from worker.decoding import PREVIEW_SIDE, preview
 
 # small enough that a case that reaches a limit is over soon; the ratios between them are those of the defaults
 HEADER_LIMITS = HeaderLimits(max_header_bytes=2**20, max_frame_pixels=1_000_000, max_frames=20, max_decoded_bytes=2**24)
 PIXEL_LIMITS = PixelLimits(max_frame_pixels=1_000_000, max_frames=20, max_decoded_bytes=2**24, max_header_bytes=2**20)
 MOST_MIB = 192  # of memory for a case, beyond what the process and the file itself take
-MOST_CPU_S = 5.0
+MOST_CPU_S = 5.0  # on the machine that limits were written on
 MAX_FILES, MAX_BYTES, MAX_RATIO = 50, 2**24, 200
 LONGEST_MESSAGE = 400
 SIZE = 64
@@ -99,6 +100,18 @@ class Way:
         return self._watched(PROBES[name], 0)
 
     def _watched(self, case: Any, size: int) -> Outcome:
+        outcome = self._once(case, size)
+        for _ in range(
+            2
+        ):  # a neighbour on the same core can multiply a case's processor time; three times in a row it would not
+            if outcome.wrong or outcome.cpu_s <= MOST_CPU_S:
+                return outcome
+            outcome = min(outcome, self._once(case, size), key=lambda one: (not one.wrong, one.cpu_s))
+        if not outcome.wrong and outcome.cpu_s > MOST_CPU_S * slowness():
+            return replace(outcome, wrong=f"took {outcome.cpu_s:.1f} s of processor time")
+        return outcome
+
+    def _once(self, case: Any, size: int) -> Outcome:
         reset_peak()
         before = rss_mib()
         wall, cpu = time.perf_counter(), time.process_time()
@@ -116,8 +129,6 @@ class Way:
                 )
         spent, used = time.process_time() - cpu, peak_mib() - before
         wrong = wrong or _noise(said.text, [str(warning.message) for warning in warned])
-        if not wrong and spent > MOST_CPU_S:
-            wrong = f"took {spent:.1f} s of processor time"
         if not wrong and used > MOST_MIB + 4 * size / 2**20:
             wrong = f"took {used:.0f} MiB"
         return Outcome(result, wrong, time.perf_counter() - wall, spent, used)
@@ -313,7 +324,7 @@ PROBES: dict[str, Any] = {
     "slow": _burn,
     "memory": lambda: _use(MOST_MIB + 50),
     "all memory": lambda: _use(4000),
-    "unnamed": lambda: {}["x"],
+    "unnamed": lambda: dict[str, str]()["x"],
     "patient": lambda: named(CannotUnderstand(f"There is something wrong with {MARKERS[0]}")),
     "quote": _quote,
     "print": lambda: os.write(2, MARKERS[0].encode()) and "findings",

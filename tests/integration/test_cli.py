@@ -16,13 +16,13 @@ import numpy as np
 import pydicom
 import pytest
 import typer
-from click.testing import Result
-from typer.testing import CliRunner
+from typer.testing import CliRunner, Result
 
 from infra import cli, state
 from infra.predict import COLUMNS
 from shared.settings import ROOT, Settings
 from tests.conftest import System
+from tests.pace import limit_s
 
 STUDIES, BROKEN = ROOT / "samples/studies", ROOT / "samples/broken"
 
@@ -45,7 +45,7 @@ def process(*arguments: str | Path, **env: str) -> subprocess.CompletedProcess[s
     """Call the command as a process of its own."""
     command = [sys.executable, "-m", "infra.cli", *map(str, arguments)]
     return subprocess.run(
-        command, env=os.environ | env, cwd=ROOT, capture_output=True, text=True, timeout=240, check=False
+        command, env=os.environ | env, cwd=ROOT, capture_output=True, text=True, timeout=limit_s(240), check=False
     )
 
 
@@ -73,7 +73,7 @@ def predicted(tmp_path_factory: pytest.TempPathFactory) -> Predicted:
     cv2.imwrite(str(folder / "d.png"), gray)
     cv2.imwrite(str(folder / "e.jpg"), gray)
     (folder / "f.png").write_bytes((folder / "d.png").read_bytes()[:100])
-    where = ["--csv", folder / "out.csv", "--heatmaps", folder / "maps", "--json"]
+    where: list[str | Path] = ["--csv", folder / "out.csv", "--heatmaps", folder / "maps", "--json"]
     done = process("predict", films, folder / "d.png", folder / "e.jpg", folder / "f.png", *where)
     with (folder / "out.csv").open(newline="") as file:
         table = csv.DictReader(file)

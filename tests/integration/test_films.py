@@ -21,6 +21,7 @@ from shared.storage import film_key, original_key
 from shared.tables import InstanceRow
 from shared.vision.pixels import open_pixels
 from tests import poisons
+from tests.pace import LIMIT_S, until
 from worker.decoding import FilmJob, Job
 from worker.films import refusal
 from worker.tasks import Engine, threads_for
@@ -44,7 +45,7 @@ def upload(api: Any, content: bytes) -> tuple[str, InstanceRow]:
         return study, session.scalars(select(InstanceRow).where(InstanceRow.study_id == UUID(study))).one()
 
 
-def ask(api: Any, study: str, role: str = "radiologist", **query: int) -> Any:
+def ask(api: Any, study: str, role: str = "radiologist", **query: Any) -> Any:
     return api.http.get(f"/studies/{study}/film", params=query, headers=api.headers(role))
 
 
@@ -62,14 +63,13 @@ def test_films_leave_threads_to_studies(in_process: Any, engine: Any, monkeypatc
     """However many films are asked for at once, half of the threads are left to studies; who still waits asks again."""
     _, row = upload(in_process, HAND.read_bytes())
     most, gate = threads_for(engine.settings) // 2, threading.Event()
-    monkeypatch.setattr(engine, "_filmed", lambda *_: gate.wait(20) and "made")
+    monkeypatch.setattr(engine, "_filmed", lambda *_: gate.wait(LIMIT_S) and "made")
     with ThreadPoolExecutor(most) as pool:
         made = [pool.submit(engine.full_film, row.id, 1) for _ in range(most)]
-        while engine.load.in_hand < most:
-            time.sleep(0.01)
+        until(lambda: engine.load.in_hand == most, 20, every_s=0.01)
         assert engine.full_film(row.id, 1) == "busy"
         gate.set()
-        assert {one.result(20) for one in made} == {"made"}
+        assert {one.result(LIMIT_S) for one in made} == {"made"}
     assert engine.full_film(row.id, 1) == "made"
 
 
@@ -113,7 +113,8 @@ def test_nobody_else_gets_it(in_process: Any) -> None:
     other = {"Authorization": "Bearer osk_elsewhere"}
     assert in_process.http.get(f"/studies/{study}/film", headers=other).status_code == 404
     assert ask(in_process, study, role="submitter").status_code == 403
-    for query, status in (({"image": 2}, 404), ({"frame": 2}, 404), ({"image": 0}, 422)):
+    wrong: list[tuple[dict[str, Any], int]] = [({"image": 2}, 404), ({"frame": 2}, 404), ({"image": 0}, 422)]
+    for query, status in wrong:
         assert ask(in_process, study, **query).status_code == status
     assert messages(in_process) == []
 

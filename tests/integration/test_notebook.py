@@ -11,12 +11,14 @@ from nbclient import NotebookClient
 from shared.settings import ROOT
 from shared.vision.bundle import load_bundle
 from tests.films import fracatlas_tree
+from tests.pace import limit_s
 
 NOTEBOOK = ROOT / "training/walkthrough.ipynb"
 
 
 def opened() -> nbformat.NotebookNode:
-    return nbformat.read(NOTEBOOK, as_version=4)
+    read: nbformat.NotebookNode = nbformat.read(NOTEBOOK, as_version=4)  # type: ignore[no-untyped-call]
+    return read
 
 
 def is_parameters(cell: nbformat.NotebookNode) -> bool:
@@ -52,9 +54,9 @@ def test_notebook_runs_from_films_to_a_finding(tmp_path: Path) -> None:
     assert named == set(values)
     parameters.source = "\n".join(f"{name} = {value!r}" for name, value in values.items())
     threads = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
-    NotebookClient(notebook, timeout=280, kernel_name="python3", resources={"metadata": {"path": str(ROOT)}}).execute(
-        env=os.environ | threads
-    )
+    NotebookClient(
+        notebook, timeout=limit_s(280), kernel_name="python3", resources={"metadata": {"path": str(ROOT)}}
+    ).execute(env=os.environ | threads)
 
     text = "".join(output.get("text", "") for cell in notebook.cells for output in cell.get("outputs", []))
     assert "40 films: 32 to learn from, 8 to measure on" in text

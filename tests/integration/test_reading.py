@@ -9,6 +9,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID, uuid4
 
+import numpy as np
 import pytest
 from PIL import Image
 from sqlalchemy import insert, select, update
@@ -38,7 +39,7 @@ def image(study: int = 1, number: int = 1, rows: int = 128, columns: int = 128) 
 def add_studies(api: Any, rows: list[dict[str, Any]]) -> list[UUID]:
     """Studies straight into the table, with what a test wants different."""
     site = api.key().site_id
-    values = [
+    values: list[dict[str, Any]] = [
         {
             "id": uuid4(), "site_id": site, "study_instance_uid": f"1.2.{uuid4().int}", "priority": "routine",
             "queue": "routine", "status": "analysed", "received_at": NOW, "due_at": NOW, "attempts": 1, "reason": "",
@@ -53,7 +54,8 @@ def add_studies(api: Any, rows: list[dict[str, Any]]) -> list[UUID]:
 def page(api: Any, **query: Any) -> dict[str, Any]:
     answer = api.http.get("/worklist", params=query, headers=api.headers("radiologist"))
     assert answer.status_code == 200, answer.text
-    return answer.json()
+    told: dict[str, Any] = answer.json()
+    return told
 
 
 def listed(api: Any, **query: Any) -> list[str]:
@@ -170,7 +172,7 @@ def test_paging_is_exact_while_studies_arrive(in_process: Any, seed: int) -> Non
 
 def test_filters(in_process: Any) -> None:
     """Each filter, and two together, show exactly the studies that fit; an unknown word is refused with 422."""
-    kinds = [
+    kinds: list[dict[str, Any]] = [
         {"status": "analysed", "call": "likely", "region": "hand", "priority": "urgent", "modality": "CR"},
         {"status": "analysed", "call": "none", "region": "leg", "priority": "routine", "modality": "DX"},
         {"status": "queued", "call": None, "region": "", "priority": "routine", "modality": "DX"},
@@ -283,9 +285,29 @@ def test_heatmap(in_process: Any, rows: int, columns: int, size: tuple[int, int]
     assert (answer.headers["content-type"], answer.headers["cache-control"]) == ("image/png", "private, max-age=60")
     picture = Image.open(io.BytesIO(answer.content))
     assert (picture.mode, picture.size) == ("RGBA", size)
-    alpha = picture.getchannel("A")
-    assert alpha.getpixel((size[0] // 2, size[1] // 2)) > 200
-    assert min(alpha.getpixel((0, 0)), alpha.getpixel((size[0] - 1, size[1] - 1))) < 30
+    alpha = np.asarray(picture.getchannel("A"))
+    assert alpha[size[1] // 2, size[0] // 2] > 200
+    assert min(alpha[0, 0], alpha[-1, -1]) < 30
+
+
+@pytest.mark.parametrize(
+    ("rows", "columns", "row", "column"), [(128, 128, 1, 4), (128, 128, 4, 1), (300, 100, 5, 2), (100, 300, 2, 5)]
+)
+def test_heatmap_lies_where_the_evidence_is(in_process: Any, rows: int, columns: int, row: int, column: int) -> None:
+    """Evidence beside the middle is painted where it is, neither mirrored nor turned nor shifted, on any shape of film."""
+    study = upload(in_process, a=image(rows=rows, columns=columns))
+    cells = bytearray(49)
+    cells[7 * row + column] = 255
+    one = Finding(1, "first", "hand", 0.9, 0.9, Call.LIKELY, Severity.MILD, IN_SCOPE, Heatmap(bytes(cells), 7, 7))
+    analyse(in_process, study, lambda instances: [InstanceResult(instances[0].id, [one])])
+    answer = in_process.http.get(f"/studies/{study}/heatmap.png", headers=in_process.headers("radiologist"))
+    picture = Image.open(io.BytesIO(answer.content))
+    box = picture.getchannel("A").point(lambda alpha: 255 if alpha > 150 else 0).getbbox()
+    assert box is not None
+    # the film lies centred in a square of 512 pixels, which the 7 x 7 cells cover
+    left, top = ((512 - side) / 2 for side in picture.size)
+    middle = left + (box[0] + box[2]) / 2, top + (box[1] + box[3]) / 2
+    assert middle == pytest.approx(((column + 0.5) * 512 / 7, (row + 0.5) * 512 / 7), abs=512 / 7 / 4)
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,6 @@
 import json
 import random
 import threading
-import time
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -29,6 +28,8 @@ from shared.tables import (
     StudyRow,
 )
 from shared.worklist import ALLOWANCES, due_at
+from tests.pace import LIMIT_S, until
+from tests.ward import Ward
 
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
 LEASE = timedelta(seconds=60)
@@ -37,7 +38,7 @@ S = timedelta(seconds=1)
 
 def add_studies(database: Any, site: UUID, rows: list[dict[str, Any]]) -> list[UUID]:
     """Studies straight into the table, with what a test wants different."""
-    values = [
+    values: list[dict[str, Any]] = [
         {
             "id": uuid4(), "site_id": site, "study_instance_uid": f"1.2.{uuid4().int}", "priority": "routine",
             "queue": "routine", "status": "analysed", "received_at": NOW, "due_at": NOW, "attempts": 1, "reason": "",
@@ -139,7 +140,7 @@ def test_done_and_a_claim_at_once_never_wait_for_each_other(ward: Any, first: st
             answers.hold(session, ada.site_id, study)
             if first == "done":
                 met.set()
-                go_on.wait(10)
+                go_on.wait(LIMIT_S)
             answers.append(session, ada, "request", answers.Said(study, Verdict.DONE))
 
     def take() -> None:
@@ -147,26 +148,24 @@ def test_done_and_a_claim_at_once_never_wait_for_each_other(ward: Any, first: st
             reading_room.lock_claims(session, study)  # as far as a claim has come before it writes its row
             if first == "claim":
                 met.set()
-                go_on.wait(10)
+                go_on.wait(LIMIT_S)
             claim(session, study, bob, "", clock(session), LEASE)
 
     early, late = (done, take) if first == "done" else (take, done)
     with ThreadPoolExecutor(2) as pool:
         one = pool.submit(early)
-        assert met.wait(10)
+        assert met.wait(LIMIT_S)
         two = pool.submit(late)
-        until = time.monotonic() + 10
         with ward.database.transaction() as session:
             waits = select(func.count()).select_from(text("pg_locks")).where(text("NOT granted"))
-            while not session.scalar(waits) and time.monotonic() < until:
-                time.sleep(0.02)
+            until(lambda: session.scalar(waits), 10, every_s=0.02)
         go_on.set()
-        one.result(10)
+        one.result(LIMIT_S)
         if first == "done":
-            two.result(10)
+            two.result(LIMIT_S)
         else:  # bob holds it by then
             with pytest.raises(NotNow):
-                two.result(10)
+                two.result(LIMIT_S)
 
 
 def test_only_the_newest_page_gives_the_study_back(ward: Any) -> None:
@@ -216,7 +215,7 @@ def test_of_many_at_once_one_gets_it(ward: Any) -> None:
 
     def ask(key: Key) -> Any:
         with ward.database.transaction() as session:
-            start.wait(10)
+            start.wait(LIMIT_S)
             return claim(session, study, key, "", NOW, LEASE)
 
     with ThreadPoolExecutor(len(keys)) as pool:
@@ -376,7 +375,7 @@ def test_a_late_image_opens_a_read_study_again(ward: Any) -> None:
 
 def test_new_filters_show_exactly_what_fits(in_process: Any) -> None:
     """Extent and age, alone, together and with the others; a study whose age is not known is in no band."""
-    kinds = [
+    kinds: list[dict[str, Any]] = [
         {"severity": "severe", "call": "likely", "age_years": 0},
         {"severity": "mild", "call": "possible", "age_years": 17},
         {"severity": "mild", "call": "likely", "age_years": 18},
@@ -546,7 +545,7 @@ def test_saved_filters_belong_to_their_key(in_process: Any) -> None:
 # -- search ---------------------------------------------------------------------------------------------------------
 
 
-def taken_in(ward: Any, number: int, identity: Identity) -> UUID:
+def taken_in(ward: Ward, number: int, identity: Identity) -> UUID:
     plain = ward.file(number, 0)
     values = plain.header.__dict__ | {"identity": identity}
     return ward.take_in([StoredFile(plain.sha256, 9, Header(**values))])

@@ -7,7 +7,6 @@ import re
 import signal
 import subprocess
 import sys
-import time
 import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ import pydicom
 import pytest
 
 from shared.settings import ROOT
+from tests.pace import LIMIT_S, until
 from tests.plant import KEYS, Plant, film
 
 
@@ -68,7 +68,7 @@ class Sender:
     def run(self, *arguments: str | Path) -> tuple[int, str, str]:
         """Exit code and both outputs."""
         process = self.start(*arguments)
-        out, err = process.communicate(timeout=200)
+        out, err = process.communicate(timeout=LIMIT_S)
         return process.returncode, out, err
 
     def told(self, *arguments: str | Path, code: int = 0) -> dict[str, Any]:
@@ -178,17 +178,18 @@ def test_killed_in_the_middle(sender: Sender) -> None:
         sender.write(f"{number // 40}/{number}.dcm", number)
     before = uploads(sender.plant)
     process = sender.start(sender.folder, "--jobs", str(jobs))
-    deadline = time.monotonic() + 100
-    while not (sender.home / "state/osteon/journals").exists() or len(sender.journal()) < 100:
+
+    def well_begun() -> bool:
         assert process.poll() is None, "it ended before it could be killed"
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
+        return (sender.home / "state/osteon/journals").exists() and len(sender.journal()) >= 100
+
+    until(well_begun, 100, every_s=0.005)
     process.kill()
     process.communicate()
     known = len(sender.journal())
     assert known < count, "killed too late to show anything"
-    while sender.plant.studies.ask("SELECT 1 FROM pg_stat_activity WHERE state = 'active' AND query ILIKE 'INSERT%%'"):
-        time.sleep(0.05)
+    inserting = "SELECT 1 FROM pg_stat_activity WHERE state = 'active' AND query ILIKE 'INSERT%%'"
+    until(lambda: not sender.plant.studies.ask(inserting), 60, every_s=0.05)
     told = sender.told(sender.folder)
     assert told["sent_earlier"] == known
     assert told["counts"]["stored"] + told["counts"]["duplicate"] == count
@@ -203,10 +204,10 @@ def test_interrupted(sender: Sender) -> None:
     for number in range(600):
         sender.write(f"{number}.dcm", number)
     process = sender.start(sender.folder, "--jobs", "1", "--json")
-    while not (sender.home / "state/osteon/journals").exists() or len(sender.journal()) < 50:
-        time.sleep(0.005)
+    begun = sender.home / "state/osteon/journals"
+    until(lambda: begun.exists() and len(sender.journal()) >= 50, 100, every_s=0.005)
     process.send_signal(signal.SIGINT)
-    out, _ = process.communicate(timeout=100)
+    out, _ = process.communicate(timeout=LIMIT_S)
     assert process.returncode == 130
     told = json.loads(out)
     assert told["interrupted"]
@@ -402,7 +403,10 @@ def test_states_of_many_studies(in_process: Any) -> None:
     study = in_process.post({"a": film("states", 1)}).json()["studies"][0]["id"]
     nobody = str(uuid4())
     mine, other = in_process.headers("submitter"), {"Authorization": "Bearer osk_elsewhere"}
-    ask = lambda ids, headers: in_process.http.post("/studies/states", json={"ids": ids}, headers=headers)  # noqa: E731
+
+    def ask(ids: list[str], headers: dict[str, str]) -> Any:
+        return in_process.http.post("/studies/states", json={"ids": ids}, headers=headers)
+
     told = ask([study, nobody, study, nobody], mine).json()
     assert told == {"studies": [{"id": study, "status": "queued", "reason": "", "images": 1}], "unknown": [nobody]}
     assert ask([study], other).json() == {"studies": [], "unknown": [study]}

@@ -20,6 +20,7 @@ from infra.process import created, is_same, wait_until
 from infra.stack import Stack
 from shared.errors import StackError
 from shared.settings import ROOT, Settings
+from tests.pace import LIMIT_S
 
 only_linux = pytest.mark.skipif(sys.platform != "linux", reason="the death signal is Linux's")
 
@@ -182,7 +183,7 @@ def test_dead_parts_are_started_again(tmp_path: Path) -> None:
     assert all(part.running for part in state.status(home).parts)
     after = processes(home)
     assert state.down(home, delete=True)
-    assert supervisor.wait(10) == 0
+    assert supervisor.wait(LIMIT_S) == 0
     assert not home.exists()
     assert not any(is_same(part["pid"], part["created"]) for part in after.values())
 
@@ -274,7 +275,7 @@ def test_ctrl_c_stops_everything(tmp_path: Path) -> None:
     supervisor = supervise(home, 'sleeper("api")')
     api = processes(home)["api"]
     supervisor.send_signal(signal.SIGINT)
-    assert supervisor.wait(10) == 0
+    assert supervisor.wait(LIMIT_S) == 0
     assert not is_same(api["pid"], api["created"])
     assert not (home / "stack.json").exists()
 

@@ -10,6 +10,7 @@ import tomllib
 import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +19,13 @@ import pytest
 from cryptography.fernet import Fernet
 
 from infra.postgres import EmbeddedPostgres
-from infra.process import Child, free_ports, wait_until
+from infra.process import Child, free_ports
 from shared import __version__
 from shared.settings import ROOT
 from tests.films import fracatlas_tree
+from tests.pace import LIMIT_S, limit_s, until
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("wheel"), pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 PACKAGES = {"api", "benchmarks", "infra", "migrations", "samples", "shared", "training", "worker"}
 # what stands in a package's folder and is not for whoever installs it
@@ -64,7 +66,7 @@ class Environment:
         program = self.python.with_name(str(arguments[0]))
         return subprocess.run(
             [program, *map(str, arguments[1:])], cwd=self.folder, env=self.variables_of(**variables),
-            capture_output=True, text=True, timeout=timeout_s, check=False,
+            capture_output=True, text=True, timeout=limit_s(timeout_s), check=False,
         )  # fmt: skip
 
     def osteon(self, *arguments: str | Path, timeout_s: float = 600, **variables: str) -> str:
@@ -92,7 +94,7 @@ def distributions(tmp_path_factory: pytest.TempPathFactory) -> Distributions:
     command = [sys.executable, "-m", "build", "--installer", "uv", "--outdir", folder / "dist", copy]
     # build looks for uv on PATH before it looks beside this Python
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    built = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"PATH": path}, check=False)
+    built = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"PATH": path}, check=False)  # type: ignore[arg-type]
     assert built.returncode == 0, built.stdout + built.stderr
     (sdist,), (wheel,) = (folder / "dist").glob("*.tar.gz"), (folder / "dist").glob("*.whl")
     return Distributions(copy, sdist, wheel)
@@ -173,7 +175,7 @@ class Site:
 
     def parts(self, of: Environment) -> dict[str, Any]:
         """Every process of Osteon, as the code that is installed there starts it: its command and its variables."""
-        done = of.run("python", "-P", "-c", COMMANDS, **self.variables)
+        done = of.run("python", "-P", "-c", COMMANDS, **self.variables)  # type: ignore[arg-type]
         assert done.returncode == 0, done.stderr
         parts: dict[str, Any] = json.loads(done.stdout)
         assert Path(parts.pop("code")).is_relative_to(of.python.parents[1]), "not the code of the wheel"
@@ -222,14 +224,13 @@ def site(
     try:
         for step in ("migrate", "prepare"):
             children[step].start()
-            wait_until(lambda step=step: not children[step].running, 300)
+            until(partial(_ended, children[step]), 300)
             assert children[step].exit_code == 0, children[step].output()
         for name in ("api", "beat", "flower"):
             children[name].start()
         for url in (f"{made.url}/readyz", f"http://127.0.0.1:{flower_port}/healthcheck"):
-            wait_until(lambda url=url: _answers(url), 120)
-            assert _answers(url), "\n".join(child.output() for child in children.values())
-        wait_until((tmp_path / "home/beat-schedule").exists, 60)
+            until(partial(_answers, url), 120, lambda: "\n".join(child.output() for child in children.values()))
+        until((tmp_path / "home/beat-schedule").exists, 60)
         yield made
         for name in ("api", "beat", "flower"):
             assert children[name].running, children[name].output()
@@ -237,6 +238,10 @@ def site(
     finally:
         for child in children.values():
             child.stop()
+
+
+def _ended(child: Child) -> bool:
+    return not child.running
 
 
 def _answers(url: str) -> bool:
@@ -269,11 +274,11 @@ def test_three_hosts(install: Callable[[str | None], Environment], site: Site, t
             worker.stop()
         (report,) = sent["reports"]
         assert report["status"] == "analysed", worker.output()
-    listed = json.loads(plain.osteon("worklist", "--json", **client))
-    assert len(listed["studies"]) == 2
+    listed = json.loads(plain.osteon("worklist", "--json", **client))  # type: ignore[arg-type]
+    assert len(listed["entries"]) == 2
     paper = httpx.get(
         f"{site.url}/studies/{report['id']}/report.pdf",
-        headers={"Authorization": f"Bearer {site.key}"}, timeout=60, trust_env=False,
+        headers={"Authorization": f"Bearer {site.key}"}, timeout=LIMIT_S, trust_env=False,
     )  # fmt: skip
     assert paper.content.startswith(b"%PDF")
 

@@ -11,7 +11,7 @@ from uuid import UUID, uuid4
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 from PIL import Image
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import Browser, Page, expect
 from sqlalchemy import insert, text
 
 from shared.repository import Database
@@ -20,7 +20,8 @@ from shared.repository.reading_room import mark_read
 from shared.storage import open_store, preview_key
 from shared.study import Identity
 from shared.tables import FindingRow, InstanceRow, StudyRow
-from tests.browsing import ARGUMENTS, CHROMIUM, WATCH_POLICY, needs_chromium
+from tests.browsing import WATCH_POLICY, needs_chromium
+from tests.pace import limit_s
 from tests.plant import Plant
 
 TABLET = {"width": 820, "height": 1180}
@@ -109,15 +110,6 @@ def room(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Room]:
         plant.stop()
 
 
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with sync_playwright() as playwright:
-        expect.set_options(timeout=20_000)
-        opened = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
-        yield opened
-        opened.close()
-
-
 @pytest.fixture
 def reader(browser: Browser, room: Room) -> Iterator[Callable[..., Page]]:
     """Opens a browser profile of its own, logged in; the test fails if its console told of an error."""
@@ -128,7 +120,7 @@ def reader(browser: Browser, room: Room) -> Iterator[Callable[..., Page]]:
         contexts.append(context)
         context.add_init_script(WATCH_POLICY)
         page = context.new_page()
-        page.set_default_timeout(20_000)
+        page.set_default_timeout(limit_s(20) * 1000)
 
         def note(message: Any) -> None:
             # Chromium notes every answer with an error status: a claim is refused on purpose

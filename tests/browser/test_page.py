@@ -2,15 +2,18 @@
 
 import re
 from collections.abc import Iterator
+from datetime import datetime
 from pathlib import Path
 from typing import Any
+from zoneinfo import ZoneInfo
 
 import pydicom
 import pytest
-from playwright.sync_api import Browser, ConsoleMessage, Page, expect, sync_playwright
+from playwright.sync_api import Browser, ConsoleMessage, Dialog, Page, expect
 from pydicom.uid import generate_uid
 
-from tests.browsing import ARGUMENTS, CHROMIUM, WATCH_POLICY, leave, needs_chromium
+from tests.browsing import WATCH_POLICY, leave, needs_chromium
+from tests.pace import limit_s
 
 SAMPLES = Path(__file__).parents[2] / "samples"
 FINDINGS = re.compile("likely fracture|possible fracture|no fracture found|model abstains")
@@ -19,22 +22,13 @@ SCRIPT = "<script>alert(1)</script>"
 pytestmark = needs_chromium
 
 
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with sync_playwright() as playwright:
-        expect.set_options(timeout=20_000)  # the machine also runs the worker
-        opened = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
-        yield opened
-        opened.close()
-
-
 @pytest.fixture
 def page(browser: Browser, system: Any) -> Iterator[Page]:
     """A page of a fresh browser profile; the test fails if the console told of an error or of a policy violation."""
     context = browser.new_context(viewport={"width": 1440, "height": 900}, timezone_id="Asia/Kathmandu")
     context.add_init_script(WATCH_POLICY)
     page = context.new_page()
-    page.set_default_timeout(20_000)
+    page.set_default_timeout(limit_s(20) * 1000)
     errors: list[str] = []
 
     def note(message: ConsoleMessage) -> None:
@@ -47,7 +41,12 @@ def page(browser: Browser, system: Any) -> Iterator[Page]:
 
     page.on("console", note)
     page.on("pageerror", lambda error: errors.append(str(error)))
-    page.on("dialog", lambda dialog: (errors.append(f"dialog: {dialog.message}"), dialog.dismiss()))
+
+    def refuse(dialog: Dialog) -> None:
+        errors.append(f"dialog: {dialog.message}")
+        dialog.dismiss()
+
+    page.on("dialog", refuse)
     yield page
     try:
         leave(page, system.api_url)
@@ -174,7 +173,9 @@ def test_times_are_in_the_zone_of_the_reader(reader: Page, studies: dict[str, st
     """The server speaks UTC; the browser shows its own zone and says which."""
     reader.reload()
     expect(reader.locator("#zone")).to_contain_text(re.compile("Kathmandu|Katmandu"))
-    assert "UTC" not in reader.locator(".due time").first.inner_text()
+    due, shown = reader.locator(".due time").first.evaluate("time => [time.dateTime, time.innerText]")
+    assert "UTC" not in shown
+    assert shown.endswith(f"{datetime.fromisoformat(due).astimezone(ZoneInfo('Asia/Kathmandu')):%H:%M}")
 
 
 def test_filter_keeps_what_it_says(reader: Page, studies: dict[str, str], system: Any) -> None:

@@ -12,11 +12,12 @@ import numpy as np
 import psycopg2
 import pytest
 from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import Browser, ConsoleMessage, Locator, Page, expect, sync_playwright
+from playwright.sync_api import Browser, ConsoleMessage, Locator, Page, expect
 
 from infra.client import Client
 from samples.objects import pattern_image, set_pixels, to_bytes, uid
-from tests.browsing import ARGUMENTS, CHROMIUM, WATCH_POLICY, leave, needs_chromium
+from tests.browsing import WATCH_POLICY, leave, needs_chromium
+from tests.pace import LIMIT_S, limit_s
 from tests.plant import KEYS, Plant
 
 SAMPLES = Path(__file__).parents[2] / "samples" / "studies"
@@ -60,7 +61,7 @@ class Room:
 def spot(row: float, column: float, sigma: float = 1.4, peak: int = 255) -> np.ndarray:
     """A map with one warm spot, its place in cells."""
     rows, columns = np.mgrid[0:CELLS, 0:CELLS] + 0.5
-    return np.rint(peak * np.exp(-((rows - row) ** 2 + (columns - column) ** 2) / (2 * sigma**2))).astype(np.uint8)
+    return np.asarray(np.rint(peak * np.exp(-((rows - row) ** 2 + (columns - column) ** 2) / (2 * sigma**2))), np.uint8)
 
 
 def gradient(name: str, shape: tuple[int, int]) -> bytes:
@@ -99,15 +100,6 @@ def room(standing: Plant, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
     standing.end_processes(1)
 
 
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with sync_playwright() as playwright:
-        expect.set_options(timeout=20_000)  # the machine is shared
-        opened = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
-        yield opened
-        opened.close()
-
-
 @pytest.fixture
 def make_page(browser: Browser, room: Room) -> Iterator[Callable[..., Page]]:
     """Makes a page that a radiologist is logged in to; the test fails if its console told of an error."""
@@ -126,7 +118,7 @@ def make_page(browser: Browser, room: Room) -> Iterator[Callable[..., Page]]:
         contexts.append(context)
         context.add_init_script(WATCH_POLICY)
         page = context.new_page()
-        page.set_default_timeout(20_000)
+        page.set_default_timeout(limit_s(20) * 1000)
         page.on("console", note)
         page.on("pageerror", lambda error: errors.append(str(error)))
         page.goto(f"{room.plant.url}/login")
@@ -161,7 +153,7 @@ def shot(page: Page, name: str) -> None:
         page.screenshot(path=f"{SHOTS}/{name}.png", full_page=True)
 
 
-def gray(page: Page, x: float = 0.5, y: float = 0.5) -> int:
+def gray(page: Page, x: float = 0.5, y: float = 0.5) -> Any:
     """The red value of the canvas at a place, 0..1 of the stage, without the heatmap's if that is hidden."""
     return page.evaluate(
         """([x, y]) => new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(() => {
@@ -452,7 +444,7 @@ def test_only_the_shown_film_is_fetched(page: Page, room: Room) -> None:
 # -- what the model says, drawn -------------------------------------------------------------------------------------
 
 
-def boxes(page: Page, name: str) -> list[dict[str, float]]:
+def boxes(page: Page, name: str) -> Any:
     """The bounding boxes of a line's paths, in the film's pixels."""
     # found and measured in one step: a path that a zoom has replaced in between has an empty box
     return page.evaluate(
@@ -521,7 +513,7 @@ def test_heatmap_fades_hides_and_is_cut_off(page: Page, room: Room) -> None:
     expect(page.locator("#drawn")).not_to_be_empty()
     page.keyboard.press("t")
 
-    def red(y: float) -> int:
+    def red(y: float) -> Any:
         """How much more red than blue a place in the film's middle is."""
         return page.evaluate(
             """(y) => new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(() => {
@@ -636,10 +628,10 @@ def test_refused_film_says_why(page: Page, room: Room) -> None:
 def test_without_a_worker_the_preview_stays(page: Page, room: Room) -> None:
     """No worker: the preview is there and says that the full film does not come; once one runs, it comes."""
     room.worker.kill()
-    room.worker.wait(20)
+    room.worker.wait(LIMIT_S)
     room.forget_films()
     look(page, room, "15-shoulder", "preview")
     expect(page.locator("#quality")).to_contain_text("The full film does not come; perhaps no worker runs")
     shot(page, "no-worker")
     room.worker = room.plant.worker()
-    expect(page.locator("#quality")).to_have_text(re.compile("^full film"), timeout=60_000)
+    expect(page.locator("#quality")).to_have_text(re.compile("^full film"), timeout=limit_s(60) * 1000)

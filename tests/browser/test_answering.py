@@ -15,7 +15,7 @@ import pytest
 import uvicorn
 from axe_playwright_python.sync_playwright import Axe
 from PIL import Image
-from playwright.sync_api import Browser, Page, Route, expect, sync_playwright
+from playwright.sync_api import Browser, Dialog, Page, Route, expect
 from sqlalchemy import insert, select
 
 from shared.answers import GENESIS, Entry
@@ -25,20 +25,12 @@ from shared.repository.work import clock
 from shared.storage import preview_key, sha256_of
 from shared.tables import AnswerRow, FindingRow, InstanceRow, StudyRow
 from tests.answered import analyse, study_file
-from tests.browsing import ARGUMENTS, CHROMIUM, needs_chromium
+from tests.browsing import needs_chromium
+from tests.pace import limit_s
 
 SCRIPT = "<img src=x onerror=alert(1)>"
 
 pytestmark = needs_chromium
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with sync_playwright() as playwright:
-        expect.set_options(timeout=20_000)
-        opened = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
-        yield opened
-        opened.close()
 
 
 @pytest.fixture
@@ -59,11 +51,16 @@ def reader(browser: Browser, in_process: Any, url: str) -> Iterator[Page]:
     """A radiologist's page; the test fails if a script threw, or the policy was violated."""
     context = browser.new_context(viewport={"width": 1440, "height": 900}, timezone_id="Asia/Kathmandu", base_url=url)
     page = context.new_page()
-    page.set_default_timeout(20_000)
+    page.set_default_timeout(limit_s(20) * 1000)
     errors: list[str] = []
     page.on("pageerror", lambda error: errors.append(str(error)))
     page.on("console", lambda message: errors.append(message.text) if "Content Security" in message.text else None)
-    page.on("dialog", lambda dialog: (errors.append(dialog.message), dialog.dismiss()))
+
+    def refuse(dialog: Dialog) -> None:
+        errors.append(dialog.message)
+        dialog.dismiss()
+
+    page.on("dialog", refuse)
     page.goto("/login")
     page.get_by_label("Your key").fill(in_process.keys["radiologist"])
     page.get_by_role("button", name="Log in").click()

@@ -3,30 +3,29 @@
 import io
 import itertools
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 from uuid import UUID
 
-import pytest
 from cryptography.fernet import Fernet
 from pydicom import dcmread
 from sqlalchemy import func, select, update
 
 from shared.findings import Call, Finding, Heatmap, InstanceResult, Severity
 from shared.repository import Database, work
-from shared.repository.access import Role, Vault, add_key
+from shared.repository.access import Vault
 from shared.repository.bundles import activate_bundle, add_bundle
 from shared.repository.intake import take_in
 from shared.storage import Store, original_key, sha256_of
 from shared.study import Claim, Header, Identity, Priority, StoredFile
-from shared.tables import FindingRow, InstanceRow, SiteRow, StudyRow
+from shared.tables import FindingRow, InstanceRow, StudyRow
 
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
 LEASE = timedelta(seconds=30)
-SAMPLES = Path(__file__).parents[2] / "samples" / "studies"
+SAMPLES = Path(__file__).parents[1] / "samples" / "studies"
 _numbers = itertools.count(1)
 
 
@@ -91,7 +90,7 @@ class Ward:
         **changes: Any,
     ) -> UUID:
         """A study of real files; with keep=False their objects are missing. changes: of the headers."""
-        files = []
+        files: list[StoredFile] = []
         for content in contents:
             digest = sha256_of(content)
             if keep:
@@ -162,20 +161,3 @@ class Ward:
 def finding(bundle: str = "a", frame: int = 1, call: Call = Call.LIKELY) -> Finding:
     """A finding."""
     return Finding(frame, bundle, "hand", 0.9, 0.8, call, Severity.MILD, "in scope", Heatmap(b"\0\1\2\3", 2, 2))
-
-
-@pytest.fixture
-def make_finding() -> Callable[..., Finding]:
-    """Makes a finding."""
-    return finding
-
-
-@pytest.fixture
-def ward(database: Database) -> Ward:
-    """A site with bundle "a" active."""
-    with database.transaction() as session:
-        add_key(session, "default", "admin", Role.ADMIN, "a secret")
-        site_id = session.scalars(select(SiteRow.id)).one()
-    made = Ward(database, site_id)
-    made.add_bundle("a")
-    return made

@@ -1,0 +1,1 @@
+"""Pages as their users meet them: a real Chromium against a real server."""
