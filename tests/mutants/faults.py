@@ -149,7 +149,7 @@ FAULTS = (
         "training/datasets/film.py",
         "open_pixels(data).frame(0)",
         "open_pixels(data).stored(0)",
-        ("tests/unit/training/test_datasets.py::test_training_sees_what_serving_sees",),
+        ("tests/unit/training/test_datasets.py::test_training_evaluation_and_worker_see_one_tensor",),
     ),
     # -- worklist
     Fault(
