@@ -1,9 +1,10 @@
 # Osteon: `make demo` shows it, `make test` proves it.
 PYTHON ?= python3
 BIN := .venv/bin
+UV = VIRTUAL_ENV=.venv $(BIN)/uv
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow test-systems mutants check bench clean
+.PHONY: help install demo dev hooks test test-slow test-systems mutants coverage check bench bench-quick clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-13s %s\n", $$1, $$2}'
@@ -13,16 +14,24 @@ install: .venv/.installed ## create .venv with everything, versions pinned by co
 .venv/.installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit("Osteon needs Python 3.11 or newer; give one: make PYTHON=python3.12 ...") if sys.version_info < (3, 11) else None'
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv || { rm -rf .venv; echo "Python's venv is missing: apt-get install python3-venv"; exit 1; }
-	@echo "Installing into .venv (about 5 GB with PyTorch; some minutes the first time)"
-	@$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	@echo "Installing into .venv (about 7 GB with PyTorch; some minutes the first time)"
+	@awk '/^[^ ]/ {ours = /^uv==/} ours' constraints.txt > .venv/uv.txt
+	@$(BIN)/python -m pip install --quiet --require-hashes --requirement .venv/uv.txt
+	@$(UV) pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	@touch $@
 
 demo: install ## start everything embedded, analyse the sample studies, leave the page open (ARGS=--once to exit)
 	@$(BIN)/osteon demo $(ARGS)
 
+dev: install ## start everything embedded; a part starts again when its code or its pages change
+	@$(BIN)/osteon up --reload
+
+hooks: install ## run ruff, mypy and a search for secrets before each commit (.pre-commit-config.yaml)
+	@$(BIN)/pre-commit install
+
 # Processes that share the tests: most of a test is waiting, so more than there are cores.
 PROCESSES ?= auto
-PYTEST := $(BIN)/python -m pytest -n $(PROCESSES) --dist loadgroup --durations 10
+PYTEST := $(BIN)/python -m pytest -n $(PROCESSES) --durations 10
 
 test: install ## what can break, in minutes: real Postgres, Valkey, S3 server and Chromium, each kind of fault once
 	@$(PYTEST) -m 'not slow and not systems' $(ARGS)
@@ -36,15 +45,24 @@ test-systems: install ## whole machines: containers, network namespaces, DICOM p
 mutants: install ## does `make test` find the faults of tests/mutants/faults.py, each put into a copy of the code? (ARGS=NAME)
 	@$(BIN)/python -m tests.mutants $(ARGS)
 
-check: install ## ruff (lint, format), mypy strict, import-linter
+coverage: install ## branch coverage by the quick suite, as a table and in htmlcov/ (ARGS='-m ""' for all suites)
+	@$(BIN)/python -m coverage erase
+	@$(PYTEST) -m 'not slow and not systems' --cov --cov-report=term --cov-report=html $(ARGS)
+
+check: install ## ruff (lint, format), mypy strict, import-linter, zizmor (the forge's workflows)
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check --quiet . || { echo "run: $(BIN)/ruff format ."; exit 1; }
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports --no-cache
+	@$(BIN)/zizmor --offline --no-progress --quiet .github
 
-bench: install ## measure everything against its goal; writes benchmarks/RESULTS.md (an hour; ARGS=--quick: minutes)
-	@$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[bench]'
+bench: install ## measure everything against its goal; writes benchmarks/RESULTS.md (an hour)
+	@$(UV) pip install --quiet --constraint constraints.txt --editable '.[bench]'
 	@$(BIN)/python -m benchmarks all --write benchmarks/RESULTS.md $(ARGS)
 
+bench-quick: install ## every benchmark small, what is uncertain again, one table; fails where a goal is certainly missed
+	@$(UV) pip install --quiet --constraint constraints.txt --editable '.[bench]'
+	@$(BIN)/python -m benchmarks all --check $(ARGS)
+
 clean: ## remove .venv and caches; `osteon down --delete` removes data
-	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis htmlcov .coverage*

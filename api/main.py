@@ -39,6 +39,7 @@ from api.hub import Events
 from api.ingest import RequestTooLarge, WrongContentType
 from api.pages.render import ASSETS
 from api.responses import Problem
+from shared import __version__
 from shared.errors import BadRequest, NotFound, NotNow, ObjectMissing, OsteonError, Unavailable
 from shared.findings import RESEARCH_USE
 from shared.jobs import Doorbell, celery_app
@@ -96,7 +97,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         title="Osteon",
         summary="Asynchronous batch reading of bone radiographs",
         description=RESEARCH_USE,
-        version="0.1.0",
+        version=__version__,
         redoc_url=None,
         lifespan=lifespan,
         responses={401: {"model": Problem}, 403: {"model": Problem}},

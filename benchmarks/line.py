@@ -31,8 +31,15 @@ INSTANCES = """
            1, 'DX', 'HAND', 9, 9, 1, now(), '', ''
     FROM studies CROSS JOIN generate_series(1, images) image WHERE id = ANY(CAST(:ids AS uuid[]))
 """
+WITHDRAWN = """
+    UPDATE studies SET status = 'quarantined', quarantined_at = now() WHERE status IN ('queued', 'retrying')
+    AND queue = :queue
+"""
+WAITED = """
+    SELECT extract(epoch FROM analysed_at - queued_at) FROM studies
+    WHERE id = ANY(CAST(:ids AS uuid[])) AND status = 'analysed'
+"""
 TIMES = "SELECT extract(epoch FROM analysed_at) FROM studies WHERE id = ANY(CAST(:ids AS uuid[])) ORDER BY 1"
-FIRST = "SELECT id FROM studies WHERE status = 'analysed' ORDER BY analysed_at LIMIT :count OFFSET :after"
 
 
 class Line:
@@ -63,6 +70,13 @@ class Line:
             session.execute(text(INSTANCES), {"films": list(films), "ids": [str(one) for one in ids]})
         return ids
 
+    def withdraw(self, queue: str) -> None:
+        """Take what nobody has begun out of a queue again, and its rows out of the line."""
+        with self.doorbell.app.connection_for_write() as connection:
+            connection.default_channel.client.delete(queue)
+        with self.database.transaction() as session:
+            session.execute(text(WITHDRAWN), {"queue": queue})
+
     def done(self) -> int:
         """How many studies are analysed."""
         with self.database.transaction() as session:
@@ -77,11 +91,20 @@ class Line:
                 raise worker.failure(f"has analysed {done} of {wanted} studies in {limit_s:.0f} s")
             time.sleep(0.5)  # asked ten times a second, it would take a fortieth of what it measures
 
-    def pace_of_first(self, count: int, after: int = 0) -> float:
-        """As pace, of the so many studies that were analysed first, or first after so many others."""
-        with self.database.transaction() as session:
-            ids = session.scalars(text(FIRST), {"count": count, "after": after})
-            return self.pace(list(ids))
+    def waits(self, ids: Sequence[UUID], limit_s: float = 120.0) -> list[float]:
+        """Seconds from each one's row to its result, once all are analysed.
+
+        Raises StackError where that takes longer than the limit: those left out would be the ones that waited longest.
+        """
+        deadline = time.monotonic() + limit_s
+        while True:
+            with self.database.transaction() as session:
+                waits = session.scalars(text(WAITED), {"ids": [str(one) for one in ids]}).all()
+            if len(waits) == len(ids):
+                return [float(wait) for wait in waits]
+            if time.monotonic() > deadline:
+                raise StackError(f"{len(waits)} of {len(ids)} studies were analysed within {limit_s:.0f} s")
+            time.sleep(0.2)
 
     def times(self, ids: Sequence[UUID]) -> list[float]:
         """When each was analysed, seconds, in order; by Postgres' clock."""
@@ -89,18 +112,19 @@ class Line:
             rows = session.scalars(text(TIMES), {"ids": [str(one) for one in ids]})
             return [float(at) for at in rows]
 
-    def pace(self, ids: Sequence[UUID], edge: int | None = None) -> float:
-        """Studies/s, without the first and last eighth: while the line fills and empties it tells nothing.
-
-        edge: how many to leave out at each end instead. As many as the worker holds at a time: then it has begun as
-        many within the window as it ended, and none of the work was done before it.
-        """
-        times = self.times(ids)
-        edge = len(times) // 8 if edge is None else edge
-        # from one commit to another: those that one transaction wrote have one time, and none of them is cut off
-        first, last = times[edge], times[len(times) - 1 - edge]
-        return (bisect_right(times, last) - bisect_right(times, first)) / (last - first)
-
     def close(self) -> None:
         """Give connections back."""
         self.database.close()
+
+
+def pace(times: Sequence[float], edge: int | None = None) -> float:
+    """Studies/s by the times at which each was done, in order, without the first and last eighth.
+
+    While the line fills and empties it tells nothing. edge: how many to leave out at each end instead. As many as the
+    worker holds at a time: then it has begun as many within the window as it ended, and none of the work was done
+    before it.
+    """
+    edge = len(times) // 8 if edge is None else edge
+    # from one commit to another: those that one transaction wrote have one time, and none of them is cut off
+    first, last = times[edge], times[len(times) - 1 - edge]
+    return (bisect_right(times, last) - bisect_right(times, first)) / (last - first)

@@ -18,6 +18,12 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, Self
 
 CONFIDENCE = 0.95
+
+
+class Missing(Exception):
+    """Something that a benchmark needs is not on this machine; the words say how to get it."""
+
+
 Arm = Callable[[], float]  # runs once; returns what was measured, e.g. seconds or films/s
 Say = Callable[[str], None]  # tells whoever waits what happens now
 
@@ -74,6 +80,12 @@ class Goal:
 
     direction: Literal[">=", "<="]
     value: float
+
+    def margin(self, ratio: float) -> float:
+        """How many times as good as the goal a ratio is: under 1 it misses."""
+        if self.direction == ">=":
+            return ratio / self.value
+        return self.value / ratio if ratio > 0 else math.inf
 
     def met(self, ratio: float) -> bool:
         """Whether this ratio reaches the goal; no number reaches none."""
@@ -160,6 +172,11 @@ class Result:
     def missed(self) -> list[str]:
         """The labels of the cases that miss their goals."""
         return [case.label for case in self.cases if not self.goal_of(case).met(case.ratio)]
+
+    @property
+    def certainly_missed(self) -> list[str]:
+        """The labels of the cases whose whole spread misses their goals."""
+        return [case.label for case in self.cases if not any(map(self.goal_of(case).met, case.spread))]
 
     @property
     def met(self) -> bool:

@@ -31,10 +31,6 @@ HISTORY = """
         read_at = now() WHERE id = ANY(CAST(:ids AS uuid[]))
 """
 LOOKS = "SELECT count(*) FROM second_looks WHERE state = 'done'"
-WAITED = """
-    SELECT extract(epoch FROM analysed_at - queued_at) FROM studies
-    WHERE id = ANY(CAST(:ids AS uuid[])) AND status = 'analysed'
-"""
 
 
 def run(quick: bool, say: Say) -> Result:  # noqa: FBT001 - one signature for all
@@ -106,20 +102,7 @@ def _waits(line: Line, films: Sequence[str], arrivals: int, pause_s: float) -> d
         for priority in PRIORITIES:
             ids[priority] += line.queue(films[number % len(films) :], 1, priority)
             time.sleep(pause_s)
-    return {priority: _waited(line, ids[priority]) for priority in PRIORITIES}
-
-
-def _waited(line: Line, ids: Sequence[UUID], limit_s: float = 120.0) -> list[float]:
-    """Seconds that each of these took. Raises StackError where one was not served in time."""
-    deadline = time.monotonic() + limit_s
-    while True:
-        with line.database.transaction() as session:
-            rows = session.scalars(text(WAITED), {"ids": [str(one) for one in ids]}).all()
-        if len(rows) == len(ids):
-            return [float(wait) for wait in rows]
-        if time.monotonic() > deadline:  # those left out would be the ones that waited longest
-            raise StackError(f"{len(rows)} of {len(ids)} live studies were served within {limit_s:.0f} s")
-        time.sleep(0.2)
+    return {priority: line.waits(ids[priority]) for priority in PRIORITIES}
 
 
 def _looked(line: Line) -> int:

@@ -14,10 +14,9 @@ from pathlib import Path
 import httpx
 import numpy as np
 
-from benchmarks.measure import Case, Goal, Result, Say, interleaved
+from benchmarks.measure import Case, Goal, Missing, Result, Say, interleaved
 from benchmarks.worker import images_per_s
 from infra.process import Child, free_port, wait_until
-from shared.errors import StackError
 from shared.settings import ROOT, Settings, cpu_count
 from shared.vision.bundle import load_bundle
 from shared.vision.engines import callers, images_a_call, pick_engine
@@ -33,8 +32,8 @@ SETUPS = ((8, 1), (4, 2), (1, 2))  # LitServe's batch size and worker processes;
 def run(quick: bool, say: Say) -> Result:  # noqa: FBT001 - one signature for all
     """Each arm stands ready, and one has work at a time; clients of both wait for each answer."""
     if not importlib.util.find_spec("litserve"):
-        raise StackError("LitServe is not installed: .venv/bin/pip install -c constraints.txt -e '.[bench]'")
-    count, repeats = (32, 1) if quick else (160, 6)
+        raise Missing("LitServe is not installed: .venv/bin/pip install -c constraints.txt -e '.[bench]'")
+    count, repeats = (32, 3) if quick else (160, 6)
     network, manifest = load_bundle(Settings().bundle_path.read_bytes())
     engine, size = pick_engine(network, manifest.input_size, Settings().cache), manifest.input_size
     reader = Reader(network, manifest, engine)

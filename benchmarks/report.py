@@ -1,24 +1,34 @@
 """RESULTS.md: what was measured, on which kind of machine, and when. No host name, no path."""
 
+import functools
 import importlib.metadata
 import os
 import platform
-from collections.abc import Mapping, Sequence
+import re
+import subprocess
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
 from benchmarks.measure import Case, Result
+from infra import postgres, valkey
+from shared.errors import StackError
 from shared.settings import cpu_count
 
 PACKAGES = ("torch", "openvino", "celery", "fastapi", "sqlalchemy")
+# the kernel's names of what decides how fast a network runs
+FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "avx512_fp16", "amx_tile", "amx_int8", "amx_bf16")
+ARM_FLAGS = ("asimd", "sve", "bf16", "i8mm")
 
 
+@functools.cache
 def machine() -> dict[str, str]:
     """The kind of machine and the versions that decide about speed."""
     gigabytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     found = {
         "processor": _processor(),
         "cores": str(cpu_count()),
+        "CPU flags": _flags(),
         "memory": f"{gigabytes:.0f} GiB",
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
@@ -28,7 +38,34 @@ def machine() -> dict[str, str]:
             found[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
             found[package] = "not installed"
+    found["postgres"] = _version(lambda: postgres.binaries() / "postgres")
+    found["valkey"] = _version(valkey.binary)
     return found | {"GPU": _gpu()}
+
+
+def in_words() -> str:
+    """`machine` in a line."""
+    return "; ".join(f"{name} {value}" for name, value in machine().items())
+
+
+def _version(program: Callable[[], Path]) -> str:
+    """What a server's own program says: the first number with dots."""
+    try:
+        done = subprocess.run([program(), "--version"], capture_output=True, text=True, timeout=30, check=True)
+    except (StackError, OSError, subprocess.SubprocessError):
+        return "not installed"
+    found = re.search(r"\d+\.[\d.]+", done.stdout)
+    return found.group() if found else "unknown"
+
+
+def _flags() -> str:
+    """Those of FLAGS that the processor has; "unknown" where the system does not tell."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    words = next((line.partition(":")[2].split() for line in lines if line.startswith(("flags", "Features"))), None)
+    if words is None:
+        return "unknown"
+    return " ".join(flag for flag in (*FLAGS, *ARM_FLAGS) if flag in words) or "none of interest"
 
 
 def _processor() -> str:
@@ -39,6 +76,8 @@ def _processor() -> str:
 
 
 def _gpu() -> str:
+    if not any(Path("/dev").glob("nvidia*")) and not Path("/dev/dxg").exists():
+        return "none"  # torch takes seconds to be imported
     try:
         import torch
     except ModuleNotFoundError:

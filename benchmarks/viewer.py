@@ -5,7 +5,7 @@ import shutil
 import statistics
 from collections.abc import Iterator
 
-from benchmarks.measure import Case, Goal, Result, Say
+from benchmarks.measure import Case, Goal, Missing, Result, Say
 from benchmarks.plant import KEYS, Plant
 from shared.settings import ROOT
 
@@ -38,7 +38,7 @@ def run(quick: bool, say: Say) -> Result:  # noqa: FBT001 - one signature for al
 
     chromium = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
     if chromium is None:
-        raise RuntimeError("this needs Chromium: apt-get install chromium")
+        raise Missing("this needs Chromium: apt-get install chromium")
     rounds, most = (1, 12) if quick else (4, None)
     opened: list[float] = []
     turned: list[float] = []

@@ -26,6 +26,7 @@ class Part:
     variables: Mapping[str, str] = field(default_factory=dict)  # besides the common ones
     stop_wait_s: float = 20.0
     port: int | None = None
+    sources: Sequence[Path] = ()  # folders and files of the code it loads
 
 
 # Given the common variables and the secrets; the order is that of stopping.
@@ -56,11 +57,31 @@ def osteon_parts(variables: Mapping[str, str], secrets: Secrets) -> Sequence[Par
     api_ready = f"http://{reachable(api_host)}:{api_port}/readyz"
     flower_ready = f"http://{reachable(flower_host)}:{flower_port}/healthcheck"
     broker = variables["OSTEON_BROKER_URL"]
+    shared, tasks = ROOT / "shared", ROOT / "worker" / "main.py"  # beat and Flower know only the tasks' names
     return [
-        Part("worker", [python, "-m", "worker.main"], lambda: _worker_answers(broker), stop_wait_s=WORKER_STOP_S),
-        Part("api", [python, "-m", *api], lambda: _answers_200(api_ready), port=int(api_port)),
-        Part("beat", [*celery, "beat", "-s", str(home / "beat-schedule")]),
-        Part("flower", [*celery, *flower], lambda: _answers_200(flower_ready), login, port=int(flower_port)),
+        Part(
+            "worker",
+            [python, "-m", "worker.main"],
+            lambda: _worker_answers(broker),
+            stop_wait_s=WORKER_STOP_S,
+            sources=(ROOT / "worker", shared),
+        ),
+        Part(
+            "api",
+            [python, "-m", *api],
+            lambda: _answers_200(api_ready),
+            port=int(api_port),
+            sources=(ROOT / "api", shared),
+        ),
+        Part("beat", [*celery, "beat", "-s", str(home / "beat-schedule")], sources=(tasks, shared)),
+        Part(
+            "flower",
+            [*celery, *flower],
+            lambda: _answers_200(flower_ready),
+            login,
+            port=int(flower_port),
+            sources=(tasks, shared),
+        ),
     ]
 
 

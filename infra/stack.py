@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
+from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Self
 
@@ -15,6 +16,7 @@ from infra import state
 from infra.parts import Part, Parts, osteon_parts, osteon_steps, reachable
 from infra.postgres import EmbeddedPostgres
 from infra.process import Child, created, is_free, reserve
+from infra.sources import Sources
 from infra.valkey import EmbeddedValkey
 from shared.errors import StackError
 from shared.settings import ROOT, Settings
@@ -35,8 +37,13 @@ class Stack:
         steps: Parts = osteon_steps,
         parts: Parts = osteon_parts,
         report: Callable[[str], None] = lambda _: None,
+        reload: bool = False,
     ) -> None:
-        """`report` is told in words what happens. A URL set in config replaces the embedded part."""
+        """`report` is told in words what happens. A URL set in config replaces the embedded part.
+
+        With reload, `watch` restarts the parts whose code changes, and a part that keeps ending waits for the next
+        change instead of ending the stack.
+        """
         self.config = config
         self.home = config.home.absolute()
         self.postgres = None if _given(config, "database_url") else EmbeddedPostgres(self.home / "postgres")
@@ -47,6 +54,10 @@ class Stack:
         self._children: dict[str, Child] = {}
         self._restarts: dict[str, list[float]] = {}
         self._due: dict[str, float] = {}  # when to start a dead part again
+        self._reload = reload
+        self._sources = Sources({})
+        self._starting: set[str] = set()  # parts started by a change that are not ready yet
+        self._broken: set[str] = set()  # parts that wait for the next change
         self._variables: dict[str, str] = {}
         self._started_at = ""
         self._asked_to_stop = False
@@ -96,6 +107,8 @@ class Stack:
             self._report(f"running {step.name}")
             self._run(step)
         self._parts = {part.name: part for part in self._make_parts(self._variables, secrets)}
+        if self._reload:
+            self._sources = Sources({part.name: part.sources for part in self._parts.values()})
         for name in self._parts:
             self._report(f"starting {name}")
             self._launch(name)
@@ -116,14 +129,40 @@ class Stack:
         self._tend()
 
     def _tend(self) -> None:
+        if self._reload:
+            self._restart_changed()
         for name, process in self._processes().items():
-            if process.running:
+            if process.running or name in self._broken:
                 continue
             if name not in self._due:
-                self._due[name] = time.monotonic() + self._backoff_s(name)
+                try:
+                    self._due[name] = time.monotonic() + self._backoff_s(name)
+                except StackError as failure:
+                    if not self._reload or name not in self._parts:
+                        raise
+                    self._report(f"{failure}\n{name} waits for the next change of its code")
+                    self._broken.add(name)
+                    continue
             if time.monotonic() >= self._due[name]:
                 del self._due[name]
                 self._restart(name)
+
+    def _restart_changed(self) -> None:
+        """Restart the parts whose code changed, and tell which of those restarted before are ready."""
+        changed = self._sources.changed()
+        for name, path in changed.items():
+            self._report(f"{_short(path)} changed: starting {name} again")
+            self._children[name].signal_stop()
+        for name in changed:
+            self._due.pop(name, None)
+            self._restarts.pop(name, None)
+            self._broken.discard(name)
+            self._restart(name)
+            self._starting.add(name)
+        for name in sorted(self._starting - self._broken):
+            if self._children[name].running and self._parts[name].ready():
+                self._starting.discard(name)
+                self._report(f"{name} is ready")
 
     def stop(self) -> None:
         """End the parts together, then Valkey, then Postgres. May be called again; signals cannot cut it short."""
@@ -233,12 +272,16 @@ class Stack:
             self._pause(0.2 if waiting else 0)
 
     def _backoff_s(self, name: str) -> float:
-        """How long to wait before the restart, longer each time. Raises StackError when it died too often."""
+        """How long to wait before the restart, longer each time.
+
+        Raises StackError when it died too often: with reload twice, for then it is the code that was just written.
+        """
         now = time.monotonic()
         recent = [then for then in self._restarts.get(name, []) if now - then < RESTARTS_WINDOW_S]
         process = self._processes()[name]
-        if len(recent) >= MAX_RESTARTS:
-            raise process.failure(f"was restarted {len(recent)} times in {RESTARTS_WINDOW_S:.0f} s and ended again")
+        if len(recent) >= (1 if self._reload else MAX_RESTARTS):
+            times = "once" if len(recent) == 1 else f"{len(recent)} times"
+            raise process.failure(f"was restarted {times} in {RESTARTS_WINDOW_S:.0f} s and ended again")
         self._restarts[name] = [*recent, now]
         self._report(f"{name} ended (exit code {process.exit_code}); starting it again")
         return 0.5 * float(2 ** len(recent))
@@ -322,6 +365,11 @@ class Stack:
                 return port
         message = f"The ports {wanted} to {wanted + 99} of {host} are in use. Set {variable} to a free one."
         raise StackError(message)
+
+
+def _short(path: Path) -> Path:
+    """A path as people name it: from the code's folder on."""
+    return path.relative_to(ROOT) if path.is_relative_to(ROOT) else path
 
 
 def _given(config: Settings, field: str) -> bool:

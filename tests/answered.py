@@ -15,7 +15,7 @@ from shared.tables import StudyRow
 
 MANIFEST = {"sensitive": 0.2, "specific": 0.7, "regions": ["hand", "leg"]}
 PROBABILITY = {Call.LIKELY: 0.9, Call.POSSIBLE: 0.5, Call.NONE: 0.05, Call.ABSTAINED: 0.6}
-ONE = {"verdict": "agree", "image": 1, "frame": 1, "bundle": "first"}
+ONE: dict[str, Any] = {"verdict": "agree", "image": 1, "frame": 1, "bundle": "first"}
 
 
 def study_file(study: int, number: int = 1, rows: int = 128, columns: int = 128, **tags: str) -> bytes:

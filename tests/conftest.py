@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ import redis
 from cryptography.fernet import Fernet
 from fastapi.testclient import TestClient
 from sqlalchemy import select
+from xdist.scheduler import LoadScopeScheduling
 
 from api.main import create_app
 from benchmarks.plant import S3Server
@@ -45,13 +47,40 @@ def pytest_configure(config: pytest.Config) -> None:
     slowness()
 
 
-@pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Scale the limits of all tests by the machine; 0 stays no limit."""
     for item in items:
         given = item.get_closest_marker("timeout")
         seconds = float(given.args[0]) if given else TIMEOUT_S
         item.add_marker(pytest.mark.timeout(limit_s(seconds)), append=False)
+
+
+# Files whose tests share something costly, which one process makes once, and the name of what they share.
+TOGETHER = {
+    "tests/acceptance/test_flower.py": "system",
+    "tests/browser/test_operating.py": "a system whose parts are killed",
+    "tests/browser/test_operations_page.py": "100,000 studies of an administrator",
+    "tests/browser/test_page.py": "system",
+    "tests/browser/test_reading_room.py": "100,000 studies of a reader",
+    "tests/browser/test_viewer.py": "studies with pictures",
+    "tests/integration/test_cli.py": "system",
+    "tests/integration/test_wheel.py": "installed wheels",
+}
+
+
+class Scheduler(LoadScopeScheduling):  # type: ignore[misc]
+    """Hands the files of TOGETHER to one process each, the largest first, and all other tests one by one.
+
+    The marker xdist_group of pytest-xdist 3.8 does nothing under pytest 9.2, which knows a test by more than its name.
+    """
+
+    def _split_scope(self, nodeid: str) -> str:
+        return TOGETHER.get(nodeid.partition("::")[0], nodeid)
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Scheduler:
+    """Ours, whatever --dist says."""
+    return Scheduler(config, log)
 
 
 _skipped: list[str] = []
@@ -139,13 +168,20 @@ def template(postgres: EmbeddedPostgres) -> str:
     return "migrated"
 
 
-@pytest.fixture
-def database_url(postgres: EmbeddedPostgres, template: str) -> Iterator[str]:
-    """A migrated database of the test's own."""
+@contextmanager
+def copied(postgres: EmbeddedPostgres, template: str) -> Iterator[str]:
+    """URL of a copy of a database, for the block."""
     name = f"test_{next(_numbers)}"
     admin_sql(postgres, f"CREATE DATABASE {name} TEMPLATE {template} OWNER osteon")
     yield postgres.url.rsplit("/", 1)[0] + f"/{name}"
     admin_sql(postgres, f"DROP DATABASE {name} WITH (FORCE)")
+
+
+@pytest.fixture
+def database_url(postgres: EmbeddedPostgres, template: str) -> Iterator[str]:
+    """A migrated database of the test's own."""
+    with copied(postgres, template) as url:
+        yield url
 
 
 @pytest.fixture

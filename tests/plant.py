@@ -306,11 +306,16 @@ def film(label: str, number: int, *, half_black: bool = False) -> bytes:
     return to_bytes(ds, "1.2.840.10008.1.2.1")
 
 
-def kill(server: EmbeddedPostgres | EmbeddedValkey) -> None:
-    """kill -9, and wait for its end."""
+def pid_of(server: EmbeddedPostgres | EmbeddedValkey) -> int:
+    """The process id of a server that was started."""
     assert server.child is not None
     assert server.child.pid is not None
-    os.kill(server.child.pid, signal.SIGKILL)
+    return server.child.pid
+
+
+def kill(server: EmbeddedPostgres | EmbeddedValkey) -> None:
+    """kill -9, and wait for its end."""
+    os.kill(pid_of(server), signal.SIGKILL)
     pace.until(lambda: not server.running, 20, every_s=0.01)
 
 

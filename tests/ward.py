@@ -90,7 +90,7 @@ class Ward:
         **changes: Any,
     ) -> UUID:
         """A study of real files; with keep=False their objects are missing. changes: of the headers."""
-        files = []
+        files: list[StoredFile] = []
         for content in contents:
             digest = sha256_of(content)
             if keep:

@@ -48,7 +48,8 @@ class Batcher(Generic[Item, Answer]):
     ) -> None:
         """answer: items in, as many answers out, in order; called by so many threads at a time as there are lanes.
 
-        pace_s: a lane starts its next batch no sooner than this after its last: under load more come together.
+        pace_s: a lane starts its next batch no sooner than this after its last: under load more come together. An
+        urgent item does not wait for that, but once in this time: however many come, batches at most double.
         few_pace_s: the same while fewer than `few` items wait and none is urgent, where a batch costs about as much for
         one as for many.
         right_of_way: of live studies, before which items that are not live stand back.
@@ -124,6 +125,8 @@ class Batcher(Generic[Item, Answer]):
                 if self._closed or left <= 0:
                     break
                 self._changed.wait(left)  # another lane may take all of it meanwhile
+            if min(self._queues) <= URGENT and time.monotonic() < lane.started_at + self._pace_s:
+                lane.hurried_at = time.monotonic()
             batch: list[tuple[Item, Future[Answer]]] = []
             while self._queues and len(batch) < self._max_batch:
                 if batch and self._stands_back():
@@ -146,9 +149,11 @@ class Batcher(Generic[Item, Answer]):
         if waiting >= self._max_batch:
             return 0.0
         oldest_at = min(queue[0][1] for queue in self._queues.values())
-        few = waiting < self._few and min(self._queues) > URGENT
-        pace_s = self._few_pace_s if few else self._pace_s
-        return max(oldest_at + self._max_wait_s, lane.started_at + pace_s) - time.monotonic()
+        if min(self._queues) <= URGENT:
+            due_at = lane.hurried_at + self._pace_s
+        else:
+            due_at = lane.started_at + (self._few_pace_s if waiting < self._few else self._pace_s)
+        return max(oldest_at + self._max_wait_s, due_at) - time.monotonic()
 
     def _stands_back(self) -> bool:
         """Whether nothing live waits, and a live study has the right of way."""
@@ -241,5 +246,6 @@ class Lane:
     def __init__(self) -> None:
         self.busy_since: float | None = None  # monotonic seconds; None: between calls
         self.started_at = float("-inf")  # its last call
+        self.hurried_at = float("-inf")  # the last one that began before its pace let it, for an urgent item
         self.failures = 0  # items one after the other
         self.finished = False  # it ended because the batcher was closed

@@ -27,6 +27,9 @@ def up(
         bool, typer.Option("--detach", "-d", help="return once it is ready; stop it with osteon down")
     ] = False,
     as_json: Json = False,
+    reload: Annotated[
+        bool, typer.Option("--reload", help="for developers: start a part again when its code or its pages change")
+    ] = False,
     ready_fd: Annotated[
         int | None, typer.Option(hidden=True, help="where to write a byte once all parts are ready")
     ] = None,
@@ -38,16 +41,23 @@ def up(
     """
     from infra.stack import Stack
 
+    if detach and reload:
+        raise typer.BadParameter("--reload tells what it does in this terminal; leave --detach out")
     if detach:
         _detach(as_json=as_json)
         return
-    with Stack(Settings(), report=lambda text: errors.print(f"  {text}", style="dim", markup=False)) as stack:
+    with Stack(Settings(), report=_tell, reload=reload) as stack:
         if ready_fd is None:
             _say_where(stack.urls, stack.home, as_json=as_json)
         else:
             os.write(ready_fd, b"1")
             os.close(ready_fd)
         stack.watch()
+
+
+def _tell(text: str) -> None:
+    """What the stack does, beside a command's own output."""
+    errors.print(f"  {text}", style="dim", markup=False, highlight=False)
 
 
 def _detach(*, as_json: bool) -> None:
@@ -151,7 +161,7 @@ def demo(
     from infra.stack import Stack
     from infra.state import read_secrets
 
-    with Stack(Settings(), report=lambda text: errors.print(f"  {text}", style="dim", markup=False)) as stack:
+    with Stack(Settings(), report=_tell) as stack:
         key = read_secrets(stack.home)["keys"]["admin"]
         with Client(stack.urls["api"], key) as client, progress() as bar:
             sending, waiting = bar.add_task("uploading", total=None), bar.add_task("analysing", total=None)

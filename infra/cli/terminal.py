@@ -25,6 +25,8 @@ KeyOption = Annotated[
 # without a terminal (a file, a pipe) Rich would squeeze everything into 80 columns
 WIDTH_OF_FILES = 160
 WIDE = 110  # columns from which on the worklist shows everything
+# what a command needs beyond the client that every installation has, by the module that it stands in
+EXTRAS = {"infra.cli.stack": "embedded", "infra.cli.reading": "cpu"}
 
 
 def _width(*, terminal: bool) -> int | None:
@@ -44,6 +46,14 @@ def honest(command: Callable[P, R]) -> Callable[P, R]:
             return command(*args, **kwargs)
         except (OsteonError, OSError) as wrong:
             errors.print(f"osteon: {wrong}", markup=False, highlight=False, soft_wrap=True)
+            raise typer.Exit(1) from None
+        except ModuleNotFoundError as missing:
+            extra = EXTRAS.get(command.__module__, "training")
+            errors.print(
+                f"osteon: this command needs {missing.name}, which is not installed. Install Osteon with its extra "
+                f"{extra}: osteon[{extra}] in place of osteon",
+                markup=False, highlight=False, soft_wrap=True,
+            )  # fmt: skip
             raise typer.Exit(1) from None
         except KeyboardInterrupt:
             errors.print("osteon: interrupted", markup=False)

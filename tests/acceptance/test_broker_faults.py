@@ -2,6 +2,8 @@
 
 import random
 import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 import redis
@@ -12,9 +14,9 @@ from shared.jobs import Doorbell, celery_app
 from shared.repository import Database, work
 from shared.settings import Settings
 from tests.pace import limit_s
-from tests.plant import frozen, kill
+from tests.plant import Plant, frozen, kill, pid_of
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
+pytestmark = pytest.mark.timeout(400)
 # copies of a study and its image, under other names
 STUDY_COPIES = """
     INSERT INTO studies (id, site_id, study_instance_uid, priority, status, received_at, queue, attempts, reason, due_at,
@@ -31,7 +33,7 @@ IMAGE_COPIES = """
 """
 
 
-def test_a_broker_that_forgets_everything(plant):
+def test_a_broker_that_forgets_everything(plant: Plant) -> None:
     """FLUSHALL: the reconciler sends what the broker forgot, and each study is analysed exactly once."""
     plant.worker()
     ids = plant.submit("flush")
@@ -41,7 +43,8 @@ def test_a_broker_that_forgets_everything(plant):
     plant.all_analysed_once(ids, time.monotonic())
 
 
-def test_two_reconcilers_send_a_lost_study_once(plant):
+@pytest.mark.slow
+def test_two_reconcilers_send_a_lost_study_once(plant: Plant) -> None:
     """Two workers sweep the same loss at the same time, and each forgotten study gets one message, not two."""
     ids = plant.submit("two reconcilers", 100)
     with plant.broker() as client:
@@ -57,8 +60,11 @@ def test_two_reconcilers_send_a_lost_study_once(plant):
     assert plant.sent() == len(ids)
 
 
-@pytest.mark.parametrize("memory", ["kept", "lost", "never kept"])
-def test_a_killed_broker(plant, memory):
+@pytest.mark.parametrize(
+    "memory",
+    [pytest.param("kept", marks=pytest.mark.slow), pytest.param("lost", marks=pytest.mark.slow), "never kept"],
+)
+def test_a_killed_broker(plant: Plant, memory: str) -> None:
     """kill -9 of Valkey, with its file, without it, and where it never wrote one (no AOF), and uploads meanwhile: all is
     accepted, and analysed once it is back."""
     if memory == "never kept":
@@ -79,18 +85,19 @@ def test_a_killed_broker(plant, memory):
     assert worker.poll() is None
 
 
-def told(plant, who):
+def told(plant: Plant, who: str) -> bool:
     """Whether this part complained of the broker, and named the cure."""
     return any(who in line and "OSTEON_BROKER_URL" in line for line in plant.complaints())
 
 
-def test_a_broker_that_hangs(plant):
+@pytest.mark.slow
+def test_a_broker_that_hangs(plant: Plant) -> None:
     """A broker that stands still for 10 s holds no upload for long, and no worker ends for its silence."""
     worker = plant.worker()
     ids = plant.submit("hang")
     plant.midway(ids)
     since = time.monotonic()
-    with frozen(plant.valkey.child.pid):
+    with frozen(pid_of(plant.valkey)):
         ids += plant.submit("into the silence", 5)
         took = time.monotonic() - since
         time.sleep(max(0.0, 10 - took))
@@ -101,20 +108,22 @@ def test_a_broker_that_hangs(plant):
 
 
 @pytest.fixture
-def refusing(plant, small_disk, fill):
+def refusing(
+    plant: Plant, small_disk: Callable[[str], Path], fill: Callable[[Path], Path]
+) -> Iterator[tuple[str, Callable[[str], None], Callable[[str], None]]]:
     """A broker of the test's own on a small disk, and functions that make it refuse writes and take them again."""
     disk = small_disk("8m")
     broker = EmbeddedValkey(disk / "valkey")
     broker.start()
     client = redis.Redis.from_url(broker.url)
 
-    def refuse(how):
+    def refuse(how: str) -> None:
         if how == "memory":
             client.config_set("maxmemory", 1)
         else:
             fill(disk)
 
-    def take(how):
+    def take(how: str) -> None:
         if how == "memory":
             client.config_set("maxmemory", 0)
         else:
@@ -126,8 +135,10 @@ def refusing(plant, small_disk, fill):
     broker.stop()
 
 
-@pytest.mark.parametrize("full", ["memory", "disk"])
-def test_a_broker_that_is_full(plant, refusing, full):
+@pytest.mark.parametrize("full", ["memory", pytest.param("disk", marks=pytest.mark.slow)])
+def test_a_broker_that_is_full(
+    plant: Plant, refusing: tuple[str, Callable[[str], None], Callable[[str], None]], full: str
+) -> None:
     """A broker that may take no more memory (OOM), or whose disk is full (MISCONF), for 8 s: uploads are accepted, the
     log tells the cure, no worker ends for it, and all is analysed once there is room."""
     broker, refuse, take = refusing
@@ -146,7 +157,8 @@ def test_a_broker_that_is_full(plant, refusing, full):
     assert worker.poll() is None
 
 
-def test_a_broker_killed_again_and_again(plant):
+@pytest.mark.slow
+def test_a_broker_killed_again_and_again(plant: Plant) -> None:
     """Eight times kill -9 under load, with results finished in between: no consumer stays deaf, no study is lost."""
     dice = random.Random(8)
     with plant.supervised(MODEL_S="0.05") as ends:
@@ -161,7 +173,8 @@ def test_a_broker_killed_again_and_again(plant):
     assert set(ends) <= {70}  # watchdog.EXIT: a consumer that stood still, started anew in time
 
 
-def test_a_long_queue_is_not_flooded(plant):
+@pytest.mark.slow
+def test_a_long_queue_is_not_flooded(plant: Plant) -> None:
     """10,000 studies wait more than 60 s for a slow worker: the reconciler sends at most 5 % more messages than studies."""
     (first,) = plant.submit("flood", 1)
     with plant.broker() as client:

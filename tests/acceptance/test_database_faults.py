@@ -3,6 +3,7 @@
 import contextlib
 import textwrap
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import psycopg2
@@ -10,9 +11,9 @@ import pytest
 
 from infra.postgres import EmbeddedPostgres
 from tests.pace import LIMIT_S
-from tests.plant import Plant, frozen, kill
+from tests.plant import Plant, frozen, kill, pid_of
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = pytest.mark.timeout(300)
 FAKETIME = next(Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1"), None)
 # beat as it is, but that a night comes every second
 BEAT = """
@@ -23,8 +24,8 @@ BEAT = """
 """
 
 
-@pytest.mark.parametrize("how", ["stopped", "killed"])
-def test_a_database_that_goes_and_comes_back(plant, how):
+@pytest.mark.parametrize("how", [pytest.param("stopped", marks=pytest.mark.slow), "killed"])
+def test_a_database_that_goes_and_comes_back(plant: Plant, how: str) -> None:
     """Postgres ends and starts again: nothing that was accepted is lost or analysed twice, and the log tells the cure."""
     worker = plant.worker()
     ids = plant.submit(f"database {how}")
@@ -42,7 +43,8 @@ def test_a_database_that_goes_and_comes_back(plant, how):
     assert any("worker: could not reconcile Postgres" in line and "OSTEON_DATABASE_URL" in line for line in said), said
 
 
-def test_a_database_that_refuses(plant):
+@pytest.mark.slow
+def test_a_database_that_refuses(plant: Plant) -> None:
     """No connection is to be had for 6 s: uploads are told 503 and the cure, and what was accepted is analysed after."""
     worker = plant.worker()
     ids = plant.submit("refuse")
@@ -68,20 +70,20 @@ def test_a_database_that_refuses(plant):
     assert plant.post("refused", 0).json()["stored"] == 1
 
 
-def test_a_database_that_hangs(plant):
+def test_a_database_that_hangs(plant: Plant) -> None:
     """Postgres stands still for 10 s, longer than a lease: an upload waits for it, nothing is lost or done twice."""
     workers = [plant.worker(), plant.worker()]
     ids = plant.submit("stands still")
     plant.midway(ids)
     since = time.monotonic()
-    with frozen(plant.postgres.child.pid):
+    with frozen(pid_of(plant.postgres)):
         time.sleep(10)
     plant.all_analysed_once(ids, since)
     assert [worker.poll() for worker in workers] == [None, None]
 
 
 @pytest.fixture
-def cramped(tmp_path, small_disk):
+def cramped(tmp_path: Path, small_disk: Callable[[str], Path]) -> Iterator[tuple[Plant, Path]]:
     """A plant of the test's own whose Postgres lies on a small disk."""
     disk = small_disk("192m")
     made = Plant(tmp_path)
@@ -93,8 +95,9 @@ def cramped(tmp_path, small_disk):
         made.stop()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("full", ["tables", "log"])
-def test_a_database_whose_disk_is_full(cramped, fill, full):
+def test_a_database_whose_disk_is_full(cramped: tuple[Plant, Path], fill: Callable[[Path], Path], full: str) -> None:
     """Postgres can extend no table, or ends for want of room for its log: uploads are told 503 and the cure, or are
     accepted and kept; with room again, and Postgres started again by its supervisor, all is analysed once."""
     plant, disk = cramped
@@ -129,9 +132,10 @@ def test_a_database_whose_disk_is_full(cramped, fill, full):
     assert {answer.status_code for answer in again} == {200}
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(FAKETIME is None, reason="Debian's package faketime is not installed")
 @pytest.mark.parametrize("jump", ["+2h", "-2h"])
-def test_a_clock_that_jumps(plant, tmp_path, jump):
+def test_a_clock_that_jumps(plant: Plant, tmp_path: Path, jump: str) -> None:
     """The clock of one worker and of the API jumps by two hours under load, and messages are lost: all leases and
     messages go by Postgres' clock, so nobody's study is stolen, and nothing waits two hours to be found."""
     clock = tmp_path / "clock"
@@ -158,7 +162,8 @@ def test_a_clock_that_jumps(plant, tmp_path, jump):
     assert ahead < 600
 
 
-def test_two_beats_run_one_night(plant, tmp_path):
+@pytest.mark.slow
+def test_two_beats_run_one_night(plant: Plant, tmp_path: Path) -> None:
     """Two schedulers ring for the night on and on, one is killed with -9 and started again: one night is run."""
     plant.worker()
     beats = [plant.run("beat", "-c", textwrap.dedent(BEAT), str(tmp_path / f"schedule-{n}")) for n in range(2)]

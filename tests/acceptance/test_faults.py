@@ -3,14 +3,15 @@
 import random
 import signal
 import time
+from pathlib import Path
 
 import httpx
 import pytest
 
 from tests.pace import LIMIT_S, limit_s
-from tests.plant import KEYS, decoders_of, film
+from tests.plant import KEYS, Plant, decoders_of, film
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = pytest.mark.timeout(300)
 # the settings that an installation has when nobody sets any
 AS_SHIPPED = {
     "OSTEON_LEASE_S": "10", "OSTEON_RECONCILE_EVERY_S": "2", "OSTEON_RESEND_GRACE_S": "8", "OSTEON_STANDSTILL_S": "6",
@@ -18,20 +19,32 @@ AS_SHIPPED = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("settings", [{}, AS_SHIPPED], ids=["short leases", "as shipped"])
-def test_a_killed_worker(plant, settings):
-    """kill -9 of one worker of two: the other finishes its studies, each exactly once, within 15 s as shipped."""
-    workers = [plant.worker(**settings), plant.worker(**settings)]
+@pytest.mark.parametrize(
+    "settings",
+    [pytest.param({}, id="short leases"), pytest.param(AS_SHIPPED, id="as shipped", marks=pytest.mark.slow)],
+)
+def test_a_killed_worker(plant: Plant, tmp_path: Path, settings: dict[str, str]) -> None:
+    """kill -9 of one worker of two, with studies in hand: the other analyses them, each exactly once."""
+    flag = tmp_path / "hang"
+    first, other = plant.worker(HANG=str(flag), **settings), plant.worker(**settings)
+    alive = "SELECT count(DISTINCT pid) FROM workers WHERE pid = ANY(%s)"
+    plant.until(lambda: plant.studies.ask(alive, [first.pid, other.pid]) == [(2,)], 60)
+    flag.touch()  # the first worker hangs at its next batch, so that it is known to have something in hand
     ids = plant.submit(f"worker {len(settings)}")
-    plant.midway(ids)
-    workers[0].kill()
-    since = time.monotonic()
-    seconds = plant.all_analysed_once(ids, since)
+
+    def held() -> bool:
+        if flag.exists() and plant.studies.done(ids) == len(ids):
+            ids.extend(plant.submit(f"worker {len(settings)} {len(ids)}"))
+        return not flag.exists()
+
+    plant.until(held, 60)
+    first.kill()
+    seconds = plant.all_analysed_once(ids, time.monotonic())
     assert max(state[1] for state in plant.studies.states(ids)) == 2, "it died with nothing in hand"
     assert seconds < limit_s(15)
 
 
-def test_a_killed_decoder(plant):
+def test_a_killed_decoder(plant: Plant) -> None:
     """kill -9 of a decoder in the middle of an image: its study is tried again, and the worker goes on with a new one."""
     worker = plant.worker()
     ids = plant.submit("decoder")
@@ -44,7 +57,8 @@ def test_a_killed_decoder(plant):
     assert worker.poll() is None
 
 
-def test_a_model_that_hangs(plant, tmp_path):
+@pytest.mark.slow
+def test_a_model_that_hangs(plant: Plant, tmp_path: Path) -> None:
     """The model shares its worker's process: when it hangs the watchdog ends both, the next process has a model again,
     and what was in hand is analysed once, after its lease."""
     flag = tmp_path / "hang"
@@ -59,7 +73,7 @@ def test_a_model_that_hangs(plant, tmp_path):
     assert any("worker: the model hangs" in line for line in plant.complaints("critical"))
 
 
-def test_a_killed_api(plant):
+def test_a_killed_api(plant: Plant) -> None:
     """kill -9 of the API in the middle of uploads: what it called stored is analysed; the rest can be sent again."""
     plant.worker()
     names = [f"{number}.dcm" for number in range(60)]
@@ -90,7 +104,7 @@ def test_a_killed_api(plant):
     plant.all_analysed_once(ids, time.monotonic())
 
 
-def test_sigterm_under_load(plant):
+def test_sigterm_under_load(plant: Plant) -> None:
     """SIGTERM: the worker finishes what it holds and ends with 0 within 60 s; the next one does the rest."""
     worker = plant.worker()
     ids = plant.submit("sigterm")
@@ -104,7 +118,8 @@ def test_sigterm_under_load(plant):
     plant.all_analysed_once(ids, since)
 
 
-def test_a_study_that_kills_its_worker(plant):
+@pytest.mark.slow
+def test_a_study_that_kills_its_worker(plant: Plant) -> None:
     """Such a study is set aside after N attempts with words; its neighbours are analysed and not blamed."""
     poison = plant.submit("poison", 1)
     ids = plant.submit("neighbours", 12)
@@ -120,7 +135,7 @@ def test_a_study_that_kills_its_worker(plant):
     assert max(state[1] for state in plant.studies.states(ids)) <= 2
 
 
-def test_a_study_at_which_the_model_raises(plant):
+def test_a_study_at_which_the_model_raises(plant: Plant) -> None:
     """Such a study is set aside after N attempts with the kind of error; the worker goes on, and those in the same batch
     are analysed at their first attempt."""
     worker = plant.worker()

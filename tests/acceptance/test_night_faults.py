@@ -1,6 +1,8 @@
 """A night under way when things die: each outdated study gets its second look, once, and live work goes first."""
 
 import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
@@ -12,12 +14,12 @@ from shared.vision.bundle import load_bundle, save_bundle
 from tests.pace import LIMIT_S
 from tests.plant import Plant
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
+pytestmark = pytest.mark.timeout(400)
 LOOKS = "SELECT state, count(*) FROM second_looks WHERE bundle = %s GROUP BY 1"
 
 
 @pytest.fixture(scope="module")
-def standing(tmp_path_factory):
+def standing(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Plant]:
     """A plant of these tests' own: a night looks at all that any test left, at studies without films in the store too."""
     made = Plant(tmp_path_factory.mktemp("nights"))
     try:
@@ -28,14 +30,16 @@ def standing(tmp_path_factory):
 
 
 @pytest.fixture
-def newer(plant, tmp_path):
+def newer(plant: Plant, tmp_path: Path) -> Iterator[Callable[[str], None]]:
     """A function that activates the shipped bundle under another name, and opens a night over what the old one read."""
     database = Database(plant.postgres.url, 2)
     settings = Settings(store_url=plant.environment["OSTEON_STORE_URL"])
     with database.transaction() as session:
-        old = active_bundle(session).name
+        active = active_bundle(session)
+    assert active is not None
+    old = active.name
 
-    def begin(name):
+    def begin(name: str) -> None:
         network, manifest = load_bundle(settings.bundle_path.read_bytes())
         save_bundle(tmp_path / name, network, manifest.model_copy(update={"name": name}))
         publish(settings, database, tmp_path / name, activate=True)
@@ -51,12 +55,13 @@ def newer(plant, tmp_path):
     database.close()
 
 
-def done(plant, name):
-    return dict(plant.studies.ask(LOOKS, name)).get("done", 0)
+def done(plant: Plant, name: str) -> int:
+    return int(dict(plant.studies.ask(LOOKS, name)).get("done", 0))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", ["worker killed", "broker forgets"])
-def test_a_night_that_is_disturbed(plant, newer, fault):
+def test_a_night_that_is_disturbed(plant: Plant, newer: Callable[[str], None], fault: str) -> None:
     """kill -9 of the worker, or a broker that forgets everything, in the middle of a night: nothing is lost, nothing is
     looked at twice, and every study shows the old bundle's finding until it shows the new one's."""
     worker = plant.worker()
@@ -84,7 +89,8 @@ def test_a_night_that_is_disturbed(plant, newer, fault):
     assert plant.studies.ask(mine, name, ids) == [("done", len(ids))]
 
 
-def test_live_work_overtakes_a_night(plant, newer):
+@pytest.mark.slow
+def test_live_work_overtakes_a_night(plant: Plant, newer: Callable[[str], None]) -> None:
     """An urgent study that comes while a night is out is done long before the night is."""
     plant.worker(MODEL_S="0.3")
     ids = plant.submit("slow night", 24)

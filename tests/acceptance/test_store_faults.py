@@ -4,7 +4,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +16,11 @@ from infra.process import free_port
 from shared.settings import ROOT
 from shared.storage import open_store, original_key, sha256_of
 from shared.tables import InstanceRow
+from tests.conftest import InProcessApi
 from tests.pace import LIMIT_S
 from tests.plant import Plant, film
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = pytest.mark.timeout(300)
 
 
 class Proxy:
@@ -58,7 +59,8 @@ def proxy(s3_host: str, tmp_path: Path) -> Iterator[Proxy]:
     made.kill()
 
 
-def test_a_slow_store(plant, proxy):
+@pytest.mark.slow
+def test_a_slow_store(plant: Plant, proxy: Proxy) -> None:
     """A store that takes 1.5 s for each call delays, and nothing else: no error, no attempt lost."""
     url, worker = served(plant, proxy.url)
     ids = plant.submit("slow", 20, url=url)
@@ -71,7 +73,8 @@ def test_a_slow_store(plant, proxy):
     assert worker.poll() is None
 
 
-def test_a_store_that_is_slow_and_then_refuses(plant, proxy):
+@pytest.mark.slow
+def test_a_store_that_is_slow_and_then_refuses(plant: Plant, proxy: Proxy) -> None:
     """A store that takes 1.5 s for each call and after 5 s answers 503 for 8 s, as one that is overrun does: no study is
     lost or set aside, and what it refused is told as the store's fault."""
     url, worker = served(plant, proxy.url)
@@ -96,7 +99,8 @@ def test_a_store_that_is_slow_and_then_refuses(plant, proxy):
     assert any("worker: will retry" in line and "OSTEON_STORE_URL" in line for line in plant.complaints())
 
 
-def test_an_original_is_read_once(plant, proxy):
+@pytest.mark.slow
+def test_an_original_is_read_once(plant: Plant, proxy: Proxy) -> None:
     """To analyse a study each of its originals is fetched from the store once."""
     url, _ = served(plant, proxy.url)
     ids = plant.submit("once", 20, url=url)
@@ -111,8 +115,8 @@ def test_an_original_is_read_once(plant, proxy):
     assert {key: asked[f"GET /{bucket}/{key}"] for key in keys} == dict.fromkeys(keys, 1)
 
 
-@pytest.mark.parametrize("how", ["refuses", "dies"])
-def test_a_store_that_is_away(plant, proxy, how):
+@pytest.mark.parametrize("how", ["refuses", pytest.param("dies", marks=pytest.mark.slow)])
+def test_a_store_that_is_away(plant: Plant, proxy: Proxy, how: str) -> None:
     """A store that answers 503 for 8 s, or is killed: uploads are told 503 and the cure, no attempt counts, the studies'
     reasons say what happened, and all is analysed once it is back."""
     url, worker = served(plant, proxy.url)
@@ -139,7 +143,8 @@ def test_a_store_that_is_away(plant, proxy, how):
     assert plant.post(f"{how} meanwhile", 0, url).json()["stored"] == 1
 
 
-def test_the_server_itself_is_killed(plant, tmp_path):
+@pytest.mark.slow
+def test_the_server_itself_is_killed(plant: Plant, tmp_path: Path) -> None:
     """A real S3 server killed with -9 midway and started again on its data: no study and no object is lost, no attempt
     counts, and what came meanwhile was not called stored."""
     with S3Server(tmp_path / "server") as server:
@@ -169,7 +174,7 @@ def served(plant: Plant, store_url: str) -> "tuple[str, subprocess.Popen[bytes]]
     return plant.api(**store), plant.worker(**store)
 
 
-def test_a_full_disk(make_api, small_disk):
+def test_a_full_disk(make_api: Callable[..., InProcessApi], small_disk: Callable[[str], Path]) -> None:
     """A store without room takes nothing: 503 with the cure, no row, no half an object; with room again all is taken."""
     disk = small_disk("256k")
     api = make_api(store_url=f"file:{disk / 'objects'}")

@@ -11,6 +11,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import httpx
@@ -154,7 +155,7 @@ def tend(stack: Stack, seconds: float) -> None:
 def faults_of(stack: Stack, dice: random.Random) -> list[tuple[str, Callable[[], str]]]:
     """Every kind of fault once, in a random order."""
     parts = ["worker-1", "worker-2", "valkey", "postgres", "api", "store", "beat"]
-    found: list[tuple[str, Callable[[], str]]] = [(name, lambda name=name: kill(stack, name)) for name in parts]
+    found: list[tuple[str, Callable[[], str]]] = [(name, partial(kill, stack, name)) for name in parts]
     found += [("a decoder", lambda: kill_decoder(stack, dice)), ("the broker's memory", lambda: flush(stack))]
     dice.shuffle(found)
     return found
@@ -177,7 +178,7 @@ def measure(faults: Sequence[Fault], studies: Studies, end: float) -> None:
         fault.healed_s = max([when[study_id] - fault.at for study_id in fault.in_hand], default=0.0)
 
 
-def test_two_thousand_studies_while_everything_is_killed(stack, pytestconfig):
+def test_two_thousand_studies_while_everything_is_killed(stack: Stack, pytestconfig: pytest.Config) -> None:
     """Each part is killed once at a random moment and started again by the supervisor: every study that the API called
     stored is analysed exactly once, and the throughput is back soon after each fault."""
     seed = int(os.environ.get("FAULTS_SEED", random.randrange(10**6)))

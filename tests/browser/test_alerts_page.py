@@ -5,11 +5,14 @@ import os
 import re
 import threading
 import time
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from uuid import UUID
 
 import pytest
 import uvicorn
-from playwright.sync_api import expect
+from playwright.sync_api import Browser, expect
 from sqlalchemy import select
 from typer.testing import CliRunner
 
@@ -19,10 +22,12 @@ from shared.findings import IN_SCOPE, Call, Finding, Heatmap, InstanceResult, Se
 from shared.repository import nights, second_looks, work
 from shared.repository.access import Vault
 from shared.repository.bundles import activate_bundle, active_bundle, add_bundle
-from shared.study import Identity, Priority
+from shared.study import Claim, Identity, Priority
 from shared.tables import AlertRow, KeyRow
 from tests.browsing import needs_chromium
+from tests.conftest import InProcessApi
 from tests.pace import LIMIT_S, limit_s
+from tests.ward import Ward
 
 NAMES = ["DOE^JANE", "<b>EVIL</b>^NAME", "ROE^RICHARD"]
 MANIFEST = {"sensitive": 0.1, "specific": 0.6, "regions": ["hand", "elbow"]}
@@ -31,7 +36,7 @@ pytestmark = needs_chromium
 
 
 @pytest.fixture
-def alerted(ward, in_process):
+def alerted(ward: Ward, in_process: InProcessApi) -> list[UUID]:
     """Three studies that an older bundle called negative; bundle "third-look" does not."""
     vault = Vault(in_process.settings.identity_key.get_secret_value())
     for name in ("second-look", "third-look"):
@@ -56,20 +61,21 @@ def alerted(ward, in_process):
         with ward.database.transaction() as session:
             now = work.clock(session)
             (claim,) = second_looks.claim(session, [study], "third-look", now, timedelta(60), max_attempts=4)
+            assert isinstance(claim, Claim)
             call = Call.LIKELY if chance > 0.6 else Call.POSSIBLE
             done = work.Analysed(claim, found(claim, "third-look", chance, call), "third-look")
             assert second_looks.finish(session, [done], now) == [True]
     return studies
 
 
-def found(claim, bundle, chance, call):
+def found(claim: Claim, bundle: str, chance: float, call: Call) -> list[InstanceResult]:
     severity = Severity.NONE if call is Call.NONE else Severity.MILD
     finding = Finding(1, bundle, "elbow", 0.9, chance, call, severity, IN_SCOPE, Heatmap(b"\0" * 4, 2, 2))
     return [InstanceResult(one.id, [finding]) for one in claim.instances]
 
 
 @pytest.fixture
-def url(in_process):
+def url(in_process: InProcessApi) -> Iterator[str]:
     """The API on a port, for a browser."""
     port = free_port()
     server = uvicorn.Server(uvicorn.Config(in_process.http.app, port=port, log_level="error", lifespan="off"))
@@ -82,7 +88,9 @@ def url(in_process):
     thread.join(LIMIT_S)
 
 
-def test_alerts_are_read_opened_and_seen(browser, ward, in_process, alerted, url, tmp_path):
+def test_alerts_are_read_opened_and_seen(
+    browser: Browser, ward: Ward, in_process: InProcessApi, alerted: list[UUID], url: str, tmp_path: Path
+) -> None:
     """The list has the likeliest fracture first, old words and new ones, leads to the study, and loses what was seen, for
     good; nothing hangs over the edge of a narrow window, and the console stays silent."""
     page = browser.new_page(viewport={"width": 1440, "height": 900}, timezone_id="Asia/Kathmandu")
@@ -127,11 +135,11 @@ def test_alerts_are_read_opened_and_seen(browser, ward, in_process, alerted, url
         }
 
 
-def test_the_command_line_tells_the_same(ward, in_process, alerted, url):
+def test_the_command_line_tells_the_same(ward: Ward, in_process: InProcessApi, alerted: list[UUID], url: str) -> None:
     """`osteon bundles`, `shadow`, `compare-bundles` and `backlog` print what the API answers, for people and as JSON."""
     bare = CliRunner()
 
-    def osteon(*words):
+    def osteon(*words: str) -> tuple[int, str]:
         done = bare.invoke(cli.app, [*words, "--url", url, "--key", in_process.keys["admin"]])
         return done.exit_code, done.output
 
@@ -157,7 +165,9 @@ def test_the_command_line_tells_the_same(ward, in_process, alerted, url):
     assert osteon("backlog", "2020-01-01")[0] == 1
 
 
-def test_a_stored_bundle_is_promoted_by_its_name(ward, in_process, alerted, monkeypatch):
+def test_a_stored_bundle_is_promoted_by_its_name(
+    ward: Ward, in_process: InProcessApi, alerted: list[UUID], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """`osteon activate NAME` makes a stored bundle the active one; a name that nobody stored is an error in words."""
     settings = in_process.settings
     monkeypatch.setenv("OSTEON_DATABASE_URL", settings.database_url.get_secret_value())
@@ -165,17 +175,18 @@ def test_a_stored_bundle_is_promoted_by_its_name(ward, in_process, alerted, monk
     done = CliRunner().invoke(cli.app, ["activate", "second-look"])
     assert (done.exit_code, done.output) == (0, "second-look is active\n")
     with ward.database.transaction() as session:
-        assert active_bundle(session).name == "second-look"
+        active = active_bundle(session)
+        assert active is not None and active.name == "second-look"
     done = CliRunner().invoke(cli.app, ["activate", "nobody-s"])
     assert (done.exit_code, "there is no bundle nobody-s" in done.output) == (1, True)
 
 
-def test_the_worklist_says_that_second_looks_wait(alerted, in_process):
+def test_the_worklist_says_that_second_looks_wait(alerted: list[UUID], in_process: InProcessApi) -> None:
     """Above the worklist stands how many wait, until the last one has been seen."""
     headers = in_process.headers("radiologist")
     in_process.http.post("/login", data={"key": in_process.keys["radiologist"]})
 
-    def told():
+    def told() -> int | None:
         page = in_process.http.get("/", headers={"Accept": "text/html"})
         found = re.search(r"(\d+) stud(?:y|ies) that an older model called negative", page.text)
         return found and int(found[1])

@@ -4,7 +4,9 @@ import json
 import os
 import re
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
 
 import httpx
 import pytest
@@ -20,33 +22,41 @@ from shared.settings import ROOT, Settings
 from tests.browsing import needs_chromium, watched
 from tests.conftest import SAMPLES, System
 from tests.pace import LIMIT_S, until
+from tests.plant import pid_of
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
 NAMED = re.compile(r"\bosteon_[a-z_]+")
 
 
+@dataclass
+class Own(System):
+    """A system and its analysed study."""
+
+    study: str = ""
+
+
 @pytest.fixture(scope="module")
-def own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
+def own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Own]:
     """A system of this module's own, for its parts are killed; one study is analysed, one file was refused."""
     stack = Stack(Settings(home=tmp_path_factory.mktemp("operating") / "home"))
     with stack:
         secrets = read_secrets(stack.home)
         login = (secrets["flower_user"], secrets["flower_password"])
-        system = System(stack, stack.urls["api"], stack.urls["flower"], secrets["keys"], login)
+        system = Own(stack, stack.urls["api"], stack.urls["flower"], secrets["keys"], login)
         system.study = system.submit(sorted((SAMPLES / "studies" / "08-elbow").glob("*.dcm")))["studies"][0]["id"]
         system.submit(sorted((SAMPLES / "studies" / "01-hand").glob("*.dcm")))
         system.wait([system.study])
         yield system
 
 
-def overview(system: System, chosen: str = "24h") -> dict:
+def overview(system: System, chosen: str = "24h") -> Any:
     headers = {"Authorization": f"Bearer {system.keys['admin']}"}
     answer = httpx.get(f"{system.api_url}/operations?range={chosen}", headers=headers, trust_env=False, timeout=LIMIT_S)
     assert answer.status_code == 200, answer.text
     return answer.json()
 
 
-def tended(system: System, condition, seconds: float = 90):
+def tended(system: System, condition: Callable[[], Any], seconds: float = 90) -> Any:
     """Wait for it while the supervisor does its work."""
     found = None
 
@@ -74,7 +84,7 @@ def families(url: str, token: str = "") -> set[str]:
     return found
 
 
-def test_the_worker_that_did_it_is_shown(own: System) -> None:
+def test_the_worker_that_did_it_is_shown(own: Own) -> None:
     """The living worker tells its device, its bundle and that it took studies."""
     view = tended(own, lambda: (found := overview(own))["workers"] and found["workers"][0]["bundle"] and found)
     (worker,) = view["workers"]
@@ -85,7 +95,7 @@ def test_the_worker_that_did_it_is_shown(own: System) -> None:
     tended(own, lambda: overview(own)["workers"][0]["taken"] >= 2)
 
 
-def test_every_metric_of_dashboard_and_alerts_is_exposed(own: System) -> None:
+def test_every_metric_of_dashboard_and_alerts_is_exposed(own: Own) -> None:
     """Names in expressions are names that the running API and worker tell; a misspelt one would be silent for ever."""
     own_database = Database(own.stack.urls["database"], 1)
     with own_database.transaction() as session:
@@ -106,7 +116,7 @@ def test_every_metric_of_dashboard_and_alerts_is_exposed(own: System) -> None:
     assert named - exposed == set()
 
 
-def test_the_worker_told_what_it_did(own: System) -> None:
+def test_the_worker_told_what_it_did(own: Own) -> None:
     """After two studies the worker's own counters are not zero."""
     port = own.stack._variables["OSTEON_WORKER_METRICS_PORT"]
     body = httpx.get(f"http://127.0.0.1:{port}/metrics", trust_env=False).text
@@ -126,7 +136,7 @@ def test_the_worker_told_what_it_did(own: System) -> None:
 
 
 @needs_chromium
-def test_the_link_leads_to_the_study_s_task_in_flower(own: System, browser: Browser) -> None:
+def test_the_link_leads_to_the_study_s_task_in_flower(own: Own, browser: Browser) -> None:
     """Flower, opened by the page's link, lists this study's tasks and no other's."""
     # a study in quarantine has a row with its link
     database = Database(own.stack.urls["database"], 1)
@@ -167,7 +177,7 @@ def test_the_link_leads_to_the_study_s_task_in_flower(own: System, browser: Brow
         database.close()
 
 
-def test_history_outlives_the_broker_and_flower(own: System) -> None:
+def test_history_outlives_the_broker_and_flower(own: Own) -> None:
     """The broker killed with its file lost, Flower started anew: the page's history is the same, number for number."""
     database = Database(own.stack.urls["database"], 1)
 
@@ -180,16 +190,17 @@ def test_history_outlives_the_broker_and_flower(own: System) -> None:
     finished = [point for point in overview(own)["history"] if point["analysed"]]
     stack = own.stack
     assert stack.valkey is not None
-    assert stack.valkey.child is not None
-    os.kill(stack.valkey.child.pid, signal.SIGKILL)
+    valkey = stack.valkey
+    os.kill(pid_of(valkey), signal.SIGKILL)
     for file in (stack.valkey.folder / "appendonlydir").iterdir():
         file.unlink()
     flower = stack._children["flower"].pid
+    assert flower is not None
     os.kill(flower, signal.SIGKILL)
     database_file = [file for file in stack.home.iterdir() if file.name.startswith("flower")]
     for file in database_file:
         file.unlink()
-    tended(own, lambda: stack.valkey.running and stack._children["flower"].pid != flower)
+    tended(own, lambda: valkey.running and stack._children["flower"].pid != flower)
     tended(own, lambda: overview(own)["health"]["parts"]["broker"] == "ok")
     again = [point for point in overview(own)["history"] if point["analysed"]]
     assert again[: len(finished)] == finished

@@ -9,7 +9,7 @@ from zoneinfo import ZoneInfo
 
 import pydicom
 import pytest
-from playwright.sync_api import Browser, ConsoleMessage, Page, expect
+from playwright.sync_api import Browser, ConsoleMessage, Dialog, Page, expect
 from pydicom.uid import generate_uid
 
 from tests.browsing import WATCH_POLICY, leave, needs_chromium
@@ -41,7 +41,12 @@ def page(browser: Browser, system: Any) -> Iterator[Page]:
 
     page.on("console", note)
     page.on("pageerror", lambda error: errors.append(str(error)))
-    page.on("dialog", lambda dialog: (errors.append(f"dialog: {dialog.message}"), dialog.dismiss()))
+
+    def refuse(dialog: Dialog) -> None:
+        errors.append(f"dialog: {dialog.message}")
+        dialog.dismiss()
+
+    page.on("dialog", refuse)
     yield page
     try:
         leave(page, system.api_url)

@@ -61,7 +61,7 @@ class Room:
 def spot(row: float, column: float, sigma: float = 1.4, peak: int = 255) -> np.ndarray:
     """A map with one warm spot, its place in cells."""
     rows, columns = np.mgrid[0:CELLS, 0:CELLS] + 0.5
-    return np.rint(peak * np.exp(-((rows - row) ** 2 + (columns - column) ** 2) / (2 * sigma**2))).astype(np.uint8)
+    return np.asarray(np.rint(peak * np.exp(-((rows - row) ** 2 + (columns - column) ** 2) / (2 * sigma**2))), np.uint8)
 
 
 def gradient(name: str, shape: tuple[int, int]) -> bytes:
@@ -153,7 +153,7 @@ def shot(page: Page, name: str) -> None:
         page.screenshot(path=f"{SHOTS}/{name}.png", full_page=True)
 
 
-def gray(page: Page, x: float = 0.5, y: float = 0.5) -> int:
+def gray(page: Page, x: float = 0.5, y: float = 0.5) -> Any:
     """The red value of the canvas at a place, 0..1 of the stage, without the heatmap's if that is hidden."""
     return page.evaluate(
         """([x, y]) => new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(() => {
@@ -444,7 +444,7 @@ def test_only_the_shown_film_is_fetched(page: Page, room: Room) -> None:
 # -- what the model says, drawn -------------------------------------------------------------------------------------
 
 
-def boxes(page: Page, name: str) -> list[dict[str, float]]:
+def boxes(page: Page, name: str) -> Any:
     """The bounding boxes of a line's paths, in the film's pixels."""
     # found and measured in one step: a path that a zoom has replaced in between has an empty box
     return page.evaluate(
@@ -513,7 +513,7 @@ def test_heatmap_fades_hides_and_is_cut_off(page: Page, room: Room) -> None:
     expect(page.locator("#drawn")).not_to_be_empty()
     page.keyboard.press("t")
 
-    def red(y: float) -> int:
+    def red(y: float) -> Any:
         """How much more red than blue a place in the film's middle is."""
         return page.evaluate(
             """(y) => new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(() => {

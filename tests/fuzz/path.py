@@ -324,7 +324,7 @@ PROBES: dict[str, Any] = {
     "slow": _burn,
     "memory": lambda: _use(MOST_MIB + 50),
     "all memory": lambda: _use(4000),
-    "unnamed": lambda: {}["x"],
+    "unnamed": lambda: dict[str, str]()["x"],
     "patient": lambda: named(CannotUnderstand(f"There is something wrong with {MARKERS[0]}")),
     "quote": _quote,
     "print": lambda: os.write(2, MARKERS[0].encode()) and "findings",

@@ -6,6 +6,7 @@ import io
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
 
 import imagecodecs
 import numpy as np
@@ -68,7 +69,7 @@ def native(kind: str, dtype: str = "u2", bits: int = 12, frames: int = 1) -> Spe
     """An uncompressed film."""
     pixels = film(dtype, bits)
     ds = described(pixels, bits, frames)
-    order = ">" if kind == "big" else "<"
+    order: Literal["<", ">"] = ">" if kind == "big" else "<"
     raw = pixels.astype(pixels.dtype.newbyteorder(order)).tobytes() * frames
     if kind == "big" and pixels.itemsize == 1:
         raw = np.frombuffer(raw, "<u2").astype(">u2").tobytes()

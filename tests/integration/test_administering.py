@@ -1,7 +1,9 @@
 """What an administrator asks of the API: /operations, /quarantine/release, /keys, /metrics."""
 
 import re
+from collections.abc import Callable
 from datetime import UTC, datetime
+from typing import Any
 
 import pytest
 from cryptography.fernet import Fernet
@@ -14,25 +16,25 @@ from api.overview import Operations
 from shared.repository import operations
 from shared.settings import Settings
 from shared.tables import KeyRow, RefusalRow, StudyRow, WorkerRow
-from tests.conftest import SAMPLES
+from tests.conftest import SAMPLES, InProcessApi
 
 FILM = (SAMPLES / "studies" / "01-hand" / "1-pa.dcm").read_bytes()
 
 
-def overview(api, role="admin", **query):
+def overview(api: InProcessApi, role: str = "admin", **query: str) -> Operations:
     answer = api.http.get("/operations", headers=api.headers(role), params=query)
     assert answer.status_code == 200, answer.text
     return Operations.model_validate(answer.json())
 
 
-def set_aside(api, reason="the object is missing"):
+def set_aside(api: InProcessApi, reason: str = "the object is missing") -> str:
     """One study in quarantine; its id."""
     (study,) = api.post({"film.dcm": FILM}).json()["studies"]
     with api.database.transaction() as session:
         session.execute(
             update(StudyRow).values(status="quarantined", reason=reason, attempts=4, quarantined_at=datetime.now(UTC))
         )
-    return study["id"]
+    return str(study["id"])
 
 
 @pytest.mark.parametrize(
@@ -41,14 +43,14 @@ def set_aside(api, reason="the object is missing"):
      ("POST", "/keys/3f0c2b1e-6f0e-4a53-9c1c-0d7b1d0e8a11/revoke")],
 )  # fmt: skip
 @pytest.mark.parametrize("role", ["submitter", "radiologist", None])
-def test_only_administrators(in_process, method, path, role):
+def test_only_administrators(in_process: InProcessApi, method: str, path: str, role: str | None) -> None:
     """Without a key 401, with any other role 403."""
     headers = in_process.headers(role) if role else {}
     answer = in_process.http.request(method, path, headers=headers, json={})
     assert answer.status_code == (403 if role else 401)
 
 
-def test_an_empty_system_says_what_is_missing(in_process):
+def test_an_empty_system_says_what_is_missing(in_process: InProcessApi) -> None:
     """Before anything has run the overview answers, and names the two things that keep studies from being analysed."""
     view = overview(in_process)
     assert view.health.ready
@@ -58,7 +60,7 @@ def test_an_empty_system_says_what_is_missing(in_process):
     assert any("No bundle is active" in trouble for trouble in view.troubles)
 
 
-def test_what_stands_in_quarantine_is_told_and_released(in_process):
+def test_what_stands_in_quarantine_is_told_and_released(in_process: InProcessApi) -> None:
     """Reason, attempts and time are shown; released as a whole reason, it waits again."""
     study = set_aside(in_process)
     view = overview(in_process)
@@ -75,7 +77,7 @@ def test_what_stands_in_quarantine_is_told_and_released(in_process):
     assert (view.quarantine, view.queues[1].waiting) == ([], 1)
 
 
-def test_what_is_tried_again_is_listed(in_process):
+def test_what_is_tried_again_is_listed(in_process: InProcessApi) -> None:
     """A study that failed is told of with its reason and the time of its next attempt, to its own site's administrator."""
     (study,) = in_process.post({"film.dcm": FILM}).json()["studies"]
     at = datetime(2026, 3, 1, 12, tzinfo=UTC)
@@ -95,7 +97,7 @@ def test_what_is_tried_again_is_listed(in_process):
     assert overview(in_process).retrying == []
 
 
-def test_a_study_s_page_links_its_tasks_for_administrators(in_process):
+def test_a_study_s_page_links_its_tasks_for_administrators(in_process: InProcessApi) -> None:
     """Whatever state a study is in, its page leads an administrator to its tasks in Flower, and nobody else."""
     study = set_aside(in_process)
     link = f"/tasks?name=analyse_study%20{study}"
@@ -103,7 +105,7 @@ def test_a_study_s_page_links_its_tasks_for_administrators(in_process):
     assert link not in in_process.http.get(f"/view/{study}", headers=in_process.headers("radiologist")).text
 
 
-def test_another_site_sees_nothing(in_process):
+def test_another_site_sees_nothing(in_process: InProcessApi) -> None:
     """Studies, refusals and keys of one site do not show at another, and cannot be released from there."""
     set_aside(in_process)
     in_process.post({"x.dcm": b"nothing"})
@@ -122,7 +124,7 @@ def test_another_site_sees_nothing(in_process):
     assert in_process.http.post(f"/keys/{other}/revoke", headers=in_process.headers()).status_code == 404
 
 
-def test_refused_files_are_counted_without_their_names(in_process):
+def test_refused_files_are_counted_without_their_names(in_process: InProcessApi) -> None:
     """Why files were refused is kept; what they were called, which may name a patient, is not."""
     for _ in range(2):
         assert in_process.post({"DOE^JANE.dcm": b"nothing", "film.dcm": FILM}).status_code == 202
@@ -132,20 +134,20 @@ def test_refused_files_are_counted_without_their_names(in_process):
         assert "DOE" not in str(vars(session.scalars(select(RefusalRow)).one()))
 
 
-def test_a_replayed_receipt_is_not_counted_again(in_process):
+def test_a_replayed_receipt_is_not_counted_again(in_process: InProcessApi) -> None:
     """The same request with its idempotency key is one refusal."""
     for _ in range(2):
         in_process.post({"x.dcm": b"nothing"}, idempotency_key="one")
     assert overview(in_process).refusals[0].files == 1
 
 
-def test_noting_a_refusal_fails_no_upload(in_process, monkeypatch):
+def test_noting_a_refusal_fails_no_upload(in_process: InProcessApi, monkeypatch: pytest.MonkeyPatch) -> None:
     """An upload is answered as it is, whatever becomes of the statistics."""
     monkeypatch.setattr("api.uploads.note_refusals", lambda *_: 1 / 0)
     assert in_process.post({"x.dcm": b"nothing", "film.dcm": FILM}).status_code == 202
 
 
-def test_a_key_is_made_shown_once_and_revoked(in_process):
+def test_a_key_is_made_shown_once_and_revoked(in_process: InProcessApi) -> None:
     """The secret comes with the answer that made it, works at once, stands in no list, and ends with the revocation."""
     made = in_process.http.post("/keys", json={"name": "night PACS", "role": "submitter"}, headers=in_process.headers())
     assert made.status_code == 201
@@ -161,13 +163,13 @@ def test_a_key_is_made_shown_once_and_revoked(in_process):
 
 
 @pytest.mark.parametrize("name", ["", "   ", "two\nlines", "x" * 65])
-def test_a_key_needs_a_name_that_can_be_read(in_process, name):
+def test_a_key_needs_a_name_that_can_be_read(in_process: InProcessApi, name: str) -> None:
     """A name of nothing, of several lines or of a novel is refused."""
     wanted = {"name": name, "role": "submitter"}
     assert in_process.http.post("/keys", json=wanted, headers=in_process.headers()).status_code == 422
 
 
-def test_the_last_admin_key_stays(in_process):
+def test_the_last_admin_key_stays(in_process: InProcessApi) -> None:
     """An administrator cannot lock the site out, and is told what to do first."""
     with in_process.database.transaction() as session:
         own = session.scalar(select(KeyRow.id).where(KeyRow.name == "admin"))
@@ -176,15 +178,16 @@ def test_the_last_admin_key_stays(in_process):
     assert "Make a new admin key first" in answer.json()["detail"]
 
 
-def test_the_page_takes_one_connection_at_a_time(make_api):
+def test_the_page_takes_one_connection_at_a_time(make_api: Callable[..., InProcessApi]) -> None:
     """With a pool of one connection the page comes at once: a request that held one and asked for more would hang."""
     api = make_api(database_pool_size=1)
-    api.http.app.state.parts.database.engine.pool._timeout = 1
+    app: Any = api.http.app
+    app.state.parts.database.engine.pool._timeout = 1
     for path in ("/operations", "/admin", "/keys", "/backlog"):
         assert api.http.get(path, headers=api.headers()).status_code == 200, path
 
 
-def test_a_stuck_system_says_so(in_process):
+def test_a_stuck_system_says_so(in_process: InProcessApi) -> None:
     """Studies that wait with a living worker and no answer, and an urgent one beyond two minutes, are told in words."""
     in_process.post({"film.dcm": FILM}, priority="urgent")
     with in_process.database.transaction() as session:
@@ -205,11 +208,11 @@ def test_a_stuck_system_says_so(in_process):
     assert any("No worker is alive" in trouble for trouble in view.troubles)
 
 
-def scrape(api, secret):
+def scrape(api: InProcessApi, secret: str | None) -> Any:
     return api.http.get("/metrics", headers={"Authorization": f"Bearer {secret}"} if secret else {})
 
 
-def test_metrics_are_not_for_strangers(make_api):
+def test_metrics_are_not_for_strangers(make_api: Callable[..., InProcessApi]) -> None:
     """Without a token of the settings an admin's key opens them; nobody else's, no empty one, and no login cookie does."""
     api = make_api()
     for secret in ("", "guess", api.keys["radiologist"], api.keys["submitter"]):
@@ -220,7 +223,7 @@ def test_metrics_are_not_for_strangers(make_api):
     assert scrape(api, "").status_code == 401
 
 
-def test_the_token_opens_metrics_and_nothing_else(make_api):
+def test_the_token_opens_metrics_and_nothing_else(make_api: Callable[..., InProcessApi]) -> None:
     """A scraper needs no key that reads worklists."""
     api = make_api(metrics_token="a token for the tests")
     assert scrape(api, "a token for the tests").status_code == 200
@@ -229,7 +232,7 @@ def test_the_token_opens_metrics_and_nothing_else(make_api):
     assert other.status_code == 401
 
 
-def test_metrics_tell_routes_never_ids(in_process):
+def test_metrics_tell_routes_never_ids(in_process: InProcessApi) -> None:
     """Requests are counted by their route's template: a study's id in a label would be a new series a study."""
     study = set_aside(in_process)
     in_process.http.get(f"/studies/{study}", headers=in_process.headers())
@@ -243,10 +246,10 @@ def test_metrics_tell_routes_never_ids(in_process):
     assert not [route for route in routes if route and re.search(r"[0-9a-f]{8}-", route)]
 
 
-def test_metrics_tell_what_the_rows_say(in_process):
+def test_metrics_tell_what_the_rows_say(in_process: InProcessApi) -> None:
     """Queues, quarantine, workers and files are told as they are."""
 
-    def of(body, name, **labels):
+    def of(body: str, name: str, **labels: str) -> float:
         found = [
             sample.value
             for family in text_string_to_metric_families(body)
@@ -268,7 +271,7 @@ def test_metrics_tell_what_the_rows_say(in_process):
     assert stored == 1 + (of(before, "osteon_api_files_total", outcome="stored") if 'outcome="stored"' in before else 0)
 
 
-def test_metrics_without_postgres():
+def test_metrics_without_postgres() -> None:
     """While Postgres is away a scrape with the token still tells what the process knows."""
     settings = Settings(
         database_url="postgresql+psycopg2://x@127.0.0.1:1/x", identity_key=Fernet.generate_key().decode(),

@@ -5,8 +5,12 @@ import io
 import struct
 import threading
 import time
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+from uuid import UUID
 
 import numpy as np
 import psutil
@@ -20,7 +24,7 @@ from samples.objects import pattern_image, set_pixels, to_bytes
 from shared.errors import StoreUnavailable
 from shared.repository import nights, work
 from shared.repository.bundles import activate_bundle, add_bundle
-from shared.settings import ROOT
+from shared.settings import ROOT, Settings
 from shared.storage import original_key, preview_key, sha256_of
 from shared.study import Priority, StudyStatus
 from shared.vision.bundle import load_bundle, save_bundle
@@ -29,6 +33,8 @@ from shared.vision.reader import Reader
 from shared.vision.tensors import prepare
 from tests import poisons
 from tests.pace import LIMIT_S, slowness, until
+from tests.ward import Ward
+from worker.decoding import Job
 from worker.predictor import ActiveReader
 from worker.tasks import Engine
 
@@ -38,12 +44,12 @@ EXPLICIT = "1.2.840.10008.1.2.1"
 
 
 @pytest.fixture(scope="session")
-def bundle_path():
+def bundle_path() -> Path:
     return min((ROOT / "training/bundles").glob("*.safetensors"))
 
 
 @pytest.fixture(scope="session")
-def other_bundle_path(bundle_path, tmp_path_factory):
+def other_bundle_path(bundle_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same network under another name."""
     network, manifest = load_bundle(bundle_path.read_bytes())
     path = tmp_path_factory.mktemp("bundles") / "other.safetensors"
@@ -52,22 +58,22 @@ def other_bundle_path(bundle_path, tmp_path_factory):
 
 
 @pytest.fixture(autouse=True)
-def _load_once(monkeypatch):
+def _load_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Bundles are loaded once for all tests, and run as they are: to compile them takes longer than these tests."""
     monkeypatch.setattr("worker.predictor.Reader.resident", lambda content, sha256, folder: loaded(content, sha256))
 
 
 @functools.cache
-def loaded(content, sha256):
+def loaded(content: bytes, sha256: str) -> Reader:
     return Reader(*load_bundle(content, sha256))
 
 
 @pytest.fixture
-def make_engine(ward, make_settings, bundle_path):
+def make_engine(ward: Ward, make_settings: Callable[..., Settings], bundle_path: Path) -> Iterator[Callable[..., Any]]:
     """Makes an engine with the shipped bundle active."""
-    engines = []
+    engines: list[Engine] = []
 
-    def make(**changes):
+    def make(**changes: Any) -> Engine:
         settings = make_settings(**{"retry_base_s": 0.01, "decoders": 1} | changes)
         publish(settings, ward.database, bundle_path, activate=True)
         engines.append(Engine(settings))
@@ -79,17 +85,17 @@ def make_engine(ward, make_settings, bundle_path):
 
 
 @pytest.fixture
-def engine(make_engine):
+def engine(make_engine: Callable[..., Any]) -> Any:
     return make_engine()
 
 
-def before_decoding(engine, hook):
+def before_decoding(engine: Any, hook: Callable[[Job], object]) -> None:
     """Let hook(job) run, in a thread of its own, before each instance is decoded."""
     submit, pool = engine.decoders.submit, ThreadPoolExecutor(8)
     engine.decoders.submit = lambda job, priority: pool.submit(lambda: (hook(job), submit(job, priority).result())[1])
 
 
-def retried(engine, ward, study, times):
+def retried(engine: Engine, ward: Ward, study: UUID, times: int) -> list[str]:
     """Analyse again and again, each time when it is due."""
     words = []
     for _ in range(times):
@@ -98,7 +104,7 @@ def retried(engine, ward, study, times):
     return words
 
 
-def square(name, values, **attributes):
+def square(name: str, values: np.ndarray, **attributes: Any) -> bytes:
     """A little CR of these (H, W) uint8 values; more frames where values are (F, H, W)."""
     ds = pattern_image(9, name)
     set_pixels(ds, list(values) if values.ndim == 3 else [values], 8, "explicit")
@@ -109,12 +115,14 @@ def square(name, values, **attributes):
     return to_bytes(ds, EXPLICIT)
 
 
-def texture(seed, frames=None):
+def texture(seed: int, frames: int | None = None) -> np.ndarray:
     shape = (96, 96) if frames is None else (frames, 96, 96)
     return np.random.default_rng(seed).integers(0, 256, shape, np.uint8)
 
 
-def test_a_study_is_analysed_with_findings_heatmaps_and_previews(ward, make_engine, store_url):
+def test_a_study_is_analysed_with_findings_heatmaps_and_previews(
+    ward: Ward, make_engine: Callable[..., Any], store_url: str
+) -> None:
     """From either store, each film gets one finding by the active bundle, a heatmap, and a picture for the page."""
     engine = make_engine(store_url=store_url)
     contents = [path.read_bytes() for path in (HAND, STUDIES / "01-hand/2-lateral.dcm")]
@@ -131,7 +139,7 @@ def test_a_study_is_analysed_with_findings_heatmaps_and_previews(ward, make_engi
     assert len(ward.findings(study)) == 2
 
 
-def test_every_frame_has_a_finding_and_the_worst_one_speaks(ward, engine):
+def test_every_frame_has_a_finding_and_the_worst_one_speaks(ward: Ward, engine: Any) -> None:
     """A multi-frame object is analysed frame by frame, and summed up by its worst frame."""
     study = ward.stored(engine.store, [square("frames", texture(1, frames=5))])
     assert engine.analyse_study(study) == "analysed"
@@ -143,7 +151,7 @@ def test_every_frame_has_a_finding_and_the_worst_one_speaks(ward, engine):
     assert all(engine.store.exists(preview_key(digest, frame)) for frame in range(1, 6))
 
 
-def test_frames_are_not_swapped(ward, engine):
+def test_frames_are_not_swapped(ward: Ward, engine: Any) -> None:
     """Frame 2 of three is blank, and it is frame 2 that the model says nothing about."""
     frames = texture(2, frames=3)
     frames[1] = 90
@@ -152,7 +160,7 @@ def test_frames_are_not_swapped(ward, engine):
     assert [finding.scope == "the image is blank" for finding in ward.findings(study)] == [False, True, False]
 
 
-def test_studies_at_the_same_time_get_their_own_answers(ward, engine):
+def test_studies_at_the_same_time_get_their_own_answers(ward: Ward, engine: Any) -> None:
     """Studies whose images share batches get the findings that each would get alone."""
     contents = [square(f"film {seed}", texture(seed)) for seed in range(6)] + [HAND.read_bytes(), ELBOW.read_bytes()]
     together = [ward.stored(engine.store, [content]) for content in contents]
@@ -166,7 +174,7 @@ def test_studies_at_the_same_time_get_their_own_answers(ward, engine):
         assert found.region_probability == pytest.approx(float(alone.region.max()), abs=0.02)
 
 
-def test_mr_is_accepted_and_marked_out_of_scope(ward, engine):
+def test_mr_is_accepted_and_marked_out_of_scope(ward: Ward, engine: Any) -> None:
     """An MR image is analysed, and the model abstains in words rather than calling it normal."""
     study = ward.stored(engine.store, [square("mr", texture(3), Modality="MR")])
     assert engine.analyse_study(study) == "analysed"
@@ -175,7 +183,7 @@ def test_mr_is_accepted_and_marked_out_of_scope(ward, engine):
     assert ward.row(study).call == "abstained"
 
 
-def test_a_blank_image_is_abstained_from(ward, engine):
+def test_a_blank_image_is_abstained_from(ward: Ward, engine: Any) -> None:
     """An image that shows nothing is not called normal."""
     study = ward.stored(engine.store, [square("blank", np.full((96, 96), 100, np.uint8))])
     assert engine.analyse_study(study) == "analysed"
@@ -183,7 +191,7 @@ def test_a_blank_image_is_abstained_from(ward, engine):
     assert (found.call, found.scope) == ("abstained", "the image is blank")
 
 
-def damaged(name):
+def damaged(name: object) -> bytes:
     """A compressed film whose stream is damaged behind a sound header: the API takes it in."""
     ds = dcmread(STUDIES / "08-elbow/2-lateral.dcm")
     if not ds.file_meta.TransferSyntaxUID.is_encapsulated:
@@ -197,7 +205,7 @@ def damaged(name):
     return out.getvalue()
 
 
-def test_one_bad_image_does_not_sink_its_study(ward, engine):
+def test_one_bad_image_does_not_sink_its_study(ward: Ward, engine: Any) -> None:
     """Among good images a bad one gets an error in words, and the study its findings."""
     study = ward.stored(engine.store, [HAND.read_bytes(), damaged(1), ELBOW.read_bytes()])
     assert engine.analyse_study(study) == "analysed"
@@ -208,7 +216,7 @@ def test_one_bad_image_does_not_sink_its_study(ward, engine):
     assert len(bad.error_text) > 20
 
 
-def test_a_study_of_bad_images_is_quarantined_at_once(ward, engine):
+def test_a_study_of_bad_images_is_quarantined_at_once(ward: Ward, engine: Any) -> None:
     """What can never be read is not tried again: the first attempt ends in quarantine, with the reason."""
     study = ward.stored(engine.store, [damaged(1), damaged(2)])
     engine.analyse_study(study)
@@ -217,7 +225,7 @@ def test_a_study_of_bad_images_is_quarantined_at_once(ward, engine):
     assert row.reason == ward.instances(study)[0].error_text != ""
 
 
-def test_a_missing_object_is_retried_and_then_quarantined(ward, engine):
+def test_a_missing_object_is_retried_and_then_quarantined(ward: Ward, engine: Any) -> None:
     """A film that is not in the store is tried N times, then set aside; one that comes back in time is analysed."""
     study = ward.stored(engine.store, [HAND.read_bytes()], keep=False)
     assert retried(engine, ward, study, 5) == ["will retry"] * 3 + ["quarantined", "nothing to do"]
@@ -230,18 +238,20 @@ def test_a_missing_object_is_retried_and_then_quarantined(ward, engine):
     assert ward.row(late).reason == ""
 
 
-def test_retries_wait_longer_each_time(ward, make_engine):
+def test_retries_wait_longer_each_time(ward: Ward, make_engine: Callable[..., Any]) -> None:
     """The pause before the next attempt doubles, give or take half."""
     engine = make_engine()
     engine.settings.retry_base_s = 8.0
     study, pauses = ward.stored(engine.store, [HAND.read_bytes()], keep=False), []
     for _ in range(3):
         retried(engine, ward, study, 1)
-        pauses.append((ward.row(study).not_before - datetime.now(UTC)).total_seconds())
+        not_before = ward.row(study).not_before
+        assert not_before is not None
+        pauses.append((not_before - datetime.now(UTC)).total_seconds())
     assert all(0.4 * base < pause < 1.5 * base for base, pause in zip((8, 16, 32), pauses, strict=True))
 
 
-def test_a_store_that_is_down_costs_no_attempts(ward, make_engine):
+def test_a_store_that_is_down_costs_no_attempts(ward: Ward, make_engine: Callable[..., Any]) -> None:
     """However long the store is away, studies wait for it, and none is set aside for it."""
     engine = make_engine()
     study = ward.stored(engine.store, [HAND.read_bytes()])
@@ -255,13 +265,15 @@ def test_a_store_that_is_down_costs_no_attempts(ward, make_engine):
     assert retried(engine, ward, study, 1) == ["analysed"]
 
 
-def test_a_database_without_room_costs_no_attempts(ward, make_engine, monkeypatch):
+def test_a_database_without_room_costs_no_attempts(
+    ward: Ward, make_engine: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A full Postgres may take the little change that gives a study back, and not its results: however long that lasts,
     none is set aside for it."""
     engine = make_engine()
     study = ward.stored(engine.store, [HAND.read_bytes()])
 
-    def full(*_):
+    def full(*_: object) -> None:
         raise OperationalError("INSERT", {}, DiskFull())
 
     with monkeypatch.context() as patched:
@@ -276,11 +288,13 @@ def test_a_database_without_room_costs_no_attempts(ward, make_engine, monkeypatc
 class DeadStore:
     """A store that does not answer."""
 
-    def check(self):
+    def check(self) -> None:
         raise StoreUnavailable
 
 
-def test_a_new_bundle_is_picked_up_between_studies(ward, engine, other_bundle_path, monkeypatch):
+def test_a_new_bundle_is_picked_up_between_studies(
+    ward: Ward, engine: Any, other_bundle_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """After an activation the next studies are read by the new bundle, and earlier findings keep the old one's name."""
     monkeypatch.setattr("worker.predictor.LOOK_EVERY_S", 0.0)
     first, second = (ward.stored(engine.store, [content.read_bytes()]) for content in (HAND, ELBOW))
@@ -292,7 +306,9 @@ def test_a_new_bundle_is_picked_up_between_studies(ward, engine, other_bundle_pa
     assert [finding.bundle for finding in ward.findings(second)] == [ward.row(second).bundle] == ["other"]
 
 
-def test_a_bundle_that_changes_midway_does_not_mix(ward, engine, other_bundle_path, monkeypatch):
+def test_a_bundle_that_changes_midway_does_not_mix(
+    ward: Ward, engine: Any, other_bundle_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A study claimed under one bundle is read, named and summed up by that one, whatever is activated meanwhile."""
     monkeypatch.setattr("worker.predictor.LOOK_EVERY_S", 0.0)
     study, name = ward.stored(engine.store, [HAND.read_bytes()]), engine.reader.current().manifest.name
@@ -301,7 +317,7 @@ def test_a_bundle_that_changes_midway_does_not_mix(ward, engine, other_bundle_pa
     assert [finding.bundle for finding in ward.findings(study)] == [name] == [ward.row(study).bundle]
 
 
-def test_a_bundle_that_cannot_be_loaded_stops_nothing(ward, engine, monkeypatch):
+def test_a_bundle_that_cannot_be_loaded_stops_nothing(ward: Ward, engine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """When a bundle that is not in the store is activated, studies go on with the one that works."""
     monkeypatch.setattr("worker.predictor.LOOK_EVERY_S", 0.0)
     name = engine.reader.current().manifest.name
@@ -313,7 +329,7 @@ def test_a_bundle_that_cannot_be_loaded_stops_nothing(ward, engine, monkeypatch)
         activate_bundle(session, name)
 
 
-def test_without_a_bundle_a_study_stays_in_the_queue(ward, make_settings):
+def test_without_a_bundle_a_study_stays_in_the_queue(ward: Ward, make_settings: Callable[..., Settings]) -> None:
     """Before any bundle can be loaded, studies are left as they are, to be sent again."""
     engine = Engine(make_settings())
     study = ward.stored(engine.store, [HAND.read_bytes()])
@@ -322,14 +338,14 @@ def test_without_a_bundle_a_study_stays_in_the_queue(ward, make_settings):
     engine.close()
 
 
-def test_suspects_waiting_for_the_gate_are_not_blamed(ward, engine):
+def test_suspects_waiting_for_the_gate_are_not_blamed(ward: Ward, engine: Any) -> None:
     """While one suspect is analysed alone, those who wait have no claim, so its death would cost them no attempt."""
     studies = [ward.stored(engine.store, [square(f"suspect {i}", texture(i))]) for i in range(3)]
     for study in studies:
         ward.claim(study, datetime.now(UTC) - timedelta(minutes=5), bundle="x")
     entered, leave, inside = threading.Event(), threading.Event(), []
 
-    def wait(job):
+    def wait(job: Job) -> None:
         inside.append(job)
         entered.set()
         leave.wait(LIMIT_S)
@@ -348,7 +364,7 @@ def test_suspects_waiting_for_the_gate_are_not_blamed(ward, engine):
     assert ward.count(status=StudyStatus.ANALYSED, attempts=2) == 3
 
 
-def test_leases_are_renewed_while_a_study_is_analysed(ward, make_engine):
+def test_leases_are_renewed_while_a_study_is_analysed(ward: Ward, make_engine: Callable[..., Any]) -> None:
     """A study that takes longer than its lease keeps it as long as its worker lives."""
     engine = make_engine(lease_s=6.0)
     study = ward.stored(engine.store, [HAND.read_bytes()])
@@ -359,7 +375,8 @@ def test_leases_are_renewed_while_a_study_is_analysed(ward, make_engine):
         working = pool.submit(engine.analyse_study, study)
         until(lambda: ward.row(study).lease_until, 30)
         first = ward.row(study).lease_until
-        until(lambda: ward.row(study).lease_until > first, 30)
+        assert first is not None
+        until(lambda: (ward.row(study).lease_until or first) > first, 30)
         with ward.database.transaction() as session:
             now = first + timedelta(milliseconds=1)  # when it would have ended
             assert work.claim(session, [study], "x", now, timedelta(seconds=30), max_attempts=4, alone=True) == [None]
@@ -368,11 +385,13 @@ def test_leases_are_renewed_while_a_study_is_analysed(ward, make_engine):
     assert ward.row(study).attempts == 1
 
 
-def test_the_lease_keeper_outlives_any_error(ward, make_engine, monkeypatch):
+def test_the_lease_keeper_outlives_any_error(
+    ward: Ward, make_engine: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """An unknown error while renewing is logged, and the next renewal happens all the same."""
     calls = threading.Semaphore(0)
 
-    def broken(*_):
+    def broken(*_: object) -> None:
         calls.release()
         raise RuntimeError("unknown")
 
@@ -384,10 +403,12 @@ def test_the_lease_keeper_outlives_any_error(ward, make_engine, monkeypatch):
         assert all(calls.acquire(timeout=LIMIT_S) for _ in range(3))
 
 
-def test_a_model_that_fails_is_retried_and_then_named(ward, make_engine, monkeypatch):
+def test_a_model_that_fails_is_retried_and_then_named(
+    ward: Ward, make_engine: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A study on which the model fails every time ends in quarantine with the kind of error, never its values."""
 
-    def fail(_items):
+    def fail(_items: object) -> None:
         raise FloatingPointError("patient DOE^JANE")
 
     monkeypatch.setattr("worker.tasks.predict", fail)
@@ -397,9 +418,9 @@ def test_a_model_that_fails_is_retried_and_then_named(ward, make_engine, monkeyp
     assert ward.row(study).reason == "analysis failed (FloatingPointError)"
 
 
-def test_urgent_images_go_before_routine_ones_in_the_batcher(ward, engine):
+def test_urgent_images_go_before_routine_ones_in_the_batcher(ward: Ward, engine: Any) -> None:
     """The batcher is told each study's own priority."""
-    seen = []
+    seen: list[int] = []
     submit = engine.batcher.submit
     engine.batcher.submit = lambda item, priority=0: (seen.append(priority), submit(item, priority))[1]
     for priority in Priority:
@@ -416,7 +437,9 @@ POISONS = {
 
 
 @pytest.mark.parametrize("poison", POISONS)
-def test_a_poisonous_image_harms_itself_only(ward, make_engine, monkeypatch, poison):
+def test_a_poisonous_image_harms_itself_only(
+    ward: Ward, make_engine: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, poison: str
+) -> None:
     """A codec that aborts, hangs or eats memory costs its own study N attempts; neighbours are analysed at their first."""
     monkeypatch.setattr("worker.decoding.decode", poisons.decode)
     engine = make_engine(max_attempts=2, decode_limit_s=float(DECODE_LIMIT_S), decode_memory_bytes=2**29)
@@ -433,7 +456,9 @@ def test_a_poisonous_image_harms_itself_only(ward, make_engine, monkeypatch, poi
     assert {ward.row(study).attempts for study in sound} == {1}
 
 
-def test_a_poisonous_image_leaves_its_study_the_others(ward, make_engine, monkeypatch):
+def test_a_poisonous_image_leaves_its_study_the_others(
+    ward: Ward, make_engine: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """After N attempts the image is set aside with its reason, and the study's other images are analysed."""
     monkeypatch.setattr("worker.decoding.decode", poisons.decode)
     engine = make_engine(max_attempts=2)
@@ -447,7 +472,7 @@ def test_a_poisonous_image_leaves_its_study_the_others(ward, make_engine, monkey
     assert (bad.error_reason, bad.error_text) == ("decoding-failed", POISONS["abort"])
 
 
-def test_decoders_end_with_their_worker(ward, make_engine):
+def test_decoders_end_with_their_worker(ward: Ward, make_engine: Callable[..., Any]) -> None:
     """When a worker is killed, its decoders do not stay behind."""
     engine = make_engine()
     engine.analyse_study(ward.stored(engine.store, [square("any", texture(1))]))
@@ -460,17 +485,20 @@ def test_decoders_end_with_their_worker(ward, make_engine):
 # -- second looks ---------------------------------------------------------------------------------------------------
 
 
-def look_again(engine, ward, bundle):
+def look_again(engine: Engine, ward: Ward, bundle: str) -> list[str]:
     """Let a stored bundle look at history as a shadow; what a worker makes of each message."""
     with ward.database.transaction() as session:
         nights.begin_shadow(session, bundle, work.clock(session), None, None)
     with ward.database.transaction() as session:
         feeding = nights.Feeding(100, 2.0, timedelta(seconds=8))
         portion = nights.feed(session, feeding, dict.fromkeys(Priority), work.clock(session))
+    assert portion is not None
     return [engine.second_look(one.study_id, one.bundle) for one in portion.looks]
 
 
-def test_a_second_look_is_read_by_its_own_bundle(ward, engine, other_bundle_path, monkeypatch):
+def test_a_second_look_is_read_by_its_own_bundle(
+    ward: Ward, engine: Any, other_bundle_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Second looks go the way of studies, but the bundle that they name reads them; live ones meanwhile keep the active
     one, and no bundle is loaded twice, not even when the shadow is promoted."""
     monkeypatch.setattr("worker.predictor.LOOK_EVERY_S", 0.0)
@@ -494,7 +522,7 @@ def test_a_second_look_is_read_by_its_own_bundle(ward, engine, other_bundle_path
     assert loads == ["other"]
 
 
-def test_a_second_look_by_a_bundle_that_is_gone_fails_alone(ward, engine):
+def test_a_second_look_by_a_bundle_that_is_gone_fails_alone(ward: Ward, engine: Any) -> None:
     """Where the bundle's object is missing, second looks are retried and then fail, and live studies go on."""
     study = ward.stored(engine.store, [HAND.read_bytes()])
     engine.analyse_study(study)
@@ -510,7 +538,7 @@ def test_a_second_look_by_a_bundle_that_is_gone_fails_alone(ward, engine):
     assert engine.analyse_study(study) == "nothing to do"
 
 
-def test_a_second_look_waits_for_the_store(ward, engine, other_bundle_path):
+def test_a_second_look_waits_for_the_store(ward: Ward, engine: Any, other_bundle_path: Path) -> None:
     """While the object is missing a second look is retried, and its study stays as it is."""
     study = ward.stored(engine.store, [HAND.read_bytes()])
     engine.analyse_study(study)
@@ -526,7 +554,7 @@ def test_a_second_look_waits_for_the_store(ward, engine, other_bundle_path):
     assert engine.second_look(study, "other") == "analysed"
 
 
-def failing(wrong):
-    future = Future()
+def failing(wrong: Exception) -> Future[Any]:
+    future: Future[Any] = Future()
     future.set_exception(wrong)
     return future

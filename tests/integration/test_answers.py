@@ -345,5 +345,5 @@ def test_drift_is_logged_once(in_process: Any, study: str, caplog: pytest.LogCap
     troubles = in_process.http.get("/operations", headers=admin).json()["troubles"]
     assert any("agree with first on films of hand (region) less" in trouble for trouble in troubles)
     told = [record for record in caplog.records if "readers agree" in record.getMessage()]
-    assert [(one.levelname, one.bundle) for one in told] == [("WARNING", "first")] * 2
+    assert [(one.levelname, vars(one)["bundle"]) for one in told] == [("WARNING", "first")] * 2
     assert [vars(one).get("region") for one in told] == ["hand", None]

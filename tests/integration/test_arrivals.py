@@ -1,11 +1,12 @@
 """From stored studies to a backtest of one's own department."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from sqlalchemy import update
-from typer.testing import CliRunner
+from typer.testing import CliRunner, Result
 
 from infra import cli
 from infra.backtest.arrivals import COLUMNS, read
@@ -23,7 +24,7 @@ def test_arrivals_of_stored_studies(in_process: Any, tmp_path: Path, monkeypatch
     settings, written = in_process.settings, tmp_path / "mine.csv"
     monkeypatch.setenv("OSTEON_DATABASE_URL", settings.database_url.get_secret_value())
     monkeypatch.setenv("OSTEON_STORE_URL", settings.store_url.get_secret_value())
-    ask = lambda *words: CliRunner().invoke(cli.app, ["arrivals", "--out", str(written), *words])  # noqa: E731
+    ask: Callable[..., Result] = lambda *words: CliRunner().invoke(cli.app, ["arrivals", "--out", str(written), *words])  # noqa: E731
     done = ask("--since", "2020-01-01", "--zone", "Europe/Berlin")
     assert done.exit_code == 0, done.stderr
     assert [(each.priority, each.kind, each.probability) for each in read(written)] == [

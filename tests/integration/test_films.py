@@ -45,7 +45,7 @@ def upload(api: Any, content: bytes) -> tuple[str, InstanceRow]:
         return study, session.scalars(select(InstanceRow).where(InstanceRow.study_id == UUID(study))).one()
 
 
-def ask(api: Any, study: str, role: str = "radiologist", **query: int) -> Any:
+def ask(api: Any, study: str, role: str = "radiologist", **query: Any) -> Any:
     return api.http.get(f"/studies/{study}/film", params=query, headers=api.headers(role))
 
 
@@ -113,7 +113,8 @@ def test_nobody_else_gets_it(in_process: Any) -> None:
     other = {"Authorization": "Bearer osk_elsewhere"}
     assert in_process.http.get(f"/studies/{study}/film", headers=other).status_code == 404
     assert ask(in_process, study, role="submitter").status_code == 403
-    for query, status in (({"image": 2}, 404), ({"frame": 2}, 404), ({"image": 0}, 422)):
+    wrong: list[tuple[dict[str, Any], int]] = [({"image": 2}, 404), ({"frame": 2}, 404), ({"image": 0}, 422)]
+    for query, status in wrong:
         assert ask(in_process, study, **query).status_code == status
     assert messages(in_process) == []
 

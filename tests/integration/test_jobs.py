@@ -10,7 +10,10 @@ import sys
 import textwrap
 import time
 from collections import Counter
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
@@ -21,7 +24,7 @@ from shared import transport
 from shared.errors import Unavailable
 from shared.jobs import ANALYSE, NIGHTLY, QUEUES, UNKNOWN_AGE, Doorbell, celery_app
 from shared.repository.work import ToSend
-from shared.settings import ROOT
+from shared.settings import ROOT, Settings
 from shared.study import Priority
 from tests.pace import LIMIT_S, until
 from worker.consumer import Consumer
@@ -43,25 +46,25 @@ WORKER = """
 
 
 @pytest.fixture
-def doorbell(make_settings):
+def doorbell(make_settings: Callable[..., Settings]) -> Iterator[Doorbell]:
     bell = Doorbell(celery_app(make_settings()))
     yield bell
     bell.app.close()
 
 
 @pytest.fixture
-def client(broker_url):
+def client(broker_url: str) -> Iterator[Any]:
     connected = redis.Redis.from_url(broker_url)
     yield connected
     connected.close()
 
 
 @pytest.fixture
-def start_worker(broker_url, tmp_path):
+def start_worker(broker_url: str, tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[bytes]]]:
     """Starts a worker that notes the ids it gets in a file."""
-    started: list[subprocess.Popen] = []
+    started: list[subprocess.Popen[bytes]] = []
 
-    def start(threads=1):
+    def start(threads: int = 1) -> subprocess.Popen[bytes]:
         environment = os.environ | {"OSTEON_BROKER_URL": broker_url, "PYTHONPATH": str(ROOT)}
         command = [sys.executable, "-c", textwrap.dedent(WORKER), str(tmp_path / "seen"), str(threads)]
         with (tmp_path / "worker.log").open("ab") as log:
@@ -74,21 +77,21 @@ def start_worker(broker_url, tmp_path):
         process.wait(LIMIT_S)
 
 
-def seen(tmp_path, count, seconds=60):
+def seen(tmp_path: Path, count: int, seconds: float = 60) -> list[UUID]:
     """The ids that arrived, once there are so many."""
 
-    def lines():
+    def lines() -> list[str]:
         return (tmp_path / "seen").read_text().split() if (tmp_path / "seen").exists() else []
 
     until(lambda: len(lines()) >= count, seconds, lambda: (tmp_path / "worker.log").read_text()[-3000:])
     return [UUID(line) for line in lines()]
 
 
-def studies(count, queue):
+def studies(count: int, queue: Priority) -> list[ToSend]:
     return [ToSend(uuid4(), queue, datetime.now(UTC)) for _ in range(count)]
 
 
-def test_flower_is_told_of_every_message(doorbell):
+def test_flower_is_told_of_every_message(doorbell: Doorbell) -> None:
     """Of each of 60 messages, and of one that is sent alone; by its study's id."""
     told: list[str] = []
     with doorbell.app.connection_for_read() as connection:
@@ -106,7 +109,9 @@ def test_flower_is_told_of_every_message(doorbell):
     assert sorted(told) == sorted(f"['{one.study_id}']" for one in sent)
 
 
-def test_queues_are_served_in_strict_order(doorbell, start_worker, tmp_path):
+def test_queues_are_served_in_strict_order(
+    doorbell: Doorbell, start_worker: Callable[..., subprocess.Popen[bytes]], tmp_path: Path
+) -> None:
     """With all three queues filled, no routine study goes before an urgent one, and no backlog study before either."""
     order = (Priority.URGENT, Priority.ROUTINE, Priority.BACKLOG)  # not QUEUES, which may be wrong
     queues = {queue: studies(60, queue) for queue in reversed(order)}
@@ -122,9 +127,16 @@ def test_queues_are_served_in_strict_order(doorbell, start_worker, tmp_path):
 
 
 @pytest.mark.parametrize("may_wake_itself", [True, False])
-def test_slower_queues_leave_places_for_faster_ones(doorbell, client, make_settings, monkeypatch, may_wake_itself):
+def test_slower_queues_leave_places_for_faster_ones(
+    doorbell: Doorbell,
+    client: Any,
+    make_settings: Callable[..., Settings],
+    monkeypatch: pytest.MonkeyPatch,
+    may_wake_itself: bool,
+) -> None:
     """However long they are, an urgent study's message is taken at once; and each place they may have they get back."""
-    places, held = 10, []
+    places = 10
+    held: list[Any] = []
     app = doorbell.app
     if may_wake_itself:  # and need not look again after a moment
         monkeypatch.setattr(transport, "LOOK_S", 60)
@@ -139,7 +151,7 @@ def test_slower_queues_leave_places_for_faster_ones(doorbell, client, make_setti
         channel.basic_qos(0, places, False)
         consumer = app.amqp.TaskConsumer(channel, on_message=held.append)
 
-        def came():
+        def came() -> list[int]:
             """How many are held of each queue, once nothing more has come for a while."""
             quiet_since = time.monotonic()
             while time.monotonic() - quiet_since < 1:
@@ -150,7 +162,7 @@ def test_slower_queues_leave_places_for_faster_ones(doorbell, client, make_setti
             counts = Counter(message.delivery_info["routing_key"] for message in held)
             return [counts[queue] for queue in (Priority.BACKLOG, Priority.ROUTINE, Priority.URGENT)]
 
-        def done(queue):
+        def done(queue: str) -> None:
             message = next(one for one in held if one.delivery_info["routing_key"] == queue)
             held.remove(message)
             message.ack()
@@ -171,27 +183,28 @@ def test_slower_queues_leave_places_for_faster_ones(doorbell, client, make_setti
     app.close()
 
 
-def test_heads_tell_when_the_oldest_message_left(doorbell):
+def test_heads_tell_when_the_oldest_message_left(doorbell: Doorbell) -> None:
     """The head of a queue is the time of its oldest message, None when it is empty."""
     before = datetime.now(UTC)
     doorbell.ring(studies(1, Priority.ROUTINE))
     between = datetime.now(UTC)
     doorbell.ring(studies(3, Priority.ROUTINE))
     heads = doorbell.heads()
-    assert before <= heads[Priority.ROUTINE] <= between
+    oldest = heads[Priority.ROUTINE]
+    assert oldest is not None and before <= oldest <= between
     assert (heads[Priority.URGENT], heads[Priority.BACKLOG]) == (None, None)
     assert doorbell.waiting() == {Priority.URGENT: 0, Priority.ROUTINE: 4, Priority.BACKLOG: 0}
 
 
 @pytest.mark.parametrize("foreign", [b"not JSON", b"[]", b'{"headers": null}', b'{"headers": {"osteon_sent_at": 7}}'])
-def test_a_foreign_message_at_the_head_loses_nothing(doorbell, client, foreign):
+def test_a_foreign_message_at_the_head_loses_nothing(doorbell: Doorbell, client: Any, foreign: bytes) -> None:
     """Behind a message that is not ours no study is taken for lost, and the look at the queues does not fail."""
     doorbell.app.send_task(NIGHTLY, queue=Priority.URGENT)
     client.lpush("routine", foreign)
     assert doorbell.heads() == {Priority.URGENT: UNKNOWN_AGE, Priority.ROUTINE: UNKNOWN_AGE, Priority.BACKLOG: None}
 
 
-def test_a_hundred_messages_take_one_client(doorbell, client, monkeypatch):
+def test_a_hundred_messages_take_one_client(doorbell: Doorbell, client: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """kombu would build a client a command; and after a connection that was lost there is a new one."""
     made = []
     build = redis.Redis.__init__
@@ -209,7 +222,7 @@ def test_a_hundred_messages_take_one_client(doorbell, client, monkeypatch):
     assert len(made) > few
 
 
-def test_a_message_holds_an_id_and_nothing_else(doorbell, client):
+def test_a_message_holds_an_id_and_nothing_else(doorbell: Doorbell, client: Any) -> None:
     """What the broker and Flower see of a study is our own id."""
     (study,) = studies(1, Priority.URGENT)
     doorbell.ring([study])
@@ -222,11 +235,14 @@ def test_a_message_holds_an_id_and_nothing_else(doorbell, client):
     assert arguments[:2] == [[str(study.study_id)], {}]
 
 
-def test_a_dead_broker_is_told_of_quickly(make_settings, monkeypatch):
+def test_a_dead_broker_is_told_of_quickly(
+    make_settings: Callable[..., Settings], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """When nothing listens, the bell returns every id after a few attempts, however many they are, and does not raise;
     looking says Unavailable."""
     app = celery_app(make_settings(broker_url="redis://127.0.0.1:1/0"))
-    attempts, connect = [], redis.Connection.connect
+    attempts: list[object] = []
+    connect: Callable[..., object] = redis.Connection.connect
     monkeypatch.setattr(redis.Connection, "connect", lambda self: (attempts.append(self), connect(self)))
     bell, waiting = Doorbell(app), studies(500, Priority.ROUTINE)
     assert bell.ring(waiting) == [study.study_id for study in waiting]
@@ -238,7 +254,7 @@ def test_a_dead_broker_is_told_of_quickly(make_settings, monkeypatch):
     app.close()
 
 
-def test_a_broker_that_refuses_gets_its_messages_later(doorbell, client):
+def test_a_broker_that_refuses_gets_its_messages_later(doorbell: Doorbell, client: Any) -> None:
     """A broker that is up but full answers with an error; those ids come back, those it took do not."""
     taken, refused = studies(3, Priority.ROUTINE), studies(4, Priority.ROUTINE)
     assert doorbell.ring(taken) == []
@@ -249,17 +265,21 @@ def test_a_broker_that_refuses_gets_its_messages_later(doorbell, client):
     assert client.llen("routine") == 5
 
 
-def test_nothing_to_send_needs_no_broker(make_settings, monkeypatch):
+def test_nothing_to_send_needs_no_broker(
+    make_settings: Callable[..., Settings], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Ringing for no study does not touch the broker."""
     app = celery_app(make_settings(broker_url="redis://127.0.0.1:1/0"))
-    attempts = []
+    attempts: list[object] = []
     monkeypatch.setattr(redis.Connection, "connect", attempts.append)
     assert Doorbell(app).ring([]) == []
     assert attempts == []
     app.close()
 
 
-def test_messages_outlive_a_killed_worker(doorbell, start_worker, tmp_path):
+def test_messages_outlive_a_killed_worker(
+    doorbell: Doorbell, start_worker: Callable[..., subprocess.Popen[bytes]], tmp_path: Path
+) -> None:
     """A worker killed before it acknowledged loses no study: what it held comes back or is lost to the reconciler's eye."""
     waiting = studies(200, Priority.ROUTINE)
     worker = start_worker(threads=4)
@@ -279,7 +299,9 @@ def test_messages_outlive_a_killed_worker(doorbell, start_worker, tmp_path):
     assert doorbell.heads()[Priority.ROUTINE] is None
 
 
-def test_a_connection_that_cannot_be_closed_does_not_end_the_worker(make_settings, tmp_path):
+def test_a_connection_that_cannot_be_closed_does_not_end_the_worker(
+    make_settings: Callable[..., Settings], tmp_path: Path
+) -> None:
     """The broker dies while one channel waits for messages and another one holds one: the worker lets go and goes on."""
     server = EmbeddedValkey(tmp_path / "own")
     server.start()

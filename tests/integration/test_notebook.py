@@ -17,7 +17,8 @@ NOTEBOOK = ROOT / "training/walkthrough.ipynb"
 
 
 def opened() -> nbformat.NotebookNode:
-    return nbformat.read(NOTEBOOK, as_version=4)
+    read: nbformat.NotebookNode = nbformat.read(NOTEBOOK, as_version=4)  # type: ignore[no-untyped-call]
+    return read
 
 
 def is_parameters(cell: nbformat.NotebookNode) -> bool:

@@ -29,6 +29,7 @@ from shared.tables import (
 )
 from shared.worklist import ALLOWANCES, due_at
 from tests.pace import LIMIT_S, until
+from tests.ward import Ward
 
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
 LEASE = timedelta(seconds=60)
@@ -37,7 +38,7 @@ S = timedelta(seconds=1)
 
 def add_studies(database: Any, site: UUID, rows: list[dict[str, Any]]) -> list[UUID]:
     """Studies straight into the table, with what a test wants different."""
-    values = [
+    values: list[dict[str, Any]] = [
         {
             "id": uuid4(), "site_id": site, "study_instance_uid": f"1.2.{uuid4().int}", "priority": "routine",
             "queue": "routine", "status": "analysed", "received_at": NOW, "due_at": NOW, "attempts": 1, "reason": "",
@@ -374,7 +375,7 @@ def test_a_late_image_opens_a_read_study_again(ward: Any) -> None:
 
 def test_new_filters_show_exactly_what_fits(in_process: Any) -> None:
     """Extent and age, alone, together and with the others; a study whose age is not known is in no band."""
-    kinds = [
+    kinds: list[dict[str, Any]] = [
         {"severity": "severe", "call": "likely", "age_years": 0},
         {"severity": "mild", "call": "possible", "age_years": 17},
         {"severity": "mild", "call": "likely", "age_years": 18},
@@ -544,7 +545,7 @@ def test_saved_filters_belong_to_their_key(in_process: Any) -> None:
 # -- search ---------------------------------------------------------------------------------------------------------
 
 
-def taken_in(ward: Any, number: int, identity: Identity) -> UUID:
+def taken_in(ward: Ward, number: int, identity: Identity) -> UUID:
     plain = ward.file(number, 0)
     values = plain.header.__dict__ | {"identity": identity}
     return ward.take_in([StoredFile(plain.sha256, 9, Header(**values))])

@@ -1,9 +1,11 @@
 """Second looks, shadow bundles and retrospective alerts, on a real Postgres, as radiologists and administrators see them."""
 
 import re
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
-from uuid import uuid4
+from typing import Any
+from uuid import UUID, uuid4
 
 import pytest
 from sqlalchemy import select, update
@@ -13,9 +15,11 @@ from shared.findings import IN_SCOPE, Call, Finding, Heatmap, InstanceResult, Se
 from shared.repository import nights, reports, second_looks, work
 from shared.repository.access import Role, Vault, add_key
 from shared.repository.bundles import activate_bundle, add_bundle
-from shared.study import Priority, StudyStatus
+from shared.study import Claim, Priority, StudyStatus
 from shared.tables import AlertRow, AllowancesRow, BundleRow, IdentityReadRow, KeyRow, SecondLookRow
 from shared.worklist import ALLOWANCES
+from tests.conftest import InProcessApi
+from tests.ward import Ward
 
 TWO = datetime(2026, 3, 2, 2, tzinfo=UTC)
 MINUTE = timedelta(minutes=1)
@@ -25,7 +29,7 @@ CHANCE = {Call.NONE: 0.01, Call.POSSIBLE: 0.4, Call.LIKELY: 0.9, Call.ABSTAINED:
 MANIFEST = {"sensitive": 0.1, "specific": 0.6, "regions": ["hand"], "metrics": {"fracture_auroc": [0.9, 0.8, 0.95]}}
 
 
-def finding(bundle, call):
+def finding(bundle: str, call: Call) -> Finding:
     severity = Severity.MILD if call in (Call.LIKELY, Call.POSSIBLE) else Severity.NONE
     scope = "metal is in view" if call is Call.ABSTAINED else IN_SCOPE
     return Finding(1, bundle, "hand", 0.9, CHANCE[call], call, severity, scope, Heatmap(bundle.encode()[:1] * 4, 2, 2))
@@ -34,69 +38,71 @@ def finding(bundle, call):
 class History:
     """Studies that bundle "a" has read, and what may happen to them afterwards."""
 
-    def __init__(self, ward):
+    def __init__(self, ward: Ward) -> None:
         self.ward = ward
         self.night = TWO
         with ward.database.transaction() as session:
             add_bundle(session, "b", "0" * 64, MANIFEST)
             session.execute(update(BundleRow).values(manifest=MANIFEST))
 
-    def study(self, call=Call.NONE, images=1):
+    def study(self, call: Call = Call.NONE, images: int = 1) -> UUID:
         study = self.ward.study(images)
         claim = self.ward.claim(study)
         self.ward.finish(claim, [InstanceResult(one.id, [finding("a", call)]) for one in claim.instances])
         return study
 
-    def activate(self, bundle):
+    def activate(self, bundle: str) -> None:
         with self.ward.database.transaction() as session:
             activate_bundle(session, bundle)
 
-    def shadow(self, bundle="b", **wanted):
+    def shadow(self, bundle: str = "b", **wanted: Any) -> None:
         with self.ward.database.transaction() as session:
             nights.begin_shadow(session, bundle, TWO, wanted.get("since"), wanted.get("most"))
 
-    def begin_night(self, bundle="b"):
+    def begin_night(self, bundle: str = "b") -> Any:
         self.night += timedelta(days=1)
         with self.ward.database.transaction() as session:
             assert nights.begin_night(session, self.night.date(), self.night, bundle, 4.0, 1000) is not None
         return self.feed()
 
-    def feed(self, after=timedelta(0), heads=None):
+    def feed(self, after: timedelta = timedelta(0), heads: dict[Priority, datetime | None] | None = None) -> Any:
         with self.ward.database.transaction() as session:
             return nights.feed(session, FEEDING, heads or dict.fromkeys(Priority), self.night + after)
 
-    def claim(self, study, bundle="b", now=None, *, most=4, alone=False):
+    def claim(
+        self, study: UUID, bundle: str = "b", now: datetime | None = None, *, most: int = 4, alone: bool = False
+    ) -> Any:
         with self.ward.database.transaction() as session:
             (claim,) = second_looks.claim(
                 session, [study], bundle, now or self.night, LEASE, max_attempts=most, alone=alone
             )
         return claim
 
-    def finish(self, claim, call=Call.LIKELY, bundle="b"):
+    def finish(self, claim: Claim, call: Call = Call.LIKELY, bundle: str = "b") -> bool:
         results = [InstanceResult(one.id, [finding(bundle, call)]) for one in claim.instances]
         with self.ward.database.transaction() as session:
             (written,) = second_looks.finish(session, [work.Analysed(claim, results, bundle)], self.night)
         return written
 
-    def look(self, study, call=Call.LIKELY, bundle="b"):
+    def look(self, study: UUID, call: Call = Call.LIKELY, bundle: str = "b") -> bool:
         claim = self.claim(study, bundle)
         return claim is not None and self.finish(claim, call, bundle)
 
-    def one(self, study, bundle="b"):
+    def one(self, study: UUID, bundle: str = "b") -> SecondLookRow:
         with self.ward.database.transaction() as session:
             return session.get_one(SecondLookRow, (study, bundle))
 
-    def alerts(self):
+    def alerts(self) -> list[AlertRow]:
         with self.ward.database.transaction() as session:
             return list(session.scalars(select(AlertRow).order_by(AlertRow.created_at)))
 
 
 @pytest.fixture
-def history(ward):
+def history(ward: Ward) -> History:
     return History(ward)
 
 
-def test_new_findings_replace_the_summary_and_nothing_else(ward, history):
+def test_new_findings_replace_the_summary_and_nothing_else(ward: Ward, history: History) -> None:
     """Until a second look is done its study is what it was; then the summary is the new bundle's, in one step with the
     findings, while a read study's due time, reader's mark, status and times stay, and the old findings too."""
     study = history.study()
@@ -126,7 +132,9 @@ def test_new_findings_replace_the_summary_and_nothing_else(ward, history):
         (Call.LIKELY, Call.NONE, ALLOWANCES["likely"][Priority.ROUTINE]),
     ],
 )
-def test_an_unread_study_moves_up_with_what_was_found(ward, history, old, new, minutes):
+def test_an_unread_study_moves_up_with_what_was_found(
+    ward: Ward, history: History, old: Call, new: Call, minutes: int
+) -> None:
     """What nobody has read yet is due as its graver finding wants it; a milder one pushes it back to no later place."""
     study = history.study(old)
     history.activate("b")
@@ -136,7 +144,7 @@ def test_an_unread_study_moves_up_with_what_was_found(ward, history, old, new, m
     assert (row.call, row.due_at) == (str(new), row.received_at + timedelta(minutes=minutes))
 
 
-def test_an_unread_study_is_due_as_its_site_chose(ward, history):
+def test_an_unread_study_is_due_as_its_site_chose(ward: Ward, history: History) -> None:
     """It is the site's own table that gives the new place."""
     study = history.study()
     with ward.database.transaction() as session:
@@ -151,7 +159,7 @@ def test_an_unread_study_is_due_as_its_site_chose(ward, history):
     assert ward.row(study).due_at == ward.row(study).received_at + 7 * MINUTE
 
 
-def test_results_count_once_and_from_the_holder_only(ward, history):
+def test_results_count_once_and_from_the_holder_only(ward: Ward, history: History) -> None:
     """Of two workers that hold the same second look, one after the other, only the later one's result is taken."""
     study = history.study()
     history.activate("b")
@@ -168,7 +176,7 @@ def test_results_count_once_and_from_the_holder_only(ward, history):
     assert len(history.alerts()) == 1
 
 
-def test_leases_are_kept_by_living_workers(ward, history):
+def test_leases_are_kept_by_living_workers(ward: Ward, history: History) -> None:
     """A renewed lease is nobody else's, however long the second look takes."""
     study = history.study()
     history.activate("b")
@@ -180,7 +188,7 @@ def test_leases_are_kept_by_living_workers(ward, history):
     assert history.claim(study, now=history.night + 11 * MINUTE, alone=True).attempt == 2
 
 
-def test_what_fails_heals_or_is_told(ward, history):
+def test_what_fails_heals_or_is_told(ward: Ward, history: History) -> None:
     """A second look is retried when its time has come, at most so often; then it has failed, says why, and its study is
     as before, and is tried again only when history is gone through anew."""
     study = history.study()
@@ -200,7 +208,7 @@ def test_what_fails_heals_or_is_told(ward, history):
     assert [one.study_id for one in history.begin_night().looks] == [study]
 
 
-def test_a_second_look_that_kills_workers_is_left_to_people(ward, history):
+def test_a_second_look_that_kills_workers_is_left_to_people(ward: Ward, history: History) -> None:
     """What ended its workers each time is not looked at again, night after night."""
     study = history.study()
     history.activate("b")
@@ -212,7 +220,7 @@ def test_a_second_look_that_kills_workers_is_left_to_people(ward, history):
     assert history.begin_night().looks == []
 
 
-def test_an_image_that_cannot_be_read_again_changes_nothing(ward, history):
+def test_an_image_that_cannot_be_read_again_changes_nothing(ward: Ward, history: History) -> None:
     """An image that had a finding keeps it, and gets no error, when a second look cannot read it."""
     study = history.study(images=2)
     history.activate("b")
@@ -230,7 +238,7 @@ def test_an_image_that_cannot_be_read_again_changes_nothing(ward, history):
 
 
 @pytest.mark.parametrize("begun", [False, True])
-def test_a_late_image_overtakes_a_second_look(ward, history, begun):
+def test_a_late_image_overtakes_a_second_look(ward: Ward, history: History, begun: bool) -> None:
     """An image that comes while a second look waits or runs is analysed with its study, by the active bundle, as ever."""
     number = 990_001 + begun
     study = ward.take_in([ward.file(number, 0)])
@@ -238,7 +246,7 @@ def test_a_late_image_overtakes_a_second_look(ward, history, begun):
     ward.finish(claim, [InstanceResult(claim.instances[0].id, [finding("a", Call.NONE)])])
     history.activate("b")
     history.begin_night()
-    look = history.claim(study) if begun else None
+    look: Any = history.claim(study) if begun else None
     assert ward.take_in([ward.file(number, 1)], now=TWO) == study
     if begun:
         assert history.finish(look)
@@ -270,7 +278,7 @@ def test_a_late_image_overtakes_a_second_look(ward, history, begun):
         (Call.LIKELY, Call.NONE, False),
     ],
 )
-def test_who_is_alerted_of(ward, history, old, new, alerted):
+def test_who_is_alerted_of(ward: Ward, history: History, old: Call, new: Call, alerted: bool) -> None:
     """An alert is raised where the old bundle said none and the new one says possible or likely, and nowhere else."""
     study = history.study(old)
     history.activate("b")
@@ -279,7 +287,9 @@ def test_who_is_alerted_of(ward, history, old, new, alerted):
     assert [one.study_id for one in history.alerts()] == [study] * alerted
 
 
-def test_an_alert_is_shown_until_somebody_has_seen_it_and_never_again(ward, history, in_process):
+def test_an_alert_is_shown_until_somebody_has_seen_it_and_never_again(
+    ward: Ward, history: History, in_process: InProcessApi
+) -> None:
     """It stands in the list until one radiologist of the site marks it; a second mark is told so, and neither another
     night nor another bundle that agrees brings it back."""
     study = history.study()
@@ -312,7 +322,7 @@ def test_an_alert_is_shown_until_somebody_has_seen_it_and_never_again(ward, hist
     assert ward.row(study).bundle == "c"
 
 
-def test_alerts_come_in_pages_the_likeliest_first(history, in_process):
+def test_alerts_come_in_pages_the_likeliest_first(history: History, in_process: InProcessApi) -> None:
     """Over all pages each alert stands once, by the new bundle's probability."""
     calls = [Call.LIKELY, Call.POSSIBLE] * 3
     studies = [history.study() for _ in calls]
@@ -320,7 +330,8 @@ def test_alerts_come_in_pages_the_likeliest_first(history, in_process):
     history.begin_night()
     for study, call in zip(studies, calls, strict=True):
         history.look(study, call)
-    found, after = [], {}
+    found: list[dict[str, Any]] = []
+    after: dict[str, str] = {}
     while True:
         page = in_process.http.get("/alerts", params={"limit": 2, **after}, headers=in_process.headers()).json()
         found += page["alerts"]
@@ -333,7 +344,7 @@ def test_alerts_come_in_pages_the_likeliest_first(history, in_process):
     assert foreign.status_code == 400
 
 
-def test_the_page_marks_and_audits(history, in_process):
+def test_the_page_marks_and_audits(history: History, in_process: InProcessApi) -> None:
     """The page shows alerts with the patients' names, which leaves an audit, and its button takes one off."""
     history.ward.vault = Vault(in_process.settings.identity_key.get_secret_value())
     study = history.study()
@@ -356,7 +367,9 @@ def test_the_page_marks_and_audits(history, in_process):
 # -- the report -----------------------------------------------------------------------------------------------------
 
 
-def test_the_report_counts_what_changed_and_names_who_turned_positive(history, in_process):
+def test_the_report_counts_what_changed_and_names_who_turned_positive(
+    history: History, in_process: InProcessApi
+) -> None:
     """A night's report has kinds by outcome, old class x new class, and by name who turned positive."""
     told = [
         (Call.NONE, Call.NONE), (Call.NONE, Call.NONE), (Call.NONE, Call.LIKELY), (Call.LIKELY, Call.NONE),
@@ -389,7 +402,7 @@ def test_the_report_counts_what_changed_and_names_who_turned_positive(history, i
     assert in_process.http.get("/backlog/tonight", headers=admin).status_code == 422
 
 
-def test_a_night_under_way_says_when_it_will_be_through(ward, history, in_process):
+def test_a_night_under_way_says_when_it_will_be_through(ward: Ward, history: History, in_process: InProcessApi) -> None:
     """While a night runs, the list of nights has its forecast: done, left, and when."""
     studies = [history.study() for _ in range(4)]
     history.activate("b")
@@ -398,6 +411,7 @@ def test_a_night_under_way_says_when_it_will_be_through(ward, history, in_proces
     with ward.database.transaction() as session:
         (run,) = reports.runs(session)
         told = reports.forecast_of(session, run, history.night + 10 * MINUTE)
+    assert told is not None
     assert (told.done, told.left, told.at_least, told.nights) == (1, 3, False, 1)
     assert told.finish_at == history.night + 40 * MINUTE
     (shown,) = in_process.http.get("/backlog", headers=in_process.headers()).json()
@@ -407,7 +421,7 @@ def test_a_night_under_way_says_when_it_will_be_through(ward, history, in_proces
 # -- shadow mode ----------------------------------------------------------------------------------------------------
 
 
-def answers(api, studies):
+def answers(api: InProcessApi, studies: Sequence[UUID]) -> Any:
     """Everything that a radiologist is told."""
     paths = ["/worklist", "/alerts", "/", "/second-looks", "/worklist?call=none", "/worklist?status=analysed"]
     for study in studies:
@@ -418,7 +432,7 @@ def answers(api, studies):
     return {path: ages.sub(rb"\1", answer.content) for path, answer in got.items()}
 
 
-def test_a_shadow_changes_no_answer(ward, history, in_process):
+def test_a_shadow_changes_no_answer(ward: Ward, history: History, in_process: InProcessApi) -> None:
     """While a bundle looks at history as a shadow, when it is done, and when it is retired, every answer of the API and
     every page is, byte for byte, what it was; even of an image that the study's own bundle has not seen."""
     ward.vault = Vault(in_process.settings.identity_key.get_secret_value())
@@ -437,6 +451,7 @@ def test_a_shadow_changes_no_answer(ward, history, in_process):
     assert len(ward.findings(studies[0])) == 2
     with ward.database.transaction() as session:
         (run,) = reports.runs(session)
+        assert run.report is not None
         assert (run.ended_by, run.night, run.report["newly_positive"]) == ("history came to its end", None, 1)
     admin = in_process.headers()
     assert in_process.http.post("/bundles/b/retire", headers=admin).json()["state"] == "available"
@@ -449,7 +464,7 @@ def test_a_shadow_changes_no_answer(ward, history, in_process):
     assert in_process.http.get(f"/studies/{studies[0]}/heatmap.png", headers=admin).status_code == 404
 
 
-def test_compare_and_promote(ward, history, in_process):
+def test_compare_and_promote(ward: Ward, history: History, in_process: InProcessApi) -> None:
     """A shadow's findings are compared, study by study; after its promotion the next night puts them in place without a
     message to any worker, raises the alerts, and the comparison still stands."""
     told = [(Call.NONE, Call.LIKELY), (Call.LIKELY, Call.NONE), (Call.NONE, Call.NONE), (Call.NONE, Call.ABSTAINED)]
@@ -494,7 +509,7 @@ def test_compare_and_promote(ward, history, in_process):
     assert report["instances"][0]["findings"][0]["bundle"] == "b"
 
 
-def test_a_shadow_takes_room_that_no_night_needs(ward, history):
+def test_a_shadow_takes_room_that_no_night_needs(ward: Ward, history: History) -> None:
     """While a night is being fed a shadow is not; once the night's history is out, it goes on."""
     studies = [history.study() for _ in range(4)]
     with ward.database.transaction() as session:
@@ -507,17 +522,19 @@ def test_a_shadow_takes_room_that_no_night_needs(ward, history):
     for left in (2, 0):
         with ward.database.transaction() as session:
             portion = nights.feed(session, few, dict.fromkeys(Priority), TWO)
+        assert portion is not None
         assert {one.bundle for one in portion.looks} == {"b"}
         for one in portion.looks:
             assert history.look(one.study_id)
         assert ward.count(bundle="a") == left
     with ward.database.transaction() as session:
         portion = nights.feed(session, few, dict.fromkeys(Priority), TWO)
+    assert portion is not None
     assert {one.bundle for one in portion.looks} == {"c"}
     assert {one.study_id for one in portion.looks} < set(studies)
 
 
-def test_a_retired_shadow_stops_and_may_begin_again(ward, history):
+def test_a_retired_shadow_stops_and_may_begin_again(ward: Ward, history: History) -> None:
     """What is out is taken back; begun anew, it looks at what it has not seen, and at nothing twice."""
     studies = [history.study() for _ in range(3)]
     history.shadow()
@@ -532,7 +549,7 @@ def test_a_retired_shadow_stops_and_may_begin_again(ward, history):
     assert history.one(studies[0]).state == LookState.DONE
 
 
-def test_how_much_of_history_a_shadow_looks_at(ward, history):
+def test_how_much_of_history_a_shadow_looks_at(ward: Ward, history: History) -> None:
     """It is bounded by a day of arrival and by a number, newest day first."""
     studies = [history.study() for _ in range(4)]
     for age, study in enumerate(studies):

@@ -403,7 +403,10 @@ def test_states_of_many_studies(in_process: Any) -> None:
     study = in_process.post({"a": film("states", 1)}).json()["studies"][0]["id"]
     nobody = str(uuid4())
     mine, other = in_process.headers("submitter"), {"Authorization": "Bearer osk_elsewhere"}
-    ask = lambda ids, headers: in_process.http.post("/studies/states", json={"ids": ids}, headers=headers)  # noqa: E731
+
+    def ask(ids: list[str], headers: dict[str, str]) -> Any:
+        return in_process.http.post("/studies/states", json={"ids": ids}, headers=headers)
+
     told = ask([study, nobody, study, nobody], mine).json()
     assert told == {"studies": [{"id": study, "status": "queued", "reason": "", "images": 1}], "unknown": [nobody]}
     assert ask([study], other).json() == {"studies": [], "unknown": [study]}

@@ -4,13 +4,14 @@ import io
 import os
 import resource
 import socket
+from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
 
 import pytest
 
 from shared.errors import ObjectMissing, StoreUnavailable
-from shared.storage import DirectoryStore, S3Store, bundle_key, film_key, open_store, original_key, preview_key
+from shared.storage import DirectoryStore, S3Store, Store, bundle_key, film_key, open_store, original_key, preview_key
 from shared.vision.pixels import PixelLimits
 from worker.decoding import Decoders, Job
 
@@ -21,7 +22,7 @@ DAY = timedelta(days=1)
 AHEAD = -timedelta(minutes=5)  # made before five minutes from now: all there is
 
 
-def put(store, key, content=b"content"):
+def put(store: Store, key: str, content: bytes = b"content") -> None:
     store.put(key, io.BytesIO(content), len(content))
 
 
@@ -50,7 +51,7 @@ def test_an_object_is_on_the_disk_before_it_has_its_name(tmp_path: Path, monkeyp
     assert folders <= {inode for what, inode, _ in done[2:] if what == "synced"}
 
 
-def test_sweeping_takes_old_films_and_nothing_else(store_url):
+def test_sweeping_takes_old_films_and_nothing_else(store_url: str) -> None:
     """Films made longer ago than they are kept for are gone, fresh ones stay, and the record is never touched."""
     store = open_store(store_url)
     store.check()
@@ -68,7 +69,7 @@ def test_sweeping_takes_old_films_and_nothing_else(store_url):
     assert store.get(FILM) == b"made anew"
 
 
-def test_sweeping_goes_by_each_film_s_age(tmp_path):
+def test_sweeping_goes_by_each_film_s_age(tmp_path: Path) -> None:
     """Of two films the older one goes; so does what a put left behind that a crash broke off."""
     store = DirectoryStore(tmp_path)
     for frame in (1, 2):
@@ -82,7 +83,7 @@ def test_sweeping_goes_by_each_film_s_age(tmp_path):
     assert list((tmp_path / "incoming").iterdir()) == []
 
 
-def test_what_cannot_be_removed_is_told_and_keeps_nothing_else(tmp_path):
+def test_what_cannot_be_removed_is_told_and_keeps_nothing_else(tmp_path: Path) -> None:
     """A folder where a file should be does not keep the sweep from the others, and is told of."""
     store = DirectoryStore(tmp_path)
     put(store, FILM)
@@ -92,7 +93,7 @@ def test_what_cannot_be_removed_is_told_and_keeps_nothing_else(tmp_path):
     assert not store.exists(FILM)
 
 
-def test_a_full_disk_is_found_by_the_check(tmp_path):
+def test_a_full_disk_is_found_by_the_check(tmp_path: Path) -> None:
     """A check that only made an empty file would pass, and the studies would be blamed for what their store lacks."""
     store = DirectoryStore(tmp_path)
     store.check()
@@ -107,7 +108,7 @@ def test_a_full_disk_is_found_by_the_check(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_check_leaves_nothing(store_url):
+def test_a_check_leaves_nothing(store_url: str) -> None:
     """However often it is asked, the store holds what it held."""
     store = open_store(store_url)
     for _ in range(3):
@@ -118,20 +119,20 @@ def test_a_check_leaves_nothing(store_url):
 
 
 @pytest.fixture
-def silent_s3():
+def silent_s3() -> Iterator[str]:
     """A server that takes every connection and never says a word."""
     with socket.create_server(("127.0.0.1", 0), backlog=64) as server:
         yield f"s3://osteon:osteon-secret@127.0.0.1:{server.getsockname()[1]}/bucket"
 
 
-def test_a_silent_server_is_given_up(silent_s3):
+def test_a_silent_server_is_given_up(silent_s3: str) -> None:
     """After three times the patience it is the store that is away."""
     store = open_store(silent_s3, patience_s=0.3)
     with pytest.raises(StoreUnavailable, match="does not answer"):
         store.get(FILM)
 
 
-def test_no_image_is_blamed_for_a_store_that_hangs(silent_s3):
+def test_no_image_is_blamed_for_a_store_that_hangs(silent_s3: str) -> None:
     """A decoder whose store is silent says so within the time that its image has."""
     limits = PixelLimits(10**8, 10, 10**9, 10**6)
     decoders = Decoders(silent_s3, limits, count=1, limit_s=8, memory_bytes=2**32, log_level="WARNING")

@@ -33,7 +33,7 @@ def test_train_killed_resumed_exported_and_used(tmp_path: Path) -> None:
     """A run that was killed goes on from its checkpoint, and its bundle reads a DICOM film."""
     data, run, bundle = fracatlas_tree(tmp_path / "data"), tmp_path / "run", tmp_path / "tiny-1.safetensors"
     checkpoint = run / "student.pt"
-    options = [
+    options: list[str | Path] = [
         "--data",
         data,
         "--out",
@@ -90,8 +90,8 @@ def test_train_killed_resumed_exported_and_used(tmp_path: Path) -> None:
     assert card.stdout.strip() == bundle.with_suffix(".md").read_text().strip()
     assert "Research use only" in card.stdout
 
-    options = ("--data", data, "--out", tmp_path / "report", "--json")
-    held_out, everything = osteon("evaluate", bundle, *options), osteon("evaluate", bundle, *options, "--all")
+    whole = ("--data", data, "--out", tmp_path / "report", "--json")
+    held_out, everything = osteon("evaluate", bundle, *whole), osteon("evaluate", bundle, *whole, "--all")
     assert held_out.returncode == everything.returncode == 0, held_out.stderr + everything.stderr
     assert json.loads(held_out.stdout)["films"] == 8
     assert json.loads(everything.stdout)["films"] == 40
@@ -111,7 +111,20 @@ def test_train_killed_resumed_exported_and_used(tmp_path: Path) -> None:
 def test_architectures_are_compared_alike(tmp_path: Path) -> None:
     """Each architecture is trained and measured on the same films, in one table and one figure; a second run only reads."""
     data, out = fracatlas_tree(tmp_path / "data"), tmp_path / "compared"
-    options = ["--data", data, "--out", out, "--size", "64", "--crop", "64", "--batch", "4", "--minutes", "0.02"]
+    options: list[str | Path] = [
+        "--data",
+        data,
+        "--out",
+        out,
+        "--size",
+        "64",
+        "--crop",
+        "64",
+        "--batch",
+        "4",
+        "--minutes",
+        "0.02",
+    ]
     chosen = ["--architecture", "resnet50", "--architecture", "vgg16"]
     done = osteon("compare", *options, *chosen, "--json")
     assert done.returncode == 0, done.stderr

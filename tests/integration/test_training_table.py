@@ -8,8 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from click.testing import Result
-from typer.testing import CliRunner
+from typer.testing import CliRunner, Result
 
 from infra import cli
 from infra.training_table import Exported, export
@@ -28,7 +27,7 @@ def exported(api: Any, out: Path, **more: Any) -> Exported:
     return export(api.database, parts.store, parts.vault, b"salt", api.key("admin"), out, **more)
 
 
-def study(api: Any, number: int, call: Call = Call.LIKELY, **tags: str) -> tuple[str, bytes]:
+def study(api: Any, number: int, call: Call = Call.LIKELY, **tags: Any) -> tuple[str, bytes]:
     content = study_file(number, rows=100, columns=80, PatientID=f"P{number}", **tags)
     made: str = api.post({"a": content}).json()["studies"][0]["id"]
     analyse(api, made, call=call)

@@ -723,7 +723,7 @@ def test_roles(in_process: Any) -> None:
     for (method, path), allowed in ROUTES.items():
         names = {"night": "2026-01-12", "name": "none", "old": "none", "new": "none"}
         url = path.format(study_id=STUDY, alert_id=STUDY, key_id=STUDY, token=STUDY, filter_id=STUDY, **names)
-        call = lambda headers: in_process.http.request(method, url, headers=headers).status_code  # noqa: E731, B023
+        call: Callable[..., int] = lambda headers: in_process.http.request(method, url, headers=headers).status_code  # noqa: E731, B023
         if allowed is None:
             assert call({}) == 200
             continue
@@ -775,7 +775,7 @@ def test_no_patient_data_leaves_the_database(in_process: Any, capfd: pytest.Capt
     assert "osk_test" not in printed
     sent = json.dumps(messages(in_process))
     assert ANALYSE in sent
-    client = redis.Redis.from_url(in_process.settings.broker_url.get_secret_value())
+    client: Any = redis.Redis.from_url(in_process.settings.broker_url.get_secret_value())
     with client:
         raw = b"".join(message for queue in ("urgent", "routine") for message in client.lrange(queue, 0, -1))
     import base64

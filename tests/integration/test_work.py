@@ -2,16 +2,18 @@
 
 import threading
 from collections import deque
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
-from uuid import uuid4
+from typing import Any
+from uuid import UUID, uuid4
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sqlalchemy import insert, select
 
-from shared.findings import Call, InstanceResult
+from shared.findings import Call, Finding, InstanceResult
 from shared.repository import work
 from shared.repository.intake import take_in
 from shared.study import Claim, Priority, StudyStatus, may_become
@@ -31,12 +33,12 @@ EMPTY = dict.fromkeys(Priority)
 # -- one claim ------------------------------------------------------------------------------------------------------
 
 
-def test_two_workers_race_and_one_gets_the_study(ward):
+def test_two_workers_race_and_one_gets_the_study(ward: Ward) -> None:
     """However many workers ask for a study at the same moment, exactly one gets it."""
     for _ in range(10):
         study, start = ward.study(), threading.Barrier(6)
 
-        def ask(_, study=study, start=start):
+        def ask(_: int, study: UUID = study, start: threading.Barrier = start) -> Any:
             start.wait(LIMIT_S)
             return ward.claim(study)
 
@@ -46,7 +48,7 @@ def test_two_workers_race_and_one_gets_the_study(ward):
         assert ward.row(study).attempts == 1
 
 
-def test_a_claim_waits_for_a_locked_row(ward):
+def test_a_claim_waits_for_a_locked_row(ward: Ward) -> None:
     """A study that an upload holds for a moment is claimed after it, for its message is spent here."""
     study = ward.study()
     with ThreadPoolExecutor(1) as pool:
@@ -58,7 +60,7 @@ def test_a_claim_waits_for_a_locked_row(ward):
         assert claiming.result(LIMIT_S) is not None
 
 
-def test_messages_for_nothing_claim_nothing(ward):
+def test_messages_for_nothing_claim_nothing(ward: Ward) -> None:
     """A message for an unknown, running, finished or not yet due study leads to no work."""
     assert ward.claim(uuid4()) is None
     study = ward.study()
@@ -76,7 +78,7 @@ def test_messages_for_nothing_claim_nothing(ward):
 # -- the final write ------------------------------------------------------------------------------------------------
 
 
-def test_the_results_of_a_study_are_written_and_summed_up(ward):
+def test_the_results_of_a_study_are_written_and_summed_up(ward: Ward) -> None:
     """Finishing writes each frame's finding, and the worst one speaks for the study."""
     study = ward.study(images=3)
     claim = ward.claim(study)
@@ -86,7 +88,7 @@ def test_the_results_of_a_study_are_written_and_summed_up(ward):
     assert len(ward.findings(study)) == 3
 
 
-def test_a_worker_that_lost_its_lease_writes_nothing(ward):
+def test_a_worker_that_lost_its_lease_writes_nothing(ward: Ward) -> None:
     """When another worker took the study over, the first one's results are dropped whole."""
     study = ward.study()
     late = ward.claim(study)
@@ -100,7 +102,7 @@ def test_a_worker_that_lost_its_lease_writes_nothing(ward):
     assert ward.row(study).status == StudyStatus.ANALYSED
 
 
-def test_finishing_twice_gives_no_finding_twice(ward):
+def test_finishing_twice_gives_no_finding_twice(ward: Ward) -> None:
     """A second final write by the same or by another worker adds no finding."""
     study = ward.study(images=2)
     first = ward.claim(study)
@@ -111,7 +113,7 @@ def test_finishing_twice_gives_no_finding_twice(ward):
     assert len(ward.findings(study)) == 2
 
 
-def test_two_final_writes_at_once_leave_one_set_of_findings(ward):
+def test_two_final_writes_at_once_leave_one_set_of_findings(ward: Ward) -> None:
     """Even a token used by two threads at the same moment is good for one final write."""
     study = ward.study(images=2)
     claim = ward.claim(study)
@@ -121,7 +123,7 @@ def test_two_final_writes_at_once_leave_one_set_of_findings(ward):
     assert len(ward.findings(study)) == 2
 
 
-def test_an_image_that_came_late_requeues_its_study(ward):
+def test_an_image_that_came_late_requeues_its_study(ward: Ward) -> None:
     """An image that arrives while its study is analysed reopens the study, and only that image is analysed then."""
     files = [ward.file(999, image) for image in range(3)]
     study = ward.take_in(files[:2])
@@ -137,7 +139,7 @@ def test_an_image_that_came_late_requeues_its_study(ward):
     assert (ward.row(study).status, len(ward.findings(study))) == (StudyStatus.ANALYSED, 3)
 
 
-def test_one_bad_image_does_not_sink_its_study(ward):
+def test_one_bad_image_does_not_sink_its_study(ward: Ward) -> None:
     """A study with one unreadable image among good ones is analysed, and that image says why it was not."""
     study = ward.study(images=3)
     claim = ward.claim(study)
@@ -149,7 +151,7 @@ def test_one_bad_image_does_not_sink_its_study(ward):
     assert errors == {claim.instances[1].id: "It was cut short"}
 
 
-def test_a_study_with_unread_images_is_not_called_normal(ward, make_finding):
+def test_a_study_with_unread_images_is_not_called_normal(ward: Ward, make_finding: Callable[..., Finding]) -> None:
     """Two images undecodable, one negative: class, due time and words are those of a study that is not judged."""
     study = ward.study(images=3)
     claim = ward.claim(study)
@@ -161,7 +163,7 @@ def test_a_study_with_unread_images_is_not_called_normal(ward, make_finding):
     assert row.due_at == row.received_at + timedelta(minutes=ALLOWANCES["abstained"][Priority.ROUTINE])
 
 
-def test_a_study_of_bad_images_only_is_quarantined_with_their_reason(ward):
+def test_a_study_of_bad_images_only_is_quarantined_with_their_reason(ward: Ward) -> None:
     """When no image could be analysed, the study is set aside in the words of the image's error."""
     study = ward.study(images=2)
     claim = ward.claim(study)
@@ -172,7 +174,7 @@ def test_a_study_of_bad_images_only_is_quarantined_with_their_reason(ward):
     assert (ward.row(study).status, ward.row(study).reason) == (StudyStatus.QUARANTINED, "It was cut short")
 
 
-def test_another_bundle_adds_findings_and_keeps_the_old_ones(ward):
+def test_another_bundle_adds_findings_and_keeps_the_old_ones(ward: Ward) -> None:
     """A newer bundle analyses all images again; what the older one found stays."""
     study = ward.study(images=2)
     claim = ward.claim(study)
@@ -189,7 +191,7 @@ def test_another_bundle_adds_findings_and_keeps_the_old_ones(ward):
 # -- leases, retries, quarantine ------------------------------------------------------------------------------------
 
 
-def test_a_renewed_lease_keeps_the_study(ward):
+def test_a_renewed_lease_keeps_the_study(ward: Ward) -> None:
     """A living worker's lease does not run out, and renewing touches nobody else's."""
     study, other = ward.study(), ward.study()
     claim, _ = ward.claim(study), ward.claim(other)
@@ -199,14 +201,14 @@ def test_a_renewed_lease_keeps_the_study(ward):
     assert ward.row(other).lease_until == NOW + LEASE
 
 
-def test_renewing_never_waits_for_a_locked_row(ward):
+def test_renewing_never_waits_for_a_locked_row(ward: Ward) -> None:
     """An upload that holds one study does not keep the other studies' leases from being renewed."""
     studies = [ward.study() for _ in range(3)]
     tokens = [ward.claim(study).token for study in studies]
     with ward.database.transaction() as holder, ThreadPoolExecutor(1) as pool:
         holder.get_one(StudyRow, studies[1], with_for_update=True)
 
-        def renew():
+        def renew() -> None:
             with ward.database.transaction() as session:
                 work.renew(session, tokens, LATER)
 
@@ -214,7 +216,7 @@ def test_renewing_never_waits_for_a_locked_row(ward):
     assert [ward.row(study).lease_until for study in studies] == [LATER, NOW + LEASE, LATER]
 
 
-def test_after_an_expired_lease_a_study_is_a_suspect(ward):
+def test_after_an_expired_lease_a_study_is_a_suspect(ward: Ward) -> None:
     """A study whose worker fell silent is given out again only to be analysed alone, and asking costs no attempt."""
     study = ward.study()
     assert ward.claim(study) is not None
@@ -225,7 +227,7 @@ def test_after_an_expired_lease_a_study_is_a_suspect(ward):
     assert again.attempt == 2
 
 
-def test_a_retry_is_no_suspect(ward):
+def test_a_retry_is_no_suspect(ward: Ward) -> None:
     """A study that was given back in words needs no quarantine of its own."""
     study = ward.study()
     with ward.database.transaction() as session:
@@ -233,7 +235,7 @@ def test_a_retry_is_no_suspect(ward):
     assert ward.claim(study) is not None
 
 
-def test_attempts_run_out_with_words(ward):
+def test_attempts_run_out_with_words(ward: Ward) -> None:
     """A study that fails every time is set aside after N attempts with the last reason."""
     study, outcomes = ward.study(), []
     for _ in range(4):
@@ -244,7 +246,7 @@ def test_attempts_run_out_with_words(ward):
     assert (row.status, row.reason, row.lease_token) == (StudyStatus.QUARANTINED, "the object is missing", None)
 
 
-def test_a_study_that_kills_its_worker_each_time_is_quarantined_with_words(ward):
+def test_a_study_that_kills_its_worker_each_time_is_quarantined_with_words(ward: Ward) -> None:
     """After N attempts that ended without a word the study is set aside, and the reason says that the worker died."""
     study, now = ward.study(), NOW
     ward.claim(study)
@@ -259,7 +261,7 @@ def test_a_study_that_kills_its_worker_each_time_is_quarantined_with_words(ward)
     )
 
 
-def test_a_blameless_attempt_does_not_count(ward):
+def test_a_blameless_attempt_does_not_count(ward: Ward) -> None:
     """While the whole store is down, no number of attempts sets a study aside."""
     study = ward.study()
     for _ in range(10):
@@ -270,7 +272,7 @@ def test_a_blameless_attempt_does_not_count(ward):
 
 @pytest.mark.parametrize("status", list(StudyStatus))
 @pytest.mark.parametrize("move", ["claim", "claim alone", "finish", "retry"])
-def test_no_move_of_the_repository_breaks_the_table(ward, status, move):
+def test_no_move_of_the_repository_breaks_the_table(ward: Ward, status: StudyStatus, move: str) -> None:
     """From any state, each move either follows the table of transitions, is refused, or changes nothing."""
     study = ward.study()
     claim = ward.claim(study)
@@ -311,13 +313,13 @@ WAITING = """
 READ = "SELECT seq_tup_read + idx_tup_fetch FROM pg_stat_xact_user_tables WHERE relname = 'studies'"
 
 
-def sent(ward, at=NOW, priority=Priority.ROUTINE):
+def sent(ward: Ward, at: datetime = NOW, priority: Priority = Priority.ROUTINE) -> UUID:
     study = ward.study(priority=priority)
     ward.set(study, sent_at=at)
     return study
 
 
-def test_unsent_studies_are_sent_once(ward):
+def test_unsent_studies_are_sent_once(ward: Ward) -> None:
     """Each study that needs a message is named once, and not again until its message fails to leave."""
     studies = sorted((ward.study(), ward.study()), key=str)
     with ward.database.transaction() as session:
@@ -328,14 +330,14 @@ def test_unsent_studies_are_sent_once(ward):
     assert ward.lost({**EMPTY, Priority.ROUTINE: NOW}, NOW + S) == studies[:1]
 
 
-def test_the_reconciler_sends_what_was_never_sent(ward):
+def test_the_reconciler_sends_what_was_never_sent(ward: Ward) -> None:
     """A study whose message never left is sent at the next sweep."""
     study = ward.study()
     assert ward.lost(EMPTY, NOW + S) == [study]
     assert ward.lost(EMPTY, NOW + 2 * S) == []
 
 
-def test_the_reconciler_sends_what_was_overtaken(ward):
+def test_the_reconciler_sends_what_was_overtaken(ward: Ward) -> None:
     """A study sent before the oldest message of its queue is in the queue no more, and is sent again."""
     old, new = sent(ward, NOW), sent(ward, NOW + 100 * S)
     heads = {**EMPTY, Priority.ROUTINE: NOW + 90 * S}
@@ -344,7 +346,7 @@ def test_the_reconciler_sends_what_was_overtaken(ward):
     assert ward.row(new).sent_at == NOW + 100 * S
 
 
-def test_each_queue_has_a_head_of_its_own(ward):
+def test_each_queue_has_a_head_of_its_own(ward: Ward) -> None:
     """That the urgent queue is empty says nothing about what waits in the backlog."""
     urgent, backlog = sent(ward, priority=Priority.URGENT), sent(ward, priority=Priority.BACKLOG)
     heads = {**EMPTY, Priority.BACKLOG: NOW}
@@ -352,14 +354,14 @@ def test_each_queue_has_a_head_of_its_own(ward):
     assert ward.row(backlog).sent_at == NOW
 
 
-def test_an_empty_queue_is_given_its_grace(ward):
+def test_an_empty_queue_is_given_its_grace(ward: Ward) -> None:
     """A message just taken from the queue has time to become a claim before its study is sent again."""
     study = sent(ward)
     assert ward.lost(EMPTY, NOW + 29 * S) == []
     assert ward.lost(EMPTY, NOW + 31 * S) == [study]
 
 
-def test_the_reconciler_does_not_walk_through_a_long_queue(ward):
+def test_the_reconciler_does_not_walk_through_a_long_queue(ward: Ward) -> None:
     """It reads the rows of what is lost, and not those of what waits, however much that is."""
     first, forgotten = sent(ward, NOW), sent(ward, NOW - 100 * S)
     heads = {**EMPTY, Priority.ROUTINE: NOW}
@@ -369,10 +371,10 @@ def test_the_reconciler_does_not_walk_through_a_long_queue(ward):
     with ward.database.transaction() as session:
         assert work.any_forgotten(session, heads, NOW, timedelta(seconds=30))
         assert [one.study_id for one in work.lost(session, heads, NOW, timedelta(seconds=30))] == [forgotten]
-        assert session.connection().exec_driver_sql(READ).scalar() < 50
+        assert session.connection().exec_driver_sql(READ).scalar_one() < 50
 
 
-def test_the_reconciler_sends_what_a_dead_worker_held(ward):
+def test_the_reconciler_sends_what_a_dead_worker_held(ward: Ward) -> None:
     """A study whose lease ran out is sent once, and again only when that message too is nowhere."""
     study = sent(ward, NOW - S)
     ward.claim(study)
@@ -383,7 +385,7 @@ def test_the_reconciler_sends_what_a_dead_worker_held(ward):
 
 
 @pytest.mark.parametrize("status", [StudyStatus.QUEUED, StudyStatus.RETRYING, StudyStatus.RUNNING])
-def test_a_failed_message_is_sent_whatever_became_of_its_study(ward, status):
+def test_a_failed_message_is_sent_whatever_became_of_its_study(ward: Ward, status: StudyStatus) -> None:
     """When the broker refuses the message of a waiting, retrying or abandoned study, the next sweep sends it."""
     study = ward.study()
     claim = ward.claim(study)
@@ -399,7 +401,7 @@ def test_a_failed_message_is_sent_whatever_became_of_its_study(ward, status):
     assert ward.lost({**EMPTY, Priority.ROUTINE: NOW}, LATER + S) == [study]
 
 
-def test_what_a_dead_worker_held_does_not_queue_up_again(ward):
+def test_what_a_dead_worker_held_does_not_queue_up_again(ward: Ward) -> None:
     """An abandoned study, which was at the front once, goes one queue up; what merely waited stays where it is."""
     studies = {queue: sent(ward, NOW - S, queue) for queue in Priority}
     waiting = ward.study()
@@ -416,7 +418,7 @@ def test_what_a_dead_worker_held_does_not_queue_up_again(ward):
     assert {queue: ward.row(study).queue for queue, study in studies.items()} == up
 
 
-def test_a_retry_is_sent_when_it_is_due_and_only_once(ward):
+def test_a_retry_is_sent_when_it_is_due_and_only_once(ward: Ward) -> None:
     """A retry leaves at its time, not before, and while it waits in a long queue it is not sent again."""
     study = ward.study()
     with ward.database.transaction() as session:
@@ -427,7 +429,7 @@ def test_a_retry_is_sent_when_it_is_due_and_only_once(ward):
     assert [ward.lost(long, NOW + seconds * S) for seconds in (61, 100, 500, 5000)] == [[]] * 4
 
 
-def many(ward, count, queue=Priority.ROUTINE, **values):
+def many(ward: Ward, count: int, queue: Priority = Priority.ROUTINE, **values: Any) -> None:
     """Rows of studies, quickly; sent one a second."""
     common = {
         "site_id": ward.site_id, "priority": queue, "queue": queue, "status": StudyStatus.QUEUED, "received_at": NOW,
@@ -440,7 +442,7 @@ def many(ward, count, queue=Priority.ROUTINE, **values):
         session.execute(insert(StudyRow), rows)
 
 
-def test_a_long_queue_is_never_flooded(ward):
+def test_a_long_queue_is_never_flooded(ward: Ward) -> None:
     """While 10,000 studies merely wait in a queue, hour after hour, not one is sent again."""
     many(ward, 10_000)
     for worked_off in (0, 1, 5_000, 9_999):
@@ -453,7 +455,7 @@ def test_a_long_queue_is_never_flooded(ward):
             assert ward.lost({**EMPTY, Priority.ROUTINE: NOW + worked_off * S}, now) == []
 
 
-def test_after_a_flush_everything_is_sent_once_and_urgent_studies_first(ward):
+def test_after_a_flush_everything_is_sent_once_and_urgent_studies_first(ward: Ward) -> None:
     """When the broker forgot everything, sweeps send each study exactly once, the urgent ones before all others."""
     many(ward, 1500, received_at=NOW - 60 * S)
     many(ward, 20, Priority.URGENT)
@@ -470,12 +472,12 @@ def test_after_a_flush_everything_is_sent_once_and_urgent_studies_first(ward):
     assert ward.lost(dict.fromkeys(Priority, now), now + 600 * S) == []
 
 
-def test_two_reconcilers_at_once_send_once(ward):
+def test_two_reconcilers_at_once_send_once(ward: Ward) -> None:
     """Of reconcilers that sweep at the same moment, only one sends."""
     studies = [ward.study() for _ in range(50)]
     start = threading.Barrier(6)
 
-    def sweep(_):
+    def sweep(_: int) -> list[UUID]:
         start.wait(LIMIT_S)
         return ward.lost(EMPTY, NOW + S)
 
@@ -484,7 +486,7 @@ def test_two_reconcilers_at_once_send_once(ward):
     assert sorted(found, key=str) == sorted(studies, key=str)
 
 
-def test_a_second_reconciler_does_nothing_while_the_first_is_at_work(ward):
+def test_a_second_reconciler_does_nothing_while_the_first_is_at_work(ward: Ward) -> None:
     """The lock is held until the first one's marks are committed."""
     study = ward.study()
     with ward.database.transaction() as session:
@@ -493,7 +495,7 @@ def test_a_second_reconciler_does_nothing_while_the_first_is_at_work(ward):
     assert ward.lost(EMPTY, NOW + 2 * S) == []
 
 
-def test_images_that_trickle_in_settle_before_they_are_analysed(ward):
+def test_images_that_trickle_in_settle_before_they_are_analysed(ward: Ward) -> None:
     """A study that gets an image from a further request is neither sent nor claimed until none came for a while."""
     study = ward.study()
     with ward.database.transaction() as session:
@@ -513,7 +515,7 @@ def test_images_that_trickle_in_settle_before_they_are_analysed(ward):
 
 @given(data=st.data())
 @settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_a_group_gets_what_each_would_get_alone(ward, data):
+def test_a_group_gets_what_each_would_get_alone(ward: Ward, data: st.DataObject) -> None:
     """Claims of many studies in one transaction are those that the same studies, in the same states, get one by one."""
     states = st.sampled_from(["new", "retrying", "not due", "held", "abandoned", "given up", "analysed"])
     drawn = data.draw(st.lists(states, min_size=1, max_size=8))
@@ -529,7 +531,7 @@ def test_a_group_gets_what_each_would_get_alone(ward, data):
     assert len({claim.token for claim in claims}) == len(claims)
 
 
-def in_state(ward, state):
+def in_state(ward: Ward, state: str) -> UUID:
     study = ward.study(images=2)
     if state == "analysed":
         claim = ward.claim(study)
@@ -543,7 +545,7 @@ def in_state(ward, state):
     return study
 
 
-def shape(answer):
+def shape(answer: Any) -> Any:
     return (answer.attempt, len(answer.instances)) if isinstance(answer, Claim) else answer
 
 
@@ -568,7 +570,7 @@ def test_two_messages_in_one_group_give_one_claim(ward: Ward) -> None:
     assert ward.row(study).attempts == 1
 
 
-def test_results_of_many_studies_are_written_at_once(ward):
+def test_results_of_many_studies_are_written_at_once(ward: Ward) -> None:
     """In one transaction each study gets its own findings and summary, and one whose lease is lost gets nothing."""
     studies = [ward.study(images=2) for _ in range(5)]
     claims = [ward.claim(study) for study in studies]
@@ -586,12 +588,12 @@ def test_results_of_many_studies_are_written_at_once(ward):
 LIMITS = {Priority.ROUTINE: timedelta(hours=4), Priority.BACKLOG: timedelta(days=7)}
 
 
-def promote(ward, now, most=100):
+def promote(ward: Ward, now: datetime, most: int = 100) -> list[tuple[UUID, Priority]]:
     with ward.database.transaction() as session:
         return [(one.study_id, one.queue) for one in work.promote(session, LIMITS, now, most)]
 
 
-def test_a_study_beyond_its_limit_is_moved_up(ward):
+def test_a_study_beyond_its_limit_is_moved_up(ward: Ward) -> None:
     """What waited longer than its queue allows gets a message in the next faster one, once; others stay."""
     routine, backlog = ward.study(), ward.study(priority=Priority.BACKLOG)
     in_hand = ward.study()
@@ -606,7 +608,7 @@ def test_a_study_beyond_its_limit_is_moved_up(ward):
     assert ward.row(routine).priority == Priority.ROUTINE, "what the sender said stays"
 
 
-def test_the_longest_wait_is_moved_up_first_and_no_more_than_its_share(ward):
+def test_the_longest_wait_is_moved_up_first_and_no_more_than_its_share(ward: Ward) -> None:
     """However many are late, so few are moved that an urgent study hardly notices, in the order in which they came."""
     studies = [ward.study(now=NOW + i * S) for i in (3, 1, 2, 0)]
     late = NOW + timedelta(hours=5)
@@ -616,14 +618,14 @@ def test_the_longest_wait_is_moved_up_first_and_no_more_than_its_share(ward):
 
 @given(arrivals=st.lists(st.tuples(st.sampled_from(list(Priority)), st.integers(0, 30)), min_size=1, max_size=60))
 @settings(max_examples=150, deadline=None)
-def test_under_any_load_every_study_is_served(arrivals):
+def test_under_any_load_every_study_is_served(arrivals: list[tuple[Priority, int]]) -> None:
     """A worker that is always busy with urgent studies still comes to each routine and backlog one.
 
     A model of the queues: one study a tick, strict order, an urgent one arriving every tick, and every tenth tick the
     one that waited longest beyond its limit is moved up, as `promote` does.
     """
     limits = {Priority.ROUTINE: 40, Priority.BACKLOG: 80}
-    queues = {queue: deque() for queue in Priority}
+    queues: dict[Priority, deque[tuple[int, bool]]] = {queue: deque() for queue in Priority}
     pending = sorted(((at, queue) for queue, at in arrivals), key=lambda arrival: arrival[0])
     served, tick = 0, 0
     while served < len(arrivals):
@@ -636,9 +638,9 @@ def test_under_any_load_every_study_is_served(arrivals):
             late = [q for q, limit in limits.items() if queues[q] and queues[q][0][0] < tick - limit]
             if late:
                 queues[work.FASTER[late[0]]].append(queues[late[0]].popleft())
-        for queue in queues.values():
-            if queue:
-                served += queue.popleft()[1]
+        for waiting in queues.values():
+            if waiting:
+                served += waiting.popleft()[1]
                 break
         tick += 1
         assert tick < 5000, "somebody starves"
@@ -646,7 +648,9 @@ def test_under_any_load_every_study_is_served(arrivals):
 
 @given(arrivals=st.lists(st.tuples(st.sampled_from(list(Priority)), st.integers(0, 12)), min_size=1, max_size=8))
 @settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_on_real_rows_nothing_starves_and_nobody_is_overtaken_by_a_slower_class(ward, arrivals):
+def test_on_real_rows_nothing_starves_and_nobody_is_overtaken_by_a_slower_class(
+    ward: Ward, arrivals: list[tuple[Priority, int]]
+) -> None:
     """Under a load of urgent studies that leaves no more than the promoted ones' share, every study is analysed once soon
     after its limit; no backlog study is claimed while a routine one waits; and an urgent one hardly waits.
 
@@ -654,23 +658,23 @@ def test_on_real_rows_nothing_starves_and_nobody_is_overtaken_by_a_slower_class(
     """
     ward.set(*ids_of(ward), status=StudyStatus.QUARANTINED)  # of the example before
     limits = {Priority.ROUTINE: 10 * S, Priority.BACKLOG: 20 * S}
-    broker = {queue: deque() for queue in Priority}
-    came: dict[object, int] = {}  # study to second, of the urgent ones that come on and on too
-    served: dict[object, int] = {}
+    broker: dict[Priority, deque[UUID]] = {queue: deque() for queue in Priority}
+    came: dict[UUID, int] = {}  # study to second, of the urgent ones that come on and on too
+    served: dict[UUID, int] = {}
     guests = []
 
-    def ring(to_send):
+    def ring(to_send: Sequence[work.ToSend]) -> None:
         for one in to_send:
             broker[one.queue].append(one.study_id)
 
-    def arrive(queue, second):
+    def arrive(queue: Priority, second: int) -> UUID:
         study = ward.study(priority=queue, now=NOW + second * S)
         came[study] = second
         with ward.database.transaction() as session:
             ring(work.unsent(session, [study], NOW + second * S))
         return study
 
-    def serve(second):
+    def serve(second: int) -> None:
         for queue in broker.values():
             while queue:
                 study = queue.popleft()
@@ -703,6 +707,6 @@ def test_on_real_rows_nothing_starves_and_nobody_is_overtaken_by_a_slower_class(
     assert max((served[study] - came[study] for study in urgent), default=0) <= 2 + crowd
 
 
-def ids_of(ward):
+def ids_of(ward: Ward) -> list[UUID]:
     with ward.database.transaction() as session:
         return list(session.scalars(select(StudyRow.id)))

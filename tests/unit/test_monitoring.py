@@ -5,6 +5,7 @@ That every metric they name is exposed by a running API and worker stands in tes
 
 import json
 import re
+from typing import Any
 
 import pytest
 import yaml
@@ -18,7 +19,7 @@ RULES = [rule for group in ALERTS["groups"] for rule in group["rules"]]
 
 
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule["alert"])
-def test_an_alert_says_what_and_what_to_do(rule):
+def test_an_alert_says_what_and_what_to_do(rule: dict[str, Any]) -> None:
     """Every alert has an expression whose brackets close, how grave it is, what happens, and the cure."""
     for opened, closed in ("()", "[]", "{}"):
         assert rule["expr"].count(opened) == rule["expr"].count(closed)
@@ -27,7 +28,7 @@ def test_an_alert_says_what_and_what_to_do(rule):
     assert re.fullmatch(r"\d+[smh]", rule.get("for", "0s"))
 
 
-def test_alerts_cover_what_was_promised():
+def test_alerts_cover_what_was_promised() -> None:
     """An urgent study that waits, no worker, quarantine, refusals, waits over the allowance, a full store, a missed night."""
     names = {rule["alert"] for rule in RULES}
     assert {
@@ -37,7 +38,7 @@ def test_alerts_cover_what_was_promised():
     assert len(names) == len(RULES)
 
 
-def test_prometheus_reads_its_rules_and_every_part():
+def test_prometheus_reads_its_rules_and_every_part() -> None:
     """The rules are beside the configuration; API and workers are asked, the API with its token."""
     assert PROMETHEUS["rule_files"] == ["alerts.yml"]
     jobs = {job["job_name"]: job for job in PROMETHEUS["scrape_configs"]}
@@ -45,7 +46,7 @@ def test_prometheus_reads_its_rules_and_every_part():
     assert jobs["osteon-api"]["authorization"]["credentials_file"] == "/tmp/metrics-token"
 
 
-def test_the_dashboard_stands_alone():
+def test_the_dashboard_stands_alone() -> None:
     """Panels have titles, ids and places of their own, and ask the one data source that is provisioned."""
     panels = DASHBOARD["panels"]
     places = {(panel["gridPos"]["x"], panel["gridPos"]["y"]) for panel in panels}

@@ -2,6 +2,7 @@
 
 import itertools
 import re
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -9,24 +10,24 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from api.pages.operations import size
-from api.pages.plots import BOTTOM, LEFT, RIGHT, TOP, length, plot
+from api.pages.plots import BOTTOM, LEFT, RIGHT, TOP, Plot, length, plot
 
 NOON = datetime(2026, 3, 1, 12, tzinfo=UTC)
 MINUTE = timedelta(minutes=1)
 VALUES = st.lists(st.none() | st.floats(0, 1e7), min_size=1, max_size=120)
 
 
-def drawn(values, *, seconds=False):
+def drawn(values: Sequence[float | None], *, seconds: bool = False) -> Plot:
     times = [NOON + n * MINUTE for n in range(len(values))]
     return plot("p", "P", "about", times, [("one", values)], MINUTE, seconds=seconds)
 
 
-def points(path):
+def points(path: str) -> list[tuple[float, float]]:
     return [(float(x), float(y)) for x, y in re.findall(r"[ML](\S+?) ([\d.]+)", path)]
 
 
 @given(VALUES, st.booleans())
-def test_every_known_value_is_drawn_inside(values, seconds):
+def test_every_known_value_is_drawn_inside(values: list[float | None], seconds: bool) -> None:
     """A point for each value that is known, none for the others, all within the frame, larger ones higher."""
     line = drawn(values, seconds=seconds).lines[0]
     known = [value for value in values if value is not None]
@@ -38,7 +39,7 @@ def test_every_known_value_is_drawn_inside(values, seconds):
 
 
 @given(VALUES)
-def test_a_gap_is_never_bridged(values):
+def test_a_gap_is_never_bridged(values: list[float | None]) -> None:
     """A stroke joins neighbours only; a value between two gaps is a dot."""
     line = drawn(values).lines[0]
     joined = sum(a is not None and b is not None for a, b in itertools.pairwise(values))
@@ -51,7 +52,7 @@ def test_a_gap_is_never_bridged(values):
 
 
 @given(st.floats(0, 1e7), st.booleans())
-def test_marks_reach_the_largest_value_and_are_few(largest, seconds):
+def test_marks_reach_the_largest_value_and_are_few(largest: float, seconds: bool) -> None:
     """From zero to no less than the largest value, in three to six equal steps, each with a label of its own."""
     up = drawn([largest], seconds=seconds).up
     assert up[0][0] == BOTTOM
@@ -60,7 +61,7 @@ def test_marks_reach_the_largest_value_and_are_few(largest, seconds):
     assert len({label for _, label in up}) == len(up)
 
 
-def test_the_table_tells_the_same():
+def test_the_table_tells_the_same() -> None:
     """What is drawn stands in the table too, the latest first; times in which nothing happened are left out."""
     rows = drawn([0, 5, None, 1234]).rows
     assert rows == [(NOON + 3 * MINUTE, ["1,234"]), (NOON + MINUTE, ["5"])]
@@ -71,7 +72,7 @@ def test_the_table_tells_the_same():
     ("seconds", "words"),
     [(0, "0 s"), (0.25, "0.25 s"), (12, "12 s"), (60, "1 min"), (90, "90 s"), (150, "2.5 min"), (3600, "1 h"), (86400, "1 d"), (200_000, "2.31 d")],
 )  # fmt: skip
-def test_lengths_in_words(seconds, words):
+def test_lengths_in_words(seconds: float, words: str) -> None:
     """A length of time has one unit, which its size chooses."""
     assert length(seconds).replace("\N{NO-BREAK SPACE}", " ") == words
 
@@ -79,6 +80,6 @@ def test_lengths_in_words(seconds, words):
 @pytest.mark.parametrize(
     ("count", "words"), [(0, "0 B"), (999, "999 B"), (8_400_000, "8.4 MB"), (840e9, "840 GB"), (5e15, "5,000 TB")]
 )
-def test_sizes_in_words(count, words):
+def test_sizes_in_words(count: float, words: str) -> None:
     """Bytes in three digits."""
     assert size(int(count)).replace("\N{NO-BREAK SPACE}", " ") == words

@@ -1,7 +1,9 @@
 """The model in plain language."""
 
 import ast
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -12,20 +14,20 @@ from shared.vision.bundle import load_bundle
 from shared.vision.reader import Look
 
 
-def scopes():
+def scopes() -> Iterator[str]:
     """Every reason that the reader can give for an abstention, as its source has them."""
     tree = ast.parse((ROOT / "shared/vision/reader.py").read_text())
     (function,) = [n for n in ast.walk(tree) if isinstance(n, ast.FunctionDef) and n.name == "_scope"]
     told = [n.value for n in ast.walk(function) if isinstance(n, ast.Return)]
     for value in told:
         if isinstance(value, ast.Constant):
-            yield value.value
+            yield str(value.value)
         elif isinstance(value, ast.JoinedStr):
-            yield "".join(part.value if isinstance(part, ast.Constant) else "X" for part in value.values)
+            yield "".join(str(part.value) if isinstance(part, ast.Constant) else "X" for part in value.values)
     yield from (str(look) for look in Look if look != Look.USUAL)
 
 
-def test_every_abstention_has_plain_words():
+def test_every_abstention_has_plain_words() -> None:
     """No reason that the reader gives is left without an explanation, and no explanation is for nothing."""
     found = list(scopes())
     assert len(found) == len(ABSTENTIONS)
@@ -33,7 +35,7 @@ def test_every_abstention_has_plain_words():
     assert plain_scope(IN_SCOPE) == ""
 
 
-def test_the_shipped_bundle_in_words():
+def test_the_shipped_bundle_in_words() -> None:
     """Rates are told of 100 films each, with intervals the right way round."""
     path: Path = ROOT / "training/bundles/second-look.safetensors"
     _, manifest = load_bundle(path.read_bytes())
@@ -51,6 +53,6 @@ def test_the_shipped_bundle_in_words():
 
 
 @pytest.mark.parametrize("manifest", [{}, {"regions": ["hand"]}, {"metrics": {"films": 0}}])
-def test_a_bundle_that_was_not_measured_says_no_rates(manifest):
+def test_a_bundle_that_was_not_measured_says_no_rates(manifest: dict[str, Any]) -> None:
     """What a manifest does not tell is not made up."""
     assert model_words("bare", manifest).rates == []

@@ -57,6 +57,9 @@ def test_json_is_one_object_a_line(monkeypatch: pytest.MonkeyPatch, capsys: pyte
     assert cli.main(["heatmap", "--json"]) == 0
     out, err = capsys.readouterr()
     assert json.loads(out)["met"] is True
+    assert {"cores", "CPU flags", "python", "torch", "openvino", "celery", "postgres", "valkey"} <= set(
+        json.loads(out)["machine"]
+    )
     assert "working" in err
 
 
@@ -110,7 +113,10 @@ def test_the_report_names_no_place(monkeypatch: pytest.MonkeyPatch) -> None:
     text = render([made()], {}, datetime(2026, 3, 1, tzinfo=UTC))
     assert "2026-03-01" in text
     assert "- cores: " in text
+    assert "- CPU flags: " in text
     assert "- torch: " in text
+    assert "- postgres: " in text
+    assert "- valkey: " in text
     assert "secret-host" not in text
     assert str(ROOT) not in text
     assert str(Path.home()) + "/" not in text

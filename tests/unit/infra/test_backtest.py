@@ -3,13 +3,14 @@
 import json
 import math
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from typer.testing import CliRunner
+from typer.testing import CliRunner, Result
 
 from infra import cli
 from infra.backtest import arrivals as made
@@ -218,7 +219,7 @@ def test_synthetic_department_is_as_the_manifest_says() -> None:
 def test_command(tmp_path: Path) -> None:
     """What --synthetic saves can be replayed to the same figures; the plot is a picture; other allowances change ours only."""
     saved, picture, table = tmp_path / "a.csv", tmp_path / "plots" / "a.png", tmp_path / "allowances.json"
-    run = lambda *words: CliRunner().invoke(cli.app, ["backtest", *map(str, words)])  # noqa: E731
+    run: Callable[..., Result] = lambda *words: CliRunner().invoke(cli.app, ["backtest", *map(str, words)])  # noqa: E731
     first = run("--synthetic", "--days", 3, "--save", saved, "--plot", picture, "--json")
     assert first.exit_code == 0, first.stderr
     assert picture.read_bytes().startswith(b"\x89PNG")
@@ -232,7 +233,7 @@ def test_command(tmp_path: Path) -> None:
     whole = {kind: dict.fromkeys(row, 5) for kind, row in ALLOWANCES.items()}
     table.write_text(json.dumps({"minutes": whole, "longest_minutes": 5}))  # as GET /allowances answers
     other = json.loads(run(saved, "--json", "--allowances", table).stdout)["figures"]
-    means = lambda rows, policy: [row["mean"] for row in rows if row["policy"] == policy]  # noqa: E731
+    means: Callable[..., list[float]] = lambda rows, policy: [row["mean"] for row in rows if row["policy"] == policy]  # noqa: E731
     assert means(other, "probability only") == means(again, "probability only")
     assert means(other, "osteon") != means(again, "osteon")
     shown = run(saved, "--readers", 2, "--hours", "8-18,18-8")

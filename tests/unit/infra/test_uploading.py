@@ -18,9 +18,9 @@ from infra.client import Client
 from infra.sending import upload as upload_module
 from infra.sending.journal import Journal
 from infra.sending.receipt import Fate
-from infra.sending.submission import Submission
+from infra.sending.submission import Submission, Tally
 from infra.sending.walk import FILES_PER_REQUEST, Archive, Item, Stamp, groups, walk
-from infra.sending.watching import Pace, Tally, sentences
+from infra.sending.watching import Pace, sentences
 from shared.errors import OsteonError, Unavailable
 
 # how a request may go wrong, and whether its files were taken before it did

@@ -13,13 +13,13 @@ TWO = datetime(2026, 3, 2, 2, tzinfo=UTC)
 HOUR = timedelta(hours=1)
 
 
-def run(most=5000, hours=4):
+def run(most: int | None = 5000, hours: int | None = 4) -> BacklogRun:
     ends_at = None if hours is None else TWO + hours * HOUR
     night = None if hours is None else date(2026, 3, 2)
     return BacklogRun(uuid4(), night, TWO, ends_at, None, 0, 0, 0, 0, most, "b", Stage.HISTORY, "", None)
 
 
-def test_a_forecast_says_when():
+def test_a_forecast_says_when() -> None:
     """By the pace so far: within the window an hour, beyond it the number of nights."""
     told = forecast(run(), TWO + HOUR, done=100, tonight=200, left=200)
     assert (told.per_hour, told.finish_at, told.nights) == (100.0, TWO + 3 * HOUR, 1)
@@ -31,7 +31,7 @@ def test_a_forecast_says_when():
     assert told.nights == 2, "the night's count ends it before its window does"
 
 
-def test_a_forecast_is_honest_about_what_it_does_not_know():
+def test_a_forecast_is_honest_about_what_it_does_not_know() -> None:
     """Before the first is done, with nothing left, without a window, and where not all was counted."""
     assert "too early" in forecast(run(), TWO + HOUR, done=0, tonight=5, left=5).words()
     assert forecast(run(), TWO + HOUR, done=7, tonight=0, left=0).words() == "7 done, nothing left"
@@ -47,7 +47,9 @@ def test_a_forecast_is_honest_about_what_it_does_not_know():
     done=st.integers(0, 10**6), tonight=st.integers(0, 10**6), more=st.integers(0, 10**6), minutes=st.integers(0, 300),
     most=st.none() | st.integers(0, 10**5), hours=st.none() | st.integers(1, 24), at_least=st.booleans(),
 )  # fmt: skip
-def test_a_forecast_always_has_words(done, tonight, more, minutes, most, hours, at_least):
+def test_a_forecast_always_has_words(
+    done: int, tonight: int, more: int, minutes: int, most: int | None, hours: int | None, at_least: bool
+) -> None:
     """Whatever the counts, there are words, no time in the past, and never fewer nights than one."""
     now = TWO + timedelta(minutes=minutes)
     told = forecast(run(most, hours), now, done, tonight, tonight + more, at_least=at_least)
@@ -56,14 +58,14 @@ def test_a_forecast_always_has_words(done, tonight, more, minutes, most, hours, 
     assert told.nights is None or told.nights >= 1
 
 
-def test_what_counts_as_newly_positive():
+def test_what_counts_as_newly_positive() -> None:
     """Only none that turned possible or likely: an abstention was no answer."""
     positive = {(old, new) for old in [*Call, None] for new in [*Call, None] if newly_positive(old, new)}
     assert positive == {(Call.NONE, Call.POSSIBLE), (Call.NONE, Call.LIKELY)}
 
 
 @given(minutes=st.integers(0, 2 * 365 * 24 * 60), hour=st.integers(0, 23))
-def test_the_latest_night_began_within_a_day(minutes, hour):
+def test_the_latest_night_began_within_a_day(minutes: int, hour: int) -> None:
     """Whatever the hour and the season, the latest night began at that hour, and at most a day ago (25 h in autumn)."""
     now = datetime(2025, 1, 2, tzinfo=UTC) + timedelta(minutes=minutes)
     for zone in ("UTC", "Europe/Berlin", "America/New_York"):
@@ -71,6 +73,6 @@ def test_the_latest_night_began_within_a_day(minutes, hour):
     assert night_began(now, "UTC", hour).hour == hour
 
 
-def test_a_night_may_begin_before_midnight():
+def test_a_night_may_begin_before_midnight() -> None:
     """At one o'clock a night that began at ten in the evening is yesterday's."""
     assert night_began(datetime(2026, 3, 2, 1, tzinfo=UTC), "UTC", 22) == datetime(2026, 3, 1, 22, tzinfo=UTC)

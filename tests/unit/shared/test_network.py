@@ -49,7 +49,7 @@ def test_cells_share_of_the_answer_is_their_softmax(net: BoneNet) -> None:
     maps = net.features(films())
     _, fracture, _, heatmap = net.heads(maps[1], maps[2])
     heatmap.retain_grad()
-    heatmap.flatten(1).logsumexp(1).sum().backward()  # type: ignore[no-untyped-call]
+    heatmap.flatten(1).logsumexp(1).sum().backward()
     assert heatmap.grad is not None
     torch.testing.assert_close(heatmap.grad.flatten(1), heatmap.detach().flatten(1).softmax(1))
     torch.testing.assert_close(fracture.detach(), heatmap.detach().flatten(1).logsumexp(1))

@@ -22,7 +22,7 @@ def film(height: int, width: int, seed: int = 0) -> npt.NDArray[np.float32]:
         cy, cx, spread = dice.uniform(0, height), dice.uniform(0, width), dice.uniform(0.1, 0.4) * max(height, width)
         image += dice.uniform(0.3, 1) * np.exp(-((y - cy) ** 2 + (x - cx) ** 2) / (2 * spread**2))
     image += dice.normal(0, 0.01, image.shape)
-    return (4000 * (image - image.min()) / (np.ptp(image) or 1)).astype(np.float32)
+    return np.asarray(4000 * (image - image.min()) / (np.ptp(image) or 1), np.float32)
 
 
 @given(SIDES, SIDES, st.sampled_from([32, 64, 96]), st.sampled_from(["uint8", "uint16", "int16", "float64"]))
@@ -31,7 +31,7 @@ def test_any_film_becomes_one_square(height: int, width: int, size: int, dtype: 
     """Whatever size and type a film has, the network gets (size, size) uint8 with zeros around the film's box."""
     image = np.random.default_rng(height * 301 + width).integers(0, 250, (height, width)).astype(dtype)
     square = prepare(image, size)
-    assert (square.shape, square.dtype) == ((size, size), np.uint8)
+    assert (square.shape, square.dtype) == ((size, size), np.dtype(np.uint8))
     top, left, fitted_h, fitted_w = content_box(height, width, size)
     outside = square.copy()
     outside[top : top + fitted_h, left : left + fitted_w] = 0

@@ -103,7 +103,7 @@ def test_later_than_longest_wait_never_overtakes(
     studies: list[tuple[datetime, Priority, StudySummary | None]], table: Allowances
 ) -> None:
     """Due times order all studies, and one that came the longest wait before another is read before it."""
-    in_order = sorted(studies, key=lambda study: due_at(*study, table))
+    in_order = sorted(studies, key=lambda study: due_at(study[0], study[1], study[2], table))
     for place, (received, *_) in enumerate(in_order):
         assert all(
             earlier[0].astimezone(UTC) - received.astimezone(UTC) < longest_wait(table) for earlier in in_order[:place]

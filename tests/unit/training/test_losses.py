@@ -81,8 +81,7 @@ def test_easy_sound_cells_do_not_drown_the_fractured_one() -> None:
     """A thousand cells that are already rightly cold weigh less than one fractured cell that is missed."""
     heatmap, place = torch.full((1, 32, 32), -5.0), torch.zeros(1, 32, 32)
     place[0, 3, 3] = 1
-    told = Batch(*(getattr(batch(place=place), name) for name in ("pixels", "region", "fractured", "severity")), place,
-                 torch.tensor([True]), torch.ones(1))  # fmt: skip
+    told = batch(place=place, placed=torch.tensor([True]), weight=torch.ones(1))
     heatmap.requires_grad_()
     where_loss(heatmap, told).backward()  # type: ignore[no-untyped-call]
     assert heatmap.grad is not None

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -128,7 +129,7 @@ class Page(HTMLParser):
             self.headings.append(data)
 
 
-def written(told: Judged, out: Path, **more: object) -> tuple[dict, Page]:
+def written(told: Judged, out: Path, **more: Any) -> tuple[dict[str, Any], Page]:
     figures = write_report(told, MANIFEST, out, **more)
     assert json.loads((out / "metrics.json").read_text()) == figures
     return figures, Page((out / "report.html").read_text(encoding="utf-8"))

@@ -4,20 +4,22 @@ import threading
 import time
 import uuid
 import weakref
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 
 from shared.errors import Rejected
-from shared.study import Claim, InstanceToAnalyse, Priority
+from shared.study import InstanceToAnalyse, Priority
 from worker.analysis import LARGE_PIXELS, analyse
 from worker.batching import Batcher
 from worker.decoding import Decoded, DecodingFailed, Job
 
 SIDE = 8
-READER = SimpleNamespace(size=SIDE, finding=lambda reading, frame, modality, body_part: (reading, frame))
+READER: Any = SimpleNamespace(size=SIDE, finding=lambda reading, frame, modality, body_part: (reading, frame))
 
 
 class Squares:
@@ -61,35 +63,35 @@ class Squares:
             self.alive -= 1
 
 
-def claim(count: int, frames: int, pixels: int = 100) -> Claim:
+def claim(count: int, frames: int, pixels: int = 100) -> Any:
     instances = [InstanceToAnalyse(uuid.UUID(int=n), str(n), "DX", frames, pixels) for n in range(count)]
     return SimpleNamespace(priority=Priority.ROUTINE, instances=instances)
 
 
-def model(items):
+def model(items: Sequence[tuple[Any, Any]]) -> Sequence[Any]:
     return [int(square[0, 0]) for _, square in items]
 
 
 @pytest.fixture(autouse=True)
-def _two_cores(monkeypatch):
+def _two_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("worker.analysis.cpu_count", lambda: 2)
 
 
 @pytest.mark.parametrize(("frames", "pixels"), [(1, 100), (3, 100), (3, LARGE_PIXELS + 1)])
-def test_results_come_in_order_with_the_errors_of_their_images(frames, pixels):
+def test_results_come_in_order_with_the_errors_of_their_images(frames: int, pixels: int) -> None:
     """Each image gets its own readings, frame by frame, or its own error; on the last attempt a dead decoder too."""
     squares, batcher = Squares(frames), Batcher("model", model, max_batch=4, lanes=2)
     results = analyse(claim(40, frames, pixels), READER, squares.submit, batcher, last_attempt=True)
     batcher.close()
-    assert [result.instance_id.int for result in results] == list(range(40))
+    assert [uuid.UUID(str(result.instance_id)).int for result in results] == list(range(40))
     for number, result in enumerate(results):
         if number in (13, 17):
             assert result.error_reason and not result.findings
         else:
-            assert result.findings == [(number * 1000 + frame, frame + 1) for frame in range(frames)]
+            assert list[object](result.findings) == [(number * 1000 + frame, frame + 1) for frame in range(frames)]
 
 
-def test_what_nobody_foresaw_costs_its_own_image_only():
+def test_what_nobody_foresaw_costs_its_own_image_only() -> None:
     """Before the last attempt the study is tried again; on the last one the others keep their results."""
     squares, batcher = Squares(1), Batcher("model", model, max_batch=4)
     squares.odd = 3
@@ -102,10 +104,10 @@ def test_what_nobody_foresaw_costs_its_own_image_only():
 
 
 @pytest.mark.parametrize("frames", [1, 5, 60])
-def test_few_squares_are_in_memory_whatever_the_study_holds(frames):
+def test_few_squares_are_in_memory_whatever_the_study_holds(frames: int) -> None:
     """However many images and frames, and however slow the model, the squares alive at a time stay few."""
 
-    def slow(items):
+    def slow(items: Sequence[tuple[Any, Any]]) -> Sequence[Any]:
         time.sleep(0.002)
         return model(items)
 
@@ -116,11 +118,11 @@ def test_few_squares_are_in_memory_whatever_the_study_holds(frames):
     assert squares.peak < enough + frames + 4 + 4 * (frames == 1)  # what is in hand, the last one begun, a batch
 
 
-def test_a_study_keeps_decoders_and_model_busy():
+def test_a_study_keeps_decoders_and_model_busy() -> None:
     """One study alone is decoded side by side, and the model's batches are full."""
     sizes = []
 
-    def slow(items):
+    def slow(items: Sequence[tuple[Any, Any]]) -> Sequence[Any]:
         sizes.append(len(items))
         time.sleep(0.02)
         return model(items)
@@ -132,10 +134,13 @@ def test_a_study_keeps_decoders_and_model_busy():
     assert squares.most_decoding == 4
 
 
-def test_what_a_failed_study_has_in_hand_is_cancelled():
+def test_what_a_failed_study_has_in_hand_is_cancelled() -> None:
     """Before the last attempt a dead decoder ends the study, and nothing of it is left for the decoders or the model."""
-    seen = []
-    squares, batcher = Squares(1), Batcher("model", lambda items: seen.extend(items) or model(items), max_batch=4)
+    seen: list[object] = []
+    squares, batcher = (
+        Squares(1),
+        Batcher[Any, Any]("model", lambda items: seen.extend(items) or model(items), max_batch=4),
+    )
     with pytest.raises(DecodingFailed):
         analyse(claim(200, 1), READER, squares.submit, batcher)
     batcher.close()

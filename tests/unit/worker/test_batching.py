@@ -4,6 +4,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import NoReturn
 
 import pytest
 from hypothesis import given, settings
@@ -36,7 +37,9 @@ class Model:
 
 
 @contextmanager
-def batcher_of(model: Model, max_batch: int = 4, max_wait_s: float = 0.0, lanes: int = 1) -> Iterator[Batcher]:
+def batcher_of(
+    model: Model, max_batch: int = 4, max_wait_s: float = 0.0, lanes: int = 1
+) -> Iterator[Batcher[int, int]]:
     batcher = Batcher("model", model, max_batch=max_batch, max_wait_s=max_wait_s, lanes=lanes)
     try:
         yield batcher
@@ -53,7 +56,9 @@ def batcher_of(model: Model, max_batch: int = 4, max_wait_s: float = 0.0, lanes:
     priorities=st.lists(st.integers(0, 2), min_size=40, max_size=40),
 )
 @settings(max_examples=60, deadline=None)
-def test_every_item_gets_its_own_answer_or_its_own_exception(count, max_batch, lanes, poisoned, priorities):
+def test_every_item_gets_its_own_answer_or_its_own_exception(
+    count: int, max_batch: int, lanes: int, poisoned: frozenset[int], priorities: list[int]
+) -> None:
     """Whatever is poisoned and however batches fall, nothing is lost, doubled or swapped, and no neighbour suffers."""
     model = Model(poisoned)
     model.open.clear()  # so that all wait together and batches are as full as they get
@@ -74,7 +79,7 @@ def test_every_item_gets_its_own_answer_or_its_own_exception(count, max_batch, l
 
 @given(st.lists(st.integers(0, 2), min_size=1, max_size=30), st.integers(1, 7))
 @settings(max_examples=40, deadline=None)
-def test_what_waits_is_served_by_priority_then_in_order(priorities, max_batch):
+def test_what_waits_is_served_by_priority_then_in_order(priorities: list[int], max_batch: int) -> None:
     """The most urgent goes first, equals in the order in which they came, and each tenth item is the oldest of all."""
     model = Model()
     model.open.clear()
@@ -94,7 +99,7 @@ def test_what_waits_is_served_by_priority_then_in_order(priorities, max_batch):
     assert served == expected
 
 
-def test_many_threads_get_their_own_answers():
+def test_many_threads_get_their_own_answers() -> None:
     """Threads that submit at the same time each get the answer to what they asked."""
     model = Model(frozenset(range(0, 400, 7)))
     wrong: list[object] = []
@@ -118,7 +123,7 @@ def test_many_threads_get_their_own_answers():
     assert any(len(batch) > 1 for batch in model.batches), "the threads' items were batched together"
 
 
-def test_a_batch_waits_for_company_but_not_for_long():
+def test_a_batch_waits_for_company_but_not_for_long() -> None:
     """A lonely item starts after the wait, and a full batch starts without it."""
     model = Model()
     with batcher_of(model, 3, 0.3) as batcher:
@@ -134,14 +139,14 @@ def test_a_batch_waits_for_company_but_not_for_long():
 @pytest.mark.parametrize(
     ("waiting", "left"),
     [
-        ([1], 0.3), ([1, 2, 1], 0.3), ([1] * 4, 0.05), ([2] * 7, 0.05), ([1] * 8, 0.0), ([0], 0.05), ([1, 2, -1], 0.05),
+        ([1], 0.3), ([1, 2, 1], 0.3), ([1] * 4, 0.05), ([2] * 7, 0.05), ([1] * 8, 0.0),
     ],
 )  # fmt: skip
-def test_a_few_wait_longer_for_company_unless_one_is_urgent(monkeypatch, waiting, left):
-    """Since the batch before began: few_pace_s for a few, pace_s for more or an urgent one, nothing for a full batch."""
+def test_a_few_wait_longer_for_company(monkeypatch: pytest.MonkeyPatch, waiting: list[int], left: float) -> None:
+    """Since the batch before began: few_pace_s for a few, pace_s for more, nothing for a full batch."""
     now = [1000.0]
     monkeypatch.setattr("worker.batching.time.monotonic", lambda: now[0])
-    batcher, lane = Batcher("results", list, max_batch=8, pace_s=0.05, few=4, few_pace_s=0.3, lanes=0), Lane()
+    batcher, lane = Batcher[int, int]("results", list, max_batch=8, pace_s=0.05, few=4, few_pace_s=0.3, lanes=0), Lane()
     for item, priority in enumerate(waiting):
         batcher.submit(item, priority)
     assert batcher._left(lane) <= 0, "the first one waits for nobody"
@@ -151,7 +156,32 @@ def test_a_few_wait_longer_for_company_unless_one_is_urgent(monkeypatch, waiting
     assert batcher._left(lane) == pytest.approx(0)
 
 
-def test_close_answers_what_waits_and_takes_no_more():
+def test_an_urgent_item_does_not_wait_for_the_pace_but_a_flood_of_them_does(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The first begins at once, though a batch has just begun; others go by the pace since then."""
+    now = [1000.0]
+    monkeypatch.setattr("worker.batching.time.monotonic", lambda: now[0])
+    batcher, lane = (
+        Batcher[int, int]("results", list, max_batch=64, pace_s=0.05, few=4, few_pace_s=0.3, lanes=0),
+        Lane(),
+    )
+    begun = []
+    lane.started_at = 1000.0
+    batcher.submit(0, 1)
+    now[0] += 0.01
+    for number in range(1, 200):  # an urgent one each millisecond
+        batcher.submit(number, URGENT)
+        if batcher._left(lane) <= 0:
+            batcher._next(lane)
+            begun.append(round(now[0] - 1000.0, 3))
+            lane.started_at = now[0]
+        now[0] += 0.001
+    assert begun[0] == 0.01
+    assert len(begun) <= 2 * 0.2 / 0.05
+
+
+def test_close_answers_what_waits_and_takes_no_more() -> None:
     """Closing loses nothing that was submitted before, and refuses what comes after."""
     model = Model()
     model.open.clear()
@@ -166,7 +196,7 @@ def test_close_answers_what_waits_and_takes_no_more():
         batcher.submit(12)
 
 
-def test_cancelled_items_are_skipped():
+def test_cancelled_items_are_skipped() -> None:
     """A cancelled item never reaches the model, and its neighbours are answered."""
     model = Model()
     model.open.clear()
@@ -180,9 +210,9 @@ def test_cancelled_items_are_skipped():
     assert sorted(item for batch in model.batches for item in batch) == sorted(answers)
 
 
-def test_a_wrong_number_of_answers_is_an_error_not_a_swap():
+def test_a_wrong_number_of_answers_is_an_error_not_a_swap() -> None:
     """A model that answers too few items fails them loudly rather than shifting answers to neighbours."""
-    batcher = Batcher("model", lambda items: [0] * (len(items) - 1), max_batch=4)
+    batcher = Batcher[int, int]("model", lambda items: [0] * (len(items) - 1), max_batch=4)
     with pytest.raises(RuntimeError, match="1 items got 0 answers"):
         batcher.submit(1).result(LIMIT_S)
     batcher.close()
@@ -196,8 +226,10 @@ def played(turns: list[tuple[list[int], int]], max_batch: int) -> list[Taken]:
 
     Then urgent ones keep coming until all is taken that the turns brought, which is returned in the order of arrival.
     """
-    batcher = Batcher("model", list, max_batch=max_batch, lanes=0)
-    lane, came, order = Lane(), [], []
+    batcher = Batcher[int, int]("model", list, max_batch=max_batch, lanes=0)
+    lane = Lane()
+    came: list[tuple[int, int, int]] = []
+    order: list[int] = []
 
     def arrive(priorities: list[int]) -> None:
         for priority in priorities:
@@ -223,7 +255,7 @@ TURNS = st.lists(st.tuples(st.lists(st.integers(0, 2), max_size=20), st.integers
 
 @given(TURNS, st.integers(1, 5))
 @settings(max_examples=200, deadline=None)
-def test_nothing_waits_for_ever(turns, max_batch):
+def test_nothing_waits_for_ever(turns: list[tuple[list[int], int]], max_batch: int) -> None:
     """While urgent items come without end, each item has its turn after ten for each that was there before it."""
     for _, before, waited, place in played(turns, max_batch):
         assert place - before < OLDEST_EVERY * (waited + 1)
@@ -231,11 +263,11 @@ def test_nothing_waits_for_ever(turns, max_batch):
 
 @given(st.integers(0, 300), st.integers(0, 40), st.integers(0, 2), st.integers(1, 5))
 @settings(max_examples=200, deadline=None)
-def test_what_is_urgent_waits_behind_a_tenth_at_most(routine, urgent, batches, max_batch):
+def test_what_is_urgent_waits_behind_a_tenth_at_most(routine: int, urgent: int, batches: int, max_batch: int) -> None:
     """However long and however old the queue is, of the items before an urgent one a tenth at most is less urgent."""
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr("worker.batching.time.monotonic", lambda: 1000.0)
-        batcher = Batcher("model", list, max_batch=max_batch, lanes=0)
+        batcher = Batcher[int, int]("model", list, max_batch=max_batch, lanes=0)
         for item in range(routine):
             batcher.submit(-item, 1 + item % 2)
         for _ in range(batches):
@@ -254,7 +286,7 @@ def test_what_is_urgent_waits_behind_a_tenth_at_most(routine, urgent, batches, m
 
 
 @pytest.mark.parametrize("live", [URGENT, LIVE])
-def test_what_is_not_live_stands_back(live):
+def test_what_is_not_live_stands_back(live: int) -> None:
     """While a live study is in hand lanes stay free for it; once the last of them is done the others go on at once."""
     model, right_of_way = Model(), RightOfWay()
     batcher = Batcher("model", model, max_batch=1, lanes=2, right_of_way=right_of_way)
@@ -272,10 +304,10 @@ def test_what_is_not_live_stands_back(live):
     assert ended - began > YIELD_S or took < YIELD_S / 2, "it was woken, and did not wait for the end of its patience"
 
 
-def test_not_even_the_oldest_goes_before_a_live_one():
+def test_not_even_the_oldest_goes_before_a_live_one() -> None:
     """The tenth turn, which belongs to the oldest, is left out while a live study is in hand."""
     right_of_way = RightOfWay()
-    batcher = Batcher("model", list, max_batch=1, lanes=0, right_of_way=right_of_way)
+    batcher = Batcher[int, int]("model", list, max_batch=1, lanes=0, right_of_way=right_of_way)
     batcher.submit(-1, LIVE + 1)
     for item in range(2 * OLDEST_EVERY):
         batcher.submit(item, LIVE)
@@ -286,12 +318,12 @@ def test_not_even_the_oldest_goes_before_a_live_one():
     assert -1 in later
 
 
-def test_live_studies_without_end_do_not_stop_the_others(monkeypatch):
+def test_live_studies_without_end_do_not_stop_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
     """From YIELD_S on, priorities alone decide; the time for which the others stand back comes again bit by bit."""
     now = [1000.0]
     monkeypatch.setattr("worker.batching.time.monotonic", lambda: now[0])
     right_of_way = RightOfWay()
-    batcher, lane = Batcher("model", list, max_batch=1, lanes=0, right_of_way=right_of_way), Lane()
+    batcher, lane = Batcher[int, int]("model", list, max_batch=1, lanes=0, right_of_way=right_of_way), Lane()
     batcher.submit(1, LIVE + 1)
     first, second = right_of_way.held(), right_of_way.held()
     with first:
@@ -317,7 +349,7 @@ def test_live_studies_without_end_do_not_stop_the_others(monkeypatch):
 
 
 @given(st.lists(st.tuples(st.floats(0, 3), st.floats(0, 3)), min_size=1, max_size=40))
-def test_the_others_have_most_of_the_time(studies):
+def test_the_others_have_most_of_the_time(studies: list[tuple[float, float]]) -> None:
     """However live studies come, the others stand back for YIELD_S at first, and then for a third of the time at most."""
     with pytest.MonkeyPatch.context() as patched:
         now = [1000.0]
@@ -332,10 +364,10 @@ def test_the_others_have_most_of_the_time(studies):
     assert stood_back <= YIELD_S + REFILL / (1 + REFILL) * passed + 1e-6
 
 
-def test_no_other_item_makes_a_live_batch_larger():
+def test_no_other_item_makes_a_live_batch_larger() -> None:
     """While a live study has the right of way its batch is its own; afterwards batches are full again."""
     right_of_way = RightOfWay()
-    batcher = Batcher("model", list, max_batch=4, lanes=0, right_of_way=right_of_way)
+    batcher = Batcher[int, int]("model", list, max_batch=4, lanes=0, right_of_way=right_of_way)
     for priority in (LIVE + 1, LIVE, LIVE + 1, LIVE, LIVE + 1, LIVE + 1):
         batcher.submit(priority, priority)
     with right_of_way.held():
@@ -343,7 +375,7 @@ def test_no_other_item_makes_a_live_batch_larger():
     assert [item for item, _ in batcher._next(Lane())] == [LIVE + 1] * 4
 
 
-def test_close_waits_for_no_right_of_way():
+def test_close_waits_for_no_right_of_way() -> None:
     """What waits is answered, whoever is in hand."""
     right_of_way = RightOfWay()
     batcher = Batcher("model", Model(), max_batch=1, right_of_way=right_of_way)
@@ -353,15 +385,15 @@ def test_close_waits_for_no_right_of_way():
         assert waiting.result(0) == 6
 
 
-def test_what_no_item_caused_fails_the_batch_at_once():
+def test_what_no_item_caused_fails_the_batch_at_once() -> None:
     """A database that is away fails all alike: the batch is not halved until each has asked it once more."""
     calls = []
 
-    def away(items):
+    def away(items: Sequence[int]) -> NoReturn:
         calls.append(len(items))
         raise ConnectionError
 
-    batcher = Batcher("claims", away, max_batch=8, max_wait_s=0.2, common=(ConnectionError,))
+    batcher = Batcher[int, int]("claims", away, max_batch=8, max_wait_s=0.2, common=(ConnectionError,))
     futures = [batcher.submit(item, 1) for item in range(8)]
     for future in futures:
         with pytest.raises(ConnectionError):
@@ -370,11 +402,11 @@ def test_what_no_item_caused_fails_the_batch_at_once():
     assert calls == [8]
 
 
-def test_lanes_work_side_by_side():
+def test_lanes_work_side_by_side() -> None:
     """Two lanes answer two batches at the same time."""
     both = threading.Barrier(2)
 
-    def answer(items):
+    def answer(items: Sequence[int]) -> Sequence[int]:
         both.wait(LIMIT_S)
         return items
 

@@ -4,6 +4,7 @@ import gzip
 import io
 import json
 from pathlib import Path
+from typing import Any
 
 import imagecodecs
 import numpy as np
@@ -11,12 +12,12 @@ import pydicom.uid as uids
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pydicom import dcmread
+from pydicom import Dataset, dcmread
 from pydicom.encaps import generate_frames
-from pydicom.pixels import apply_modality_lut
+from pydicom.pixels.processing import apply_modality_lut
 
 from samples.objects import pattern_image, set_pixels, to_bytes
-from shared.vision.pixels import open_pixels
+from shared.vision.pixels import PixelSource, open_pixels
 from worker.films import is_film, pack, picture, refusal
 
 STUDIES = Path(__file__).parents[3] / "samples/studies"
@@ -24,14 +25,16 @@ SAMPLES = sorted(STUDIES.rglob("*.dcm"))
 EXPLICIT = "1.2.840.10008.1.2.1"
 
 
-def unpacked(film):
+def unpacked(film: bytes) -> tuple[dict[str, Any], np.ndarray]:
     length = int.from_bytes(film[:4], "big")
     about = json.loads(film[4 : 4 + length])
     pixels = np.frombuffer(gzip.decompress(film[4 + length :]), "<u2").reshape(about["rows"], about["columns"])
     return about, pixels
 
 
-def made(values, bits=12, **attributes):
+def made(
+    values: np.ndarray, bits: int = 12, **attributes: Any
+) -> tuple[PixelSource, tuple[dict[str, Any], np.ndarray]]:
     """(source, film) of an invented CR with these stored values."""
     ds = pattern_image(3, "film")
     for keyword in ("WindowCenter", "WindowWidth"):
@@ -43,7 +46,7 @@ def made(values, bits=12, **attributes):
     return source, unpacked(pack(*picture(source, 0)))
 
 
-def reference(ds):
+def reference(ds: Dataset) -> np.ndarray:
     """(F, H, W) stored values by pydicom; JPEG-LS and JPEG Lossless, which it cannot read here, by their codecs."""
     decode = {uids.JPEGLSLossless: imagecodecs.jpegls_decode, uids.JPEGLSNearLossless: imagecodecs.jpegls_decode,
               uids.JPEGLosslessSV1: imagecodecs.ljpeg_decode}.get(ds.file_meta.TransferSyntaxUID)  # fmt: skip
@@ -56,7 +59,7 @@ def reference(ds):
 
 
 @pytest.mark.parametrize("path", SAMPLES, ids=lambda path: str(path.relative_to(STUDIES)))
-def test_film_is_what_the_file_holds(path):
+def test_film_is_what_the_file_holds(path: Path) -> None:
     """Of each sample: signed or not, 8 to 16 bits, either photometric, in ten transfer syntaxes, every pixel is there."""
     ds = dcmread(path)
     source = open_pixels(path.read_bytes())
@@ -75,7 +78,7 @@ def test_film_is_what_the_file_holds(path):
 
 @settings(max_examples=40, deadline=None)
 @given(st.integers(1, 16), st.booleans(), st.sampled_from(["MONOCHROME1", "MONOCHROME2"]), st.integers(0, 2**32 - 1))
-def test_no_gray_level_is_lost(bits, signed, photometric, seed):
+def test_no_gray_level_is_lost(bits: int, signed: bool, photometric: str, seed: int) -> None:
     """Whatever the width, sign and sense, films keep the stored values' order, distances and number."""
     low = -(1 << (bits - 1)) if signed else 0
     values = np.random.default_rng(seed).integers(low, low + (1 << bits), (9, 7))
@@ -92,7 +95,7 @@ def test_no_gray_level_is_lost(bits, signed, photometric, seed):
 @pytest.mark.parametrize("photometric", ["MONOCHROME1", "MONOCHROME2"])
 @pytest.mark.parametrize("function", ["LINEAR", "LINEAR_EXACT", "SIGMOID"])
 @pytest.mark.parametrize(("slope", "intercept"), [(1, 0), (2, -100), (-0.5, 900)])
-def test_window_shows_what_the_preview_shows(photometric, function, slope, intercept):
+def test_window_shows_what_the_preview_shows(photometric: str, function: str, slope: float, intercept: int) -> None:
     """The window that is told gives the gray of the file's own VOI LUT, for either sense and any rescale."""
     values = np.arange(4096, dtype=np.uint16).reshape(64, 64)
     source, (about, pixels) = made(
@@ -104,11 +107,12 @@ def test_window_shows_what_the_preview_shows(photometric, function, slope, inter
     shown = 1 / (1 + np.exp(-4 * (share - 0.5))) if about["window_shape"] == "SIGMOID" else np.clip(share, 0, 1)
     transform = source.transform(0)
     meant = transform.voi(transform.modality(source.stored(0)))
+    assert isinstance(meant, np.ndarray)
     assert about["window_from"] == "file"
     np.testing.assert_allclose(shown, 1 - meant if photometric == "MONOCHROME1" else meant, atol=1e-3)
 
 
-def test_without_a_window_nearly_all_is_shown():
+def test_without_a_window_nearly_all_is_shown() -> None:
     """A film without a window, or with one that shows nothing, is shown from its 0.5th to its 99.5th percentile."""
     values = np.arange(1000, 1400, dtype=np.uint16).reshape(20, 20)
     for more in ({}, {"WindowCenter": 10, "WindowWidth": 2}):
@@ -119,7 +123,7 @@ def test_without_a_window_nearly_all_is_shown():
     assert flat["window"] == [7, 7]
 
 
-def test_what_does_not_fit_is_scaled_and_says_so():
+def test_what_does_not_fit_is_scaled_and_says_so() -> None:
     """32-bit values are spread over 16 bits; slope and intercept lead back to within half a step."""
     ds = pattern_image(3, "wide")
     values = np.linspace(0, 4_000_000_000, 64).astype(np.uint32).reshape(8, 8)
@@ -133,7 +137,7 @@ def test_what_does_not_fit_is_scaled_and_says_so():
     np.testing.assert_allclose(back, source.frame(0), atol=about["slope"] * 0.51)
 
 
-def test_spacing_is_told_where_the_file_has_it():
+def test_spacing_is_told_where_the_file_has_it() -> None:
     """Millimetres from row to row and from column to column; nonsense is left out, and no reason to refuse the film."""
     values = np.zeros((5, 5), np.uint16)
     assert made(values, ImagerPixelSpacing=[0.2, 0.1])[1][0]["spacing"] == [0.2, 0.1]
@@ -142,7 +146,7 @@ def test_spacing_is_told_where_the_file_has_it():
     assert made(values)[1][0]["spacing"] is None
 
 
-def test_a_refusal_is_no_film():
+def test_a_refusal_is_no_film() -> None:
     """What stands in a film's place is told from a film."""
     assert not is_film(refusal("truncated-pixels", "cut short", heals=False))
     assert is_film(pack(*picture(open_pixels(SAMPLES[0].read_bytes()), 0)))

@@ -42,7 +42,7 @@ def join(threads: list[threading.Thread], limit_s: float = 30) -> None:
     assert not any(thread.is_alive() for thread in threads), "somebody never got through the gate"
 
 
-def test_alone_means_alone_under_threads():
+def test_alone_means_alone_under_threads() -> None:
     """However visits interleave, a suspect is never together with anybody, and everybody gets through."""
     gate, room = Gate(), Room()
 
@@ -59,7 +59,7 @@ def test_alone_means_alone_under_threads():
     assert room.visits == 12 * 40
 
 
-def test_others_are_in_together():
+def test_others_are_in_together() -> None:
     """Those who are no suspects do not wait for each other."""
     gate, inside = Gate(), threading.Barrier(8)
 
@@ -96,13 +96,13 @@ def starves(gate: Gate, crowd_alone: bool) -> bool:
     return waits_in_vain
 
 
-def test_nobody_starves():
+def test_nobody_starves() -> None:
     """A crowd of one kind does not keep a single visitor of the other kind out."""
     assert not starves(Gate(), crowd_alone=False)
     assert not starves(Gate(), crowd_alone=True)
 
 
-def test_an_error_behind_the_gate_opens_it_again():
+def test_an_error_behind_the_gate_opens_it_again() -> None:
     """Whoever fails inside leaves the gate as he found it."""
     gate, room = Gate(), Room()
     for door in (gate.alone, gate.among_others):

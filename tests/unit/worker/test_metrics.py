@@ -2,6 +2,8 @@
 
 import socket
 import urllib.request
+from collections.abc import Sequence
+from typing import NoReturn
 
 import pytest
 from prometheus_client import REGISTRY
@@ -11,25 +13,33 @@ from shared.settings import Settings
 from worker import metrics
 
 
-def value(name, **labels):
+def value(name: str, **labels: str) -> float:
     return REGISTRY.get_sample_value(name, labels) or 0.0
 
 
-def test_a_batch_is_told_and_answered():
+def test_a_batch_is_told_and_answered() -> None:
     """The model's answers come back as they are; its batches and seconds are counted."""
     before = value("osteon_worker_batch_images_sum"), value("osteon_worker_model_seconds_count")
-    assert metrics.measured(lambda items: [item + 1 for item in items])([1, 2, 3]) == [2, 3, 4]
+
+    def add_one(items: Sequence[int]) -> list[int]:
+        return [item + 1 for item in items]
+
+    assert metrics.measured(add_one)([1, 2, 3]) == [2, 3, 4]
     assert value("osteon_worker_batch_images_sum") == before[0] + 3
     assert value("osteon_worker_model_seconds_count") == before[1] + 1
 
 
-def test_a_model_that_raises_raises():
+def test_a_model_that_raises_raises() -> None:
     """An error of the model reaches whoever asked."""
+
+    def divide(items: Sequence[int]) -> NoReturn:
+        raise ZeroDivisionError
+
     with pytest.raises(ZeroDivisionError):
-        metrics.measured(lambda items: 1 / 0)([1])
+        metrics.measured(divide)([1])
 
 
-def test_unknown_outcomes_are_one_series():
+def test_unknown_outcomes_are_one_series() -> None:
     """Words with the names of errors in them do not become a series each."""
     before = value("osteon_worker_studies_total", outcome="other")
     for word in ("left to its lease (OSError)", "left to its lease (ValueError)"):
@@ -37,7 +47,7 @@ def test_unknown_outcomes_are_one_series():
     assert value("osteon_worker_studies_total", outcome="other") == before + 2
 
 
-def test_metrics_are_served_only_where_they_are_wanted():
+def test_metrics_are_served_only_where_they_are_wanted() -> None:
     """Without a port nothing listens; with one, its host's loopback does, until it is stopped."""
     metrics.serve(Settings(worker_metrics_port=0))()
     port = free_port()
@@ -49,7 +59,7 @@ def test_metrics_are_served_only_where_they_are_wanted():
         pass
 
 
-def test_a_taken_port_stops_no_worker(caplog):
+def test_a_taken_port_stops_no_worker(caplog: pytest.LogCaptureFixture) -> None:
     """A port that is in use costs the metrics, and is told with its cure."""
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))

@@ -5,6 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -22,27 +23,29 @@ class Site:
     """A database that names the active bundle, a store, and what was loaded from it."""
 
     def __init__(self, patched: pytest.MonkeyPatch) -> None:
-        self.active, self.loads = "A", []
+        self.active = "A"
+        self.loads: list[str] = []
         patched.setattr("worker.predictor.LOOK_EVERY_S", -1.0)
         patched.setattr(
             "worker.predictor.active_bundle", lambda _: SimpleNamespace(name=self.active, sha256=self.active)
         )
         patched.setattr("worker.predictor.bundle", lambda _, name: SimpleNamespace(name=name, sha256=name))
         patched.setattr("worker.predictor.Reader.resident", lambda _, name, __: self._loaded(name))
-        database, store = SimpleNamespace(transaction=nullcontext), SimpleNamespace(get=lambda _: b"")
+        database: Any = SimpleNamespace(transaction=nullcontext)
+        store: Any = SimpleNamespace(get=lambda _: b"")
         self.reader = ActiveReader(database, store, Path())
 
-    def _loaded(self, name):
+    def _loaded(self, name: str) -> FakeReader:
         self.loads.append(name)
         return FakeReader(name)
 
 
 @pytest.fixture
-def site(monkeypatch):
+def site(monkeypatch: pytest.MonkeyPatch) -> Site:
     return Site(monkeypatch)
 
 
-def test_shadows_that_run_at_once_are_loaded_once_each(site):
+def test_shadows_that_run_at_once_are_loaded_once_each(site: Site) -> None:
     """While studies of two shadows are in hand, their looks take turns as they like, and share one reader a bundle."""
     with ThreadPoolExecutor(8) as pool:
         held = list(pool.map(site.reader.of, ["B", "C"] * 20))
@@ -51,7 +54,7 @@ def test_shadows_that_run_at_once_are_loaded_once_each(site):
     assert [one.manifest.name for one in held] == ["B", "C"] * 20
 
 
-def test_only_the_last_other_one_is_kept(site):
+def test_only_the_last_other_one_is_kept(site: Site) -> None:
     """Between looks the last bundle stays in memory, and none before it."""
     for name in ("B", "B", "C", "C", "B"):
         site.reader.of(name)
@@ -59,7 +62,7 @@ def test_only_the_last_other_one_is_kept(site):
     assert site.loads == ["A", "B", "C", "B"]
 
 
-def test_a_promoted_shadow_is_not_loaded_again(site):
+def test_a_promoted_shadow_is_not_loaded_again(site: Site) -> None:
     """What a shadow's looks have in memory serves live studies too, and the active one's reader serves looks."""
     shadow = site.reader.of("B")
     before = site.reader.current()

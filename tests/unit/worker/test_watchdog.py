@@ -3,6 +3,7 @@
 import contextlib
 import threading
 from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
 
 import pytest
 
@@ -34,11 +35,11 @@ class Watched:
         self.watchdog.close()
 
 
-def test_a_hanging_model_ends_the_process():
+def test_a_hanging_model_ends_the_process() -> None:
     """A call over its limit is noticed on whichever lane it hangs, for a thread cannot be killed."""
     release = threading.Event()
 
-    def hang_on_seven(items):
+    def hang_on_seven(items: Sequence[int]) -> Sequence[int]:
         if 7 in items:
             release.wait(LIMIT_S)
         return items
@@ -52,7 +53,7 @@ def test_a_hanging_model_ends_the_process():
     assert watched.said == ["the model hangs"]
 
 
-def test_many_quick_calls_are_no_hang(monkeypatch):
+def test_many_quick_calls_are_no_hang(monkeypatch: pytest.MonkeyPatch) -> None:
     """Calls that together take longer than the limit are none; a call that alone does is one."""
     now = [1000.0]
     monkeypatch.setattr("worker.batching.time.monotonic", lambda: now[0])
@@ -71,7 +72,7 @@ def test_many_quick_calls_are_no_hang(monkeypatch):
 
 
 def failing_below(count: int) -> Callable[[Sequence[int]], Sequence[int]]:
-    def answer(items):
+    def answer(items: Sequence[int]) -> Sequence[int]:
         if any(item < count for item in items):
             raise ValueError
         return items
@@ -79,7 +80,7 @@ def failing_below(count: int) -> Callable[[Sequence[int]], Sequence[int]]:
     return answer
 
 
-def test_a_model_that_only_fails_ends_the_process():
+def test_a_model_that_only_fails_ends_the_process() -> None:
     """When nothing succeeds any more the fault is the model's; a few failures are the images'."""
     watched = Watched(failing_below(MAX_FAILURES), 10.0)
     for item in range(MAX_FAILURES):
@@ -96,14 +97,14 @@ def test_a_model_that_only_fails_ends_the_process():
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
-def test_a_dead_model_thread_ends_the_process():
+def test_a_dead_model_thread_ends_the_process() -> None:
     """Should the thread itself die, tasks do not wait for it forever."""
     watched = Watched(list, 10.0)
 
-    def die(_lane):
+    def die(_lane: object) -> NoReturn:
         raise SystemExit
 
-    watched.batcher._next = die
+    watched.batcher._next = die  # type: ignore[method-assign,assignment]
     watched.batcher.submit(1).result(LIMIT_S)  # the call under way ends first, then the next look dies
     assert watched.ended.wait(LIMIT_S)
     watched.close()
@@ -121,7 +122,9 @@ def test_a_dead_model_thread_ends_the_process():
     ],
     ids=["deaf", "idle", "busy", "working", "emptied once"],
 )
-def test_a_deaf_consumer_is_told_from_an_idle_or_busy_one(monkeypatch, looks, stands):
+def test_a_deaf_consumer_is_told_from_an_idle_or_busy_one(
+    monkeypatch: pytest.MonkeyPatch, looks: list[tuple[int, int, bool]], stands: bool
+) -> None:
     """Only messages that wait, a free thread, and nothing taken, for the whole limit: that is a standstill."""
     now = [100.0]
     monkeypatch.setattr("worker.watchdog.time.monotonic", lambda: now[0])
@@ -147,12 +150,13 @@ class Bell:
 
 
 @pytest.mark.parametrize("trouble", ["none", "away", "slow", "Postgres hangs"])
-def test_the_consumer_is_not_to_blame_while_the_broker_is_away(monkeypatch, trouble):
+def test_the_consumer_is_not_to_blame_while_the_broker_is_away(monkeypatch: pytest.MonkeyPatch, trouble: str) -> None:
     """The time in which the broker gave no messages, or it or Postgres hung, is no standstill of the consumer."""
-    bell, said = Bell(), []
+    bell: Any = Bell()
+    said: list[str] = []
     monkeypatch.setattr("worker.watchdog.time.monotonic", lambda: bell.now)
 
-    def reconcile(*_):
+    def reconcile(*_: object) -> int:
         bell.now += 5.0 if trouble == "Postgres hangs" else 0.0
         return 0
 
@@ -160,7 +164,7 @@ def test_the_consumer_is_not_to_blame_while_the_broker_is_away(monkeypatch, trou
     monkeypatch.setattr("worker.sweeps.promote", lambda *_: 0)
     monkeypatch.setattr("worker.sweeps.feed", lambda *_: 0)
     settings = Settings(reconcile_every_s=3600, standstill_s=6)
-    sweeper = Sweeper(settings, None, bell, Load(), places=1, end=said.append)
+    sweeper = Sweeper(settings, None, bell, Load(), places=1, end=said.append)  # type: ignore[arg-type]
     sweeper._sweep()
     bell.now += 2
     bell.away, bell.takes_s = trouble == "away", 5.0 if trouble == "slow" else 0.0
@@ -179,19 +183,20 @@ def test_the_consumer_is_not_to_blame_while_the_broker_is_away(monkeypatch, trou
     sweeper.close()
 
 
-def test_no_study_counts_for_two_promotions(monkeypatch):
+def test_no_study_counts_for_two_promotions(monkeypatch: pytest.MonkeyPatch) -> None:
     """While what follows in a sweep fails each time, promotion still sees only what was taken since the last one."""
     seen: list[int] = []
 
-    def feed(*_):
+    def feed(*_: object) -> None:
         raise Unavailable
 
     monkeypatch.setattr("worker.sweeps.reconcile", lambda *_: 0)
     monkeypatch.setattr("worker.sweeps.promote", lambda *arguments: seen.append(arguments[-1]) or 0)
     monkeypatch.setattr("worker.sweeps.feed", feed)
+    bell: Any = Bell()
     load = Load()
     load.taken = 7  # before this sweeper
-    sweeper = Sweeper(Settings(reconcile_every_s=3600), None, Bell(), load, places=1, end=str)
+    sweeper = Sweeper(Settings(reconcile_every_s=3600), None, bell, load, places=1, end=lambda _: None)  # type: ignore[arg-type]
     for taken in (20, 50, 0):
         load.taken += taken
         with pytest.raises(Unavailable):

@@ -6,9 +6,9 @@ import subprocess
 import sys
 import textwrap
 import threading
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -31,7 +31,7 @@ class Scaled(torch.nn.Module):
         super().__init__()
         self.factor = torch.nn.Parameter(torch.tensor([factor]))
 
-    def in_openvino(self, size: int) -> "openvino.Model":
+    def in_openvino(self, size: int) -> Any:
         """The same, converted by hand, for torch takes a second to export even this; all fields are the product."""
         ops = openvino.opset13
         pixels = ops.parameter([-1, 1, size, size], np.uint8, "pixels")
@@ -44,16 +44,17 @@ SQUARES = np.full((3, 8, 8), 10, np.uint8)
 
 def said(factor: float, folder: Path) -> float:
     """What the network of this factor says of SQUARES, through the folder."""
-    return float(openvino_engine(Scaled(factor), 8, folder)(SQUARES).fracture.mean())
+    network: Any = Scaled(factor)  # a stand-in for a BoneNet
+    return float(openvino_engine(network, 8, folder)(SQUARES).fracture.mean())
 
 
 @pytest.fixture
-def conversions(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
+def conversions(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The squares' sides of all networks that were converted."""
     sides: list[int] = []
     convert = module._convert
 
-    def counted(network, size):
+    def counted(network: Any, size: int) -> Any:
         sides.append(size)
         return network.in_openvino(size) if isinstance(network, Scaled) else convert(network, size)
 
@@ -77,11 +78,12 @@ def test_the_shipped_network_says_the_same_to_the_bit(tmp_path: Path, conversion
 
 def test_networks_are_told_apart(tmp_path: Path, conversions: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
     """By weight, by the square's side, and by the version of what converts them."""
+    network: Any = Scaled(2.0)
     assert [said(factor, tmp_path) for factor in (2.0, 3.0, 2.0)] == [20.0, 30.0, 20.0]
     assert len(conversions) == 2
-    converted(Scaled(2.0), 16, tmp_path)
+    converted(network, 16, tmp_path)
     monkeypatch.setattr(openvino, "__version__", "another")
-    converted(Scaled(2.0), 8, tmp_path)
+    converted(network, 8, tmp_path)
     assert conversions == [8, 8, 16, 8]
 
 
@@ -126,11 +128,11 @@ def test_a_useless_folder_costs_time_only(
     assert why == "a file" or not list(folder.iterdir())
 
 
-def refuse(**_):
+def refuse(**_: object) -> None:
     raise PermissionError(13, "Permission denied")
 
 
-def fill(_model, path, **_more):
+def fill(_model: object, path: Path, **_more: object) -> None:
     path.write_text("half of it")
     raise RuntimeError("no space left")
 
@@ -156,7 +158,7 @@ def test_workers_may_start_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     """Of several that convert the same network at the same time each gets it, and one is kept."""
     together = threading.Barrier(3, timeout=LIMIT_S)
 
-    def slow(network, size):
+    def slow(network: Any, size: int) -> Any:
         together.wait()
         return network.in_openvino(size)
 
@@ -172,7 +174,7 @@ MANY_AT_ONCE = """
     import sys, threading
     from pathlib import Path
     import numpy, shared.vision.converted
-    from tests.unit.shared.test_converted import SQUARES, Scaled
+    from tests.integration.test_converted import SQUARES, Scaled
     from shared.vision.engines import openvino_engine
     shared.vision.converted._convert = None  # it is kept
     engine = openvino_engine(Scaled(2.0), 8, Path(sys.argv[1]))

@@ -1,5 +1,8 @@
 """Every engine gives the answers of plain torch."""
 
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -72,6 +75,7 @@ def lived_in(architecture: str) -> BoneNet:
     network = BoneNet(3, architecture).eval()
     for module in network.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
+            assert module.running_mean is not None and module.running_var is not None
             torch.nn.init.normal_(module.running_mean, 0, 0.1)
             torch.nn.init.uniform_(module.running_var, 0.5, 1.5)
             torch.nn.init.uniform_(module.weight, 0.5, 1.5)
@@ -117,8 +121,8 @@ def test_half_precision_answers_as_on_a_gpu() -> None:
     ready = halved(folded(network))
     assert {m.weight.dtype for m in ready.modules() if isinstance(m, torch.nn.Conv2d)} == {torch.bfloat16}
 
-    def start(buffer: torch.Tensor):
-        def step() -> Reading:
+    def start(buffer: torch.Tensor) -> Callable[[], Reading]:
+        def step() -> Any:
             with torch.autocast("cpu", torch.bfloat16, cache_enabled=False):
                 return ready(buffer)
 
@@ -145,8 +149,8 @@ def test_padding_never_changes_an_answer() -> None:
     dice, tiny = np.random.default_rng(3), Tiny()
     used: list[int] = []
 
-    def start(buffer: torch.Tensor):
-        def step() -> Reading:
+    def start(buffer: torch.Tensor) -> Callable[[], Reading]:
+        def step() -> Any:
             used.append(len(buffer))
             return tiny(buffer)
 
