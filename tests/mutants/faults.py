@@ -158,7 +158,7 @@ FAULTS = (
         "shared/repository/reading.py",
         "        query = query.order_by(StudyRow.due_at, StudyRow.id)\n",
         "        query = query.order_by(StudyRow.due_at)\n",
-        ("tests/integration/test_reading.py::test_order_and_paging",),
+        ("tests/integration/test_reading.py::test_studies_of_one_due_time_keep_their_order",),
     ),
     # -- access
     Fault(
