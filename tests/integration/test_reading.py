@@ -12,7 +12,7 @@ from uuid import UUID, uuid4
 import numpy as np
 import pytest
 from PIL import Image
-from sqlalchemy import insert, select, update
+from sqlalchemy import func, insert, select, text, update
 
 from samples.objects import pattern_image, to_bytes
 from shared.findings import IN_SCOPE, RESEARCH_USE, Call, Finding, Heatmap, InstanceResult, Severity
@@ -147,6 +147,19 @@ def test_order_and_paging(in_process: Any) -> None:
     assert [entry["rank"] for entry in first["entries"]] == [1, 2, 3, 4]
     assert [entry["overdue"] for entry in first["entries"]] == [True, False, False, False]
     assert (first["counts"]["analysed"], first["notice"]) == (11, RESEARCH_USE)
+
+
+def test_studies_of_one_due_time_keep_their_order(in_process: Any) -> None:
+    """Their ids order them, whether Postgres walks an index or sorts: else pages repeat some and leave others out."""
+    ids = add_studies(in_process, [{"due_at": NOW}] * 30)
+    database = in_process.http.app.state.parts.database
+    with database.transaction() as session:
+        name = session.scalar(select(func.current_database()))
+        for way in ("indexscan", "indexonlyscan", "bitmapscan"):
+            session.execute(text(f"ALTER DATABASE {name} SET enable_{way} = off"))
+    database.close()  # connections that are made from here on sort
+    for limit in (4, 30):
+        assert listed(in_process, limit=limit) == sorted(map(str, ids))
 
 
 @pytest.mark.parametrize("seed", range(4))

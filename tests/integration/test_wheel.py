@@ -275,7 +275,7 @@ def test_three_hosts(install: Callable[[str | None], Environment], site: Site, t
         (report,) = sent["reports"]
         assert report["status"] == "analysed", worker.output()
     listed = json.loads(plain.osteon("worklist", "--json", **client))  # type: ignore[arg-type]
-    assert len(listed["studies"]) == 2
+    assert len(listed["entries"]) == 2
     paper = httpx.get(
         f"{site.url}/studies/{report['id']}/report.pdf",
         headers={"Authorization": f"Bearer {site.key}"}, timeout=LIMIT_S, trust_env=False,

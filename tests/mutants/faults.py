@@ -149,7 +149,7 @@ FAULTS = (
         "training/datasets/film.py",
         "open_pixels(data).frame(0)",
         "open_pixels(data).stored(0)",
-        ("tests/unit/training/test_datasets.py::test_training_sees_what_serving_sees",),
+        ("tests/unit/training/test_datasets.py::test_training_evaluation_and_worker_see_one_tensor",),
     ),
     # -- worklist
     Fault(
@@ -158,7 +158,7 @@ FAULTS = (
         "shared/repository/reading.py",
         "        query = query.order_by(StudyRow.due_at, StudyRow.id)\n",
         "        query = query.order_by(StudyRow.due_at)\n",
-        ("tests/integration/test_reading.py::test_order_and_paging",),
+        ("tests/integration/test_reading.py::test_studies_of_one_due_time_keep_their_order",),
     ),
     # -- access
     Fault(
