@@ -71,6 +71,7 @@ TOGETHER = {
     "tests/browser/test_reading_room.py": "100,000 studies of a reader",
     "tests/browser/test_viewer.py": "studies with pictures",
     "tests/integration/test_cli.py": "system",
+    "tests/integration/test_sending.py": "an API that many files are sent to",
     "tests/integration/test_wheel.py": "installed wheels",
 }
 
