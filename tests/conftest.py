@@ -121,7 +121,9 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 def _one_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """The workers of all tests share what they can make anew: each would spend seconds on it."""
     with pytest.MonkeyPatch.context() as patched:
-        patched.setenv("OSTEON_CACHE_DIR", str(tmp_path_factory.getbasetemp() / "cache"))
+        base = tmp_path_factory.getbasetemp()
+        base = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base  # all processes share one
+        patched.setenv("OSTEON_CACHE_DIR", str(base / "cache"))
         yield
 
 
