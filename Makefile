@@ -4,12 +4,12 @@ BIN := .venv/bin
 UV = VIRTUAL_ENV=.venv $(BIN)/uv
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 .DEFAULT_GOAL := help
-.PHONY: help install demo dev hooks test test-slow test-systems mutants coverage check bench bench-quick clean
+.PHONY: help install demo dev hooks test test-slow test-systems mutants coverage check bench bench-quick lock sbom audit clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-13s %s\n", $$1, $$2}'
 
-install: .venv/.installed ## create .venv with everything, versions pinned by constraints.txt
+install: .venv/.installed ## create .venv with everything, versions and hashes of constraints.txt
 
 .venv/.installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit("Osteon needs Python 3.11 or newer; give one: make PYTHON=python3.12 ...") if sys.version_info < (3, 11) else None'
@@ -29,8 +29,8 @@ dev: install ## start everything embedded; a part starts again when its code or 
 hooks: install ## run ruff, mypy and a search for secrets before each commit (.pre-commit-config.yaml)
 	@$(BIN)/pre-commit install
 
-# Processes that share the tests: most of a test is waiting, so more than there are cores.
-PROCESSES ?= auto
+# Processes that share the tests: half again as many as cores, for many tests wait for something.
+PROCESSES ?= $(shell $(PYTHON) -c 'import os; print(os.cpu_count() * 3 // 2)')
 PYTEST := $(BIN)/python -m pytest -n $(PROCESSES) --durations 10
 
 test: install ## what can break, in minutes: real Postgres, Valkey, S3 server and Chromium, each kind of fault once
@@ -63,6 +63,20 @@ bench: install ## measure everything against its goal; writes benchmarks/RESULTS
 bench-quick: install ## every benchmark small, what is uncertain again, one table; fails where a goal is certainly missed
 	@$(UV) pip install --quiet --constraint constraints.txt --editable '.[bench]'
 	@$(BIN)/python -m benchmarks all --check $(ARGS)
+
+# ARGS=--upgrade takes the newest of all, ARGS='--upgrade-package NAME' of one
+lock: install ## write constraints.txt from pyproject.toml: all extras, Linux and macOS; what is locked stays where it may
+	@$(UV) pip compile pyproject.toml --all-extras --universal --generate-hashes --no-header --no-annotate --quiet \
+	  --output-file constraints.txt $(ARGS)
+
+sbom: install ## write bom.json, a CycloneDX list of all that .venv holds
+	@$(BIN)/cyclonedx-py environment --pyproject pyproject.toml --output-reproducible --output-file bom.json $(BIN)/python
+	@$(BIN)/python -c 'import json, shared; bom = json.load(open("bom.json")); \
+	  bom["metadata"]["component"]["version"] = shared.__version__; json.dump(bom, open("bom.json", "w"), indent=1)'
+	@echo "bom.json is written"
+
+audit: install ## ask OSV for known vulnerabilities of the locked packages (.ci/audit: exit code 1 some, 3 no network)
+	@.ci/audit $(ARGS)
 
 clean: ## remove .venv and caches; `osteon down --delete` removes data
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis htmlcov .coverage*

@@ -51,7 +51,7 @@ THEIRS = "SELECT extract(epoch FROM at) FROM bare WHERE at >= :since ORDER BY 1"
 
 def run(quick: bool, say: Say) -> Result:  # noqa: FBT001 - one signature for all
     """Rates of all three in turns: the bare application's, ours with a short queue, ours with a long one behind."""
-    short, long, repeats = (600, 10_000, 3) if quick else (1000, 100_000, 11)
+    short, long, repeats = (500, 6000, 3) if quick else (1000, 100_000, 11)
     with Plant() as near, Plant() as far:
         arms = {"bare": _bare(near), "short": _ours(near), "long": _ours(far)}
         try:

@@ -32,7 +32,7 @@ SETUPS = ((8, 1), (4, 2), (1, 2))  # LitServe's batch size and worker processes;
 def run(quick: bool, say: Say) -> Result:  # noqa: FBT001 - one signature for all
     """Each arm stands ready, and one has work at a time; clients of both wait for each answer."""
     if not importlib.util.find_spec("litserve"):
-        raise Missing("LitServe is not installed: .venv/bin/pip install -c constraints.txt -e '.[bench]'")
+        raise Missing("LitServe is not installed: uv pip install -c constraints.txt -e '.[bench]'")
     count, repeats = (32, 3) if quick else (160, 6)
     network, manifest = load_bundle(Settings().bundle_path.read_bytes())
     engine, size = pick_engine(network, manifest.input_size, Settings().cache), manifest.input_size

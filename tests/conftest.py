@@ -2,6 +2,7 @@
 
 import itertools
 import os
+import random
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -45,10 +46,16 @@ MAY_SKIP: dict[str, str] = {}
 def pytest_configure(config: pytest.Config) -> None:
     """Measure once, before other processes begin, how slow this machine is."""
     slowness()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        os.environ.setdefault(
+            "OMP_NUM_THREADS", "1"
+        )  # several processes with a thread for each core wait for each other
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Scale the limits of all tests by the machine; 0 stays no limit."""
+    """Scale the limits of all tests by the machine; 0 stays no limit. TESTS_ORDER=NUMBER shuffles them by that number."""
+    if seed := os.environ.get("TESTS_ORDER"):
+        random.Random(seed).shuffle(items)
     for item in items:
         given = item.get_closest_marker("timeout")
         seconds = float(given.args[0]) if given else TIMEOUT_S
@@ -64,6 +71,7 @@ TOGETHER = {
     "tests/browser/test_reading_room.py": "100,000 studies of a reader",
     "tests/browser/test_viewer.py": "studies with pictures",
     "tests/integration/test_cli.py": "system",
+    "tests/integration/test_sending.py": "an API that many files are sent to",
     "tests/integration/test_wheel.py": "installed wheels",
 }
 

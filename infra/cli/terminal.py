@@ -23,7 +23,7 @@ KeyOption = Annotated[
     str | None, typer.Option("--key", envvar="OSTEON_KEY", help="an API key; default: the local stack's")
 ]
 # without a terminal (a file, a pipe) Rich would squeeze everything into 80 columns
-WIDTH_OF_FILES = 160
+WIDTH_OF_FILES = 1000  # no row of ours is longer; tables take no more than their content needs
 WIDE = 110  # columns from which on the worklist shows everything
 # what a command needs beyond the client that every installation has, by the module that it stands in
 EXTRAS = {"infra.cli.stack": "embedded", "infra.cli.reading": "cpu"}

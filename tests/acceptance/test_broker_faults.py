@@ -60,9 +60,10 @@ def test_two_reconcilers_send_a_lost_study_once(plant: Plant) -> None:
     assert plant.sent() == len(ids)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "memory",
-    [pytest.param("kept", marks=pytest.mark.slow), pytest.param("lost", marks=pytest.mark.slow), "never kept"],
+    ["kept", "lost", "never kept"],
 )
 def test_a_killed_broker(plant: Plant, memory: str) -> None:
     """kill -9 of Valkey, with its file, without it, and where it never wrote one (no AOF), and uploads meanwhile: all is

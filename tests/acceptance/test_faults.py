@@ -73,6 +73,7 @@ def test_a_model_that_hangs(plant: Plant, tmp_path: Path) -> None:
     assert any("worker: the model hangs" in line for line in plant.complaints("critical"))
 
 
+@pytest.mark.slow
 def test_a_killed_api(plant: Plant) -> None:
     """kill -9 of the API in the middle of uploads: what it called stored is analysed; the rest can be sent again."""
     plant.worker()
@@ -104,6 +105,7 @@ def test_a_killed_api(plant: Plant) -> None:
     plant.all_analysed_once(ids, time.monotonic())
 
 
+@pytest.mark.slow
 def test_sigterm_under_load(plant: Plant) -> None:
     """SIGTERM: the worker finishes what it holds and ends with 0 within 60 s; the next one does the rest."""
     worker = plant.worker()

@@ -476,10 +476,10 @@ def test_decoders_end_with_their_worker(ward: Ward, make_engine: Callable[..., A
     """When a worker is killed, its decoders do not stay behind."""
     engine = make_engine()
     engine.analyse_study(ward.stored(engine.store, [square("any", texture(1))]))
-    children = psutil.Process().children()
+    decoders = [child for child in psutil.Process().children() if "spawn_main" in " ".join(child.cmdline())]
+    assert decoders
     engine.close()
-    psutil.wait_procs(children, timeout=LIMIT_S)
-    assert not [child for child in children if child.is_running() and "spawn" in " ".join(child.cmdline())]
+    assert psutil.wait_procs(decoders, timeout=LIMIT_S)[1] == []
 
 
 # -- second looks ---------------------------------------------------------------------------------------------------

@@ -62,6 +62,7 @@ def conversions(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return sides
 
 
+@pytest.mark.slow
 def test_the_shipped_network_says_the_same_to_the_bit(tmp_path: Path, conversions: list[int]) -> None:
     """Fresh, kept, and read again by a second worker, which converts nothing; for batches of several sizes."""
     network, manifest = load_bundle(Settings().bundle_path.read_bytes())

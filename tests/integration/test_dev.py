@@ -13,11 +13,10 @@ import pytest
 
 from infra import state
 from infra.parts import Part
-from infra.process import is_same, wait_until
+from infra.process import is_same
 from infra.stack import Stack
 from shared.settings import ROOT, Settings
-
-LIMIT_S = 240.0  # against hanging only: starting a part takes seconds
+from tests.pace import LIMIT_S, until
 
 
 def test_a_part_starts_again_when_its_code_changes(tmp_path: Path) -> None:
@@ -43,7 +42,7 @@ def test_a_part_starts_again_when_its_code_changes(tmp_path: Path) -> None:
                 stack.check()
                 return any(word in line for line in said)
 
-            assert wait_until(heard, LIMIT_S), said
+            until(heard, 20, lambda: "\n".join(said))
             said.clear()
 
         before = running(config.home)
@@ -91,7 +90,7 @@ def started(checkout: Path, tmp_path: Path) -> Iterator["subprocess.Popen[bytes]
 def test_what_is_written_is_what_is_served(checkout: Path, started: "subprocess.Popen[bytes]", tmp_path: Path) -> None:
     """A changed template, a changed module and a changed task reach the running system; Ctrl-C ends all of it."""
     home, log = tmp_path / "home", tmp_path / "up.log"
-    assert wait_until(lambda: started.poll() is not None or "Osteon is ready" in log.read_text(), LIMIT_S)
+    until(lambda: started.poll() is not None or "Osteon is ready" in log.read_text(), 120, log.read_text)
     assert started.poll() is None, log.read_text()
     before = state.status(home)
 
@@ -104,16 +103,16 @@ def test_what_is_written_is_what_is_served(checkout: Path, started: "subprocess.
 
     template = checkout / "api/pages/templates/login.html"
     template.write_text(template.read_text().replace("Your key", "Your own key"))
-    assert wait_until(lambda: served("/login", "Your own key"), LIMIT_S), log.read_text()
+    until(lambda: served("/login", "Your own key"), 60, log.read_text)
 
     module = checkout / "api/main.py"
     module.write_text(module.read_text().replace('title="Osteon"', 'title="Osteon, changed"'))
-    assert wait_until(lambda: served("/openapi.json", "Osteon, changed"), LIMIT_S), log.read_text()
+    until(lambda: served("/openapi.json", "Osteon, changed"), 60, log.read_text)
     assert running(home)["worker"] == {part.name: part.pid for part in before.parts}["worker"]
 
     said = log.read_text()
     (checkout / "worker/batching.py").open("a").write("\n# changed\n")
-    assert wait_until(lambda: "worker is ready" in log.read_text().removeprefix(said), LIMIT_S), log.read_text()
+    until(lambda: "worker is ready" in log.read_text().removeprefix(said), 60, log.read_text)
 
     parts = state.read_state(home)
     started.send_signal(signal.SIGINT)

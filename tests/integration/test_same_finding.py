@@ -1,20 +1,13 @@
 """One film, however it is encoded, is one finding: real pixels through the shipped bundle."""
 
-import os
-from pathlib import Path
-
-import pytest
-
 from shared.findings import Finding
 from shared.settings import ROOT, Settings
 from shared.vision.pixels import open_pixels
 from shared.vision.reader import Reader
 from shared.vision.tensors import prepare
 
-FILMS = Path(os.environ.get("OSTEON_DICOM_SAMPLES", ROOT.parent / "shared/data/dicom_samples")) / "files"
+FILMS = ROOT / "tests/data/dicom/files"
 ENCODINGS = ("explicit_le", "implicit_le", "big_endian", "deflated", "rle", "mono2", "signed16", "no_preamble")
-
-pytestmark = pytest.mark.skipif(not FILMS.is_dir(), reason="needs the DICOM samples: set OSTEON_DICOM_SAMPLES")
 
 
 def finding(reader: Reader, name: str) -> Finding:

@@ -103,8 +103,7 @@ def test_workflows_may_do_little_and_run_what_was_reviewed(path: Path) -> None:
 
 def test_the_citation_is_of_this_version() -> None:
     """CITATION.cff names the version that the package has."""
-    version = PROJECT["version"] if "version" in PROJECT else shared.__version__
-    assert yaml.safe_load((ROOT / "CITATION.cff").read_text())["version"] == version
+    assert yaml.safe_load((ROOT / "CITATION.cff").read_text())["version"] == shared.__version__
 
 
 # -- what a migration, a data set, a page or a setting needs ---------------------------------------------------------

@@ -3,7 +3,6 @@
 import contextlib
 import csv
 import io
-import os
 import re
 import struct
 import time
@@ -12,7 +11,6 @@ import warnings
 import zlib
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, Literal, NoReturn
 
 import imagecodecs
@@ -31,6 +29,7 @@ from pydicom.pixels.processing import apply_modality_lut, apply_voi_lut
 from pydicom.uid import UID
 
 from shared import errors
+from shared.settings import ROOT
 from shared.vision import codecs
 from shared.vision.pixels import PixelLimits, display, open_pixels
 
@@ -738,12 +737,8 @@ def test_pydicom_says_nothing_and_keeps_its_voice(
 
 # -- real films -------------------------------------------------------------------------------------------------
 
-SAMPLES = Path(
-    os.environ.get("OSTEON_DICOM_SAMPLES", Path(__file__).parents[3].parent / "shared" / "data" / "dicom_samples")
-)
-ROWS = (
-    list(csv.DictReader((SAMPLES / "labels.csv").read_text().splitlines())) if (SAMPLES / "labels.csv").exists() else []
-)
+SAMPLES = ROOT / "tests/data/dicom"
+ROWS = list(csv.DictReader((SAMPLES / "labels.csv").read_text().splitlines()))
 # pydicom's plugins refuse these two for flaws in the JPEG header that libjpeg reads over: RG2_JPLY decodes to the
 # same pixels as its repaired twin, and JPEG-lossy stays within its own Largest Image Pixel Value
 BEYOND_PYDICOM = {"RG2_JPLY.dcm": "RG2_JPLY_fixed.dcm", "JPEG-lossy.dcm": ""}
@@ -765,14 +760,12 @@ REJECTED = {
     "derived_tibia_no_pixeldata.dcm": errors.NoPixelData,
     "derived_tibia_huge_dims.dcm": errors.TooLarge,
 }
-needs_samples = pytest.mark.skipif(not ROWS, reason=f"no labels.csv under {SAMPLES}; set OSTEON_DICOM_SAMPLES")
 
 
 def _sample(name: str) -> bytes:
-    return next(SAMPLES.rglob(name)).read_bytes()
+    return (SAMPLES / "files" / name).read_bytes()
 
 
-@needs_samples
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row["file"])
 def test_real_files_decode_as_in_pydicom_or_are_refused(row: dict[str, str]) -> None:
     """Each sample's frames equal pydicom's after rescale and inversion, or the sample raises the error it deserves."""
@@ -813,7 +806,6 @@ def test_real_files_decode_as_in_pydicom_or_are_refused(row: dict[str, str]) -> 
     assert display(source, 0, frames[0]).std() > 0
 
 
-@needs_samples
 def test_the_tibia_is_one_film_in_every_encoding() -> None:
     """The derived tibia gives identical frames from every encoding, photometric interpretation and sign."""
     names = "explicit_le implicit_le big_endian deflated rle mono2 signed16 3frames no_preamble".split()
@@ -822,7 +814,6 @@ def test_the_tibia_is_one_film_in_every_encoding() -> None:
         np.testing.assert_array_equal(other, reference)
 
 
-@needs_samples
 def test_an_unrepaired_jpeg_gives_the_repaired_ones_pixels() -> None:
     """Where we read what pydicom's plugins refuse, we read it right."""
     broken, repaired = (open_pixels(_sample(name)).frame(0) for name in ("RG2_JPLY.dcm", "RG2_JPLY_fixed.dcm"))
