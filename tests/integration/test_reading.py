@@ -28,9 +28,9 @@ NOW = datetime.now(UTC)
 MANIFEST = {"sensitive": 0.2, "specific": 0.7, "regions": ["hand", "leg"]}
 
 
-def image(study: int = 1, number: int = 1, rows: int = 128, columns: int = 128) -> bytes:
+def image(study: int = 1, number: int = 1, rows: int = 128, columns: int = 128, name: str = "ZEBRA^QUAGGA") -> bytes:
     ds = pattern_image(study, f"image {number}")
-    ds.PatientName, ds.Rows, ds.Columns, ds.PixelData = "ZEBRA^QUAGGA", rows, columns, bytes(rows * columns)
+    ds.PatientName, ds.Rows, ds.Columns, ds.PixelData = name, rows, columns, bytes(rows * columns)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return to_bytes(ds, "1.2.840.10008.1.2.1")
@@ -279,6 +279,17 @@ def test_no_such_study(in_process: Any) -> None:
         for study, status in ((uuid4(), 404), ("1", 422)):
             answer = in_process.http.get(f"/studies/{study}{path}", headers=in_process.headers())
             assert answer.status_code == status
+
+
+def test_a_name_is_text_on_every_page(in_process: Any) -> None:
+    """What a patient name holds is shown, and is no part of the page: list, study and report."""
+    study = upload(in_process, a=image(name="<script>alert(1)</script>"))
+    analyse(in_process, study, lambda instances: [InstanceResult(instances[0].id, [finding()])])
+    for path in ("/", f"/view/{study}", f"/studies/{study}/report.html"):
+        page = in_process.http.get(path, headers=in_process.headers("radiologist"))
+        assert page.status_code == 200, path
+        assert "&lt;script&gt;alert(1)&lt;/script&gt;" in page.text, path
+        assert "<script>alert" not in page.text, path
 
 
 # -- pictures -------------------------------------------------------------------------------------------------------

@@ -192,7 +192,7 @@ FAULTS = (
         "api/pages/render.py",
         "autoescape=True",
         "autoescape=False",
-        ("tests/browser/test_page.py::test_name_is_shown_as_text",),
+        ("tests/integration/test_reading.py::test_a_name_is_text_on_every_page",),
     ),
     Fault(
         "times-in-utc",
