@@ -47,9 +47,11 @@ def pytest_configure(config: pytest.Config) -> None:
     """Measure once, before other processes begin, how slow this machine is."""
     slowness()
     if "PYTEST_XDIST_WORKER" in os.environ:
-        os.environ.setdefault(
-            "OMP_NUM_THREADS", "1"
-        )  # several processes with a thread for each core wait for each other
+        # several processes with a thread for each core would wait for each other
+        os.environ.setdefault("OMP_NUM_THREADS", "1")
+        # pytest-xdist sets these, and commands would take them for a terminal's
+        for name in ("COLUMNS", "LINES"):
+            os.environ.pop(name, None)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
