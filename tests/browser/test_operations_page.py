@@ -25,7 +25,7 @@ from tests.browsing import needs_chromium, watched
 from tests.conftest import admin_sql, copied
 from tests.pace import LIMIT_S
 
-pytestmark = needs_chromium
+pytestmark = [needs_chromium, pytest.mark.slow]
 SECRET = "osk_admin_of_these_tests"
 SHOTS = Path(os.environ.get("OSTEON_SHOTS", "")) if os.environ.get("OSTEON_SHOTS") else None
 # as after a month: mostly analysed, 30,000 waiting, 300 set aside for four reasons

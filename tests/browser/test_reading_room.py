@@ -38,7 +38,7 @@ SELECT gen_random_uuid(), :site, '1.9.' || n, CASE n % 20 WHEN 0 THEN 'urgent' E
     'in scope', 'second-look', 1, 0, now(), n % 90, CASE WHEN n > 100000 THEN now() END
 FROM generate_series(1, 100200) AS n"""
 
-pytestmark = needs_chromium
+pytestmark = [needs_chromium, pytest.mark.slow]
 
 
 class Room:
@@ -470,7 +470,6 @@ def test_a_page_that_is_left_at_once_gives_the_study_back(room: Room, reader: Ca
     assert [(one["name"], one["ended"]) for one in history] == [("dr-ada", "released"), ("dr-bob", "")]
 
 
-@pytest.mark.slow
 def test_a_claim_lasts_as_long_as_its_page_and_no_longer(room: Room, reader: Callable[..., Page]) -> None:
     """An open page keeps its study beyond the lease; one that died without a farewell loses it when the lease ends."""
     url, lease_s = room.short_lease()

@@ -3,10 +3,9 @@
 import ast
 import os
 from pathlib import Path
+from typing import Any
 
-import nbformat
 import pytest
-from nbclient import NotebookClient
 
 from shared.settings import ROOT
 from shared.vision.bundle import load_bundle
@@ -16,17 +15,21 @@ from tests.pace import limit_s
 NOTEBOOK = ROOT / "training/walkthrough.ipynb"
 
 
-def opened() -> nbformat.NotebookNode:
-    read: nbformat.NotebookNode = nbformat.read(NOTEBOOK, as_version=4)  # type: ignore[no-untyped-call]
+def opened() -> Any:
+    import nbformat  # takes seconds to load, in each process of the tests
+
+    read = nbformat.read(NOTEBOOK, as_version=4)  # type: ignore[no-untyped-call]
     return read
 
 
-def is_parameters(cell: nbformat.NotebookNode) -> bool:
+def is_parameters(cell: Any) -> bool:
     return "parameters" in cell.metadata.get("tags", [])
 
 
 def test_notebook_is_valid_and_stripped() -> None:
     """It is valid, its cells compile, one cell alone is there to be changed, and no output is kept."""
+    import nbformat
+
     notebook = opened()
     nbformat.validate(notebook)
     code = [cell for cell in notebook.cells if cell.cell_type == "code"]
@@ -40,6 +43,8 @@ def test_notebook_is_valid_and_stripped() -> None:
 @pytest.mark.slow
 def test_notebook_runs_from_films_to_a_finding(tmp_path: Path) -> None:
     """On a tiny data set every cell runs, and leaves a report and a bundle that loads."""
+    from nbclient import NotebookClient
+
     notebook, run = opened(), tmp_path / "run"
     values = {
         "DATA": str(fracatlas_tree(tmp_path / "data")),
