@@ -18,8 +18,7 @@ NOTEBOOK = ROOT / "training/walkthrough.ipynb"
 def opened() -> Any:
     import nbformat  # takes seconds to load, in each process of the tests
 
-    read = nbformat.read(NOTEBOOK, as_version=4)  # type: ignore[no-untyped-call]
-    return read
+    return nbformat.read(NOTEBOOK, as_version=4)  # type: ignore[no-untyped-call]
 
 
 def is_parameters(cell: Any) -> bool:
