@@ -59,7 +59,7 @@ def test_notebook_runs_from_films_to_a_finding(tmp_path: Path) -> None:
     parameters.source = "\n".join(f"{name} = {value!r}" for name, value in values.items())
     threads = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
     NotebookClient(
-        notebook, timeout=limit_s(280), kernel_name="python3", resources={"metadata": {"path": str(ROOT)}}
+        notebook, timeout=int(limit_s(280)), kernel_name="python3", resources={"metadata": {"path": str(ROOT)}}
     ).execute(env=os.environ | threads)
 
     text = "".join(output.get("text", "") for cell in notebook.cells for output in cell.get("outputs", []))
