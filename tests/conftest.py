@@ -351,12 +351,8 @@ def system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
 @pytest.fixture(scope="session")
 def standing(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Plant]:
     """Postgres, Valkey and an API that outlive one test, for workers that a test starts and kills."""
-    made = Plant(tmp_path_factory.mktemp("plant"))
-    try:
-        made.start()
+    with Plant(tmp_path_factory.mktemp("plant")) as made:
         yield made
-    finally:
-        made.stop()
 
 
 @pytest.fixture(scope="session")

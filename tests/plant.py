@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import httpx
 import numpy as np
@@ -112,6 +112,17 @@ class Plant:
         self.postgres, self.valkey = EmbeddedPostgres(folder / "postgres"), EmbeddedValkey(folder / "valkey")
         self.processes: list[subprocess.Popen[bytes]] = []
         self.since = datetime.now(UTC)
+
+    def __enter__(self) -> Self:
+        try:
+            self.start()
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
 
     def start(self) -> None:
         """Start what outlives one test."""

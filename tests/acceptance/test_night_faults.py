@@ -21,12 +21,8 @@ LOOKS = "SELECT state, count(*) FROM second_looks WHERE bundle = %s GROUP BY 1"
 @pytest.fixture(scope="module")
 def standing(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Plant]:
     """A plant of these tests' own: a night looks at all that any test left, at studies without films in the store too."""
-    made = Plant(tmp_path_factory.mktemp("nights"))
-    try:
-        made.start()
+    with Plant(tmp_path_factory.mktemp("nights")) as made:
         yield made
-    finally:
-        made.stop()
 
 
 @pytest.fixture

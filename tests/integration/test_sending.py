@@ -25,12 +25,8 @@ from tests.plant import KEYS, Plant, film
 @pytest.fixture(scope="module")
 def plant(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Plant]:
     """Postgres, Valkey and an API."""
-    made = Plant(tmp_path_factory.mktemp("sending"))
-    try:
-        made.start()
+    with Plant(tmp_path_factory.mktemp("sending")) as made:
         yield made
-    finally:
-        made.stop()
 
 
 @dataclass
