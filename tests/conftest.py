@@ -88,6 +88,7 @@ class Scheduler(LoadScopeScheduling):  # type: ignore[misc]
         return TOGETHER.get(nodeid.partition("::")[0], nodeid)
 
 
+@pytest.hookimpl(optionalhook=True)  # without pytest-xdist nobody asks
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Scheduler:
     """Ours, whatever --dist says."""
     return Scheduler(config, log)

@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import textwrap
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -28,7 +27,8 @@ from infra.process import free_port
 from infra.valkey import EmbeddedValkey
 from samples.objects import pattern_image, set_pixels, to_bytes, uid
 from shared.settings import ROOT
-from tests import pace
+from tests import fake_worker, pace
+from tests.forked import ForkedProcess
 from tests.pace import LIMIT_S
 
 KEYS = {role: f"osk_faults_{role}_key_of_the_tests" for role in ("submitter", "radiologist", "admin")}
@@ -39,34 +39,6 @@ SETTINGS = {
     "RECONCILE_EVERY_S": "1", "RETRY_BASE_S": "0.5", "MAX_ATTEMPTS": "3", "BATCH_SIZE": "4", "WORKER_THREADS": "8",
     "DECODERS": "2",
 }  # fmt: skip
-# The worker as it is, but that its model is a pause of MODEL_S seconds an image and a ready answer, that it is neither
-# compiled nor run, that one study kills it, that it raises at each film whose left half is black, and that it hangs once
-# where the file HANG stands.
-WORKER = """
-    import os, select, sys, time
-    sys.modules["openvino"] = None
-    if "FAKETIME_TIMESTAMP_FILE" in os.environ:  # under that library time.sleep is an invalid argument now and then
-        time.sleep = lambda seconds: select.select([], [], [], seconds)
-    import numpy, worker.main, worker.tasks
-    from shared.vision.reader import Look, RawReading
-    analyse = worker.tasks.analyse
-    def analyse_or_die(claim, *rest, **more):
-        if str(claim.study_id) == os.environ.get("POISON"):
-            os.abort()
-        return analyse(claim, *rest, **more)
-    def predict(items):
-        if os.path.exists(flag := os.environ.get("HANG", "")):
-            os.unlink(flag)
-            time.sleep(1000)
-        if any(square.any() and not square[:, : len(square) // 4].any() for _, square in items):
-            raise FloatingPointError
-        time.sleep(float(os.environ["MODEL_S"]) * len(items))
-        regions = numpy.eye(1, len(items[0][0].manifest.regions), dtype=numpy.float32)[0]
-        nothing = numpy.zeros((8, 8), numpy.float32)
-        return [RawReading(regions, 0.1, nothing[0, :3], nothing, 1.0, 0.0, Look.USUAL)] * len(items)
-    worker.tasks.analyse, worker.tasks.predict = analyse_or_die, predict
-    worker.main.main()
-"""
 
 
 class Studies:
@@ -110,7 +82,7 @@ class Plant:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.postgres, self.valkey = EmbeddedPostgres(folder / "postgres"), EmbeddedValkey(folder / "valkey")
-        self.processes: list[subprocess.Popen[bytes]] = []
+        self.processes: list[subprocess.Popen[bytes] | ForkedProcess] = []
         self.since = datetime.now(UTC)
 
     def __enter__(self) -> Self:
@@ -188,9 +160,14 @@ class Plant:
         self.processes.append(process)
         return process
 
-    def worker(self, **more: str) -> "subprocess.Popen[bytes]":
-        """Start a worker."""
-        return self.run("worker", "-c", textwrap.dedent(WORKER), **more)
+    def worker(self, **more: str) -> "subprocess.Popen[bytes] | ForkedProcess":
+        """Start a worker with a model that is none (fake_worker.py)."""
+        if "LD_PRELOAD" in more:  # what is loaded before all else cannot be had by a fork
+            return self.run("worker", "-m", "tests.fake_worker", **more)
+        with (self.folder / "worker.log").open("ab") as log:
+            process = ForkedProcess(fake_worker.main, self.environment | more, log, ROOT)
+        self.processes.append(process)
+        return process
 
     @contextmanager
     def supervised(self, **more: str) -> Iterator[list[int]]:

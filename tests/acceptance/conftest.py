@@ -1,6 +1,7 @@
 """What the tests of faults share."""
 
 import contextlib
+import ctypes
 import os
 import subprocess
 from collections.abc import Callable, Iterator
@@ -9,6 +10,8 @@ from pathlib import Path
 import pytest
 
 from tests.plant import Plant
+
+CLONE_NEWNS = 0x00020000  # linux/sched.h
 
 
 @pytest.fixture
@@ -19,16 +22,23 @@ def plant(standing: Plant) -> Iterator[Plant]:
     standing.end_processes(1)
 
 
+@pytest.fixture(scope="session")
+def _own_mounts() -> None:
+    """What this process mounts is seen by it and its children only, and goes with it, however it ends."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if os.geteuid() != 0 or libc.unshare(CLONE_NEWNS):
+        pytest.skip("a small file system can be mounted by root only")
+    subprocess.run(["mount", "--make-rprivate", "/"], check=True)
+
+
 @pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
+def small_disk(tmp_path: Path, _own_mounts: None) -> Iterator[Callable[[str], Path]]:
     """Makes a file system of this size, as mount names it."""
     place = tmp_path / "small"
 
     def make(size: str) -> Path:
         place.mkdir()
-        mount = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(place)]
-        if os.geteuid() != 0 or subprocess.run(mount, capture_output=True, check=False).returncode:
-            pytest.skip("a small file system can be mounted by root only")
+        subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(place)], check=True)
         return place
 
     yield make

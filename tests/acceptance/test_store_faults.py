@@ -17,6 +17,7 @@ from shared.settings import ROOT
 from shared.storage import open_store, original_key, sha256_of
 from shared.tables import InstanceRow
 from tests.conftest import InProcessApi
+from tests.forked import ForkedProcess
 from tests.pace import LIMIT_S
 from tests.plant import Plant, film
 
@@ -167,7 +168,7 @@ def test_the_server_itself_is_killed(plant: Plant, tmp_path: Path) -> None:
         assert plant.post("server meanwhile", 0, url).json()["stored"] == 1
 
 
-def served(plant: Plant, store_url: str) -> "tuple[str, subprocess.Popen[bytes]]":
+def served(plant: Plant, store_url: str) -> "tuple[str, subprocess.Popen[bytes] | ForkedProcess]":
     """The URL of an API, and a worker, with this store."""
     store = {"OSTEON_STORE_URL": store_url}
     plant.prepare(**store)

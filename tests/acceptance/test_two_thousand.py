@@ -5,7 +5,6 @@ import os
 import random
 import signal
 import sys
-import textwrap
 import threading
 import time
 from collections import Counter
@@ -25,7 +24,7 @@ from infra.stack import Stack
 from infra.state import Secrets, read_secrets
 from shared.settings import ROOT, Settings
 from tests.pace import LIMIT_S, limit_s
-from tests.plant import SETTINGS, WORKER, Studies, decoders_of, film
+from tests.plant import SETTINGS, Studies, decoders_of, film
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 STUDIES = 2000
@@ -110,7 +109,7 @@ def stack(tmp_path: Path, s3_host: str) -> Iterator[Stack]:
 
     def parts(variables: Mapping[str, str], secrets: Secrets) -> Sequence[Part]:
         kept = {part.name: part for part in osteon_parts(variables, secrets)}
-        worker = [sys.executable, "-c", textwrap.dedent(WORKER)]
+        worker = [sys.executable, "-m", "tests.fake_worker"]
         workers = [Part(f"worker-{n}", worker, kept["worker"].ready, model, stop_wait_s=20) for n in (1, 2)]
         return [*workers, kept["api"], kept["beat"], Part("store", proxy)]
 

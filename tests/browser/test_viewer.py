@@ -17,6 +17,7 @@ from playwright.sync_api import Browser, ConsoleMessage, Locator, Page, expect
 from infra.client import Client
 from samples.objects import pattern_image, set_pixels, to_bytes, uid
 from tests.browsing import WATCH_POLICY, leave, needs_chromium
+from tests.forked import ForkedProcess
 from tests.pace import LIMIT_S, limit_s
 from tests.plant import KEYS, Plant
 
@@ -34,7 +35,7 @@ class Room:
     """A running system with studies to look at."""
 
     plant: Plant
-    worker: "subprocess.Popen[bytes]"
+    worker: "subprocess.Popen[bytes] | ForkedProcess"
     studies: dict[str, str]  # name to id
 
     def sql(self, statement: str, *values: object) -> None:

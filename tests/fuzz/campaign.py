@@ -1,6 +1,5 @@
 """Runs cases in children, so that one that crashes, hangs or eats memory is seen and blamed, and nobody else is."""
 
-import multiprocessing
 import resource
 from collections import Counter, defaultdict, deque
 from collections.abc import Iterable, Iterator
@@ -15,6 +14,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from tests.forked import CONTEXT
 from tests.fuzz import cases
 from tests.pace import limit_s
 
@@ -86,9 +86,6 @@ class Summary:
 
 def run(wanted: Iterable[str], children: int = CHILDREN, hang_s: float = HANG_S) -> Summary:
     """Run the cases; returns when all are over. hang_s: what a case may take on a quiet machine, by the clock."""
-    context = multiprocessing.get_context("forkserver")
-    # imported once: a child that was killed is replaced in milliseconds
-    context.set_forkserver_preload(["tests.fuzz.path", "tests.fuzz.cases"])
     summary = Summary()
     waiting: deque[tuple[str, Any]] = deque()
     orphans: list[str] = []  # cases whose pool broke, by themselves or by a neighbour
@@ -104,7 +101,7 @@ def run(wanted: Iterable[str], children: int = CHILDREN, hang_s: float = HANG_S)
     left = iter(wanted)
     case = next(left, None)
     while case is not None:  # a pool breaks when a child dies before it could say which case it had begun
-        with _pool(children, context) as pool:
+        with _pool(children) as pool:
             while case is not None and pool.active:
                 waiting.append((case, pool.schedule(_run_one, args=(case,), timeout=limit_s(hang_s))))
                 case = next(left, None)
@@ -112,15 +109,15 @@ def run(wanted: Iterable[str], children: int = CHILDREN, hang_s: float = HANG_S)
                     collect(WAITING // 2)
             collect(0)
     for orphan in orphans:
-        with _pool(1, context) as pool:
+        with _pool(1) as pool:
             future = pool.schedule(_run_one, args=(orphan,), timeout=limit_s(hang_s))
             summary.add(orphan, future.exception() or future.result())
     return summary
 
 
 @contextmanager
-def _pool(children: int, context: Any) -> Iterator[ProcessPool]:
-    with ProcessPool(children, context=context, initializer=_start) as pool:
+def _pool(children: int) -> Iterator[ProcessPool]:
+    with ProcessPool(children, context=CONTEXT, initializer=_start) as pool:
         try:
             yield pool
         except BaseException:
