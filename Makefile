@@ -40,7 +40,7 @@ test-slow: install ## the rest: all faults, 10,000 hostile inputs, 2,000 studies
 	@$(PYTEST) -m slow $(ARGS)
 
 test-systems: install ## whole machines: containers, network namespaces, DICOM peers (none yet)
-	@$(PYTEST) -m systems tests/systems $(ARGS) || { code=$$?; [ $$code -eq 5 ] && echo "There are no tests of whole systems yet." || exit $$code; }
+	@$(BIN)/python -m pytest -n 0 --durations 10 -m systems tests/systems $(ARGS) || { code=$$?; [ $$code -eq 5 ] && echo "There are no tests of whole systems yet." || exit $$code; }
 
 mutants: install ## does `make test` find the faults of tests/mutants/faults.py, each put into a copy of the code? (ARGS=NAME)
 	@$(BIN)/python -m tests.mutants $(ARGS)

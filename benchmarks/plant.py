@@ -26,6 +26,8 @@ from shared.storage import open_store
 
 KEYS = {role.value: f"osk_bench_{role.value}_key_of_the_benchmarks" for role in Role}
 S3_USER, S3_PASSWORD = "osteon", "osteon-secret"
+# as in the API's image, without PyTorch, which would take seconds to load
+PREPARE = "import sys; sys.modules['torch'] = None; import infra.prepare; sys.exit(infra.prepare.main())"
 # all on loopback, nothing told to its makers, no catalogs beside S3
 SEAWEEDFS = (
     "-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-master.telemetry=false", "-s3", "-s3.port.iceberg=0", "-s3.port.lance=0",
@@ -88,7 +90,7 @@ class Plant:
         clean = {name: value for name, value in os.environ.items() if not name.startswith("OSTEON_")}
         self.environment = clean | {f"OSTEON_{name}": value for name, value in own.items()} | {"PYTHONPATH": str(ROOT)}
         self._step("-m", "alembic", "-c", str(ROOT / "migrations/alembic.ini"), "upgrade", "head")
-        self._step("-m", "infra.prepare")
+        self._step("-c", PREPARE)
 
     def stop(self) -> None:
         """End everything and remove the folder."""

@@ -21,6 +21,7 @@ import psycopg2
 import redis
 from cryptography.fernet import Fernet
 
+from benchmarks.plant import PREPARE
 from infra.client import Client
 from infra.postgres import EmbeddedPostgres
 from infra.process import free_port
@@ -130,8 +131,8 @@ class Plant:
         )
 
     def prepare(self, **more: str) -> None:
-        """Site, keys and bundle, as in the API's image: without PyTorch, which would take seconds to load."""
-        self.step("-c", "import sys; sys.modules['torch'] = None; import infra.prepare; infra.prepare.main()", **more)
+        """Site, keys and bundle."""
+        self.step("-c", PREPARE, **more)
 
     def api(self, **more: str) -> str:
         """Start an API; returns its URL."""
