@@ -55,13 +55,19 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Scale the limits of all tests by the machine; 0 stays no limit. TESTS_ORDER=NUMBER shuffles them by that number."""
-    if seed := os.environ.get("TESTS_ORDER"):
-        random.Random(seed).shuffle(items)
+    """Scale the limits of all tests by the machine; 0 stays no limit. TESTS_ORDER=NUMBER shuffles them by that number.
+
+    Where several processes share the tests, those with the longest limits begin: begun last, one would run alone.
+    """
+    limits = {}
     for item in items:
         given = item.get_closest_marker("timeout")
-        seconds = float(given.args[0]) if given else TIMEOUT_S
-        item.add_marker(pytest.mark.timeout(limit_s(seconds)), append=False)
+        limits[item] = limit_s(float(given.args[0]) if given else TIMEOUT_S)
+        item.add_marker(pytest.mark.timeout(limits[item]), append=False)
+    if seed := os.environ.get("TESTS_ORDER"):
+        random.Random(seed).shuffle(items)
+    elif "PYTEST_XDIST_WORKER" in os.environ:
+        items.sort(key=lambda item: -limits[item])
 
 
 # Files whose tests share something costly, which one process makes once, and the name of what they share.
