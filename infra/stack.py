@@ -21,7 +21,6 @@ from infra.valkey import EmbeddedValkey
 from shared.errors import StackError
 from shared.settings import ROOT, Settings
 
-READY_LIMIT_S = 120.0
 STEP_LIMIT_S = 4 * 3600.0  # a migration of a large database builds indexes for hours
 MAX_RESTARTS, RESTARTS_WINDOW_S = 5, 60.0
 METRICS_PORT = 9810  # the worker's, the first that is tried
@@ -256,9 +255,10 @@ class Stack:
         self._save()
 
     def _wait_ready(self) -> None:
-        """Wait for every part. Raises StackError naming the one that ended, or that took longer than READY_LIMIT_S."""
+        """Wait for every part. Raises StackError naming the one that ended, or that took longer than start_limit_s."""
         waiting = list(self._parts)
-        deadline = time.monotonic() + READY_LIMIT_S
+        limit_s = self.config.start_limit_s
+        deadline = time.monotonic() + limit_s
         while waiting:
             for process in self._processes().values():
                 if not process.running:
@@ -268,7 +268,8 @@ class Stack:
                 waiting.remove(name)
                 self._report(f"{name} is ready")
             if waiting and time.monotonic() > deadline:
-                raise self._children[waiting[0]].failure(f"was not ready within {READY_LIMIT_S:.0f} s")
+                late = f"was not ready within {limit_s:.0f} s (OSTEON_START_LIMIT_S)"
+                raise self._children[waiting[0]].failure(late)
             self._pause(0.2 if waiting else 0)
 
     def _backoff_s(self, name: str) -> float:

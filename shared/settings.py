@@ -30,6 +30,9 @@ class Settings(BaseSettings):
         SecretStr("file:.osteon/objects"), description="file:DIR, or s3://KEY:SECRET@HOST:PORT/BUCKET (s3s:// for TLS)"
     )
     bundle_path: Path = Field(ROOT / "training/bundles/second-look.safetensors", description="activated when none is")
+    start_limit_s: float = Field(
+        120.0, gt=0, description="for the parts of `osteon up` to be ready; a slow or busy machine needs longer"
+    )
     spool_dir: Path | None = Field(None, description="where uploads wait on disk until they are whole")
     cache_dir: Path | None = Field(None, description="for converted networks; none: the folder cache in the home")
     postgres_bin: Path | None = Field(

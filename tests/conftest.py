@@ -1,6 +1,7 @@
 """Real servers for every test that needs one: Postgres, Valkey, an S3 server over HTTP, and the whole system."""
 
 import itertools
+import math
 import os
 import random
 import subprocess
@@ -67,7 +68,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     if seed := os.environ.get("TESTS_ORDER"):
         random.Random(seed).shuffle(items)
     elif "PYTEST_XDIST_WORKER" in os.environ:
-        items.sort(key=lambda item: -limits[item])
+        items.sort(key=lambda item: -(limits[item] or math.inf))
 
 
 # Files whose tests share something costly, which one process makes once, and the name of what they share.
@@ -127,12 +128,13 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _one_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """The workers of all tests share what they can make anew: each would spend seconds on it."""
+def _all_stacks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What all tests share that start the system: what its workers can make anew, and how long its start may take."""
     with pytest.MonkeyPatch.context() as patched:
         base = tmp_path_factory.getbasetemp()
         base = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base  # all processes share one
         patched.setenv("OSTEON_CACHE_DIR", str(base / "cache"))
+        patched.setenv("OSTEON_START_LIMIT_S", str(limit_s(120)))
         yield
 
 

@@ -29,13 +29,12 @@ def processes_of(home: Path) -> list[str]:
 def osteon(home: Path, *arguments: str) -> tuple[int, str, bool]:
     """Exit code, all output, and whether processes of this home were seen meanwhile."""
     env = {name: value for name, value in os.environ.items() if not name.startswith("OSTEON_")}
+    own = {"OSTEON_HOME": str(home), "OSTEON_START_LIMIT_S": os.environ["OSTEON_START_LIMIT_S"]}
     command = [sys.executable, "-m", "infra.cli", *arguments]
     log = home.with_suffix(".log")
     seen = False
     with log.open("w") as file:
-        child = subprocess.Popen(
-            command, cwd=ROOT, env=env | {"OSTEON_HOME": str(home)}, stdout=file, stderr=subprocess.STDOUT
-        )
+        child = subprocess.Popen(command, cwd=ROOT, env=env | own, stdout=file, stderr=subprocess.STDOUT)
 
         def ended() -> bool:
             nonlocal seen

@@ -73,7 +73,8 @@ def checkout(tmp_path: Path) -> Path:
 def started(checkout: Path, tmp_path: Path) -> Iterator["subprocess.Popen[bytes]"]:
     """`osteon up --reload` of that copy."""
     clean = {name: value for name, value in os.environ.items() if not name.startswith("OSTEON_")}
-    own = {"OSTEON_HOME": str(tmp_path / "home"), "OSTEON_CACHE_DIR": os.environ["OSTEON_CACHE_DIR"]}
+    own = {"OSTEON_HOME": str(tmp_path / "home")}
+    own |= {name: os.environ[name] for name in ("OSTEON_CACHE_DIR", "OSTEON_START_LIMIT_S")}
     with (tmp_path / "up.log").open("wb") as log:
         process = subprocess.Popen(
             [sys.executable, "-m", "infra.cli", "up", "--reload"], cwd=checkout, stdout=log, stderr=subprocess.STDOUT,
