@@ -25,7 +25,7 @@ GOAL = Goal("<=", 2.0)
 
 def run(quick: bool, say: Say) -> Result:  # noqa: FBT001 - one signature for all
     """Small films and the shipped model: with decoding out of the way, what is measured is the order of work."""
-    queued, rounds, alone, beside = (1000, 2, 5, 8) if quick else (10_000, 4, 10, 15)
+    queued, rounds, alone, beside = (1000, 2, 4, 6) if quick else (10_000, 4, 10, 15)
     batch_s = seconds_a_batch()
     idle: list[float] = []
     busy: list[float] = []
@@ -42,7 +42,7 @@ def run(quick: bool, say: Say) -> Result:  # noqa: FBT001 - one signature for al
                 say(f"{beside} come while {queued} routine ones are queued")
                 before = line.done()
                 line.queue(digests, queued)
-                line.wait(before + 40)
+                line.wait(before + 3 * Settings().batch_size)
                 busy += _waits(line, digests, beside, batch_s)
                 line.withdraw("routine")
                 time.sleep(1 + 2 * batch_s)  # what is in hand is done
