@@ -15,7 +15,7 @@ from sqlalchemy.orm import Session
 
 from api.dependencies import Parts, PartsDep, Radiologist
 from api.drift import LIMIT, Rate, chart, wilson
-from shared.findings import RESEARCH_USE, Call
+from shared.findings import RESEARCH_USE, Assessment
 from shared.repository.access import Key
 from shared.repository.answers import Judged, judged
 from shared.repository.bundles import active_bundle
@@ -25,7 +25,7 @@ log = logging.getLogger("osteon.agreement")
 SHOWN = 500  # values of a chart: more are not to be seen in a plot
 FEW = 20  # below, a rate says so
 UNKNOWN = "not known"
-POSITIVE = (Call.LIKELY, Call.POSSIBLE)
+POSITIVE = (Assessment.POSITIVE, Assessment.UNCLEAR)
 KEPT_S = 300  # for how long alarms are taken as counted: a scrape need not read all answers
 _told: set[tuple[UUID, str, str, int]] = set()  # alarms that this process has logged
 _alarms: dict[tuple[UUID, str], tuple[float, list["DriftView"]]] = {}  # by site and bundle: when counted, by monotonic
@@ -68,7 +68,7 @@ class Agreement(BaseModel):
     since: datetime | None
     overall: RateView
     model: list[RateView] = Field(description="agreement by what the model said")
-    reference: list[RateView] = Field(description="the model's calls against what readers say they see")
+    reference: list[RateView] = Field(description="the model's assessments against what readers say they see")
     weeks: list[RateView] = Field(description="named by their Monday")
     regions: list[RateView]
     bundles: list[RateView]
@@ -126,7 +126,7 @@ def summary(rows: Sequence[Judged], since: datetime | None, charts: list[DriftVi
         answers=len(rows),
         since=since,
         overall=_rate("all", wilson(sum(row.agrees for row in rows), len(rows))),
-        model=_by(rows, lambda row: SAID[Call(row.call)], [*dict.fromkeys(SAID.values())]),
+        model=_by(rows, lambda row: SAID[Assessment(row.assessment)], [*dict.fromkeys(SAID.values())]),
         reference=_reference(rows),
         weeks=_by(rows, lambda row: str(_monday(row.answered_at)), _weeks(rows)),
         regions=_in_course(rows, lambda row: row.region),
@@ -137,10 +137,10 @@ def summary(rows: Sequence[Judged], since: datetime | None, charts: list[DriftVi
 
 
 SAID = {
-    Call.LIKELY: "model says fracture",
-    Call.POSSIBLE: "model says fracture",
-    Call.NONE: "model says none",
-    Call.ABSTAINED: "model abstains",
+    Assessment.POSITIVE: "model says fracture",
+    Assessment.UNCLEAR: "model says fracture",
+    Assessment.NEGATIVE: "model says negative",
+    Assessment.ABSTAINED: "model abstains",
 }
 
 
@@ -185,13 +185,13 @@ def _reference(rows: Sequence[Judged]) -> list[RateView]:
     """Sensitivity and specificity, where the reader's own view of the film is known and the model did not abstain."""
     seen: Counter[tuple[bool, bool]] = Counter()
     for row in rows:
-        said = row.call in POSITIVE
-        if row.call == Call.ABSTAINED or not (row.agrees or row.fracture in ("yes", "no")):
+        said = row.assessment in POSITIVE
+        if row.assessment == Assessment.ABSTAINED or not (row.agrees or row.fracture in ("yes", "no")):
             continue
         seen[said, said if row.agrees else row.fracture == "yes"] += 1
     hit, miss, false_alarm, clear = seen[True, True], seen[False, True], seen[True, False], seen[False, False]
     return [
-        _rate("of fractures that readers see, the model calls", wilson(hit, hit + miss)),
+        _rate("of fractures that readers see, the model does not say negative", wilson(hit, hit + miss)),
         _rate("of films that readers call clear, the model does too", wilson(clear, clear + false_alarm)),
     ]
 

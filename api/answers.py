@@ -24,7 +24,7 @@ router = APIRouter(tags=["answer"])
 LONGEST_WORDS, MOST_MARKS = 4_000, 50
 Share = Annotated[float, Field(ge=0, le=1)]
 Worklist = Annotated[
-    str, Query(max_length=2000, description="the worklist's query that `next_study` keeps to, e.g. call=likely")
+    str, Query(max_length=2000, description="the worklist's query that `next_study` keeps to, e.g. assessment=positive")
 ]
 Word = Annotated[str, StringConstraints(max_length=32, pattern=r"^[a-z][a-z -]*$")]
 

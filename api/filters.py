@@ -11,7 +11,7 @@ from fastapi import APIRouter, HTTPException
 from api.dependencies import PartsDep, Radiologist
 from api.responses import SavedFilter, SavedFilterView
 from shared.errors import BadRequest
-from shared.findings import Call, Severity
+from shared.findings import Assessment, Severity
 from shared.repository import reading_room
 from shared.repository.reading import AgeBand, ReadState, WorklistFilter
 from shared.study import Priority, StudyStatus
@@ -19,14 +19,23 @@ from shared.study import Priority, StudyStatus
 LONGEST = 400  # characters of a saved filter
 router = APIRouter(tags=["read"])
 Word = TypeVar("Word", bound=StrEnum)
-NAMES = ("state", "status", "call", "severity", "region", "age", "modality", "priority")  # as they stand in addresses
+NAMES = (
+    "state",
+    "status",
+    "assessment",
+    "severity",
+    "region",
+    "age",
+    "modality",
+    "priority",
+)  # as they stand in addresses
 
 
 def chosen_filter(given: Mapping[str, str]) -> WorklistFilter:
     """The filters of an address; the empty string is "any", as forms send it. Raises BadRequest for unknown words."""
     return WorklistFilter(
         status=_word(StudyStatus, given.get("status")),
-        call=_word(Call, given.get("call")),
+        assessment=_word(Assessment, given.get("assessment")),
         region=_text(given.get("region"), 32),
         priority=_word(Priority, given.get("priority")),
         modality=_text(given.get("modality"), 16),

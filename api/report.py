@@ -14,7 +14,7 @@ from api.answers import AnswerView, answers_view
 from api.dependencies import Parts
 from api.responses import FindingView, InstanceReport, StudyReport
 from api.studies import heatmap_png, study_report
-from shared.findings import Call, Heatmap, Severity, unread_words
+from shared.findings import AbstentionReason, Assessment, Heatmap, Severity, unread_words
 from shared.repository import reading
 from shared.repository.access import Key
 from shared.repository.answers import answered_findings
@@ -25,12 +25,11 @@ from shared.study import Identity
 
 OPACITY = 0.45  # of the heatmap, as the study's page opens
 MARK = (80, 220, 255)  # readers' boxes; the heatmap has no blue
-GRAVEST_FIRST = (Call.LIKELY, Call.POSSIBLE, Call.ABSTAINED, Call.NONE)
+GRAVEST_FIRST = (Assessment.POSITIVE, Assessment.UNCLEAR, Assessment.ABSTAINED, Assessment.NEGATIVE)
 EXTENT = (
     "Extent is by annotation, how many fractures were outlined in the training films and how large; it is not a "
     "clinical grade."
 )
-CALLED = {Call.LIKELY: "likely fracture", Call.POSSIBLE: "possible fracture", Call.NONE: "no fracture found"}
 EARLIER = "A newer finding has replaced what these readers answered; they say nothing of it."
 MOST_PICTURES = 24
 NO_FINDING = "Not pictured here: there is no finding to draw in."
@@ -129,31 +128,35 @@ def _is_current(entry: AnswerView, study: StudyReport) -> bool:
     return entry.image is None or (entry.image, entry.frame, entry.bundle) in shown
 
 
-def _earlier_words(entry: AnswerView, call: Call, probability: float) -> str:
+def _earlier_words(entry: AnswerView, assessment: Assessment, probability: float) -> str:
     """An answer to a finding that is not shown any more, and what that finding was."""
-    found = "it abstained" if call is Call.ABSTAINED else f"{CALLED[call]}, probability {_percent(probability)}"
+    found = str(assessment)
+    if assessment is not Assessment.ABSTAINED:
+        found += f", probability {_percent(probability)}"
     return f"{answer_words(entry)}. This answered bundle {entry.bundle}: {found}."
 
 
 def _headline(study: StudyReport) -> str:
     """The study's finding in a sentence, and how many images it says nothing of."""
     found = _found(study)
-    if study.call is None or not study.failed_images:
+    if study.assessment is None or not study.failed_images:
+        return found
+    if study.abstention is AbstentionReason.UNREAD_IMAGES:
         return found
     words = unread_words(study.failed_images)
-    return found if words in found else f"{found.removesuffix(f' {SILENCE}')} {words}. {SILENCE}"
+    return f"{found.removesuffix(f' {SILENCE}')} {words}. {SILENCE}"
 
 
 def _found(study: StudyReport) -> str:
-    if study.call is Call.ABSTAINED:
-        return f"The model abstains: {study.scope}. {SILENCE}"
-    if study.call is None:
+    if study.assessment is Assessment.ABSTAINED:
+        return f"Abstained: {study.abstention_words}. {SILENCE}"
+    if study.assessment is None:
         return f"No finding: this study is {study.status}. {study.reason} {SILENCE}".replace("  ", " ")
     chance = f"fracture probability {_percent(study.fracture_probability or 0)}"
-    if study.call is Call.NONE:
-        return f"No fracture found, {study.region}; {chance} at most."
+    if study.assessment is Assessment.NEGATIVE:
+        return f"Negative, {study.region}; {chance} at most."
     extent = f", extent {study.severity}" if study.severity and study.severity is not Severity.NONE else ""
-    return f"{study.call.capitalize()} fracture, {study.region}{extent}; {chance}."
+    return f"{study.assessment.capitalize()}, {study.region}{extent}; {chance}."
 
 
 def _films(images: Sequence[InstanceReport]) -> list[Film]:
@@ -173,7 +176,7 @@ def _gravest(image: InstanceReport) -> FindingView:
 
 
 def _gravity(finding: FindingView) -> tuple[int, float]:
-    return GRAVEST_FIRST.index(finding.call), -finding.fracture_probability
+    return GRAVEST_FIRST.index(finding.assessment), -finding.fracture_probability
 
 
 def _film(image: InstanceReport) -> Film:
@@ -189,20 +192,20 @@ def _film(image: InstanceReport) -> Film:
         lines.append(f"Frame {gravest.frame} is shown, the gravest of {len(image.findings)} analysed.")
     if image.error:
         lines.append(image.error)
-    return Film(image.number, size, gravest.frame, lines, abstains=gravest.call is Call.ABSTAINED)
+    return Film(image.number, size, gravest.frame, lines, abstains=gravest.assessment is Assessment.ABSTAINED)
 
 
 def finding_words(finding: FindingView) -> str:
     """A finding in a sentence or two."""
-    if finding.call is Call.ABSTAINED:
-        return f"The model abstains: {finding.scope}. {SILENCE}"
-    what = "No fracture found" if finding.call is Call.NONE else f"{finding.call.capitalize()} fracture"
+    if finding.assessment is Assessment.ABSTAINED:
+        return f"Abstained: {finding.abstention_words}. {SILENCE}"
     extent = f", extent {finding.severity}" if finding.severity is not Severity.NONE else ""
     points = ""
     if finding.sensitive_threshold is not None and finding.specific_threshold is not None:
-        possible, likely = _percent(finding.sensitive_threshold), _percent(finding.specific_threshold)
-        points = f"; possible from {possible}, likely from {likely}"
-    return f"{what}, {finding.region}{extent}. Probability {_percent(finding.fracture_probability)}{points}."
+        unclear, positive = _percent(finding.sensitive_threshold), _percent(finding.specific_threshold)
+        points = f"; unclear from {unclear}, positive from {positive}"
+    said = f"{finding.assessment.capitalize()}, {finding.region}{extent}."
+    return f"{said} Probability {_percent(finding.fracture_probability)}{points}."
 
 
 def answer_words(entry: AnswerView) -> str:
@@ -236,7 +239,7 @@ def bundle_facts(manifest: Mapping[str, Any]) -> list[str]:
     if manifest.get("regions"):
         kinds = f"; modalities {', '.join(manifest['modalities'])}" if manifest.get("modalities") else ""
         facts.append(f"Validated for {', '.join(manifest['regions'])}{kinds}. Elsewhere it abstains.")
-    for name, word in (("sensitive", "possible"), ("specific", "likely")):
+    for name, word in (("sensitive", "unclear or positive"), ("specific", "positive")):
         one = points.get(name, {})
         if one.get("sensitivity") and one.get("specificity"):
             facts.append(

@@ -4,10 +4,10 @@ from datetime import datetime
 from enum import StrEnum
 from uuid import UUID
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, computed_field
 from pydantic.config import JsonDict
 
-from shared.findings import RESEARCH_USE, Call, Severity
+from shared.findings import RESEARCH_USE, AbstentionReason, Assessment, Severity, abstention_words
 from shared.study import Priority, StudyStatus
 from shared.worklist import ALLOWANCES
 
@@ -52,11 +52,13 @@ STUDY: JsonDict = {
     "due_at": "2026-01-12T08:30:00Z",
     "attempts": 1,
     "reason": "",
-    "call": "likely",
+    "assessment": "positive",
     "severity": "moderate",
     "region": "elbow",
     "fracture_probability": 0.91,
-    "scope": "in scope",
+    "abstention": None,
+    "abstention_detail": "",
+    "abstention_words": "",
     "instances": [
         {
             "number": 1,
@@ -73,11 +75,13 @@ STUDY: JsonDict = {
                     "region": "elbow",
                     "region_probability": 0.99,
                     "fracture_probability": 0.91,
-                    "call": "likely",
+                    "assessment": "positive",
                     "sensitive_threshold": 0.11,
                     "specific_threshold": 0.64,
                     "severity": "moderate",
-                    "scope": "in scope",
+                    "abstention": None,
+                    "abstention_detail": "",
+                    "abstention_words": "",
                     "bundle": "second-look",
                     "heatmap_url": f"/studies/{STUDY_ID}/heatmap.png?image=1&frame=1",
                     "preview_url": f"/studies/{STUDY_ID}/preview.jpg?image=1&frame=1",
@@ -93,17 +97,19 @@ WORKLIST: JsonDict = {
             "rank": 1,
             "study_id": STUDY_ID,
             "url": f"/studies/{STUDY_ID}",
-            "why": "due 08:30 UTC: routine, likely fracture, elbow, extent moderate",
+            "why": "due 08:30 UTC: routine, positive, elbow, extent moderate",
             "due_at": "2026-01-12T08:30:00Z",
             "overdue": False,
             "received_at": "2026-01-12T08:00:00Z",
             "priority": "routine",
             "status": "analysed",
-            "call": "likely",
+            "assessment": "positive",
             "severity": "moderate",
             "region": "elbow",
             "fracture_probability": 0.91,
-            "scope": "in scope",
+            "abstention": None,
+            "abstention_detail": "",
+            "abstention_words": "",
             "modality": "CR",
             "images": 1,
             "failed_images": 0,
@@ -181,18 +187,30 @@ class Receipt(BaseModel):
     studies: list[StudyReceipt]
 
 
-class FindingView(BaseModel):
+class Abstention(BaseModel):
+    """Why the model abstains, where it does."""
+
+    abstention: AbstentionReason | None = Field(None, description="a code; null: in scope")
+    abstention_detail: str = Field("", description="the value that the reason is about, as the body part")
+
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def abstention_words(self) -> str:
+        """The reason in words, as pages and reports show it."""
+        return abstention_words(self.abstention, self.abstention_detail)
+
+
+class FindingView(Abstention):
     """One frame's finding."""
 
     frame: int
     region: str
     region_probability: float
     fracture_probability: float = Field(description="calibrated, 0..1")
-    call: Call
-    sensitive_threshold: float | None = Field(None, description="possible from here on")
-    specific_threshold: float | None = Field(None, description="likely from here on")
+    assessment: Assessment
+    sensitive_threshold: float | None = Field(None, description="unclear from here on")
+    specific_threshold: float | None = Field(None, description="positive from here on")
     severity: Severity = Field(description="extent, by annotation; not a clinical grade")
-    scope: str
     bundle: str
     heatmap_url: str
     preview_url: str
@@ -209,7 +227,7 @@ class HeatmapView(BaseModel):
         description="what the film's calibrated probability would be with the evidence around this cell alone"
     )
     film: tuple[float, float, float, float] = Field(description="left, top, width, height of the film, in cells")
-    call: Call
+    assessment: Assessment
     sensitive_threshold: float
     specific_threshold: float
 
@@ -228,7 +246,7 @@ class InstanceReport(BaseModel):
     error_reason: str | None = None
 
 
-class StudyReport(BaseModel):
+class StudyReport(Abstention):
     """A study's state and findings."""
 
     model_config = ConfigDict(json_schema_extra={"example": STUDY})
@@ -243,11 +261,10 @@ class StudyReport(BaseModel):
     due_at: datetime
     attempts: int
     reason: str = Field(description="why the study is retrying or quarantined")
-    call: Call | None
+    assessment: Assessment | None
     severity: Severity | None
     region: str
     fracture_probability: float | None
-    scope: str
     failed_images: int = Field(0, description="images that can never be analysed")
     instances: list[InstanceReport]
     notice: str = RESEARCH_USE
@@ -277,7 +294,7 @@ class StudyStates(BaseModel):
     unknown: list[UUID]
 
 
-class WorklistRow(BaseModel):
+class WorklistRow(Abstention):
     """One row of the worklist."""
 
     rank: int = Field(description="place within this page's list, 1 for the most urgent of the page")
@@ -289,11 +306,10 @@ class WorklistRow(BaseModel):
     received_at: datetime
     priority: Priority
     status: StudyStatus
-    call: Call | None
+    assessment: Assessment | None
     severity: Severity | None
     region: str
     fracture_probability: float | None
-    scope: str
     modality: str
     images: int
     failed_images: int
@@ -350,7 +366,9 @@ class SavedFilter(BaseModel):
     """A choice of filters under a name."""
 
     name: str = Field(min_length=1, max_length=40, pattern=r"^[^\x00-\x1f]*[^\x00-\x20][^\x00-\x1f]*$")
-    query: str = Field(max_length=400, description="as in the worklist's address, e.g. `call=likely&region=hand`")
+    query: str = Field(
+        max_length=400, description="as in the worklist's address, e.g. `assessment=positive&region=hand`"
+    )
 
 
 class SavedFilterView(SavedFilter):

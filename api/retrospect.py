@@ -9,7 +9,7 @@ from pydantic.config import JsonDict
 
 from api.responses import STUDY_ID
 from shared.backlog import BacklogRun, Forecast
-from shared.findings import RESEARCH_USE, Call
+from shared.findings import RESEARCH_USE, Assessment
 from shared.repository.reports import Comparison, Stratum
 from shared.tables import AlertRow
 
@@ -41,15 +41,15 @@ ALERT: JsonDict = {
     "url": f"/studies/{STUDY_ID}",
     "old_bundle": "second-look",
     "new_bundle": "third-look",
-    "old_call": "none",
-    "new_call": "likely",
+    "old_assessment": "negative",
+    "new_assessment": "positive",
     "region": "elbow",
     "old_probability": 0.01,
     "new_probability": 0.91,
     "created_at": "2026-01-12T02:10:00Z",
     "seen_at": None,
 }
-CHANGES: JsonDict = {"none": {"none": 280, "likely": 1}, "likely": {"likely": 27}}
+CHANGES: JsonDict = {"negative": {"negative": 280, "positive": 1}, "positive": {"positive": 27}}
 STRATUM: JsonDict = {"studies": 308, "changes": CHANGES, "probability_change": 0.004, "abstention_change": 0}
 
 
@@ -107,8 +107,8 @@ class AlertView(BaseModel):
     url: str
     old_bundle: str
     new_bundle: str
-    old_call: Call
-    new_call: Call
+    old_assessment: Assessment
+    new_assessment: Assessment
     region: str
     old_probability: float
     new_probability: float
@@ -153,10 +153,10 @@ class RunReport(BaseModel):
 
     run: RunView
     kinds: dict[str, dict[str, int]] = Field(description="of each kind, how many stand where")
-    changes: dict[str, dict[str, int]] = Field(description="old call -> new call -> studies")
-    newly_positive: int = Field(description="the old bundle said none, the new one possible or likely")
+    changes: dict[str, dict[str, int]] = Field(description="old assessment -> new assessment -> studies")
+    newly_positive: int = Field(description="the old bundle said negative, the new one unclear or positive")
     newly_negative: int
-    from_abstained: int = Field(description="the old bundle abstained, the new one says possible or likely")
+    from_abstained: int = Field(description="the old bundle abstained, the new one says unclear or positive")
     alerts: list[AlertView] = Field(description="the newly positive ones of this site, seen or not; at most 1000")
     from_abstained_studies: list[UUID] = Field(description="of this site; at most 1000")
     notice: str = RESEARCH_USE
@@ -185,8 +185,8 @@ class BundleView(BaseModel):
     state: Literal["active", "shadow", "available"]
     added_at: datetime
     activated_at: datetime | None = Field(None, description="last; null: its findings were never shown")
-    sensitive: float | None = Field(None, description="possible from here on")
-    specific: float | None = Field(None, description="likely from here on")
+    sensitive: float | None = Field(None, description="unclear from here on")
+    specific: float | None = Field(None, description="positive from here on")
     regions: list[str]
     metrics: dict[str, object] = Field(description="as its manifest has them; [estimate, lower, upper] of 95 %")
     run: RunView | None = Field(None, description="its latest run as a shadow")
@@ -203,7 +203,7 @@ class StratumView(BaseModel):
     """Studies that both bundles have looked at."""
 
     studies: int
-    changes: dict[str, dict[str, int]] = Field(description="old call -> new call -> studies")
+    changes: dict[str, dict[str, int]] = Field(description="old assessment -> new assessment -> studies")
     probability_change: float = Field(description="mean of new - old")
     abstention_change: int = Field(description="studies that the new one abstains on, less those that the old one did")
 

@@ -11,7 +11,7 @@ from api.dependencies import Admin, AnyReader, Parts, PartsDep, Radiologist, Sub
 from api.evidence import cell_levels, local_probability
 from api.films import FrameNumber, ImageNumber
 from api.responses import FindingView, HeatmapView, InstanceReport, StatesWanted, StudyReport, StudyState, StudyStates
-from shared.findings import Call, Heatmap, Severity
+from shared.findings import Assessment, Heatmap, Severity, abstention_of
 from shared.repository import reading, work
 from shared.repository.access import Key
 from shared.repository.bundles import manifests, thresholds
@@ -73,11 +73,12 @@ def study_report(parts: Parts, key: Key, study_id: UUID) -> StudyReport:
         due_at=row.due_at,
         attempts=row.attempts,
         reason=row.reason,
-        call=Call(row.call) if row.call else None,
+        assessment=Assessment(row.assessment) if row.assessment else None,
         severity=Severity(row.severity) if row.severity else None,
         region=row.region,
         fracture_probability=row.fracture_probability,
-        scope=row.scope,
+        abstention=abstention_of(row.abstention),
+        abstention_detail=row.abstention_detail,
         failed_images=sum(1 for image in instances if image.error_reason),
         instances=instances,
     )
@@ -90,11 +91,12 @@ def _finding(row: FindingRow, study_id: UUID, number: int, points: tuple[float |
         region=row.region,
         region_probability=row.region_probability,
         fracture_probability=row.fracture_probability,
-        call=Call(row.call),
+        assessment=Assessment(row.assessment),
         sensitive_threshold=points[0],
         specific_threshold=points[1],
         severity=Severity(row.severity),
-        scope=row.scope,
+        abstention=abstention_of(row.abstention),
+        abstention_detail=row.abstention_detail,
         bundle=row.bundle,
         heatmap_url=f"/studies/{study_id}/heatmap.png?{where}",
         preview_url=f"/studies/{study_id}/preview.jpg?{where}",
@@ -165,7 +167,7 @@ def heatmap_values(
             round(chance, 5) for chance in local_probability(cells, found.width, finding.fracture_probability, manifest)
         ],
         film=((found.width - width) / 2, (found.height - height) / 2, width, height),
-        call=Call(finding.call),
+        assessment=Assessment(finding.assessment),
         sensitive_threshold=manifest["sensitive"],
         specific_threshold=manifest["specific"],
     )

@@ -12,7 +12,7 @@ from fastapi import APIRouter, Query
 from api.dependencies import PRINTABLE, Desk, Parts, PartsDep, Radiologist
 from api.responses import Search, WorklistPage, WorklistRow
 from shared.errors import BadRequest
-from shared.findings import Call, Severity
+from shared.findings import Assessment, Severity
 from shared.repository import reading
 from shared.repository.access import Key
 from shared.repository.reading import AgeBand, ReadState
@@ -28,7 +28,7 @@ def worklist(
     key: Radiologist,
     desk: Desk,
     status: StudyStatus | None = None,
-    call: Call | None = None,
+    assessment: Assessment | None = None,
     region: Annotated[str | None, Query(max_length=32, pattern=PRINTABLE)] = None,
     priority: Priority | None = None,
     modality: Annotated[str | None, Query(max_length=16, pattern=PRINTABLE)] = None,
@@ -42,7 +42,7 @@ def worklist(
 
     Paging is by key, not by offset: a study that arrives meanwhile neither repeats nor hides another.
     """
-    chosen = reading.WorklistFilter(status, call, region, priority, modality, severity, age, state)
+    chosen = reading.WorklistFilter(status, assessment, region, priority, modality, severity, age, state)
     return worklist_page(parts, key, desk, chosen, after, limit)
 
 
@@ -95,11 +95,12 @@ def _row(rank: int, entry: WorklistEntry, now: datetime, asking: tuple[UUID, str
         received_at=entry.received_at,
         priority=entry.priority,
         status=entry.status,
-        call=entry.call,
+        assessment=entry.assessment,
         severity=entry.severity,
         region=entry.region,
         fracture_probability=entry.fracture_probability,
-        scope=entry.scope,
+        abstention=entry.abstention,
+        abstention_detail=entry.abstention_detail,
         modality=entry.modality,
         images=entry.images,
         failed_images=entry.failed_images,

@@ -24,12 +24,12 @@ TASK = "bare.analyse"
 NAMES = tuple(f"bare-{queue}" for queue in QUEUES)  # served strictly in this order, as Osteon's
 TABLE = """
     CREATE TABLE bare (
-        study_id uuid PRIMARY KEY, region text, region_probability float, fracture_probability float, call text,
+        study_id uuid PRIMARY KEY, region text, region_probability float, fracture_probability float, assessment text,
         severity text, heatmap bytea, at timestamptz DEFAULT clock_timestamp())
 """
 INSERT = """
-    INSERT INTO bare (study_id, region, region_probability, fracture_probability, call, severity, heatmap)
-    VALUES (%s, 'hand', 0.9, 0.8, 'likely', 'mild', %s) ON CONFLICT DO NOTHING
+    INSERT INTO bare (study_id, region, region_probability, fracture_probability, assessment, severity, heatmap)
+    VALUES (%s, 'hand', 0.9, 0.8, 'positive', 'mild', %s) ON CONFLICT DO NOTHING
 """
 HEATMAP = bytes(28 * 28)  # as large as a finding's
 _own = threading.local()

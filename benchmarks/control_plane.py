@@ -30,9 +30,9 @@ INSTANT = """
     from types import SimpleNamespace
     sys.modules["openvino"] = None
     import worker.main, worker.tasks
-    from shared.findings import Call, Finding, Heatmap, InstanceResult, Severity
+    from shared.findings import Assessment, Finding, Heatmap, InstanceResult, Severity
     MAP = Heatmap(bytes(28 * 28), 28, 28)
-    FOUND = Finding(1, "instant", "hand", 0.9, 0.8, Call.LIKELY, Severity.MILD, "in scope", MAP)
+    FOUND = Finding(1, "instant", "hand", 0.9, 0.8, Assessment.POSITIVE, Severity.MILD, MAP)
     PAUSE_S, GATE = float(os.environ.get("PAUSE_S", "0")), os.environ.get("GATE", "")
     def analyse(claim, *_, **__):
         while GATE and os.path.exists(GATE):

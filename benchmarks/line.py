@@ -15,9 +15,9 @@ from shared.settings import Settings
 
 STUDIES = """
     INSERT INTO studies (id, site_id, study_instance_uid, priority, status, received_at, queue, attempts, reason,
-                         due_at, modality, region, scope, bundle, images, failed_images)
+                         due_at, modality, region, bundle, images, failed_images)
     SELECT gen_random_uuid(), (SELECT id FROM sites LIMIT 1), '2.25.' || n || '.' || :run, :queue, 'queued', now(),
-           :queue, 0, '', now(), 'DX', '', '', '', :images, 0
+           :queue, 0, '', now(), 'DX', '', '', :images, 0
     FROM generate_series(1, :count) n
     RETURNING id
 """

@@ -26,8 +26,8 @@ OLDER = """
     VALUES ('older', '', '{}', false, now() - interval '1 year')
 """
 HISTORY = """
-    UPDATE studies SET status = 'analysed', bundle = 'older', call = 'none', severity = 'none', region = 'hand',
-        scope = 'in scope', fracture_probability = 0.1, attempts = 1, sent_at = now(), analysed_at = now(),
+    UPDATE studies SET status = 'analysed', bundle = 'older', assessment = 'negative', severity = 'none',
+        region = 'hand', fracture_probability = 0.1, attempts = 1, sent_at = now(), analysed_at = now(),
         read_at = now() WHERE id = ANY(CAST(:ids AS uuid[]))
 """
 LOOKS = "SELECT count(*) FROM second_looks WHERE state = 'done'"

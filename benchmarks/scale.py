@@ -30,9 +30,9 @@ WORKER = f"""
     from types import SimpleNamespace
     sys.modules["openvino"] = None
     import worker.main, worker.tasks
-    from shared.findings import Call, Finding, Heatmap, InstanceResult, Severity
+    from shared.findings import Assessment, Finding, Heatmap, InstanceResult, Severity
     MAP = Heatmap(bytes(28 * 28), 28, 28)
-    FOUND = Finding(1, "asleep", "hand", 0.9, 0.8, Call.LIKELY, Severity.MILD, "in scope", MAP)
+    FOUND = Finding(1, "asleep", "hand", 0.9, 0.8, Assessment.POSITIVE, Severity.MILD, MAP)
     def predict(items):
         time.sleep({GPU_BATCH_S} + {GPU_IMAGE_S} * len(items))
         return items

@@ -33,19 +33,21 @@ SAMPLE = 2000  # studies that are looked up, each with an image
 # As after two years of a hospital: nearly all analysed, a few of each other state, two sites, every other one read.
 STUDIES_SQL = """
 INSERT INTO studies (
-    id, site_id, study_instance_uid, priority, status, received_at, queue, attempts, reason, due_at, modality, call,
-    severity, region, fracture_probability, scope, bundle, images, failed_images, analysed_at, age_years, read_at)
+    id, site_id, study_instance_uid, priority, status, received_at, queue, attempts, reason, due_at, modality,
+    assessment, severity, region, fracture_probability, abstention, bundle, images, failed_images, analysed_at,
+    age_years, read_at)
 SELECT gen_random_uuid(), CASE WHEN dice[1] < .9 THEN %(ours)s::uuid ELSE %(other)s::uuid END, '1.2.3.' || number,
     CASE WHEN dice[2] < .03 THEN 'urgent' WHEN dice[2] < .2 THEN 'backlog' ELSE 'routine' END,
     status, received, 'routine', 1, '',
     received + (ARRAY[10, 30, 240, 480, 720, 1440])[1 + floor(dice[3] * 6)::int] * interval '1 minute',
     CASE WHEN dice[4] < .5 THEN 'DX' WHEN dice[4] < .99 THEN 'CR' ELSE 'OT' END,
-    CASE WHEN status <> 'analysed' THEN NULL WHEN dice[5] < .7 THEN 'none' WHEN dice[5] < .85 THEN 'possible'
-         WHEN dice[5] < .93 THEN 'likely' ELSE 'abstained' END,
+    CASE WHEN status <> 'analysed' THEN NULL WHEN dice[5] < .7 THEN 'negative' WHEN dice[5] < .85 THEN 'unclear'
+         WHEN dice[5] < .93 THEN 'positive' ELSE 'abstained' END,
     CASE WHEN status <> 'analysed' THEN NULL WHEN dice[5] < .7 THEN 'none' WHEN dice[8] < .6 THEN 'mild'
          WHEN dice[8] < .95 THEN 'moderate' ELSE 'severe' END,
     (ARRAY['hand', 'elbow', 'shoulder', 'hip', 'leg'])[1 + floor(dice[6] * dice[6] * 5)::int],
-    dice[5], 'in scope', 'second-look', 1, 0, received, CASE WHEN dice[9] < .9 THEN floor(dice[9] * 100)::int END,
+    dice[5], CASE WHEN status = 'analysed' AND dice[5] >= .93 THEN 'metal' END, 'second-look', 1, 0, received,
+    CASE WHEN dice[9] < .9 THEN floor(dice[9] * 100)::int END,
     CASE WHEN status = 'analysed' AND dice[10] < .5 THEN received + interval '2 hours' END
 FROM (
     SELECT number, dice, %(now)s::timestamptz - (%(count)s - number) * interval '60 seconds' AS received,
@@ -78,7 +80,7 @@ SELECT gen_random_uuid(), id, (SELECT id FROM api_keys WHERE name = 'radiologist
 FROM studies WHERE site_id = %(ours)s AND read_at IS NULL ORDER BY due_at, studies.id LIMIT 30"""
 FILTERS: dict[str, list[dict[str, str]]] = {
     "status": [{"status": word} for word in ("queued", "running", "retrying", "analysed", "quarantined")],
-    "call": [{"call": word} for word in ("none", "possible", "likely", "abstained")],
+    "assessment": [{"assessment": word} for word in ("negative", "unclear", "positive", "abstained")],
     "region": [{"region": word} for word in ("hand", "elbow", "shoulder", "hip", "leg", "foot")],  # the last is nowhere
     "priority": [{"priority": word} for word in ("urgent", "routine", "backlog")],
     "modality": [{"modality": word} for word in ("DX", "CR", "OT", "MR")],
@@ -87,9 +89,9 @@ FILTERS: dict[str, list[dict[str, str]]] = {
     "read": [{"state": "read"}, *({"state": "read", "region": word} for word in ("hip", "foot"))],
     "two filters": [
         {"status": "quarantined", "region": "hip"},
-        {"call": "likely", "priority": "urgent"},
+        {"assessment": "positive", "priority": "urgent"},
         {"severity": "severe", "priority": "urgent"},
-        {"age": "65+", "call": "possible"},
+        {"age": "65+", "assessment": "unclear"},
     ],
 }
 

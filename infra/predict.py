@@ -14,15 +14,15 @@ import numpy as np
 import numpy.typing as npt
 
 from shared.errors import OsteonError, Rejected, UnsupportedPixels
-from shared.findings import Finding
+from shared.findings import Finding, abstention_words
 from shared.vision.pixels import display, open_pixels
 from shared.vision.reader import Reader
 from shared.vision.tensors import content_box, prepare
 
 PICTURES = (b"\x89PNG", b"\xff\xd8\xff")
 COLUMNS = (
-    "file", "frame", "region", "region_probability", "fracture_probability", "call", "severity", "scope", "bundle",
-    "error",
+    "file", "frame", "region", "region_probability", "fracture_probability", "assessment", "severity", "abstention",
+    "abstention_detail", "abstention_words", "bundle", "error",
 )  # fmt: skip
 
 
@@ -35,9 +35,11 @@ class Row:
     region: str | None = None
     region_probability: float | None = None
     fracture_probability: float | None = None
-    call: str | None = None
+    assessment: str | None = None
     severity: str | None = None
-    scope: str | None = None
+    abstention: str | None = None  # the reason as a code
+    abstention_detail: str | None = None
+    abstention_words: str | None = None
     bundle: str | None = None
     error: str | None = None
 
@@ -108,9 +110,11 @@ def _row(name: str, finding: Finding) -> Row:
         finding.region,
         round(finding.region_probability, 4),
         round(finding.fracture_probability, 4),
-        finding.call,
+        finding.assessment,
         finding.severity,
-        finding.scope,
+        finding.abstention,
+        finding.abstention_detail,
+        abstention_words(finding.abstention, finding.abstention_detail),
         finding.bundle,
     )
 

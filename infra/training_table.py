@@ -19,7 +19,7 @@ import numpy as np
 
 from shared.answers import Verdict
 from shared.errors import ObjectMissing, OsteonError, Rejected
-from shared.findings import Call
+from shared.findings import Assessment
 from shared.repository import Database
 from shared.repository.access import Key, Vault
 from shared.repository.answers import Labelled, labelled
@@ -62,15 +62,15 @@ class Exported:
 def label(entries: Sequence[Labelled]) -> Label:
     """The label of one frame from all its standing entries, in order of answering; a later word outweighs an earlier.
 
-    Agreeing takes over the model's call and region, and never its extent, which the reader did not look at for it.
+    Agreeing takes over the model's assessment and region, and never its extent, which the reader did not look at.
     """
     made = Label()
     seen: dict[UUID, int] = {}  # the last word of each reader
     for one in entries:
         entry, finding = one.entry, one.finding
         fracture = {"yes": 1, "no": 0}.get(entry.fracture or "")
-        if entry.verdict == Verdict.AGREE and finding.call != Call.ABSTAINED:
-            fracture = int(finding.call != Call.NONE)
+        if entry.verdict == Verdict.AGREE and finding.assessment != Assessment.ABSTAINED:
+            fracture = int(finding.assessment != Assessment.NEGATIVE)
             made.region = finding.region if finding.region in REGIONS else made.region
         if fracture is not None:
             made.fracture = fracture

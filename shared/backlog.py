@@ -9,9 +9,9 @@ from typing import Any
 from uuid import UUID
 from zoneinfo import ZoneInfo
 
-from shared.findings import Call
+from shared.findings import Assessment
 
-POSITIVE = (Call.POSSIBLE, Call.LIKELY)
+POSITIVE = (Assessment.UNCLEAR, Assessment.POSITIVE)
 
 
 class Purpose(StrEnum):
@@ -108,12 +108,12 @@ def forecast(run: BacklogRun, now: datetime, done: int, tonight: int, left: int,
 
 
 def newly_positive(old: str | None, new: str | None) -> bool:
-    """Whether the old bundle said "none" and the new one says "possible" or "likely".
+    """Whether the old bundle said "negative" and the new one says "unclear" or "positive".
 
     Both words count: what the old bundle called negative nobody may have looked at since. An abstention was no answer,
     so that it turns positive contradicts nobody; the report lists it apart.
     """
-    return old == Call.NONE and new in POSITIVE
+    return old == Assessment.NEGATIVE and new in POSITIVE
 
 
 def night_of(now: datetime, timezone: str) -> date:

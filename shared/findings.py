@@ -7,13 +7,27 @@ from enum import StrEnum
 RESEARCH_USE = "Research use only, not for clinical decisions."
 
 
-class Call(StrEnum):
+class Assessment(StrEnum):
     """The model's answer in one word."""
 
-    NONE = "none"  # under the sensitive operating point
-    POSSIBLE = "possible"  # at or over the sensitive operating point
-    LIKELY = "likely"  # at or over the specific operating point
-    ABSTAINED = "abstained"  # out of the bundle's scope: no answer, which is not "normal"
+    NEGATIVE = "negative"  # below the sensitive operating point
+    UNCLEAR = "unclear"  # from the sensitive operating point on
+    POSITIVE = "positive"  # from the specific operating point on
+    ABSTAINED = "abstained"  # outside the validated scope: no answer, which is not "negative"
+
+
+class AbstentionReason(StrEnum):
+    """Why the model abstains: a code, compared and stored as it is. `abstention_words` makes the words."""
+
+    BODY_PART = "body-part"  # detail: Body Part Examined
+    MODALITY = "modality"  # detail: Modality
+    BLANK = "blank"
+    COLLIMATED = "collimated"
+    INVERTED = "inverted"
+    METAL = "metal"
+    OUT_OF_DISTRIBUTION = "out-of-distribution"
+    REGION = "region"
+    UNREAD_IMAGES = "unread-images"  # of a study only; detail: how many
 
 
 class Severity(StrEnum):
@@ -32,13 +46,13 @@ class OperatingPoints:
     sensitive: float  # chosen for sensitivity >= 0.95
     specific: float  # chosen for specificity >= 0.95
 
-    def call(self, probability: float) -> Call:
-        """The word for a probability in 0..1. Raises ValueError for anything else: not a number is not "none"."""
+    def assessment(self, probability: float) -> Assessment:
+        """The word for a probability in 0..1. Raises ValueError for anything else: not a number is not "negative"."""
         if not 0 <= probability <= 1:
             raise ValueError(f"{probability} is no probability")
         if probability >= max(self.specific, self.sensitive):
-            return Call.LIKELY
-        return Call.POSSIBLE if probability >= self.sensitive else Call.NONE
+            return Assessment.POSITIVE
+        return Assessment.UNCLEAR if probability >= self.sensitive else Assessment.NEGATIVE
 
 
 @dataclass(frozen=True)
@@ -64,13 +78,11 @@ class Finding:
     region: str
     region_probability: float
     fracture_probability: float  # calibrated; given even when the model abstained
-    call: Call
+    assessment: Assessment
     severity: Severity
-    scope: str  # "in scope", or why the model abstains
     heatmap: Heatmap
-
-
-IN_SCOPE = "in scope"
+    abstention: AbstentionReason | None = None  # None: in scope
+    abstention_detail: str = ""  # the value that the reason is about, where it has one
 
 
 @dataclass(frozen=True)
@@ -87,11 +99,12 @@ class InstanceResult:
 class StudySummary:
     """The finding that decides a study's place in the worklist."""
 
-    call: Call
+    assessment: Assessment
     severity: Severity
     region: str
     fracture_probability: float
-    scope: str
+    abstention: AbstentionReason | None = None
+    abstention_detail: str = ""
 
 
 def unread_words(images: int) -> str:
@@ -99,20 +112,63 @@ def unread_words(images: int) -> str:
     return f"{images} image{'' if images == 1 else 's'} could not be read"
 
 
-_WORST = {Call.LIKELY: 3, Call.POSSIBLE: 2, Call.ABSTAINED: 1, Call.NONE: 0}
+def abstention_of(code: str | None) -> AbstentionReason | None:
+    """The reason as it is stored. Raises ValueError for a code that is none."""
+    return AbstentionReason(code) if code else None
+
+
+OUTSIDE = "outside the validated scope: "
+_REASONS = {
+    AbstentionReason.BODY_PART: "body part",
+    AbstentionReason.MODALITY: "modality",
+    AbstentionReason.BLANK: "blank image",
+    AbstentionReason.COLLIMATED: "almost nothing is exposed",
+    AbstentionReason.INVERTED: "gray levels look inverted",
+    AbstentionReason.METAL: "metal in view",
+    AbstentionReason.OUT_OF_DISTRIBUTION: "unlike the images that the model learned from",
+    AbstentionReason.REGION: "body region not recognised",
+}
+
+
+def abstention_words(reason: AbstentionReason | None, detail: str = "") -> str:
+    """Why the model abstains, as "outside the validated scope: metal in view"; "" where it does not.
+
+    The list, pages, reports, tables and the API all show these words.
+    """
+    if reason is None:
+        return ""
+    if reason is AbstentionReason.UNREAD_IMAGES:
+        return unread_words(int(detail))
+    return f"{OUTSIDE}{_REASONS[reason]} {detail}".rstrip()
+
+
+_WORST = {Assessment.POSITIVE: 3, Assessment.UNCLEAR: 2, Assessment.ABSTAINED: 1, Assessment.NEGATIVE: 0}
 _EXTENT = {Severity.SEVERE: 3, Severity.MODERATE: 2, Severity.MILD: 1, Severity.NONE: 0}
 
 
 def summarise(findings: Sequence[Finding], unread: int = 0) -> StudySummary | None:
-    """The worst finding speaks for the study; an abstention outweighs a "none", for silence is not normal.
+    """The worst finding speaks for the study; an abstention outweighs "negative", for silence is not normal.
 
-    unread: how many images could not be read; beside one there is no "none" either. Returns None when there is no
+    unread: how many images could not be read; beside one there is no "negative" either. Returns None when there is no
     finding at all.
     """
     if not findings:
         return None
-    worst = max(findings, key=lambda f: (_WORST[f.call], _EXTENT[f.severity], f.fracture_probability))
-    if unread and worst.call is Call.NONE:
-        words = unread_words(unread)
-        return StudySummary(Call.ABSTAINED, Severity.NONE, worst.region, worst.fracture_probability, words)
-    return StudySummary(worst.call, worst.severity, worst.region, worst.fracture_probability, worst.scope)
+    worst = max(findings, key=lambda f: (_WORST[f.assessment], _EXTENT[f.severity], f.fracture_probability))
+    if unread and worst.assessment is Assessment.NEGATIVE:
+        return StudySummary(
+            Assessment.ABSTAINED,
+            Severity.NONE,
+            worst.region,
+            worst.fracture_probability,
+            AbstentionReason.UNREAD_IMAGES,
+            str(unread),
+        )
+    return StudySummary(
+        worst.assessment,
+        worst.severity,
+        worst.region,
+        worst.fracture_probability,
+        worst.abstention,
+        worst.abstention_detail,
+    )

@@ -10,7 +10,7 @@ from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 from uuid import UUID
 
-from shared.findings import Call, Severity, StudySummary, unread_words
+from shared.findings import AbstentionReason, Assessment, Severity, StudySummary, abstention_words, unread_words
 from shared.study import Priority, StudyStatus
 
 PENDING = "pending"  # not analysed yet, or could not be
@@ -18,12 +18,12 @@ Allowances = Mapping[str, Mapping[Priority, int]]  # by urgency class and priori
 
 # minutes a study of this class may wait for its reader, unless its site chose others; the gravest class first
 ALLOWANCES: Allowances = {
-    "likely severe": {Priority.URGENT: 10, Priority.ROUTINE: 10, Priority.BACKLOG: 60},
-    "likely": {Priority.URGENT: 15, Priority.ROUTINE: 30, Priority.BACKLOG: 120},
-    "possible": {Priority.URGENT: 20, Priority.ROUTINE: 240, Priority.BACKLOG: 480},
+    "positive severe": {Priority.URGENT: 10, Priority.ROUTINE: 10, Priority.BACKLOG: 60},
+    "positive": {Priority.URGENT: 15, Priority.ROUTINE: 30, Priority.BACKLOG: 120},
+    "unclear": {Priority.URGENT: 20, Priority.ROUTINE: 240, Priority.BACKLOG: 480},
     "abstained": {Priority.URGENT: 25, Priority.ROUTINE: 480, Priority.BACKLOG: 960},
     PENDING: {Priority.URGENT: 25, Priority.ROUTINE: 720, Priority.BACKLOG: 1440},
-    "none": {Priority.URGENT: 60, Priority.ROUTINE: 1440, Priority.BACKLOG: 2880},
+    "negative": {Priority.URGENT: 60, Priority.ROUTINE: 1440, Priority.BACKLOG: 2880},
 }
 HARD_MAXIMUM = timedelta(days=7)  # no site may let a study wait longer than this
 
@@ -76,11 +76,12 @@ class WorklistEntry:
     status: StudyStatus
     received_at: datetime
     due_at: datetime
-    call: Call | None
+    assessment: Assessment | None
     severity: Severity | None
     region: str
     fracture_probability: float | None
-    scope: str
+    abstention: AbstentionReason | None
+    abstention_detail: str
     modality: str
     images: int
     failed_images: int
@@ -93,7 +94,7 @@ class WorklistEntry:
 
     def why(self) -> str:
         """The place of this row in words, the same while it waits; who shows them adds for how long it has."""
-        what = "not analysed" if self.call is None else explain(self)
+        what = "not analysed" if self.assessment is None else explain(self)
         due, received = self.due_at.astimezone(UTC), self.received_at.astimezone(UTC)
         day = "" if due.date() == received.date() else f"{due:%Y-%m-%d} "
         return f"due {day}{due:%H:%M} UTC: {self.priority}, {what}"
@@ -114,9 +115,9 @@ def urgency_class(summary: StudySummary | None) -> str:
     """The row of ALLOWANCES that a study falls under."""
     if summary is None:
         return PENDING
-    if summary.call is Call.LIKELY and summary.severity is Severity.SEVERE:
-        return "likely severe"
-    return str(summary.call)
+    if summary.assessment is Assessment.POSITIVE and summary.severity is Severity.SEVERE:
+        return "positive severe"
+    return str(summary.assessment)
 
 
 def due_at(
@@ -130,17 +131,17 @@ def due_at(
 
 
 def explain(entry: WorklistEntry) -> str:
-    """The finding of an analysed study in words, e.g. "likely fracture, elbow, extent moderate"."""
+    """The finding of an analysed study in words, e.g. "positive, elbow, extent moderate"."""
     unread = unread_words(entry.failed_images) if entry.failed_images else ""
-    if entry.call is Call.ABSTAINED and entry.scope == unread:
-        return f"the model abstains ({unread})"
+    if entry.abstention is AbstentionReason.UNREAD_IMAGES:
+        return _found(entry)
     return f"{_found(entry)}, {unread}" if unread else _found(entry)
 
 
 def _found(entry: WorklistEntry) -> str:
-    if entry.call is Call.ABSTAINED:
-        return f"the model abstains ({entry.scope})"
-    if entry.call in (Call.LIKELY, Call.POSSIBLE):
+    if entry.assessment is Assessment.ABSTAINED:
+        return f"{entry.assessment}, {abstention_words(entry.abstention, entry.abstention_detail)}"
+    if entry.assessment in (Assessment.POSITIVE, Assessment.UNCLEAR):
         extent = f", extent {entry.severity}" if entry.severity and entry.severity is not Severity.NONE else ""
-        return f"{entry.call} fracture, {entry.region}{extent}"
-    return f"no fracture found, {entry.region}"
+        return f"{entry.assessment}, {entry.region}{extent}"
+    return f"{entry.assessment}, {entry.region}"

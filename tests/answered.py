@@ -6,7 +6,7 @@ from typing import Any
 from uuid import UUID
 
 from samples.objects import pattern_image, to_bytes
-from shared.findings import IN_SCOPE, Call, Finding, Heatmap, InstanceResult, Severity
+from shared.findings import AbstentionReason, Assessment, Finding, Heatmap, InstanceResult, Severity
 from shared.repository.bundles import activate_bundle, add_bundle
 from shared.repository.work import Analysed, claim, clock, finish
 from shared.storage import sha256_of
@@ -14,7 +14,7 @@ from shared.study import Claim, StudyStatus
 from shared.tables import StudyRow
 
 MANIFEST = {"sensitive": 0.2, "specific": 0.7, "regions": ["hand", "leg"]}
-PROBABILITY = {Call.LIKELY: 0.9, Call.POSSIBLE: 0.5, Call.NONE: 0.05, Call.ABSTAINED: 0.6}
+PROBABILITY = {Assessment.POSITIVE: 0.9, Assessment.UNCLEAR: 0.5, Assessment.NEGATIVE: 0.05, Assessment.ABSTAINED: 0.6}
 ONE: dict[str, Any] = {"verdict": "agree", "image": 1, "frame": 1, "bundle": "first"}
 
 
@@ -31,14 +31,14 @@ def study_file(study: int, number: int = 1, rows: int = 128, columns: int = 128,
 
 
 def analyse(
-    api: Any, study: str, bundle: str = "first", call: Call = Call.LIKELY, manifest: dict[str, Any] | None = None,
+    api: Any, study: str, bundle: str = "first", assessment: Assessment = Assessment.POSITIVE, manifest: dict[str, Any] | None = None,
     unread: int = 0,
 ) -> None:  # fmt: skip
-    """Claim and finish a study as the worker does: the last `unread` images fail, the others have the same call."""
-    severity = Severity.MILD if call in (Call.LIKELY, Call.POSSIBLE) else Severity.NONE
-    scope = "a region that the model does not know" if call is Call.ABSTAINED else IN_SCOPE
+    """Claim and finish a study as the worker does: the last `unread` images fail, the others are assessed alike."""
+    severity = Severity.MILD if assessment in (Assessment.POSITIVE, Assessment.UNCLEAR) else Severity.NONE
+    why = AbstentionReason.REGION if assessment is Assessment.ABSTAINED else None
     hot = Heatmap(bytes(24) + b"\xff" + bytes(24), 7, 7)  # in the middle
-    found = Finding(1, bundle, "hand", 0.98, PROBABILITY[call], call, severity, scope, hot)
+    found = Finding(1, bundle, "hand", 0.98, PROBABILITY[assessment], assessment, severity, hot, why)
     with api.database.transaction() as session:
         session.get_one(StudyRow, UUID(study)).status = StudyStatus.QUEUED
         add_bundle(session, bundle, sha256_of(bundle.encode()), manifest or MANIFEST)

@@ -14,7 +14,7 @@ from cryptography.fernet import Fernet
 from pydicom import dcmread
 from sqlalchemy import func, select, update
 
-from shared.findings import Call, Finding, Heatmap, InstanceResult, Severity
+from shared.findings import AbstentionReason, Assessment, Finding, Heatmap, InstanceResult, Severity
 from shared.repository import Database, work
 from shared.repository.access import Vault
 from shared.repository.bundles import activate_bundle, add_bundle
@@ -158,6 +158,7 @@ class Ward:
             return [to_send.study_id for to_send in work.lost(session, heads, now, timedelta(seconds=grace_s))]
 
 
-def finding(bundle: str = "a", frame: int = 1, call: Call = Call.LIKELY) -> Finding:
+def finding(bundle: str = "a", frame: int = 1, assessment: Assessment = Assessment.POSITIVE) -> Finding:
     """A finding."""
-    return Finding(frame, bundle, "hand", 0.9, 0.8, call, Severity.MILD, "in scope", Heatmap(b"\0\1\2\3", 2, 2))
+    why = AbstentionReason.METAL if assessment is Assessment.ABSTAINED else None
+    return Finding(frame, bundle, "hand", 0.9, 0.8, assessment, Severity.MILD, Heatmap(b"\0\1\2\3", 2, 2), why)

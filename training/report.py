@@ -35,7 +35,7 @@ PICTURE = 256  # pixels, side of a film in the gallery
 STRENGTH = 0.65  # of the overlay where the map is full: the film stays visible
 # Okabe & Ito 2008: told apart with any kind of colour vision; the points also differ in shape
 BLUE, VERMILION, BLACK, GRAY = "#0072B2", "#D55E00", "#111111", "#767676"
-CALLS = (("possible: sensitive point", "o", VERMILION), ("likely: specific point", "s", BLACK))
+CALLS = (("unclear: sensitive point", "o", VERMILION), ("positive: specific point", "s", BLACK))
 SKY = (233, 180, 86)
 WEAK, STRONG = np.array([0, 190, 255], np.float32), np.array([0, 60, 225], np.float32)  # yellow to vermilion
 
@@ -251,7 +251,7 @@ class Shown:
     picture: str  # data: address of a PNG
     name: str  # of its file
     chance: float
-    call: str
+    assessment: str
 
 
 @dataclass(frozen=True)
@@ -298,8 +298,8 @@ def _shown(judged: Judged, index: int, full: float) -> Shown:
     )
     _, content = cv2.imencode(".png", small)
     picture = "data:image/png;base64," + base64.b64encode(content.tobytes()).decode()
-    call = "likely" if judged.likely[index] else "possible" if judged.possible[index] else "none"
-    return Shown(picture, film.path.name, float(judged.chance[index]), call)
+    assessment = "positive" if judged.likely[index] else "unclear" if judged.possible[index] else "negative"
+    return Shown(picture, film.path.name, float(judged.chance[index]), assessment)
 
 
 def overlay(film: Film, heatmap: Floats, full: float) -> UInt8Picture:

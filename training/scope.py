@@ -13,7 +13,7 @@ from sklearn.linear_model import LogisticRegression
 from tqdm import tqdm
 
 from shared.errors import Rejected
-from shared.findings import Call
+from shared.findings import Assessment
 from shared.vision.engines import half_precision
 from shared.vision.network import DIRECTIONS, BoneNet
 from shared.vision.pixels import open_pixels
@@ -125,7 +125,7 @@ def _abstained(reader: Reader, images: list[tuple[UInt8Image, str, str]]) -> dic
     for start in range(0, len(images), 16):
         part = images[start : start + 16]
         for reading, (_, modality, body_part) in zip(reader.read([image[0] for image in part]), part, strict=True):
-            refused += reader.finding(reading, 1, modality, body_part).call is Call.ABSTAINED
+            refused += reader.finding(reading, 1, modality, body_part).assessment is Assessment.ABSTAINED
     return {"images": len(images), "abstained": refused}
 
 

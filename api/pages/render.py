@@ -10,7 +10,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from pydantic import BaseModel
 
 from api.responses import FindingView
-from shared.findings import RESEARCH_USE, Call, Severity, unread_words
+from shared.findings import RESEARCH_USE, Assessment, Severity, unread_words
 from shared.repository.access import Key, Role
 from shared.worklist import span
 
@@ -21,7 +21,7 @@ ROOMS = [
     ("/agreement.html", "Agreement", Role.RADIOLOGIST),
     ("/admin", "Operations", Role.ADMIN),
 ]
-GRAVEST_FIRST = [Call.LIKELY, Call.POSSIBLE, Call.ABSTAINED, Call.NONE]
+GRAVEST_FIRST = [Assessment.POSITIVE, Assessment.UNCLEAR, Assessment.ABSTAINED, Assessment.NEGATIVE]
 
 
 def person(name: str) -> str:
@@ -55,7 +55,7 @@ def reason_alone(why: str) -> str:
 
 def gravest(findings: Sequence[FindingView]) -> FindingView:
     """The frame to open first: of many frames the first may show nothing."""
-    return min(findings, key=lambda finding: (GRAVEST_FIRST.index(finding.call), -finding.fracture_probability))
+    return min(findings, key=lambda finding: (GRAVEST_FIRST.index(finding.assessment), -finding.fracture_probability))
 
 
 def digest(*parts: bytes) -> str:
@@ -78,7 +78,7 @@ def _environment() -> Environment:
     )  # fmt: skip
     filters = (person, dicom_date, percent, span, reason_alone, gravest, unread_words)
     environment.filters.update({function.__name__: function for function in filters})
-    environment.globals.update(RESEARCH_USE=RESEARCH_USE, ASSETS=ASSETS, Call=Call, Severity=Severity)
+    environment.globals.update(RESEARCH_USE=RESEARCH_USE, ASSETS=ASSETS, Assessment=Assessment, Severity=Severity)
     environment.globals.update(key=None, rooms=rooms)
     return environment
 

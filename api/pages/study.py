@@ -8,7 +8,7 @@ from fastapi import APIRouter, Request, Response
 from api.dependencies import PartsDep, Radiologist
 from api.operations import flower_link
 from api.pages.render import GRAVEST_FIRST, gravest, render, version_of
-from api.pages.words import SILENCE, model_words, plain_scope
+from api.pages.words import SILENCE, model_words, plain_reason
 from api.responses import InstanceReport, StudyReport
 from api.studies import study_report
 from shared.errors import NotFound
@@ -48,7 +48,7 @@ def study(request: Request, study_id: str, parts: PartsDep, key: Radiologist) ->
         "first": min(films, key=_gravity) if films else None,
         "rest": [image for image in report.instances if not image.findings],
         "models": [model_words(name, manifest) for name, manifest in sorted(told.items())],
-        "plain_scope": plain_scope,
+        "plain_reason": plain_reason,
         "silence": SILENCE,
         "full_films": parts.settings.full_films,
         "flower_url": flower_link(parts.settings, report.id) if key.role is Role.ADMIN else "",
@@ -60,15 +60,16 @@ def study(request: Request, study_id: str, parts: PartsDep, key: Radiologist) ->
 def _gravity(image: InstanceReport) -> tuple[int, float]:
     """Less for an image that should be seen first."""
     worst = gravest(image.findings)
-    return GRAVEST_FIRST.index(worst.call), -worst.fracture_probability
+    return GRAVEST_FIRST.index(worst.assessment), -worst.fracture_probability
 
 
 def _why(report: StudyReport) -> str:
     """The study's place in the worklist, in the worklist's words."""
     entry = WorklistEntry(
         study_id=report.id, priority=report.priority, status=report.status, received_at=report.received_at,
-        due_at=report.due_at, call=report.call, severity=report.severity, region=report.region,
-        fracture_probability=report.fracture_probability, scope=report.scope, modality="",
+        due_at=report.due_at, assessment=report.assessment, severity=report.severity, region=report.region,
+        fracture_probability=report.fracture_probability, abstention=report.abstention,
+        abstention_detail=report.abstention_detail, modality="",
         images=len(report.instances), failed_images=report.failed_images, reason=report.reason,
     )  # fmt: skip
     return entry.why()

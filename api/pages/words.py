@@ -5,27 +5,27 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from shared.findings import IN_SCOPE
+from shared.findings import AbstentionReason
 
-# what to make of an abstention, by how its scope begins (shared/vision/reader.py words them)
-ABSTENTIONS = (
-    ("body part", "The file says that it shows a part of the body that the model was never tried on."),
-    ("modality", "This is not a plain radiograph; the model was never tried on such images."),
-    ("the image is blank", "Nothing can be told apart on this image."),
-    ("almost nothing", "Nearly all of this image is unexposed or collimated away."),
-    ("the image looks inverted", "Bone seems to be dark here; the model reads films on which it is bright."),
-    ("metal", "Plates, screws, casts or jewellery mislead the model, so it says nothing beside them."),
-    ("the image is unlike", "This film differs from all that the model learned from; its answer would be a guess."),
-    ("the body region", "The model cannot tell which bone this is, so it does not judge it."),
-)
+ABSTENTIONS = {  # what to make of an abstention
+    AbstentionReason.BODY_PART: "The file says that it shows a part of the body that the model was never tried on.",
+    AbstentionReason.MODALITY: "This is not a plain radiograph; the model was never tried on such images.",
+    AbstentionReason.BLANK: "Nothing can be told apart on this image.",
+    AbstentionReason.COLLIMATED: "Nearly all of this image is unexposed or collimated away.",
+    AbstentionReason.INVERTED: "Bone seems to be dark here; the model reads films on which it is bright.",
+    AbstentionReason.METAL: "Plates, screws, casts or jewellery mislead the model, so it says nothing beside them.",
+    AbstentionReason.OUT_OF_DISTRIBUTION: (
+        "This film differs from all that the model learned from; its answer would be a guess."
+    ),
+    AbstentionReason.REGION: "The model cannot tell which bone this is, so it does not judge it.",
+    AbstentionReason.UNREAD_IMAGES: "Some images could not be read; the others are judged one by one.",
+}
 SILENCE = "Silence is not normal: read this film as if there were no model."
 
 
-def plain_scope(scope: str) -> str:
-    """Why the model says nothing about a film, in a sentence; "" where it does say something."""
-    if scope == IN_SCOPE:
-        return ""
-    return next((words for start, words in ABSTENTIONS if scope.startswith(start)), "")
+def plain_reason(reason: AbstentionReason | None) -> str:
+    """What to make of an abstention, in a sentence; "" where the model does not abstain."""
+    return ABSTENTIONS[reason] if reason else ""
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ def model_words(name: str, manifest: Mapping[str, Any]) -> ModelWords:
         films, fractured = metrics["films"], metrics.get("fractured", 0)
         tried += f"; measured on {films} films that it had not seen, {fractured} of them fractured"
     points = metrics.get("operating_points", {})
-    told = (("sensitive", "possible or likely", "dotted"), ("specific", "likely", "solid"))
+    told = (("sensitive", "unclear or positive", "dotted"), ("specific", "positive", "solid"))
     return ModelWords(
         name=name,
         tried_on=f"{tried}.",
@@ -61,7 +61,7 @@ def _rate(point: Mapping[str, Any], word: str, line: str) -> str:
     hits, low_hits, high_hits = (_of_100(share) for share in point["sensitivity"])
     alarms, low_alarms, high_alarms = (_of_100(1 - share) for share in _turned(point["specificity"]))
     return (
-        f"Of 100 fractured films it calls {hits} {word} ({low_hits} to {high_hits}), and of 100 sound ones {alarms} "
+        f"Of 100 fractured films {hits} are {word} ({low_hits} to {high_hits}), and of 100 sound ones {alarms} "
         f"too ({low_alarms} to {high_alarms}): {line} line."
     )
 

@@ -16,7 +16,7 @@ from api.pages.render import render, version_of
 from api.responses import WorklistPage
 from api.worklist import found_page, worklist_page
 from shared.errors import BadRequest, OsteonError
-from shared.findings import Call, Severity
+from shared.findings import Assessment, Severity
 from shared.repository import alerts, reading, reading_room
 from shared.repository.access import Key
 from shared.repository.bundles import active_bundle
@@ -29,7 +29,7 @@ MOST_COUNTED = 100  # second looks
 FORM_BYTES = 1024
 LABELS = {
     "state": "Show",
-    "call": "Finding",
+    "assessment": "Finding",
     "severity": "Extent",
     "region": "Region",
     "age": "Age",
@@ -129,7 +129,7 @@ def _options(session: Session, key: Key, chosen: reading.WorklistFilter) -> Mapp
         "modality": _with(reading.modalities(session, key.site_id), chosen.modality),
     }
     kinds: dict[str, type[StrEnum]] = {
-        "call": Call, "severity": Severity, "age": AgeBand, "priority": Priority, "status": StudyStatus
+        "assessment": Assessment, "severity": Severity, "age": AgeBand, "priority": Priority, "status": StudyStatus
     }  # fmt: skip
     words |= {name: list(kind) for name, kind in kinds.items()}
     options = {name: [("", "any"), *((word, word) for word in found)] for name, found in words.items()}

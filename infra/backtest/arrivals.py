@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from shared.errors import OsteonError
-from shared.findings import Call, Severity
+from shared.findings import Assessment, Severity
 from shared.study import Priority
 from shared.worklist import ALLOWANCES, PENDING
 
@@ -47,8 +47,8 @@ def read(path: Path) -> list[Arrival]:
         raise OsteonError(f"{path} is not written in UTF-8; save it as CSV UTF-8") from None
     if not rows or "arrived_at" not in rows[0]:
         raise OsteonError(f"{path} holds no arrivals: its first line must name the columns {', '.join(COLUMNS)}")
-    if "class" not in rows[0] and "call" not in rows[0]:
-        raise OsteonError(f"{path} needs a column class, or the columns call and severity")
+    if "class" not in rows[0] and "assessment" not in rows[0]:
+        raise OsteonError(f"{path} needs a column class, or the columns assessment and severity")
     found: list[tuple[datetime, dict[str, Any]]] = []
     for number, row in enumerate(rows, start=2):
         try:
@@ -73,9 +73,9 @@ def read(path: Path) -> list[Arrival]:
 def _kind(row: dict[str, str]) -> str:
     kind = (row.get("class") or "").strip()
     if not kind:
-        call = (row.get("call") or "").strip()
-        severe = call == Call.LIKELY and row.get("severity") == Severity.SEVERE
-        kind = "likely severe" if severe else call or PENDING
+        assessment = (row.get("assessment") or "").strip()
+        severe = assessment == Assessment.POSITIVE and row.get("severity") == Severity.SEVERE
+        kind = "positive severe" if severe else assessment or PENDING
     if kind not in ALLOWANCES:
         raise ValueError(f"{kind!r} is no class; there are: {', '.join(ALLOWANCES)}")
     return kind
@@ -124,7 +124,7 @@ def synthetic(manifest: dict[str, Any], seed: int, days: int, per_day: float) ->
     """A department whose studies are fractured as often as FracAtlas' and are called as the bundle calls them.
 
     Calls follow the sensitivities and specificities in its manifest, abstentions its share on held-out films. Within a
-    call's band of probabilities a fracture leans upwards and a sound bone downwards, evenly on the logit scale.
+    assessment's band of probabilities a fracture leans upwards and a sound bone downwards, evenly on the logit scale.
     """
     chance = random.Random(seed)  # noqa: S311 - a simulation
     metrics = manifest["metrics"]
@@ -146,9 +146,9 @@ def synthetic(manifest: dict[str, Any], seed: int, days: int, per_day: float) ->
                 possible = (low["sensitivity"][0] if fracture else 1 - low["specificity"][0]) - likely
                 draw = chance.random()
                 band = 2 if draw < likely else 1 if draw < likely + possible else 0
-                kind = ("none", "possible", "likely")[band]
-                if kind == "likely" and chance.random() < severe:
-                    kind = "likely severe"
+                kind = ("negative", "unclear", "positive")[band]
+                if kind == "positive" and chance.random() < severe:
+                    kind = "positive severe"
                 if chance.random() < abstains:
                     kind = "abstained"
                 lean = max if fracture else min

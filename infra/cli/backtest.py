@@ -38,11 +38,11 @@ def backtest(
     readers: Annotated[int, typer.Option(min=1, max=1000, help="who read at the same time")] = 2,
     hours: Annotated[str, typer.Option(help="when they read, e.g. 8-18; or one for each, 8-18,18-8")] = "0-24",
     reading_minutes: Annotated[
-        str, typer.Option(help="for a study that has none of its own: 4, or by class: likely=6,none=3,4")
+        str, typer.Option(help="for a study that has none of its own: 4, or by class: positive=6,negative=3,4")
     ] = "4",
     analysis_minutes: Annotated[float, typer.Option(min=0, help="from arrival to the model's findings")] = 1,
     allowances: Annotated[
-        Path | None, typer.Option(help="JSON, as {'none': {'routine': 1440}}; what it leaves out is as shipped")
+        Path | None, typer.Option(help="JSON, as {'negative': {'routine': 1440}}; what it leaves out is as shipped")
     ] = None,
     plot: Annotated[Path | None, typer.Option(help="draw the waits to this PNG")] = None,
     as_json: Json = False,
@@ -52,9 +52,10 @@ def backtest(
     The orders are: first come, first served; highest fracture probability first; ours, earliest due time first. Readers
     take the first study of the list and finish it; a wait ends when reading starts.
 
-    ARRIVALS.csv has a first line with the columns' names: arrived_at (2026-01-05T08:30:00), class (likely severe,
-    likely, possible, abstained, none, pending; or call and severity), and, where they are known, priority (urgent,
-    routine, backlog), probability (0 to 1), fracture (yes, no), reading_minutes. Shifts go by arrived_at's clock.
+    ARRIVALS.csv has a first line with the columns' names: arrived_at (2026-01-05T08:30:00), class (positive severe,
+    positive, unclear, abstained, negative, pending; or assessment and severity), and, where they are known, priority
+    (urgent, routine, backlog), probability (0 to 1), fracture (yes, no), reading_minutes. Shifts go by the clock of
+    arrived_at.
     `--synthetic --save ARRIVALS.csv` shows one; `osteon arrivals` makes one of your own studies.
     """
     from infra.backtest import arrivals as made
@@ -130,8 +131,8 @@ def arrivals(
         table = csv.writer(file)
         table.writerow(COLUMNS)
         for row in rows:
-            severe = row.call == "likely" and row.severity == "severe"
-            kind = "likely severe" if severe else row.call or PENDING
+            severe = row.assessment == "positive" and row.severity == "severe"
+            kind = "positive severe" if severe else row.assessment or PENDING
             moment = row.received_at.astimezone(clock).replace(tzinfo=None)
             table.writerow([moment.isoformat(timespec="seconds"), row.priority, kind, row.fracture_probability, "", ""])
     line(f"{len(rows)} arrivals: {out_file}")
@@ -166,7 +167,7 @@ def _by_class(text: str) -> dict[str, float]:
         told = {"?": 0}
     if not told.keys() <= {*ALLOWANCES, ""} or not all(0 < minutes <= 1440 for minutes in told.values()):
         raise OsteonError(
-            f"--reading-minutes {text} must be as 4, or as likely=6,none=3,4 (classes: {', '.join(ALLOWANCES)})"
+            f"--reading-minutes {text} must be as 4, or as positive=6,negative=3,4 (classes: {', '.join(ALLOWANCES)})"
         )
     return {kind: told.get(kind, told.get("", 4.0)) for kind in ALLOWANCES}
 

@@ -11,7 +11,7 @@ from rich.text import Text
 
 from infra.cli.terminal import Json, KeyOption, Url, calling, connected, honest, line, out, print_json
 from shared.errors import OsteonError
-from shared.findings import Call
+from shared.findings import Assessment
 
 # ruff: noqa: FBT002 - whoever calls a command names its options
 
@@ -83,8 +83,8 @@ def compare_bundles(
     )
     for region, stratum in [*found["regions"].items(), ("all", found["all"])]:
         changes = stratum["changes"]
-        up = sum(changes.get("none", {}).get(call, 0) for call in ("possible", "likely"))
-        down = sum(changes.get(call, {}).get("none", 0) for call in ("possible", "likely"))
+        up = sum(changes.get("negative", {}).get(assessment, 0) for assessment in ("unclear", "positive"))
+        down = sum(changes.get(assessment, {}).get("negative", 0) for assessment in ("unclear", "positive"))
         moved, abstains = f"{stratum['probability_change']:+.3f}", f"{stratum['abstention_change']:+d}"
         table.add_row(Text(region), str(stratum["studies"]), str(up), str(down), moved, abstains)
     out.print(table)
@@ -124,25 +124,26 @@ def print_report(report: dict[str, Any]) -> None:
     for kind, states in report["kinds"].items():
         line(f"{kind}: " + ", ".join(f"{count} {state}" for state, count in sorted(states.items())))
     print_changes(report["changes"], "before", run["bundle"])
-    line(f"{report['newly_positive']} studies called negative before are positive now", style="bold")
+    line(f"{report['newly_positive']} studies called negative before are unclear or positive now", style="bold")
     for alert in report["alerts"]:
         seen = "seen" if alert["seen_at"] else "nobody has seen it"
         chance = f"{alert['old_probability']:.2f} -> {alert['new_probability']:.2f}"
-        line(f"  {alert['study_id']}  {alert['old_call']} -> {alert['new_call']}  {chance}  {alert['region']}  {seen}")
-    line(f"{report['from_abstained']} studies that a bundle abstained on before are positive now")
+        change = f"{alert['old_assessment']} -> {alert['new_assessment']}"
+        line(f"  {alert['study_id']}  {change}  {chance}  {alert['region']}  {seen}")
+    line(f"{report['from_abstained']} studies that a bundle abstained on before are unclear or positive now")
     for study in report["from_abstained_studies"]:
         line(f"  {study}")
     line(report["notice"], style="yellow")
 
 
 def print_changes(changes: dict[str, dict[str, int]], old: str, new: str) -> None:
-    """A matrix old call x new call."""
+    """A matrix old assessment x new assessment."""
     if not changes:
         return
-    table = Table(f"{old} \\ {new}", *Call, box=box.SIMPLE_HEAD)
-    for before in Call:
+    table = Table(f"{old} \\ {new}", *Assessment, box=box.SIMPLE_HEAD)
+    for before in Assessment:
         if before in changes:
-            table.add_row(before, *(str(changes[before].get(after, 0)) for after in Call))
+            table.add_row(before, *(str(changes[before].get(after, 0)) for after in Assessment))
     out.print(table)
 
 

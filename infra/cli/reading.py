@@ -11,7 +11,7 @@ from rich.text import Text
 
 from infra.cli.terminal import WIDE, Json, KeyOption, Url, calling, errors, honest, line, out, print_json, progress
 from shared.errors import OsteonError
-from shared.findings import RESEARCH_USE, Call
+from shared.findings import RESEARCH_USE, Assessment
 from shared.settings import Settings
 from shared.study import StudyStatus
 from shared.worklist import span
@@ -26,7 +26,7 @@ app = typer.Typer()
 def worklist(
     limit: Annotated[int, typer.Option(min=1, max=500, help="rows to print")] = 50,
     after: Annotated[str | None, typer.Option(help="the `next` of the page before")] = None,
-    call: Annotated[Call | None, typer.Option(help="only studies with this finding")] = None,
+    assessment: Annotated[Assessment | None, typer.Option(help="only studies with this finding")] = None,
     region: Annotated[str | None, typer.Option(help="only studies of this body region")] = None,
     study_status: Annotated[StudyStatus | None, typer.Option("--status", help="only studies in this state")] = None,
     url: Url = None,
@@ -35,7 +35,7 @@ def worklist(
 ) -> None:
     """Print the worklist, most urgent first, each row with its reason. No patient identity is printed."""
     with calling(url, key, "radiologist") as client:
-        page = client.worklist(limit=limit, after=after, call=call, region=region, status=study_status)
+        page = client.worklist(limit=limit, after=after, assessment=assessment, region=region, status=study_status)
     if as_json:
         print_json(page)
         return
@@ -51,11 +51,11 @@ def print_worklist(page: dict[str, Any]) -> None:
         chance = "" if row["fracture_probability"] is None else f"{row['fracture_probability']:.2f}"
         waiting = span(datetime.fromisoformat(row["received_at"])) + (", overdue" if row["overdue"] else "")
         cells = {
-            "#": str(row["rank"]), "finding": row["call"] or "-", "P(fracture)": chance, "waiting": waiting,
+            "#": str(row["rank"]), "finding": row["assessment"] or "-", "P(fracture)": chance, "waiting": waiting,
             "state": row["status"] + (f", {row['reader']} reads it" if row["reader"] else ""), "why": row["why"],
             "study": row["study_id"][:8],
         }  # fmt: skip
-        style = {"likely": "bold red", "possible": "yellow"}.get(row["call"] or "", "")
+        style = {"positive": "bold red", "unclear": "yellow"}.get(row["assessment"] or "", "")
         table.add_row(*(Text(cells[name]) for name in names), style=style)
     out.print(table)
     if page["next"]:
@@ -90,12 +90,14 @@ def predict(
     if as_json:
         print(straight.as_json(rows))
     elif csv is None:
-        table = Table("file", "frame", "region", "P(fracture)", "call", "extent", "scope or error", box=box.SIMPLE_HEAD)
+        table = Table(
+            "file", "frame", "region", "P(fracture)", "assessment", "extent", "abstention or error", box=box.SIMPLE_HEAD
+        )
         for row in rows:
             chance = "" if row.fracture_probability is None else f"{row.fracture_probability:.3f}"
             cells = (
-                row.file, str(row.frame or ""), row.region or "", chance, row.call or "", row.severity or "",
-                row.error or row.scope or "",
+                row.file, str(row.frame or ""), row.region or "", chance, row.assessment or "", row.severity or "",
+                row.error or row.abstention_words or "",
             )  # fmt: skip
             table.add_row(*map(Text, cells), style="red" if row.error else "")
         out.print(table)

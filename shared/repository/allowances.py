@@ -9,7 +9,7 @@ from sqlalchemy.dialects.postgresql import JSONB, distinct_on
 from sqlalchemy.orm import Session
 
 from shared.errors import BadRequest
-from shared.findings import Call, Severity
+from shared.findings import Assessment, Severity
 from shared.repository.access import Key
 from shared.repository.notices import worklist_changed
 from shared.study import Priority, StudyStatus
@@ -96,7 +96,7 @@ def _allowed(table: Allowances) -> ColumnElement[timedelta]:
     def of(urgency: ColumnElement[str] | str) -> ColumnElement[int]:
         return cast(minutes[urgency][StudyRow.priority].astext, Integer)
 
-    severe = (StudyRow.call == Call.LIKELY) & (StudyRow.severity == Severity.SEVERE)
-    found = of(case((severe, "likely severe"), else_=StudyRow.call))
+    severe = (StudyRow.assessment == Assessment.POSITIVE) & (StudyRow.severity == Severity.SEVERE)
+    found = of(case((severe, "positive severe"), else_=StudyRow.assessment))
     both = case((StudyRow.status == StudyStatus.ANALYSED, found), else_=func.least(found, of(literal(PENDING))))
     return func.make_interval(0, 0, 0, 0, 0, func.coalesce(both, of(literal(PENDING))))

@@ -11,7 +11,7 @@ from sqlalchemy.orm import Session, aliased
 
 from shared.answers import GENESIS, OF_STUDY, Entry, Mark, Verdict
 from shared.errors import NotFound
-from shared.findings import Call
+from shared.findings import Assessment
 from shared.repository.access import Key
 from shared.repository.reading import ReadState, WorklistFilter, choose
 from shared.repository.reading_room import lock_claims, mark_read, unread
@@ -136,10 +136,10 @@ def history(session: Session, study_id: UUID) -> list[Answered]:
     return told[::-1]
 
 
-def answered_findings(session: Session, study_id: UUID) -> dict[UUID, tuple[Call, float]]:
-    """Call and fracture probability of the finding that each entry about a finding of the study is about."""
+def answered_findings(session: Session, study_id: UUID) -> dict[UUID, tuple[Assessment, float]]:
+    """Assessment and fracture probability of the finding that each entry about a finding of the study is about."""
     query = (
-        select(AnswerRow.id, FindingRow.call, FindingRow.fracture_probability)
+        select(AnswerRow.id, FindingRow.assessment, FindingRow.fracture_probability)
         .join(FindingRow, and_(
             FindingRow.instance_id == AnswerRow.instance_id,
             FindingRow.frame == AnswerRow.frame,
@@ -147,7 +147,7 @@ def answered_findings(session: Session, study_id: UUID) -> dict[UUID, tuple[Call
         ))
         .where(AnswerRow.study_id == study_id)
     )  # fmt: skip
-    return {id_: (Call(call), probability) for id_, call, probability in session.execute(query)}
+    return {id_: (Assessment(assessment), probability) for id_, assessment, probability in session.execute(query)}
 
 
 def sites(session: Session) -> list[UUID]:
@@ -209,7 +209,7 @@ class Judged:
     answered_at: datetime
     agrees: bool
     fracture: str | None  # what the reader sees instead, where said
-    call: str
+    assessment: str
     region: str
     bundle: str
     scanner: str
@@ -220,7 +220,7 @@ def judged(session: Session, site_id: UUID, since: datetime | None = None, bundl
     query = (
         _standing(select(
             AnswerRow.number, AnswerRow.answered_at, AnswerRow.verdict == Verdict.AGREE, AnswerRow.fracture,
-            FindingRow.call, FindingRow.region, FindingRow.bundle, StudyRow.scanner,
+            FindingRow.assessment, FindingRow.region, FindingRow.bundle, StudyRow.scanner,
         ))
         .join(FindingRow, and_(
             FindingRow.instance_id == AnswerRow.instance_id,

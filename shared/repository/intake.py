@@ -11,7 +11,7 @@ from sqlalchemy import or_, select, text
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
-from shared.findings import Call, Severity, StudySummary
+from shared.findings import Assessment, Severity, StudySummary, abstention_of
 from shared.repository.access import Vault
 from shared.repository.allowances import allowances_of
 from shared.repository.notices import worklist_changed
@@ -144,9 +144,16 @@ def _escalate(row: StudyRow, allowances: Allowances) -> None:
 
 
 def _summary(row: StudyRow) -> StudySummary | None:
-    if row.status != StudyStatus.ANALYSED or row.call is None or row.severity is None:
+    if row.status != StudyStatus.ANALYSED or row.assessment is None or row.severity is None:
         return None
-    return StudySummary(Call(row.call), Severity(row.severity), row.region, row.fracture_probability or 0.0, row.scope)
+    return StudySummary(
+        Assessment(row.assessment),
+        Severity(row.severity),
+        row.region,
+        row.fracture_probability or 0.0,
+        abstention_of(row.abstention),
+        row.abstention_detail,
+    )
 
 
 def _add_instances(

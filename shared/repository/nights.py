@@ -211,7 +211,7 @@ def _account(session: Session, run: BacklogRunRow, now: datetime) -> None:
         session.execute(
             update(SecondLookRow)
             .where(_unanswered(run), SecondLookRow.study_id == StudyRow.id, StudyRow.status == status)
-            .values(state=state, finished_at=now, new_call=StudyRow.call, reason=StudyRow.reason)
+            .values(state=state, finished_at=now, new_assessment=StudyRow.assessment, reason=StudyRow.reason)
             .execution_options(synchronize_session=False)
         )
 

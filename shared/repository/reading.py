@@ -25,7 +25,7 @@ from sqlalchemy.dialects.postgresql import distinct_on
 from sqlalchemy.orm import Session
 
 from shared.errors import NotFound
-from shared.findings import Call, Heatmap, Severity
+from shared.findings import Assessment, Heatmap, Severity, abstention_of
 from shared.study import Priority, StudyStatus
 from shared.tables import BundleRow, FindingRow, InstanceRow, SiteRow, StudyRow
 from shared.tables.studies import AGE_BAND
@@ -55,7 +55,7 @@ class WorklistFilter:
     """What to show; None shows all, but of the two halves, which are never mixed."""
 
     status: StudyStatus | None = None
-    call: Call | None = None
+    assessment: Assessment | None = None
     region: str | None = None
     priority: Priority | None = None
     modality: str | None = None
@@ -71,11 +71,12 @@ _SHOWN = select(
     StudyRow.status,
     StudyRow.received_at,
     StudyRow.due_at,
-    StudyRow.call,
+    StudyRow.assessment,
     StudyRow.severity,
     StudyRow.region,
     StudyRow.fracture_probability,
-    StudyRow.scope,
+    StudyRow.abstention,
+    StudyRow.abstention_detail,
     StudyRow.modality,
     StudyRow.images,
     StudyRow.failed_images,
@@ -216,7 +217,7 @@ def choose(query: Query, site_id: UUID, chosen: WorklistFilter) -> Query:
         query = query.where(_age_band == list(AgeBand).index(chosen.age))
     for column, value in (
         (StudyRow.status, chosen.status),
-        (StudyRow.call, chosen.call),
+        (StudyRow.assessment, chosen.assessment),
         (StudyRow.region, chosen.region),
         (StudyRow.priority, chosen.priority),
         (StudyRow.modality, chosen.modality),
@@ -233,13 +234,27 @@ def _entry(
     status: str,
     received_at: datetime,
     due_at: datetime,
-    call: str | None,
+    assessment: str | None,
     severity: str | None,
+    region: str,
+    probability: float | None,
+    abstention: str | None,
     *rest: Any,  # noqa: ANN401 - as WorklistEntry has them
 ) -> WorklistEntry:
     """A study's columns of `_SHOWN` as a row of the worklist."""
-    words = Call(call) if call else None, Severity(severity) if severity else None
-    return WorklistEntry(study_id, Priority(priority), StudyStatus(status), received_at, due_at, *words, *rest)
+    return WorklistEntry(
+        study_id,
+        Priority(priority),
+        StudyStatus(status),
+        received_at,
+        due_at,
+        Assessment(assessment) if assessment else None,
+        Severity(severity) if severity else None,
+        region,
+        probability,
+        abstention_of(abstention),
+        *rest,
+    )
 
 
 def study(session: Session, site_id: UUID, study_id: UUID) -> StudyRow:
@@ -260,9 +275,9 @@ def states(session: Session, site_id: UUID, study_ids: Sequence[UUID]) -> Sequen
 def arrived(
     session: Session, site: str, since: datetime, until: datetime
 ) -> Sequence[Row[datetime, str, str | None, str | None, float | None]]:
-    """(received_at, priority, call, severity, fracture_probability) of a site's studies of that time, in order."""
+    """(received_at, priority, assessment, severity, probability of fracture) of a site's studies, in order."""
     query = select(
-        StudyRow.received_at, StudyRow.priority, StudyRow.call, StudyRow.severity, StudyRow.fracture_probability
+        StudyRow.received_at, StudyRow.priority, StudyRow.assessment, StudyRow.severity, StudyRow.fracture_probability
     ).join(SiteRow, SiteRow.id == StudyRow.site_id)
     chosen = query.where(SiteRow.name == site, StudyRow.received_at >= since, StudyRow.received_at < until)
     return session.execute(chosen.order_by(StudyRow.received_at, StudyRow.id)).all()

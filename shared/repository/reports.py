@@ -12,7 +12,7 @@ from sqlalchemy.orm import Session
 
 from shared.backlog import POSITIVE, BacklogRun, Forecast, LookState, Purpose, Stage, forecast, newly_positive
 from shared.errors import NotFound
-from shared.findings import Call
+from shared.findings import Assessment
 from shared.repository.history import left
 from shared.tables import BacklogRunRow, SecondLookRow, StudyRow
 
@@ -30,9 +30,17 @@ def report(session: Session, run_id: UUID) -> dict[str, Any]:
     alerts.
     """
     rows = session.execute(
-        select(SecondLookRow.purpose, SecondLookRow.state, SecondLookRow.old_call, SecondLookRow.new_call, func.count())
+        select(
+            SecondLookRow.purpose,
+            SecondLookRow.state,
+            SecondLookRow.old_assessment,
+            SecondLookRow.new_assessment,
+            func.count(),
+        )
         .where(SecondLookRow.run_id == run_id)
-        .group_by(SecondLookRow.purpose, SecondLookRow.state, SecondLookRow.old_call, SecondLookRow.new_call)
+        .group_by(
+            SecondLookRow.purpose, SecondLookRow.state, SecondLookRow.old_assessment, SecondLookRow.new_assessment
+        )
     ).all()
     kinds: dict[str, Counter[str]] = defaultdict(Counter)
     changes: dict[str, Counter[str]] = defaultdict(Counter)
@@ -45,8 +53,8 @@ def report(session: Session, run_id: UUID) -> dict[str, Any]:
         .where(
             SecondLookRow.run_id == run_id,
             SecondLookRow.state == LookState.DONE,
-            SecondLookRow.old_call == Call.ABSTAINED,
-            SecondLookRow.new_call.in_(POSITIVE),
+            SecondLookRow.old_assessment == Assessment.ABSTAINED,
+            SecondLookRow.new_assessment.in_(POSITIVE),
         )
         .order_by(SecondLookRow.new_probability.desc())
         .limit(NAMED)
@@ -61,12 +69,12 @@ def report(session: Session, run_id: UUID) -> dict[str, Any]:
 
 
 def turned(changes: Changes) -> dict[str, int]:
-    """How many went which way, of a matrix old call -> new call -> studies."""
+    """How many went which way, of a matrix old assessment -> new assessment -> studies."""
     pairs = [(old, new, count) for old, row in changes.items() for new, count in row.items()]
     return {
         "newly_positive": sum(count for old, new, count in pairs if newly_positive(old, new)),
         "newly_negative": sum(count for old, new, count in pairs if newly_positive(new, old)),
-        "from_abstained": sum(count for old, new, count in pairs if old == Call.ABSTAINED and new in POSITIVE),
+        "from_abstained": sum(count for old, new, count in pairs if old == Assessment.ABSTAINED and new in POSITIVE),
     }
 
 
@@ -141,7 +149,7 @@ class Stratum:
     """Studies of one region, or of all, that both bundles have looked at."""
 
     studies: int
-    changes: Changes  # old call -> new call -> studies
+    changes: Changes  # old assessment -> new assessment -> studies
     probability_change: float  # mean of new - old
     abstention_change: int  # studies that the new bundle abstains on, less those that the old one did
 
@@ -162,17 +170,17 @@ def compare(session: Session, site_id: UUID, old: str, new: str) -> Comparison:
         SecondLookRow.bundle == new,
         SecondLookRow.old_bundle == old,
         SecondLookRow.site_id == site_id,
-        SecondLookRow.new_call.is_not(None),
+        SecondLookRow.new_assessment.is_not(None),
     )
     change = func.sum(SecondLookRow.new_probability - SecondLookRow.old_probability)
-    grouped = (SecondLookRow.region, SecondLookRow.old_call, SecondLookRow.new_call)
+    grouped = (SecondLookRow.region, SecondLookRow.old_assessment, SecondLookRow.new_assessment)
     rows = session.execute(select(*grouped, func.count(), change).where(*pairs).group_by(*grouped)).all()
 
-    def named(before: tuple[Call, ...], after: tuple[Call, ...], most: str) -> list[UUID]:
+    def named(before: tuple[Assessment, ...], after: tuple[Assessment, ...], most: str) -> list[UUID]:
         return list(
             session.scalars(
                 select(SecondLookRow.study_id)
-                .where(*pairs, SecondLookRow.old_call.in_(before), SecondLookRow.new_call.in_(after))
+                .where(*pairs, SecondLookRow.old_assessment.in_(before), SecondLookRow.new_assessment.in_(after))
                 .order_by(getattr(SecondLookRow, most).desc(), SecondLookRow.study_id)
                 .limit(NAMED)
             )
@@ -182,8 +190,8 @@ def compare(session: Session, site_id: UUID, old: str, new: str) -> Comparison:
     return Comparison(
         _stratum(rows),
         {region: _stratum([row for row in rows if row.region == region]) for region in regions},
-        named((Call.NONE,), POSITIVE, "new_probability"),
-        named(POSITIVE, (Call.NONE,), "old_probability"),
+        named((Assessment.NEGATIVE,), POSITIVE, "new_probability"),
+        named(POSITIVE, (Assessment.NEGATIVE,), "old_probability"),
     )
 
 
@@ -192,7 +200,7 @@ def _stratum(rows: Sequence[Any]) -> Stratum:
     for _, old, new, count, _ in rows:
         changes[old][new] += count
     studies = sum(row[3] for row in rows)
-    abstained = sum(row[3] * ((row[2] == Call.ABSTAINED) - (row[1] == Call.ABSTAINED)) for row in rows)
+    abstained = sum(row[3] * ((row[2] == Assessment.ABSTAINED) - (row[1] == Assessment.ABSTAINED)) for row in rows)
     moved = sum(row[4] or 0.0 for row in rows)
     return Stratum(
         studies, {old: dict(row) for old, row in changes.items()}, moved / studies if studies else 0.0, abstained

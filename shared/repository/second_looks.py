@@ -12,7 +12,7 @@ from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
 from shared.backlog import LookState, Purpose, newly_positive
-from shared.findings import Call, Finding, Heatmap, Severity, StudySummary, summarise
+from shared.findings import Assessment, Finding, Heatmap, Severity, StudySummary, abstention_of, summarise
 from shared.repository.allowances import allowances_of
 from shared.repository.bundles import active_bundle
 from shared.repository.notices import worklist_changed
@@ -39,7 +39,7 @@ SPEAKS = (  # what is compared, and the lock on it
     StudyRow.due_at,
     StudyRow.read_at,
     StudyRow.bundle,
-    StudyRow.call,
+    StudyRow.assessment,
     StudyRow.severity,
     StudyRow.region,
     StudyRow.fracture_probability,
@@ -165,16 +165,16 @@ def settle(session: Session, looks: Sequence[SecondLookRow], now: datetime) -> N
             _end(look, LookState.FAILED, "not every image could be read again", now)
         else:
             _end(look, LookState.DONE, "", now)
-            look.region, look.old_bundle, look.old_call = study.region, study.bundle, study.call
+            look.region, look.old_bundle, look.old_assessment = study.region, study.bundle, study.assessment
             look.old_severity, look.old_probability = study.severity, study.fracture_probability
-            look.new_call, look.new_severity = summary.call, summary.severity
+            look.new_assessment, look.new_severity = summary.assessment, summary.severity
             look.new_probability = summary.fracture_probability
             if look.purpose == Purpose.OUTDATED:
                 due = due_at(study.received_at, Priority(study.priority), summary, allowances[look.site_id])
                 # never later than it stood: a finding that became milder pushes nobody back
                 due = min(study.due_at, due) if study.read_at is None else study.due_at
                 switched.append(_values(look, summary) | {"due_at": due})
-                if newly_positive(study.call, summary.call):
+                if newly_positive(study.assessment, summary.assessment):
                     alerts.append(_alert(look, summary))
     if switched:
         session.execute(update(StudyRow), switched)
@@ -288,9 +288,10 @@ def _summaries(session: Session, study_ids: Sequence[UUID], bundle: str) -> dict
             FindingRow.region,
             FindingRow.region_probability,
             FindingRow.fracture_probability,
-            FindingRow.call,
+            FindingRow.assessment,
             FindingRow.severity,
-            FindingRow.scope,
+            FindingRow.abstention,
+            FindingRow.abstention_detail,
         )
         .join(FindingRow, FindingRow.instance_id == InstanceRow.id)
         .where(InstanceRow.study_id == any_(uuids(study_ids)), FindingRow.bundle == bundle)
@@ -298,8 +299,9 @@ def _summaries(session: Session, study_ids: Sequence[UUID], bundle: str) -> dict
     found: dict[UUID, list[Finding]] = {}
     for row in rows:
         finding = Finding(
-            row.frame, row.bundle, row.region, row.region_probability, row.fracture_probability, Call(row.call),
-            Severity(row.severity), row.scope, NO_PICTURE,
+            row.frame, row.bundle, row.region, row.region_probability, row.fracture_probability,
+            Assessment(row.assessment), Severity(row.severity), NO_PICTURE, abstention_of(row.abstention),
+            row.abstention_detail,
         )  # fmt: skip
         found.setdefault(row.study_id, []).append(finding)
     gaps = {study_id for study_id, _ in unanswered(session, study_ids, bundle)}
@@ -316,11 +318,12 @@ def _summaries(session: Session, study_ids: Sequence[UUID], bundle: str) -> dict
 def _values(look: SecondLookRow, summary: StudySummary) -> dict[str, object]:
     return {
         "id": look.study_id,
-        "call": summary.call,
+        "assessment": summary.assessment,
         "severity": summary.severity,
         "region": summary.region,
         "fracture_probability": summary.fracture_probability,
-        "scope": summary.scope,
+        "abstention": summary.abstention,
+        "abstention_detail": summary.abstention_detail,
         "bundle": look.bundle,
     }
 
@@ -333,8 +336,8 @@ def _alert(look: SecondLookRow, summary: StudySummary) -> dict[str, object]:
         "run_id": look.run_id,
         "old_bundle": look.old_bundle,
         "new_bundle": look.bundle,
-        "old_call": look.old_call,
-        "new_call": summary.call,
+        "old_assessment": look.old_assessment,
+        "new_assessment": summary.assessment,
         "region": summary.region,
         "old_probability": look.old_probability or 0.0,
         "new_probability": summary.fracture_probability,

@@ -29,7 +29,7 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
-from shared.findings import Call, Finding, Heatmap, InstanceResult, Severity, summarise
+from shared.findings import Assessment, Finding, Heatmap, InstanceResult, Severity, abstention_of, summarise
 from shared.repository.allowances import allowances_of
 from shared.repository.notices import worklist_changed
 from shared.study import Claim, InstanceToAnalyse, Priority, StudyStatus, may_become
@@ -233,9 +233,10 @@ def write_findings(session: Session, done: Iterable[Analysed]) -> None:
             "region": finding.region,
             "region_probability": finding.region_probability,
             "fracture_probability": finding.fracture_probability,
-            "call": finding.call,
+            "assessment": finding.assessment,
             "severity": finding.severity,
-            "scope": finding.scope,
+            "abstention": finding.abstention,
+            "abstention_detail": finding.abstention_detail,
             "heatmap": finding.heatmap.values,
             "heatmap_height": finding.heatmap.height,
             "heatmap_width": finding.heatmap.width,
@@ -454,11 +455,12 @@ def _end(
     elif summary := summarise(found, failed):
         values |= {
             "status": StudyStatus.ANALYSED,
-            "call": summary.call,
+            "assessment": summary.assessment,
             "severity": summary.severity,
             "region": summary.region,
             "fracture_probability": summary.fracture_probability,
-            "scope": summary.scope,
+            "abstention": summary.abstention,
+            "abstention_detail": summary.abstention_detail,
             "bundle": done.bundle,
             "analysed_at": now,
             "read_at": None,  # whoever read the study without this result has not seen it
@@ -488,8 +490,9 @@ def _finding(row: FindingRow) -> Finding:
         row.region,
         row.region_probability,
         row.fracture_probability,
-        Call(row.call),
+        Assessment(row.assessment),
         Severity(row.severity),
-        row.scope,
         Heatmap(row.heatmap, row.heatmap_height, row.heatmap_width),
+        abstention_of(row.abstention),
+        row.abstention_detail,
     )

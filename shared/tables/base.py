@@ -1,11 +1,14 @@
 """What all tables share."""
 
 from datetime import datetime
+from enum import StrEnum
 from typing import Any
 
-from sqlalchemy import DateTime, MetaData
+from sqlalchemy import CheckConstraint, DateTime, MetaData
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import DeclarativeBase
+
+from shared.findings import AbstentionReason, Assessment
 
 NAMES = {
     "ix": "ix_%(table_name)s_%(column_0_N_name)s",
@@ -20,3 +23,21 @@ class Base(DeclarativeBase):
 
     metadata = MetaData(naming_convention=NAMES)
     type_annotation_map = {datetime: DateTime(timezone=True), dict[str, Any]: JSONB}  # noqa: RUF012 - SQLAlchemy's
+
+
+def assessed(table: str) -> tuple[CheckConstraint, ...]:
+    """What Postgres holds of the columns assessment and abstention: known codes, and a reason if abstained."""
+    return (
+        one_of(table, "assessment", Assessment),
+        one_of(table, "abstention", AbstentionReason),
+        CheckConstraint(
+            f"(assessment IS NOT DISTINCT FROM '{Assessment.ABSTAINED}') = (abstention IS NOT NULL)",
+            name=f"ck_{table}_abstained_with_reason",
+        ),
+    )
+
+
+def one_of(table: str, column: str, codes: type[StrEnum]) -> CheckConstraint:
+    """A column holds one of these codes, or null."""
+    listed = ", ".join(f"'{code}'" for code in codes)
+    return CheckConstraint(f"{column} IN ({listed})", name=f"ck_{table}_{column}")

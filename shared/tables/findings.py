@@ -7,7 +7,7 @@ from uuid import UUID, uuid4
 from sqlalchemy import ForeignKey, Index, LargeBinary, String, UniqueConstraint, func, text
 from sqlalchemy.orm import Mapped, mapped_column
 
-from shared.tables.base import Base
+from shared.tables.base import Base, assessed
 
 
 class BundleRow(Base):
@@ -35,11 +35,12 @@ class FindingRow(Base):
     region: Mapped[str] = mapped_column(String(32))
     region_probability: Mapped[float]
     fracture_probability: Mapped[float]
-    call: Mapped[str] = mapped_column(String(16))
+    assessment: Mapped[str] = mapped_column(String(16))
     severity: Mapped[str] = mapped_column(String(16))
-    scope: Mapped[str]
+    abstention: Mapped[str | None] = mapped_column(String(32))  # AbstentionReason; null: in scope
+    abstention_detail: Mapped[str] = mapped_column(server_default="")  # as the body part that the reason is about
     heatmap: Mapped[bytes] = mapped_column(LargeBinary)
     heatmap_height: Mapped[int]
     heatmap_width: Mapped[int]
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
-    __table_args__ = (UniqueConstraint("instance_id", "frame", "bundle"),)
+    __table_args__ = (UniqueConstraint("instance_id", "frame", "bundle"), *assessed("findings"))

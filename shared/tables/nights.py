@@ -7,7 +7,8 @@ from uuid import UUID, uuid4
 from sqlalchemy import Date, ForeignKey, Index, String, func, text
 from sqlalchemy.orm import Mapped, mapped_column
 
-from shared.tables.base import Base
+from shared.findings import Assessment
+from shared.tables.base import Base, one_of
 
 
 class BacklogRunRow(Base):
@@ -60,10 +61,10 @@ class SecondLookRow(Base):
     # the comparison, written when it is done
     region: Mapped[str] = mapped_column(String(32), default="")  # as the old bundle has it
     old_bundle: Mapped[str] = mapped_column(default="")
-    old_call: Mapped[str | None] = mapped_column(String(16))
+    old_assessment: Mapped[str | None] = mapped_column(String(16))
     old_severity: Mapped[str | None] = mapped_column(String(16))
     old_probability: Mapped[float | None]
-    new_call: Mapped[str | None] = mapped_column(String(16))
+    new_assessment: Mapped[str | None] = mapped_column(String(16))
     new_severity: Mapped[str | None] = mapped_column(String(16))
     new_probability: Mapped[float | None]
     __table_args__ = (
@@ -71,8 +72,10 @@ class SecondLookRow(Base):
         Index(
             "ix_second_looks_open", "state", "sent_at", postgresql_where=text("state IN ('queued', 'running', 'held')")
         ),
+        one_of("second_looks", "old_assessment", Assessment),
+        one_of("second_looks", "new_assessment", Assessment),
         Index("ix_second_looks_run", "run_id", "state", "finished_at"),
-        Index("ix_second_looks_pairs", "bundle", "old_bundle", "site_id", "old_call", "new_call"),
+        Index("ix_second_looks_pairs", "bundle", "old_bundle", "site_id", "old_assessment", "new_assessment"),
     )
 
 
@@ -86,8 +89,8 @@ class AlertRow(Base):
     run_id: Mapped[UUID] = mapped_column(ForeignKey("backlog_runs.id"), index=True)
     old_bundle: Mapped[str]
     new_bundle: Mapped[str]
-    old_call: Mapped[str] = mapped_column(String(16))
-    new_call: Mapped[str] = mapped_column(String(16))
+    old_assessment: Mapped[str] = mapped_column(String(16))
+    new_assessment: Mapped[str] = mapped_column(String(16))
     region: Mapped[str] = mapped_column(String(32))
     old_probability: Mapped[float]
     new_probability: Mapped[float]
@@ -95,6 +98,8 @@ class AlertRow(Base):
     seen_at: Mapped[datetime | None]
     seen_by: Mapped[UUID | None] = mapped_column(ForeignKey("api_keys.id"))
     __table_args__ = (
+        one_of("alerts", "old_assessment", Assessment),
+        one_of("alerts", "new_assessment", Assessment),
         Index("uq_alerts_study_id_new_bundle", "study_id", "new_bundle", unique=True),
         Index("ix_alerts_unseen", "site_id", "new_probability", "id", postgresql_where=text("seen_at IS NULL")),
     )

@@ -6,18 +6,18 @@ from uuid import UUID, uuid4
 from sqlalchemy import BigInteger, ForeignKey, Index, LargeBinary, String, TextClause, UniqueConstraint, func, text
 from sqlalchemy.orm import Mapped, mapped_column
 
-from shared.tables.base import Base
+from shared.tables.base import Base, assessed
 
 # a study's day of arrival, as an index can hold it: in UTC, whatever the session's zone is
 ARRIVED_ON = text("date(timezone('UTC'::text, received_at))")
 UNREAD, READ = text("read_at IS NULL"), text("read_at IS NOT NULL")
 AGE_BAND = "width_bucket(age_years, '{18,40,65}'::integer[])"  # 0 to 3, null where the age is not known
 FILTERS: dict[str, str | TextClause] = {
-    **{word: word for word in ("status", "call", "severity", "region", "priority", "modality")},
+    **{word: word for word in ("status", "assessment", "severity", "region", "priority", "modality")},
     "age": text(f"({AGE_BAND})"),
 }
 # behind the order, so that a page with a second filter fetches no rows but its own; not in the archive's indexes
-SECOND = ("priority", "call", "region", "severity")
+SECOND = ("priority", "assessment", "region", "severity")
 
 
 class StudyRow(Base):
@@ -45,11 +45,12 @@ class StudyRow(Base):
     # the summary
     due_at: Mapped[datetime]
     modality: Mapped[str] = mapped_column(String(16), default="")
-    call: Mapped[str | None] = mapped_column(String(16))
+    assessment: Mapped[str | None] = mapped_column(String(16))
     severity: Mapped[str | None] = mapped_column(String(16))
     region: Mapped[str] = mapped_column(String(32), default="")
     fracture_probability: Mapped[float | None]
-    scope: Mapped[str] = mapped_column(default="")
+    abstention: Mapped[str | None] = mapped_column(String(32))  # AbstentionReason; null: in scope, or not analysed
+    abstention_detail: Mapped[str] = mapped_column(server_default="")
     bundle: Mapped[str] = mapped_column(default="")
     images: Mapped[int] = mapped_column(default=0)
     failed_images: Mapped[int] = mapped_column(default=0)
@@ -59,6 +60,7 @@ class StudyRow(Base):
     scanner: Mapped[str] = mapped_column(String(128), server_default="")  # manufacturer and model
     __table_args__ = (
         UniqueConstraint("site_id", "study_instance_uid"),
+        *assessed("studies"),
         # the worklist, whole and with one filter: what is unread in order of its due time, what was read in order of
         # that; each study stands in one half only, so that a worker's write touches no more indexes than before
         Index("ix_studies_unread", "site_id", "due_at", "id", postgresql_where=UNREAD),

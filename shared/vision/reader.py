@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from shared.findings import IN_SCOPE, Call, Finding, Heatmap, Severity
+from shared.findings import AbstentionReason, Assessment, Finding, Heatmap, Severity
 from shared.vision.bundle import Manifest, load_bundle, pick_device
 from shared.vision.engines import Engine, pick_engine, torch_engine
 from shared.vision.network import BoneNet
@@ -23,12 +23,12 @@ RIM, BRIGHT, BRIGHTER = 0.04, 150, 25  # share of the side; gray levels of the s
 
 
 class Look(StrEnum):
-    """What can be seen of a square without a network."""
+    """What can be seen of a square without a network; all but the usual are reasons to abstain, by the same codes."""
 
     USUAL = ""
-    BLANK = "the image is blank"
-    COLLIMATED = "almost nothing of the image is exposed"
-    INVERTED = "the image looks inverted"
+    BLANK = "blank"
+    COLLIMATED = "collimated"
+    INVERTED = "inverted"
 
 
 def look(square: UInt8Image) -> Look:
@@ -113,16 +113,18 @@ class Reader:
         ]
 
     def finding(self, reading: RawReading, frame: int, modality: str, body_part: str = "") -> Finding:
-        """Put a reading in words.
+        """Judge a reading by the bundle's thresholds.
 
         frame: 1 for the first; modality, body_part: DICOM's, "" for a plain picture or where the file says nothing.
         """
         manifest = self.manifest
         best = int(reading.region.argmax())
-        scope = self._scope(reading, float(reading.region[best]), modality, body_part)
-        call = manifest.operating_points.call(reading.fracture) if scope == IN_SCOPE else Call.ABSTAINED
+        abstention, detail = self._abstention(reading, float(reading.region[best]), modality, body_part)
+        assessment = manifest.operating_points.assessment(reading.fracture)
+        if abstention is not None:
+            assessment = Assessment.ABSTAINED
         extent = int((reading.severity >= 0.5).sum())
-        if call in (Call.LIKELY, Call.POSSIBLE):
+        if assessment in (Assessment.POSITIVE, Assessment.UNCLEAR):
             extent = max(1, extent)  # a fracture that is called has some extent
         return Finding(
             frame=frame,
@@ -130,26 +132,30 @@ class Reader:
             region=manifest.regions[best],
             region_probability=float(reading.region[best]),
             fracture_probability=reading.fracture,
-            call=call,
-            severity=SEVERITIES[extent] if call in (Call.LIKELY, Call.POSSIBLE) else Severity.NONE,
-            scope=scope,
+            assessment=assessment,
+            severity=SEVERITIES[extent] if assessment in (Assessment.POSITIVE, Assessment.UNCLEAR) else Severity.NONE,
             heatmap=self._heatmap(reading.heatmap),
+            abstention=abstention,
+            abstention_detail=detail,
         )
 
-    def _scope(self, reading: RawReading, region_probability: float, modality: str, body_part: str) -> str:
+    def _abstention(
+        self, reading: RawReading, region_probability: float, modality: str, body_part: str
+    ) -> tuple[AbstentionReason | None, str]:
+        """The first reason to abstain, and the value that it is about; None in scope."""
         if body_part in self.manifest.other_body_parts:
-            return f"body part {body_part} is outside the model's validated scope"
+            return AbstentionReason.BODY_PART, body_part
         if modality and modality not in self.manifest.modalities:
-            return f"modality {modality} is outside the model's validated scope"
+            return AbstentionReason.MODALITY, modality
         if reading.look != Look.USUAL:
-            return str(reading.look)
+            return AbstentionReason(reading.look), ""
         if reading.hardware >= self.manifest.hardware:
-            return "metal is in view"
+            return AbstentionReason.METAL, ""
         if not reading.strangeness <= self.manifest.most_strangeness:
-            return "the image is unlike those it learned from"
+            return AbstentionReason.OUT_OF_DISTRIBUTION, ""
         if region_probability < self.manifest.least_region_probability:
-            return "the body region was not recognised"
-        return IN_SCOPE
+            return AbstentionReason.REGION, ""
+        return None, ""
 
     def _heatmap(self, values: npt.NDArray[np.float32]) -> Heatmap:
         scaled = np.clip(values / self.manifest.heatmap_full, 0, 1)

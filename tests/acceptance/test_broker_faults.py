@@ -20,9 +20,9 @@ pytestmark = pytest.mark.timeout(400)
 # copies of a study and its image, under other names
 STUDY_COPIES = """
     INSERT INTO studies (id, site_id, study_instance_uid, priority, status, received_at, queue, attempts, reason, due_at,
-    modality, region, scope, bundle, images, failed_images)
+    modality, region, bundle, images, failed_images)
     SELECT gen_random_uuid(), site_id, 'flood.' || n, priority, 'queued', received_at, queue, 0, '', due_at,
-    modality, '', '', '', 1, 0 FROM studies, generate_series(1, 10000) n WHERE id = :first
+    modality, '', '', 1, 0 FROM studies, generate_series(1, 10000) n WHERE id = :first
 """
 IMAGE_COPIES = """
     INSERT INTO instances (id, site_id, study_id, sop_instance_uid, sop_class_uid, transfer_syntax_uid, sha256,

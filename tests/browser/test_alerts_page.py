@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 
 from infra import cli
 from infra.process import free_port
-from shared.findings import IN_SCOPE, Call, Finding, Heatmap, InstanceResult, Severity
+from shared.findings import Assessment, Finding, Heatmap, InstanceResult, Severity
 from shared.repository import nights, second_looks, work
 from shared.repository.access import Vault
 from shared.repository.bundles import activate_bundle, active_bundle, add_bundle
@@ -52,7 +52,7 @@ def alerted(ward: Ward, in_process: InProcessApi) -> list[UUID]:
                 session, ward.site_id, {study: Identity(name, f"PID-{study.hex[:4]}", "19700101", "")}
             )
         claim = ward.claim(study, bundle="second-look")
-        ward.finish(claim, found(claim, "second-look", 0.02, Call.NONE), "second-look")
+        ward.finish(claim, found(claim, "second-look", 0.02, Assessment.NEGATIVE), "second-look")
     with ward.database.transaction() as session:
         nights.begin_night(session, datetime.now(UTC).date(), datetime.now(UTC), "third-look", 4.0, 100)
     with ward.database.transaction() as session:
@@ -62,15 +62,15 @@ def alerted(ward: Ward, in_process: InProcessApi) -> list[UUID]:
             now = work.clock(session)
             (claim,) = second_looks.claim(session, [study], "third-look", now, timedelta(60), max_attempts=4)
             assert isinstance(claim, Claim)
-            call = Call.LIKELY if chance > 0.6 else Call.POSSIBLE
-            done = work.Analysed(claim, found(claim, "third-look", chance, call), "third-look")
+            assessment = Assessment.POSITIVE if chance > 0.6 else Assessment.UNCLEAR
+            done = work.Analysed(claim, found(claim, "third-look", chance, assessment), "third-look")
             assert second_looks.finish(session, [done], now) == [True]
     return studies
 
 
-def found(claim: Claim, bundle: str, chance: float, call: Call) -> list[InstanceResult]:
-    severity = Severity.NONE if call is Call.NONE else Severity.MILD
-    finding = Finding(1, bundle, "elbow", 0.9, chance, call, severity, IN_SCOPE, Heatmap(b"\0" * 4, 2, 2))
+def found(claim: Claim, bundle: str, chance: float, assessment: Assessment) -> list[InstanceResult]:
+    severity = Severity.NONE if assessment is Assessment.NEGATIVE else Severity.MILD
+    finding = Finding(1, bundle, "elbow", 0.9, chance, assessment, severity, Heatmap(b"\0" * 4, 2, 2))
     return [InstanceResult(one.id, [finding]) for one in claim.instances]
 
 
@@ -107,7 +107,7 @@ def test_alerts_are_read_opened_and_seen(
         "DOE, JANE", "ROE, RICHARD", "<b>EVIL</b>, NAME"
     ]  # fmt: skip
     expect(alerts.first).to_contain_text("no fracture found")
-    expect(alerts.first).to_contain_text("likely fracture")
+    expect(alerts.first).to_contain_text("positive")
     expect(alerts.first.locator("time")).not_to_contain_text("UTC")
     for width in (1440, 900, 390):
         page.set_viewport_size({"width": width, "height": 900})

@@ -19,7 +19,7 @@ from playwright.sync_api import Browser, Dialog, Page, Route, expect
 from sqlalchemy import insert, select
 
 from shared.answers import GENESIS, Entry
-from shared.findings import RESEARCH_USE, Call
+from shared.findings import RESEARCH_USE, Assessment
 from shared.repository.access import Role, add_key, find_key
 from shared.repository.work import clock
 from shared.storage import preview_key, sha256_of
@@ -69,11 +69,11 @@ def reader(browser: Browser, in_process: Any, url: str) -> Iterator[Page]:
     assert errors == []
 
 
-def add(api: Any, number: int, images: int = 1, call: Call = Call.LIKELY) -> str:
+def add(api: Any, number: int, images: int = 1, assessment: Assessment = Assessment.POSITIVE) -> str:
     """An analysed study with pictures."""
     contents = [study_file(number, image, 160, 120) for image in range(1, images + 1)]
     study: str = api.post({f"{n}": content for n, content in enumerate(contents)}).json()["studies"][0]["id"]
-    analyse(api, study, call=call)
+    analyse(api, study, assessment=assessment)
     out = io.BytesIO()
     Image.radial_gradient("L").resize((120, 160)).save(out, "JPEG")
     for content in contents:

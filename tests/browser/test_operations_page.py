@@ -31,12 +31,12 @@ SHOTS = Path(os.environ.get("OSTEON_SHOTS", "")) if os.environ.get("OSTEON_SHOTS
 # as after a month: mostly analysed, 30,000 waiting, 300 set aside for four reasons
 MANY = """
 INSERT INTO studies (id, site_id, study_instance_uid, priority, status, received_at, queue, queued_at, attempts, reason,
-    due_at, modality, region, scope, bundle, images, failed_images, analysed_at, started_at, quarantined_at)
+    due_at, modality, region, bundle, images, failed_images, analysed_at, started_at, quarantined_at)
 SELECT gen_random_uuid(), (SELECT id FROM sites), '1.2.' || n, class, status, at, class, at, 1,
     CASE status WHEN 'quarantined' THEN (ARRAY['Decoding took more than 60 s and was stopped', 'an object is missing',
         'analysis failed (RuntimeError)', '4 attempts ended without a result: the worker died or hung each time'])[1 + n % 4]
         ELSE '' END,
-    at + interval '1 hour', 'DX', 'hand', 'in scope', 'second-look', 1, 0,
+    at + interval '1 hour', 'DX', 'hand', 'second-look', 1, 0,
     CASE status WHEN 'analysed' THEN at + wait END, CASE status WHEN 'analysed' THEN at + wait - interval '2 seconds' END,
     CASE status WHEN 'quarantined' THEN at + wait END
 FROM (
@@ -357,10 +357,10 @@ def test_buttons_of_bundles_call_what_they_say(filled: Site) -> None:
 
 LOOKS = """
 INSERT INTO second_looks (study_id, bundle, site_id, run_id, purpose, state, queued_at, attempts, reason, region,
-    old_bundle, old_call, old_probability, new_call, new_probability, finished_at)
+    old_bundle, old_assessment, old_probability, new_assessment, new_probability, finished_at)
 SELECT id, 'third-look', site_id, (SELECT id FROM backlog_runs WHERE night = current_date), 'outdated', 'done', now(), 1,
-    '', CASE WHEN n % 2 = 0 THEN 'hand' ELSE 'leg' END, 'second-look', CASE WHEN n = 4 THEN 'likely' ELSE 'none' END,
-    0.1, CASE WHEN n <= 3 THEN 'possible' ELSE 'none' END, 0.2, now()
+    '', CASE WHEN n % 2 = 0 THEN 'hand' ELSE 'leg' END, 'second-look', CASE WHEN n = 4 THEN 'positive' ELSE 'negative' END,
+    0.1, CASE WHEN n <= 3 THEN 'unclear' ELSE 'negative' END, 0.2, now()
 FROM (SELECT id, site_id, row_number() OVER (ORDER BY id) AS n FROM studies WHERE status = 'analysed') AS numbered
 WHERE n <= 12
 """
@@ -377,16 +377,18 @@ def test_a_comparison_and_a_night_are_told_in_tables(filled: Site) -> None:
     expect(report.get_by_role("heading")).to_have_text("second-look against third-look")
     expect(report.get_by_role("heading")).to_be_focused()
     expect(report).to_contain_text(
-        "Both have looked at 12 studies. third-look calls 3 studies that second-look called none"
+        "Both have looked at 12 studies. third-look does not say negative of 3 studies of which second-look did"
     )
     expect(report.get_by_role("row", name=re.compile("^was none"))).to_have_text("was none0308")
-    expect(report.get_by_role("row", name=re.compile("^was likely"))).to_have_text("was likely0001")
+    expect(report.get_by_role("row", name=re.compile("^was positive"))).to_have_text("was positive0001")
     expect(report.get_by_role("row", name=re.compile("^hand"))).to_have_text("hand620.1000")
     expect(report.locator("a")).to_have_count(4)
     filled.shot("comparison")
     page.locator("#nights").get_by_role("button").first.click()
     expect(report.get_by_role("heading")).to_have_text(re.compile(r"^Night of [0-9-]{10}, second-look$"))
-    expect(report).to_contain_text("3 studies that the older bundle called none are called now, 1 no longer")
+    expect(report).to_contain_text(
+        "3 studies that the older bundle assessed as negative are unclear or positive now, 1 no longer"
+    )
     expect(report.get_by_role("row", name=re.compile("^outdated"))).to_have_text("outdated12")
     filled.shot("night")
     accessible(page)
@@ -400,7 +402,7 @@ def test_allowances_are_changed_by_page(site: Site) -> None:
     field.fill("60")
     page.get_by_role("button", name="Change").click()
     expect(page.locator("#wrong")).to_contain_text("may not wait longer")
-    for name in ("likely severe", "likely", "possible", "abstained", "pending"):
+    for name in ("positive severe", "positive", "unclear", "abstained", "pending"):
         page.get_by_label(f"{name}, routine, minutes", exact=True).fill("5")
         page.get_by_label(f"{name}, urgent, minutes", exact=True).fill("5")
     page.get_by_role("button", name="Change").click()

@@ -28,14 +28,14 @@ TABLET = {"width": 820, "height": 1180}
 SHOTS = os.environ.get("OSTEON_SHOTS", "")  # a folder: pictures to look at
 MANY = """
 INSERT INTO studies (id, site_id, study_instance_uid, priority, status, received_at, queue, attempts, reason, due_at,
-    modality, call, severity, region, fracture_probability, scope, bundle, images, failed_images, analysed_at, age_years,
-    read_at)
+    modality, assessment, severity, region, fracture_probability, abstention, bundle, images, failed_images, analysed_at,
+    age_years, read_at)
 SELECT gen_random_uuid(), :site, '1.9.' || n, CASE n % 20 WHEN 0 THEN 'urgent' ELSE 'routine' END,
     CASE n % 50 WHEN 7 THEN 'queued' ELSE 'analysed' END, now() - n * interval '1 minute', 'routine', 1, '',
     now() + (500 - n) * interval '1 minute', CASE n % 3 WHEN 0 THEN 'CR' ELSE 'DX' END,
-    CASE WHEN n % 50 = 7 THEN NULL WHEN n % 10 = 0 THEN 'likely' WHEN n % 10 = 1 THEN 'abstained' ELSE 'none' END,
+    CASE WHEN n % 50 = 7 THEN NULL WHEN n % 10 = 0 THEN 'positive' WHEN n % 10 = 1 THEN 'abstained' ELSE 'negative' END,
     CASE WHEN n % 10 = 0 THEN 'moderate' ELSE 'none' END, CASE n % 4 WHEN 0 THEN 'hand' ELSE 'leg' END, (n % 100) / 100.0,
-    'in scope', 'second-look', 1, 0, now(), n % 90, CASE WHEN n > 100000 THEN now() END
+    CASE WHEN n % 50 <> 7 AND n % 10 = 1 THEN 'metal' END, 'second-look', 1, 0, now(), n % 90, CASE WHEN n > 100000 THEN now() END
 FROM generate_series(1, 100200) AS n"""
 
 pytestmark = [needs_chromium, pytest.mark.slow]
@@ -76,8 +76,8 @@ class Room:
         values = {
             "id": study, "site_id": site, "study_instance_uid": f"1.2.{study.int}", "priority": "routine",
             "queue": "routine", "status": "analysed", "received_at": now - timedelta(minutes=42), "attempts": 1,
-            "due_at": now + timedelta(minutes=30), "reason": "", "modality": "CR", "call": "likely", "region": "elbow",
-            "severity": "moderate", "fracture_probability": 0.91, "scope": "in scope", "images": 1, "failed_images": 0,
+            "due_at": now + timedelta(minutes=30), "reason": "", "modality": "CR", "assessment": "positive", "region": "elbow",
+            "severity": "moderate", "fracture_probability": 0.91, "images": 1, "failed_images": 0,
             "bundle": "second-look", "age_years": 34,
         } | changes  # fmt: skip
         picture = io.BytesIO()
@@ -91,7 +91,7 @@ class Room:
                 columns=256, frames=1, received_at=now))  # fmt: skip
             session.execute(insert(FindingRow).values(
                 id=uuid4(), instance_id=instance, frame=1, bundle="second-look", region="elbow", region_probability=0.9,
-                fracture_probability=0.91, call="likely", severity="moderate", scope="in scope", heatmap=bytes(64),
+                fracture_probability=0.91, assessment="positive", severity="moderate", heatmap=bytes(64),
                 heatmap_height=8, heatmap_width=8))  # fmt: skip
             self.vault.keep_identities(session, site, {study: identity or Identity("DOE^JANE", "4711")})
             session.execute(text("SELECT pg_notify('worklist', :site)"), {"site": str(site)})
@@ -181,7 +181,7 @@ def test_an_empty_list_and_one_study(room: Room, reader: Callable[..., Page]) ->
     shoot(page, "empty")
     page = reader("single")
     expect(row(page, room.single).locator(".why")).to_have_text(
-        re.compile("routine, likely fracture, elbow, extent moderate; waiting < 1 min|1 min")
+        re.compile("routine, positive, elbow, extent moderate; waiting < 1 min|1 min")
     )
     expect(page.locator("#counts")).to_contain_text(re.compile(r"analysed\s*1"))
     expect(page.locator(".overdue")).to_have_count(0)
@@ -205,10 +205,10 @@ def test_a_hundred_thousand(room: Room, reader: Callable[..., Page]) -> None:
         expect(page.get_by_role("link", name="First page")).to_be_visible()
     assert seen == sorted(seen)
     assert len(set(seen)) == 150
-    page.goto(f"{room.url}/?call=likely&severity=moderate&age=18-39&region=hand&modality=CR")
+    page.goto(f"{room.url}/?assessment=positive&severity=moderate&age=18-39&region=hand&modality=CR")
     words = page.locator("td.why").all_inner_texts()
     assert words
-    assert all("likely fracture, hand, extent moderate" in text for text in words)
+    assert all("positive, hand, extent moderate" in text for text in words)
     page.goto(f"{room.url}/?state=read")
     expect(rows).to_have_count(50)
     assert all("read " in text for text in page.locator("td.why").all_inner_texts())
@@ -219,10 +219,10 @@ def test_a_hundred_thousand(room: Room, reader: Callable[..., Page]) -> None:
 def test_filters_are_linked_saved_and_deleted(room: Room, reader: Callable[..., Page]) -> None:
     """What is chosen stands in the address and no more; saved, it is a link under its name, until it is deleted."""
     page = reader("busy")
-    page.locator("select[name=call]").select_option("likely")
+    page.locator("select[name=assessment]").select_option("positive")
     page.locator("select[name=age]").select_option("0-17")
     page.get_by_role("button", name="Filter", exact=True).click()
-    expect(page).to_have_url(f"{room.url}/?call=likely&age=0-17")
+    expect(page).to_have_url(f"{room.url}/?assessment=positive&age=0-17")
     no_barriers(page)
     page.get_by_role("button", name="Save…").click()
     page.get_by_label("Name").fill("Children's fractures")
@@ -233,8 +233,8 @@ def test_filters_are_linked_saved_and_deleted(room: Room, reader: Callable[..., 
     shoot(page, "filtered")
     page.get_by_role("link", name="Clear").click()
     saved.click()
-    expect(page).to_have_url(f"{room.url}/?call=likely&age=0-17")
-    expect(page.locator("select[name=call]")).to_have_value("likely")
+    expect(page).to_have_url(f"{room.url}/?assessment=positive&age=0-17")
+    expect(page.locator("select[name=assessment]")).to_have_value("positive")
     page.get_by_role("button", name="Delete the filter Children's fractures").click()
     expect(saved).to_have_count(0)
     page.reload()
@@ -501,7 +501,7 @@ def test_a_tablet_shows_all_and_is_touched_easily(
 ) -> None:
     """On a tablet, upright or across, nothing hangs over the edge, and all that is touched is 44 pixels high."""
     page = reader("busy", viewport={"width": width, "height": height}, has_touch=True)
-    page.goto(f"{room.url}/?call=likely")
+    page.goto(f"{room.url}/?assessment=positive")
     assert page.evaluate("document.documentElement.scrollWidth") <= width
     for target in page.locator("main select, main .button, main input[type=search], .count").all():
         box = target.bounding_box()

@@ -50,12 +50,14 @@ class Room:
         for film in self.plant.folder.glob("objects/films/**/*.film"):
             film.unlink()
 
-    def find(self, study: str, call: str, probability: float, cells: np.ndarray, scope: str = "in scope") -> None:
+    def find(
+        self, study: str, assessment: str, probability: float, cells: np.ndarray, abstention: str | None = None
+    ) -> None:
         """Have the model say this of all frames of a study. cells: (CELLS, CELLS) uint8."""
         self.sql(
-            "UPDATE findings SET call = %s, fracture_probability = %s, scope = %s, heatmap = %s, heatmap_height = %s, "
-            "heatmap_width = %s WHERE instance_id IN (SELECT id FROM instances WHERE study_id = %s)",
-            call, probability, scope, psycopg2.Binary(cells.tobytes()), *cells.shape, self.studies[study],
+            "UPDATE findings SET assessment = %s, fracture_probability = %s, abstention = %s, heatmap = %s, "
+            "heatmap_height = %s, heatmap_width = %s WHERE instance_id IN (SELECT id FROM instances WHERE study_id = %s)",
+            assessment, probability, abstention, psycopg2.Binary(cells.tobytes()), *cells.shape, self.studies[study],
         )  # fmt: skip
 
 
@@ -92,11 +94,11 @@ def room(standing: Plant, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
             (studies[name],) = client.submit([(path, path.name) for path in paths], "routine").studies
     standing.until(lambda: standing.studies.done(list(studies.values())) == len(studies), 120)
     made = Room(standing, worker, studies)
-    made.find("05-hand", "likely", 0.9, spot(14, 14))
-    made.find("large", "likely", 0.9, spot(7, 14))
-    made.find("24-leg", "possible", 0.1, spot(10, 12, peak=60))
-    made.find("21-leg", "abstained", 0.9, spot(14, 14), "metal is in view")
-    made.find("15-shoulder", "none", 0.001, spot(14, 14, peak=0))
+    made.find("05-hand", "positive", 0.9, spot(14, 14))
+    made.find("large", "positive", 0.9, spot(7, 14))
+    made.find("24-leg", "unclear", 0.1, spot(10, 12, peak=60))
+    made.find("21-leg", "abstained", 0.9, spot(14, 14), "metal")
+    made.find("15-shoulder", "negative", 0.001, spot(14, 14, peak=0))
     yield made
     standing.end_processes(1)
 
@@ -460,7 +462,7 @@ def boxes(page: Page, name: str) -> Any:
 def test_outlines_stand_where_the_evidence_is(page: Page, room: Room) -> None:
     """The solid line lies within the dotted one, both around the spot, whatever the zoom; t hides them."""
     look(page, room, "large")
-    expect(page.locator("#drawn")).to_contain_text("solid: alone enough for “likely”")
+    expect(page.locator("#drawn")).to_contain_text("solid: alone enough for “positive”")
     ((dotted,), (solid,)) = boxes(page, "sensitive"), boxes(page, "specific")
     rows, columns = LARGE
     # the spot: row 7 of 28, in the middle; the square is as high as the film
@@ -500,7 +502,7 @@ def test_abstention_is_told_and_draws_no_line(page: Page, room: Room) -> None:
     """Where the model abstains there is a reason in plain words, and no line, however hot the map."""
     look(page, room, "21-leg")
     words = page.locator(".finding:visible .abstains")
-    expect(words).to_contain_text("metal is in view")
+    expect(words).to_contain_text("outside the validated scope: metal in view")
     expect(words).to_contain_text("mislead the model")
     expect(words).to_contain_text("Silence is not normal")
     expect(page.locator("#drawn")).to_have_text("No outline is drawn: the model abstains. Silence is not normal.")
@@ -545,7 +547,7 @@ def test_model_is_told_in_plain_words(page: Page, room: Room) -> None:
     page.get_by_text("What second-look is good for").click()
     words = page.locator("details.model")
     expect(words).to_contain_text("Validated for hand, elbow, shoulder, hip and leg")
-    expect(words).to_contain_text("Of 100 fractured films it calls 98 possible or likely (94 to 100)")
+    expect(words).to_contain_text("Of 100 fractured films 98 are unclear or positive (94 to 100)")
     expect(words).to_contain_text("of 100 sound ones 55 too (49 to 60)")
     expect(words).to_contain_text("95 % intervals")
 

@@ -22,7 +22,7 @@ from api.archives import is_archive, unpack
 from api.ingest import Spool, open_spool, receive
 from shared.dicom import HeaderLimits, read_header
 from shared.errors import BadRequest, CannotUnderstand, Rejected
-from shared.findings import Call, Finding
+from shared.findings import Assessment, Finding
 from shared.study import Header
 from shared.vision.bundle import Manifest
 from shared.vision.engines import Answer
@@ -281,11 +281,16 @@ def check_finding(finding: Finding) -> None:
     for value in (finding.fracture_probability, finding.region_probability):
         if not 0 <= value <= 1:
             raise Wrong(f"{value} is no probability")
-    if finding.call not in Call or len(finding.heatmap.values) != finding.heatmap.height * finding.heatmap.width:
-        raise Wrong("a finding's call or heatmap is none")
-    if not finding.scope.isprintable():
-        raise Wrong(f"scope {finding.scope!r} cannot be stored")
-    finding.scope.encode()
+    if (
+        finding.assessment not in Assessment
+        or len(finding.heatmap.values) != finding.heatmap.height * finding.heatmap.width
+    ):
+        raise Wrong("a finding's assessment or heatmap is none")
+    if (finding.assessment is Assessment.ABSTAINED) != (finding.abstention is not None):
+        raise Wrong(f"{finding.assessment}, and the reason {finding.abstention}")
+    if not finding.abstention_detail.isprintable():
+        raise Wrong(f"the detail {finding.abstention_detail!r} cannot be stored")
+    finding.abstention_detail.encode()
 
 
 def _noise(output: str, warned: list[str]) -> str:

@@ -145,8 +145,8 @@ def test_every_frame_has_a_finding_and_the_worst_one_speaks(ward: Ward, engine: 
     assert engine.analyse_study(study) == "analysed"
     findings = ward.findings(study)
     assert [finding.frame for finding in findings] == [1, 2, 3, 4, 5]
-    worst = {"likely": 3, "possible": 2, "abstained": 1, "none": 0}
-    assert ward.row(study).call == max((finding.call for finding in findings), key=worst.__getitem__)
+    worst = {"positive": 3, "unclear": 2, "abstained": 1, "negative": 0}
+    assert ward.row(study).assessment == max((finding.assessment for finding in findings), key=worst.__getitem__)
     digest = ward.instances(study)[0].sha256
     assert all(engine.store.exists(preview_key(digest, frame)) for frame in range(1, 6))
 
@@ -157,7 +157,7 @@ def test_frames_are_not_swapped(ward: Ward, engine: Any) -> None:
     frames[1] = 90
     study = ward.stored(engine.store, [square("blank in the middle", frames)])
     engine.analyse_study(study)
-    assert [finding.scope == "the image is blank" for finding in ward.findings(study)] == [False, True, False]
+    assert [finding.abstention == "blank" for finding in ward.findings(study)] == [False, True, False]
 
 
 def test_studies_at_the_same_time_get_their_own_answers(ward: Ward, engine: Any) -> None:
@@ -175,12 +175,12 @@ def test_studies_at_the_same_time_get_their_own_answers(ward: Ward, engine: Any)
 
 
 def test_mr_is_accepted_and_marked_out_of_scope(ward: Ward, engine: Any) -> None:
-    """An MR image is analysed, and the model abstains in words rather than calling it normal."""
+    """An MR image is analysed, and the model abstains rather than calling it normal."""
     study = ward.stored(engine.store, [square("mr", texture(3), Modality="MR")])
     assert engine.analyse_study(study) == "analysed"
     (found,) = ward.findings(study)
-    assert (found.call, found.scope) == ("abstained", "modality MR is outside the model's validated scope")
-    assert ward.row(study).call == "abstained"
+    assert (found.assessment, found.abstention, found.abstention_detail) == ("abstained", "modality", "MR")
+    assert ward.row(study).assessment == "abstained"
 
 
 def test_a_blank_image_is_abstained_from(ward: Ward, engine: Any) -> None:
@@ -188,7 +188,7 @@ def test_a_blank_image_is_abstained_from(ward: Ward, engine: Any) -> None:
     study = ward.stored(engine.store, [square("blank", np.full((96, 96), 100, np.uint8))])
     assert engine.analyse_study(study) == "analysed"
     (found,) = ward.findings(study)
-    assert (found.call, found.scope) == ("abstained", "the image is blank")
+    assert (found.assessment, found.abstention) == ("abstained", "blank")
 
 
 def damaged(name: object) -> bytes:
@@ -512,7 +512,7 @@ def test_a_second_look_is_read_by_its_own_bundle(
     assert look_again(engine, ward, "other") == ["analysed"]
     assert engine.second_look(study, "other") == "nothing to do"
     assert sorted(one.bundle for one in ward.findings(study)) == sorted([active, active, "other", "other"])
-    assert (ward.row(study).bundle, ward.row(study).call) == (active, before.call)
+    assert (ward.row(study).bundle, ward.row(study).assessment) == (active, before.assessment)
     live = ward.stored(engine.store, [ELBOW.read_bytes()], study_instance_uid="2.25.771", sop_instance_uid="2.25.772")
     engine.analyse_study(live)
     assert ward.row(live).bundle == active

@@ -19,7 +19,7 @@ def test_arrivals_of_stored_studies(in_process: Any, tmp_path: Path, monkeypatch
     in_process.post({"a": film("arrivals", 1), "b": film("arrivals", 2)}, priority="urgent")
     study = in_process.post({"c": film("arrivals", 3)}).json()["studies"][0]["id"]
     with in_process.database.transaction() as session:
-        called = {"call": "likely", "severity": "severe", "fracture_probability": 0.75}
+        called = {"assessment": "positive", "severity": "severe", "fracture_probability": 0.75}
         session.execute(update(StudyRow).where(StudyRow.id == study).values(called))
     settings, written = in_process.settings, tmp_path / "mine.csv"
     monkeypatch.setenv("OSTEON_DATABASE_URL", settings.database_url.get_secret_value())
@@ -28,7 +28,7 @@ def test_arrivals_of_stored_studies(in_process: Any, tmp_path: Path, monkeypatch
     done = ask("--since", "2020-01-01", "--zone", "Europe/Berlin")
     assert done.exit_code == 0, done.stderr
     assert [(each.priority, each.kind, each.probability) for each in read(written)] == [
-        ("urgent", "pending", None), ("urgent", "pending", None), ("routine", "likely severe", 0.75),
+        ("urgent", "pending", None), ("urgent", "pending", None), ("routine", "positive severe", 0.75),
     ]  # fmt: skip
     assert written.read_text().splitlines()[0] == ",".join(COLUMNS)
     assert "SAMPLE" not in written.read_text()

@@ -83,10 +83,10 @@ def predicted(tmp_path_factory: pytest.TempPathFactory) -> Predicted:
 
 
 def test_predict_has_exactly_the_promised_columns(predicted: Predicted) -> None:
-    """Scripts find the same ten columns in CSV and JSON, in this order."""
+    """Scripts find the same twelve columns in CSV and JSON, in this order."""
     promised = [
-        "file", "frame", "region", "region_probability", "fracture_probability", "call", "severity", "scope", "bundle",
-        "error",
+        "file", "frame", "region", "region_probability", "fracture_probability", "assessment", "severity", "abstention",
+        "abstention_detail", "abstention_words", "bundle", "error",
     ]  # fmt: skip
     assert predicted.header == promised == list(COLUMNS)
     assert all(list(row) == promised for row in predicted.rows)
@@ -108,8 +108,8 @@ def test_predict_values_are_findings(predicted: Predicted) -> None:
             assert 0 <= row["fracture_probability"] <= 1
             assert 0 < row["region_probability"] <= 1
             assert row["region"] in {"hand", "elbow", "shoulder", "hip", "leg"}
-            assert row["call"] in {"none", "possible", "likely", "abstained"}
-            assert (row["call"] == "abstained") == (row["scope"] != "in scope")
+            assert row["assessment"] in {"negative", "unclear", "positive", "abstained"}
+            assert (row["assessment"] == "abstained") == (row["abstention"] is not None)
             assert row["severity"] in {"none", "mild", "moderate", "severe"}
             assert row["bundle"]
 
@@ -204,7 +204,7 @@ def test_every_command_has_help() -> None:
         (["submit", "x", "--priority", "soon"], ["urgent", "routine"]),
         (["submit", "x", "--priority", "backlog"], ["urgent", "routine"]),
         (["worklist", "--limit", "0"], ["greater than or equal to 1"]),
-        (["worklist", "--call", "maybe"], ["none", "possible", "likely", "abstained"]),
+        (["worklist", "--assessment", "maybe"], ["negative", "unclear", "positive", "abstained"]),
         (["worklist", "--status", "lost"], ["queued", "quarantined"]),
         (["train", "--data", "x", "--out", "y", "--size", "100"], ["multiple of 32"]),
         (["export", "run", "My Model.safetensors"], ["a-z"]),
@@ -296,13 +296,13 @@ def test_worklist_on_a_narrow_terminal_keeps_the_reason(home: Path) -> None:
 
 
 def test_worklist_filters(home: Path) -> None:
-    """--status and --call choose rows; what the filter excludes is not printed."""
+    """--status and --assessment choose rows; what the filter excludes is not printed."""
     process("submit", STUDIES / "21-leg", "--wait")
     every = json.loads(process("worklist", "--status", "analysed", "--limit", "500", "--json").stdout)["entries"]
     assert every
     assert {row["status"] for row in every} == {"analysed"}
-    likely = json.loads(process("worklist", "--call", "likely", "--limit", "500", "--json").stdout)["entries"]
-    assert [row["study_id"] for row in likely] == [row["study_id"] for row in every if row["call"] == "likely"]
+    likely = json.loads(process("worklist", "--assessment", "positive", "--limit", "500", "--json").stdout)["entries"]
+    assert [row["study_id"] for row in likely] == [row["study_id"] for row in every if row["assessment"] == "positive"]
 
 
 def test_status_of_a_running_stack(home: Path, system: System) -> None:

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from sqlalchemy import delete, select, update
 
 from shared.backlog import BacklogRun, LookState, Purpose, Stage
-from shared.findings import Call, Finding, InstanceResult
+from shared.findings import Assessment, Finding, InstanceResult
 from shared.jobs import ANALYSE, FILMS, NIGHTLY, SECOND_LOOK, SWEEP_FILMS, Doorbell, celery_app
 from shared.repository import nights, reports, second_looks, work
 from shared.settings import Settings
@@ -60,20 +60,22 @@ class Run:
         with redis.Redis.from_url(self.settings.broker_url.get_secret_value()) as client:
             client.flushdb()
 
-    def look(self, study: UUID, now: datetime = TWO, bundle: str = "b", call: Call = Call.LIKELY) -> Any:
+    def look(
+        self, study: UUID, now: datetime = TWO, bundle: str = "b", assessment: Assessment = Assessment.POSITIVE
+    ) -> Any:
         """A second look as a worker takes it; None if there is nothing to do."""
         with self.ward.database.transaction() as session:
             (claim,) = second_looks.claim(session, [study], bundle, now, LEASE, max_attempts=4)
         if claim is None:
             return None
         assert isinstance(claim, Claim)
-        results = [InstanceResult(one.id, [self.finding(bundle, call=call)]) for one in claim.instances]
+        results = [InstanceResult(one.id, [self.finding(bundle, assessment=assessment)]) for one in claim.instances]
         with self.ward.database.transaction() as session:
             assert second_looks.finish(session, [work.Analysed(claim, results, bundle)], now) == [True]
         return claim
 
     def work_off(
-        self, now: datetime = TWO, bundle: str = "b", call: Call = Call.LIKELY, most: int = 10**6
+        self, now: datetime = TWO, bundle: str = "b", assessment: Assessment = Assessment.POSITIVE, most: int = 10**6
     ) -> list[UUID]:
         """Do up to `most` of the second looks that are out, in the order in which they were sent; returns the ids."""
         with self.ward.database.transaction() as session:
@@ -82,7 +84,7 @@ class Run:
             ).all()
         chosen = [look.study_id for look in looks][:most]
         self.empty()
-        return [study for study in chosen if self.look(study, now, bundle, call)]
+        return [study for study in chosen if self.look(study, now, bundle, assessment)]
 
 
 @pytest.fixture
@@ -98,13 +100,17 @@ def analysed(
     ward: Ward,
     make_finding: Callable[..., Finding],
     bundle: str = "a",
-    call: Call = Call.LIKELY,
+    assessment: Assessment = Assessment.POSITIVE,
     now: datetime = MIDDAY,
     **values: Any,
 ) -> UUID:
     study = ward.study(now=now)
     claim = ward.claim(study, bundle=bundle)
-    ward.finish(claim, [InstanceResult(one.id, [make_finding(bundle, call=call)]) for one in claim.instances], bundle)
+    ward.finish(
+        claim,
+        [InstanceResult(one.id, [make_finding(bundle, assessment=assessment)]) for one in claim.instances],
+        bundle,
+    )
     if values:
         ward.set(study, **values)
     return study
@@ -150,7 +156,12 @@ def test_what_was_left_behind_goes_to_the_backlog(ward: Ward, run: Run, make_fin
     assert (row.status, row.queue, row.attempts, row.sent_at) == (StudyStatus.QUEUED, Priority.BACKLOG, 0, TWO)
     for study in outdated:
         row = ward.row(study)
-        assert (row.status, row.bundle, row.call, row.queue) == (StudyStatus.ANALYSED, "a", Call.LIKELY, "routine")
+        assert (row.status, row.bundle, row.assessment, row.queue) == (
+            StudyStatus.ANALYSED,
+            "a",
+            Assessment.POSITIVE,
+            "routine",
+        )
     assert (ward.row(stranded).queue, ward.row(stranded).sent_at) == (Priority.ROUTINE, TWO)
     assert [ward.row(study).status for study in rest] == [StudyStatus.ANALYSED, StudyStatus.QUARANTINED]
     assert ward.row(fresh).sent_at is None

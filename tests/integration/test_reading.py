@@ -15,7 +15,7 @@ from PIL import Image
 from sqlalchemy import func, insert, select, text, update
 
 from samples.objects import pattern_image, to_bytes
-from shared.findings import IN_SCOPE, RESEARCH_USE, Call, Finding, Heatmap, InstanceResult, Severity
+from shared.findings import RESEARCH_USE, Assessment, Finding, Heatmap, InstanceResult, Severity
 from shared.repository.access import Role, add_key, find_key
 from shared.repository.bundles import activate_bundle, add_bundle
 from shared.repository.reading import StatusCounts
@@ -43,7 +43,8 @@ def add_studies(api: Any, rows: list[dict[str, Any]]) -> list[UUID]:
         {
             "id": uuid4(), "site_id": site, "study_instance_uid": f"1.2.{uuid4().int}", "priority": "routine",
             "queue": "routine", "status": "analysed", "received_at": NOW, "due_at": NOW, "attempts": 1, "reason": "",
-            "modality": "CR", "call": "none", "region": "hand", "scope": IN_SCOPE, "images": 1, "failed_images": 0,
+            "modality": "CR", "assessment": "negative", "region": "hand", "images": 1, "failed_images": 0,
+            "abstention": "metal" if row.get("assessment") == "abstained" else None,
         } | row for row in rows
     ]  # fmt: skip
     with api.database.transaction() as session:
@@ -73,10 +74,10 @@ def listed(api: Any, **query: Any) -> list[str]:
 def finding(
     frame: int = 1, bundle: str = "first", probability: float = 0.9, shape: tuple[int, int] = (7, 7)
 ) -> Finding:
-    call = Call.LIKELY if probability >= 0.7 else Call.NONE
+    assessment = Assessment.POSITIVE if probability >= 0.7 else Assessment.NEGATIVE
     values = bytes(range(shape[0] * shape[1]))
-    return Finding(frame, bundle, "hand", 0.98, probability, call, Severity.MILD if call is Call.LIKELY else Severity.NONE,
-                   IN_SCOPE, Heatmap(values, *shape))  # fmt: skip
+    return Finding(frame, bundle, "hand", 0.98, probability, assessment, Severity.MILD if assessment is Assessment.POSITIVE else Severity.NONE,
+                   Heatmap(values, *shape))  # fmt: skip
 
 
 def analyse(api: Any, study: str, results: Callable[[list[Any]], list[InstanceResult]], bundle: str = "first") -> None:
@@ -186,21 +187,21 @@ def test_paging_is_exact_while_studies_arrive(in_process: Any, seed: int) -> Non
 def test_filters(in_process: Any) -> None:
     """Each filter, and two together, show exactly the studies that fit; an unknown word is refused with 422."""
     kinds: list[dict[str, Any]] = [
-        {"status": "analysed", "call": "likely", "region": "hand", "priority": "urgent", "modality": "CR"},
-        {"status": "analysed", "call": "none", "region": "leg", "priority": "routine", "modality": "DX"},
-        {"status": "queued", "call": None, "region": "", "priority": "routine", "modality": "DX"},
-        {"status": "quarantined", "call": None, "region": "", "priority": "urgent", "modality": ""},
-        {"status": "analysed", "call": "abstained", "region": "hand", "priority": "routine", "modality": "CR"},
+        {"status": "analysed", "assessment": "positive", "region": "hand", "priority": "urgent", "modality": "CR"},
+        {"status": "analysed", "assessment": "negative", "region": "leg", "priority": "routine", "modality": "DX"},
+        {"status": "queued", "assessment": None, "region": "", "priority": "routine", "modality": "DX"},
+        {"status": "quarantined", "assessment": None, "region": "", "priority": "urgent", "modality": ""},
+        {"status": "analysed", "assessment": "abstained", "region": "hand", "priority": "routine", "modality": "CR"},
     ]
     ids = [str(study) for study in add_studies(in_process, kinds)]
     asked = [{name: kind[name]} for kind in kinds for name in kind if kind[name]]
-    asked += [{"call": "likely", "region": "hand"}, {"status": "queued", "modality": "CR"}]
+    asked += [{"assessment": "positive", "region": "hand"}, {"status": "queued", "modality": "CR"}]
     for query in asked:
         expected = {ids[n] for n, kind in enumerate(kinds) if query.items() <= kind.items()}
         assert set(listed(in_process, **query)) == expected, query
     for wrong in (
         {"status": "lost"},
-        {"call": "maybe"},
+        {"assessment": "maybe"},
         {"limit": 0},
         {"limit": 501},
         {"region": "\0"},
@@ -223,8 +224,8 @@ def test_findings_rank(in_process: Any) -> None:
     analyse(in_process, likely, lambda instances: [InstanceResult(instances[0].id, [finding(probability=0.95)])])
     entries = page(in_process)["entries"]
     assert [entry["study_id"] for entry in entries] == [likely, unread, clear]
-    assert [entry["call"] for entry in entries] == ["likely", None, "none"]
-    assert "likely fracture, hand, extent mild" in entries[0]["why"]
+    assert [entry["assessment"] for entry in entries] == ["positive", None, "negative"]
+    assert "positive, hand, extent mild" in entries[0]["why"]
 
 
 # -- one study ------------------------------------------------------------------------------------------------------
@@ -241,9 +242,9 @@ def test_report(in_process: Any) -> None:
 
     analyse(in_process, study, results)
     report = in_process.http.get(f"/studies/{study}", headers=in_process.headers("submitter")).json()
-    assert (report["status"], report["call"], report["severity"], report["region"]) == (
+    assert (report["status"], report["assessment"], report["severity"], report["region"]) == (
         "analysed",
-        "likely",
+        "positive",
         "mild",
         "hand",
     )
@@ -270,7 +271,7 @@ def test_newest_finding_is_shown(in_process: Any) -> None:
     analyse(in_process, study, lambda instances: [InstanceResult(instances[0].id, [newer])], "second")
     report = in_process.http.get(f"/studies/{study}", headers=in_process.headers()).json()
     assert [(f["bundle"], f["fracture_probability"]) for f in report["instances"][0]["findings"]] == [("second", 0.1)]
-    assert report["call"] == "none"
+    assert report["assessment"] == "negative"
 
 
 def test_no_such_study(in_process: Any) -> None:
@@ -303,7 +304,7 @@ def test_heatmap(in_process: Any, rows: int, columns: int, size: tuple[int, int]
     """The heatmap is an RGBA PNG of the film's shape, opaque where the evidence is strong, transparent where there is none."""
     study = upload(in_process, a=image(rows=rows, columns=columns))
     hot = Heatmap(bytes(49)[:24] + b"\xff" + bytes(24), 7, 7)  # the middle
-    one = Finding(1, "first", "hand", 0.9, 0.9, Call.LIKELY, Severity.MILD, IN_SCOPE, hot)
+    one = Finding(1, "first", "hand", 0.9, 0.9, Assessment.POSITIVE, Severity.MILD, hot)
     analyse(in_process, study, lambda instances: [InstanceResult(instances[0].id, [one])])
     answer = in_process.http.get(f"/studies/{study}/heatmap.png", headers=in_process.headers("radiologist"))
     assert (answer.headers["content-type"], answer.headers["cache-control"]) == ("image/png", "private, max-age=60")
@@ -322,7 +323,7 @@ def test_heatmap_lies_where_the_evidence_is(in_process: Any, rows: int, columns:
     study = upload(in_process, a=image(rows=rows, columns=columns))
     cells = bytearray(49)
     cells[7 * row + column] = 255
-    one = Finding(1, "first", "hand", 0.9, 0.9, Call.LIKELY, Severity.MILD, IN_SCOPE, Heatmap(bytes(cells), 7, 7))
+    one = Finding(1, "first", "hand", 0.9, 0.9, Assessment.POSITIVE, Severity.MILD, Heatmap(bytes(cells), 7, 7))
     analyse(in_process, study, lambda instances: [InstanceResult(instances[0].id, [one])])
     answer = in_process.http.get(f"/studies/{study}/heatmap.png", headers=in_process.headers("radiologist"))
     picture = Image.open(io.BytesIO(answer.content))
@@ -343,10 +344,10 @@ def test_heatmap_as_numbers(in_process: Any, rows: int, columns: int, film: list
     study = upload(in_process, a=image(rows=rows, columns=columns))
     values = bytearray(49)
     values[24] = 255
-    one = Finding(1, "first", "hand", 1, 0.9, Call.LIKELY, Severity.MILD, IN_SCOPE, Heatmap(bytes(values), 7, 7))
+    one = Finding(1, "first", "hand", 1, 0.9, Assessment.POSITIVE, Severity.MILD, Heatmap(bytes(values), 7, 7))
     analyse(in_process, study, lambda instances: [InstanceResult(instances[0].id, [one])])
     told = in_process.http.get(f"/studies/{study}/heatmap.json", headers=in_process.headers("radiologist")).json()
-    assert (told["height"], told["width"], told["full"], told["call"]) == (7, 7, 1.0, "likely")
+    assert (told["height"], told["width"], told["full"], told["assessment"]) == (7, 7, 1.0, "positive")
     assert told["film"] == pytest.approx(film)
     assert (told["sensitive_threshold"], told["specific_threshold"]) == (0.2, 0.7)
     assert told["cells"] == [1.0 if cell == 24 else 0.0 for cell in range(49)]
@@ -473,7 +474,7 @@ def test_an_image_that_broke_its_decoder_is_tried_again(in_process: Any) -> None
 
     analyse(in_process, study, well)
     told = in_process.http.get(f"/studies/{study}", headers=admin).json()
-    assert (len(tried), told["status"], told["call"], told["failed_images"]) == (1, "analysed", "likely", 1)
+    assert (len(tried), told["status"], told["assessment"], told["failed_images"]) == (1, "analysed", "positive", 1)
     assert sorted(len(one["findings"]) for one in told["instances"]) == [0, 1, 1]
     assert in_process.http.post(url, headers=admin).status_code == 409  # what can never be read is not tried again
 

@@ -13,7 +13,7 @@ from sqlalchemy import func, insert, select, text
 
 from shared.answers import Verdict
 from shared.errors import NotNow
-from shared.findings import IN_SCOPE, Call, Severity, StudySummary
+from shared.findings import Assessment, Severity, StudySummary
 from shared.repository import answers, reading_room
 from shared.repository.access import Key, Role, add_key, find_key
 from shared.repository.allowances import allowances_of, choose_allowances, redue
@@ -42,8 +42,9 @@ def add_studies(database: Any, site: UUID, rows: list[dict[str, Any]]) -> list[U
         {
             "id": uuid4(), "site_id": site, "study_instance_uid": f"1.2.{uuid4().int}", "priority": "routine",
             "queue": "routine", "status": "analysed", "received_at": NOW, "due_at": NOW, "attempts": 1, "reason": "",
-            "modality": "CR", "call": "none", "severity": "none", "region": "hand", "scope": IN_SCOPE, "images": 1,
+            "modality": "CR", "assessment": "negative", "severity": "none", "region": "hand", "images": 1,
             "failed_images": 0, "age_years": None, "read_at": None,
+            "abstention": "metal" if row.get("assessment") == "abstained" else None,
         } | row for row in rows
     ]  # fmt: skip
     with database.transaction() as session:
@@ -376,10 +377,10 @@ def test_a_late_image_opens_a_read_study_again(ward: Any) -> None:
 def test_new_filters_show_exactly_what_fits(in_process: Any) -> None:
     """Extent and age, alone, together and with the others; a study whose age is not known is in no band."""
     kinds: list[dict[str, Any]] = [
-        {"severity": "severe", "call": "likely", "age_years": 0},
-        {"severity": "mild", "call": "possible", "age_years": 17},
-        {"severity": "mild", "call": "likely", "age_years": 18},
-        {"severity": None, "call": None, "age_years": 39, "status": "queued"},
+        {"severity": "severe", "assessment": "positive", "age_years": 0},
+        {"severity": "mild", "assessment": "unclear", "age_years": 17},
+        {"severity": "mild", "assessment": "positive", "age_years": 18},
+        {"severity": None, "assessment": None, "age_years": 39, "status": "queued"},
         {"age_years": 40},
         {"age_years": 64},
         {"age_years": 65},
@@ -394,7 +395,7 @@ def test_new_filters_show_exactly_what_fits(in_process: Any) -> None:
         ({"age": "65+"}, (6, 7)),
         ({"severity": "mild"}, (1, 2)),
         ({"severity": "mild", "age": "0-17"}, (1,)),
-        ({"call": "likely", "age": "18-39", "severity": "mild"}, (2,)),
+        ({"assessment": "positive", "age": "18-39", "severity": "mild"}, (2,)),
         ({"severity": "severe", "age": "65+"}, ()),
         ({"state": "read"}, ()),
     ):
@@ -421,12 +422,18 @@ def test_a_new_table_moves_every_unread_study(ward: Any, seed: int) -> None:
     """After a change, unread studies stand where the table wants them, as `due_at` says; read ones stay."""
     key, table = key_of(ward, "ada"), other_table(seed)
     kinds: list[dict[str, Any]] = [
-        {"priority": priority, "call": call, "severity": severity, "status": "analysed", "received_at": NOW + n * S}
+        {
+            "priority": priority,
+            "assessment": assessment,
+            "severity": severity,
+            "status": "analysed",
+            "received_at": NOW + n * S,
+        }
         for n, priority in enumerate(Priority)
-        for call in Call
+        for assessment in Assessment
         for severity in Severity
     ]
-    kinds += [{"priority": priority, "call": None, "severity": None, "status": status}
+    kinds += [{"priority": priority, "assessment": None, "severity": None, "status": status}
               for priority in Priority for status in ("queued", "running", "retrying", "quarantined")]  # fmt: skip
     ids = add_studies(ward.database, ward.site_id, kinds)
     (read,) = add_studies(ward.database, ward.site_id, [{"read_at": NOW}])
@@ -440,7 +447,7 @@ def test_a_new_table_moves_every_unread_study(ward: Any, seed: int) -> None:
     assert moved == len(ids)
     for study in ids:
         row = ward.row(study)
-        summary = row.call and StudySummary(Call(row.call), Severity(row.severity), "", 0.5, "")
+        summary = row.assessment and StudySummary(Assessment(row.assessment), Severity(row.severity), "", 0.5)
         assert row.due_at == due_at(row.received_at, Priority(row.priority), summary or None, table)
     assert ward.row(read).due_at == NOW
 
@@ -454,7 +461,7 @@ def test_new_and_finished_studies_follow_the_sites_table(ward: Any) -> None:
     assert ward.row(study).due_at == due_at(NOW, Priority.ROUTINE, None, table)
     held = ward.claim(study)
     assert ward.finish(held, ward.answers(held))
-    found = StudySummary(Call.LIKELY, Severity.MILD, "hand", 0.8, "in scope")
+    found = StudySummary(Assessment.POSITIVE, Severity.MILD, "hand", 0.8)
     assert ward.row(study).due_at == due_at(NOW, Priority.ROUTINE, found, table)
     with ward.database.transaction() as session:
         assert redue(session, ward.site_id) == 0
@@ -482,7 +489,7 @@ def test_allowances_over_http(in_process: Any) -> None:
     shown = in_process.http.get("/allowances", headers=headers).json()
     assert shown["minutes"] == json.loads(json.dumps(ALLOWANCES))
     assert (shown["longest_minutes"], shown["most_minutes"], shown["chosen_by"]) == (2880, 10080, None)
-    wanted = shown["minutes"] | {"none": {"urgent": 61, "routine": 1441, "backlog": 2881}}
+    wanted = shown["minutes"] | {"negative": {"urgent": 61, "routine": 1441, "backlog": 2881}}
     answer = in_process.http.put("/allowances", json={"minutes": wanted}, headers=headers).json()
     assert (answer["moved"], answer["chosen_by"], answer["longest_minutes"]) == (1, "admin", 2881)
     entry = in_process.http.get("/worklist", headers=headers).json()["entries"][0]
@@ -490,17 +497,17 @@ def test_allowances_over_http(in_process: Any) -> None:
     assert datetime.fromisoformat(entry["due_at"]) == NOW + timedelta(minutes=1441)
     for change, words in (
         (
-            {"likely": {"urgent": 9, "routine": 30, "backlog": 120}},
-            "likely severe may not wait longer (10 minutes) than likely (9)",
+            {"positive": {"urgent": 9, "routine": 30, "backlog": 120}},
+            "positive severe may not wait longer (10 minutes) than positive (9)",
         ),
         (
-            {"none": {"urgent": 1500, "routine": 1441, "backlog": 2881}},
+            {"negative": {"urgent": 1500, "routine": 1441, "backlog": 2881}},
             "urgent may not wait longer (1500 minutes) than routine (1441)",
         ),
-        ({"none": {"urgent": 61, "routine": 1441, "backlog": 10081}}, "no study may wait longer than 7 days"),
-        ({"likely severe": {"urgent": 0, "routine": 10, "backlog": 60}}, "0 minutes"),
-        ({"gone": {"urgent": 1, "routine": 1, "backlog": 1}}, "Give a row for each of: likely severe"),
-        ({"none": {"urgent": 61, "routine": 1441}}, "Give minutes for each of: urgent, routine, backlog"),
+        ({"negative": {"urgent": 61, "routine": 1441, "backlog": 10081}}, "no study may wait longer than 7 days"),
+        ({"positive severe": {"urgent": 0, "routine": 10, "backlog": 60}}, "0 minutes"),
+        ({"gone": {"urgent": 1, "routine": 1, "backlog": 1}}, "Give a row for each of: positive severe"),
+        ({"negative": {"urgent": 61, "routine": 1441}}, "Give minutes for each of: urgent, routine, backlog"),
     ):
         refused = in_process.http.put("/allowances", json={"minutes": wanted | change}, headers=headers)
         assert (refused.status_code, words in str(refused.json()["detail"])) == (422, True), refused.text
@@ -522,7 +529,7 @@ def test_saved_filters_belong_to_their_key(in_process: Any) -> None:
     def save(name: str, query: str) -> Any:
         return in_process.http.post("/filters", json={"name": name, "query": query}, headers=mine)
 
-    assert save("hands", "call=likely&region=hand&after=x&search=secret&state=unread").status_code == 201
+    assert save("hands", "assessment=positive&region=hand&after=x&search=secret&state=unread").status_code == 201
     save("children", "age=0-17")
     save("hands", "region=hand&severity=mild")
     got = in_process.http.get("/filters", headers=mine).json()
@@ -534,7 +541,7 @@ def test_saved_filters_belong_to_their_key(in_process: Any) -> None:
     assert in_process.http.delete(f"/filters/{got[0]['id']}", headers=other).status_code == 404
     assert in_process.http.delete(f"/filters/{got[0]['id']}", headers=mine).status_code == 204
     assert [one["name"] for one in in_process.http.get("/filters", headers=mine).json()] == ["hands"]
-    assert save("bad", "call=perhaps").status_code == 400
+    assert save("bad", "assessment=perhaps").status_code == 400
     for name in ("", " ", "x" * 41, "a\0b"):
         assert save(name, "age=0-17").status_code == 422, name
     for number in range(29):

@@ -13,7 +13,7 @@ from PIL import Image
 from sqlalchemy import select, update
 
 from api.pages.paper import MISSING, drawable
-from shared.findings import RESEARCH_USE, Call
+from shared.findings import RESEARCH_USE, Assessment
 from shared.repository import reading
 from shared.storage import preview_key, sha256_of
 from shared.tables import FindingRow, IdentityReadRow
@@ -29,11 +29,11 @@ KNOWN = MANIFEST | {
 needs_poppler = pytest.mark.skipif(shutil.which("pdftotext") is None, reason="needs poppler-utils: apt-get install it")
 
 
-def made(api: Any, images: int = 1, call: Call = Call.LIKELY, **tags: str) -> str:
+def made(api: Any, images: int = 1, assessment: Assessment = Assessment.POSITIVE, **tags: str) -> str:
     """An analysed study with pictures in the store."""
     files = {f"{number}": study_file(1, number, 160, 120, **tags) for number in range(1, images + 1)}
     study: str = api.post(files).json()["studies"][0]["id"]
-    analyse(api, study, call=call, manifest=KNOWN)
+    analyse(api, study, assessment=assessment, manifest=KNOWN)
     for number, content in enumerate(files.values(), start=1):
         out = io.BytesIO()
         Image.linear_gradient("L").resize((120, 160)).rotate(90 * number).save(out, "JPEG")
@@ -68,7 +68,7 @@ def test_up_to_four_images_stand_on_one_page(in_process: Any, tmp_path: Path, im
     (page,) = pages_of(paper(in_process, study), tmp_path)
     text = flat(page)
     for words in (
-        RESEARCH_USE.upper(), "ZEBRA, QUAGGA", "Likely fracture, hand, extent mild", "possible from 20 %, likely from 70 %",
+        RESEARCH_USE.upper(), "ZEBRA, QUAGGA", "Positive, hand, extent mild", "unclear from 20 %, positive from 70 %",
         "not a clinical grade", "Trained on FracAtlas.", "sensitivity 0.98 (0.94 to 1.00)", "Elbows are weak.",
         "old break of the radius", "page 1 of 1", "Study Instance UID", "by radiologist", f"Image {images}",
     ):  # fmt: skip
@@ -96,8 +96,8 @@ def test_long_reports_go_on(in_process: Any, tmp_path: Path) -> None:
 @needs_poppler
 def test_abstention_is_said_plainly(in_process: Any, tmp_path: Path) -> None:
     """Where the model abstains, the report says so, and that this is not normal; no probability is printed."""
-    text = flat(" ".join(pages_of(paper(in_process, made(in_process, call=Call.ABSTAINED)), tmp_path)))
-    assert "The model abstains: a region that the model does not know. Silence is not normal." in text
+    text = flat(" ".join(pages_of(paper(in_process, made(in_process, assessment=Assessment.ABSTAINED)), tmp_path)))
+    assert "Abstained: outside the validated scope: body region not recognised. Silence is not normal." in text
     assert "robability 60" not in text
 
 
@@ -212,11 +212,11 @@ def test_of_very_many_images_the_gravest_are_pictured(
 
 
 @needs_poppler
-@pytest.mark.parametrize("call", [Call.NONE, Call.LIKELY])
-def test_images_that_could_not_be_read_are_told_first(in_process: Any, tmp_path: Path, call: Call) -> None:
+@pytest.mark.parametrize("assessment", [Assessment.NEGATIVE, Assessment.POSITIVE])
+def test_images_that_could_not_be_read_are_told_first(in_process: Any, tmp_path: Path, assessment: Assessment) -> None:
     """List, study page and report say how many images nobody judged; beside them no headline says "no fracture"."""
     study: str = in_process.post({f"{n}": study_file(1, n) for n in (1, 2, 3)}).json()["studies"][0]["id"]
-    analyse(in_process, study, call=call, unread=2)
+    analyse(in_process, study, assessment=assessment, unread=2)
     words = "2 images could not be read"
     reader = in_process.headers("radiologist")
     assert words in in_process.http.get("/worklist", headers=reader).json()["entries"][0]["why"]
@@ -241,12 +241,12 @@ def test_why_an_image_is_not_pictured(in_process: Any, tmp_path: Path) -> None:
 
 @needs_poppler
 def test_an_answer_stands_with_the_finding_that_it_answered(in_process: Any, tmp_path: Path) -> None:
-    """A newer bundle says likely where the older said none: who agreed with the older is not seen to agree with it."""
-    study = made(in_process, call=Call.NONE)
+    """A newer bundle says positive where the older said negative: who agreed with the older is not seen to agree with it."""
+    study = made(in_process, assessment=Assessment.NEGATIVE)
     say(in_process, study, **ONE)
-    analyse(in_process, study, "second", Call.LIKELY, KNOWN)
+    analyse(in_process, study, "second", Assessment.POSITIVE, KNOWN)
     say(in_process, study, **ONE | {"verdict": "disagree", "bundle": "second", "fracture": "no"})
-    answered = "This answered bundle first: no fracture found, probability 5"
+    answered = "This answered bundle first: negative, probability 5"
     page = in_process.http.get(f"/studies/{study}/report.html", headers=in_process.headers("radiologist")).text
     for text in (flat(page), flat(" ".join(pages_of(paper(in_process, study), tmp_path)))):
         current, _, earlier = text.partition("Readers' answers")[2].partition("Answers to earlier findings")

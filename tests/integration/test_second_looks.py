@@ -11,7 +11,7 @@ import pytest
 from sqlalchemy import select, update
 
 from shared.backlog import LookState
-from shared.findings import IN_SCOPE, Call, Finding, Heatmap, InstanceResult, Severity
+from shared.findings import AbstentionReason, Assessment, Finding, Heatmap, InstanceResult, Severity
 from shared.repository import nights, reports, second_looks, work
 from shared.repository.access import Role, Vault, add_key
 from shared.repository.bundles import activate_bundle, add_bundle
@@ -25,14 +25,16 @@ TWO = datetime(2026, 3, 2, 2, tzinfo=UTC)
 MINUTE = timedelta(minutes=1)
 LEASE = timedelta(seconds=30)
 FEEDING = nights.Feeding(100, 2.0, timedelta(seconds=8))
-CHANCE = {Call.NONE: 0.01, Call.POSSIBLE: 0.4, Call.LIKELY: 0.9, Call.ABSTAINED: 0.5}
+CHANCE = {Assessment.NEGATIVE: 0.01, Assessment.UNCLEAR: 0.4, Assessment.POSITIVE: 0.9, Assessment.ABSTAINED: 0.5}
 MANIFEST = {"sensitive": 0.1, "specific": 0.6, "regions": ["hand"], "metrics": {"fracture_auroc": [0.9, 0.8, 0.95]}}
 
 
-def finding(bundle: str, call: Call) -> Finding:
-    severity = Severity.MILD if call in (Call.LIKELY, Call.POSSIBLE) else Severity.NONE
-    scope = "metal is in view" if call is Call.ABSTAINED else IN_SCOPE
-    return Finding(1, bundle, "hand", 0.9, CHANCE[call], call, severity, scope, Heatmap(bundle.encode()[:1] * 4, 2, 2))
+def finding(bundle: str, assessment: Assessment) -> Finding:
+    severity = Severity.MILD if assessment in (Assessment.POSITIVE, Assessment.UNCLEAR) else Severity.NONE
+    why = AbstentionReason.METAL if assessment is Assessment.ABSTAINED else None
+    return Finding(
+        1, bundle, "hand", 0.9, CHANCE[assessment], assessment, severity, Heatmap(bundle.encode()[:1] * 4, 2, 2), why
+    )
 
 
 class History:
@@ -45,10 +47,10 @@ class History:
             add_bundle(session, "b", "0" * 64, MANIFEST)
             session.execute(update(BundleRow).values(manifest=MANIFEST))
 
-    def study(self, call: Call = Call.NONE, images: int = 1) -> UUID:
+    def study(self, assessment: Assessment = Assessment.NEGATIVE, images: int = 1) -> UUID:
         study = self.ward.study(images)
         claim = self.ward.claim(study)
-        self.ward.finish(claim, [InstanceResult(one.id, [finding("a", call)]) for one in claim.instances])
+        self.ward.finish(claim, [InstanceResult(one.id, [finding("a", assessment)]) for one in claim.instances])
         return study
 
     def activate(self, bundle: str) -> None:
@@ -78,15 +80,15 @@ class History:
             )
         return claim
 
-    def finish(self, claim: Claim, call: Call = Call.LIKELY, bundle: str = "b") -> bool:
-        results = [InstanceResult(one.id, [finding(bundle, call)]) for one in claim.instances]
+    def finish(self, claim: Claim, assessment: Assessment = Assessment.POSITIVE, bundle: str = "b") -> bool:
+        results = [InstanceResult(one.id, [finding(bundle, assessment)]) for one in claim.instances]
         with self.ward.database.transaction() as session:
             (written,) = second_looks.finish(session, [work.Analysed(claim, results, bundle)], self.night)
         return written
 
-    def look(self, study: UUID, call: Call = Call.LIKELY, bundle: str = "b") -> bool:
+    def look(self, study: UUID, assessment: Assessment = Assessment.POSITIVE, bundle: str = "b") -> bool:
         claim = self.claim(study, bundle)
-        return claim is not None and self.finish(claim, call, bundle)
+        return claim is not None and self.finish(claim, assessment, bundle)
 
     def one(self, study: UUID, bundle: str = "b") -> SecondLookRow:
         with self.ward.database.transaction() as session:
@@ -116,24 +118,34 @@ def test_new_findings_replace_the_summary_and_nothing_else(ward: Ward, history: 
     assert all(getattr(between, name) == getattr(before, name) for name in before.__table__.columns.keys())
     assert history.finish(claim)
     after = ward.row(study)
-    assert (after.call, after.severity, after.fracture_probability, after.bundle) == ("likely", "mild", 0.9, "b")
+    assert (after.assessment, after.severity, after.fracture_probability, after.bundle) == (
+        "positive",
+        "mild",
+        0.9,
+        "b",
+    )
     kept = ("status", "due_at", "read_at", "analysed_at", "started_at", "attempts", "queue", "sent_at", "reason")
     assert all(getattr(after, name) == getattr(before, name) for name in kept)
     assert [one.bundle for one in ward.findings(study)] == ["a", "b"]
     look = history.one(study)
-    assert (look.state, look.old_bundle, look.old_call, look.new_call) == ("done", "a", "none", "likely")
+    assert (look.state, look.old_bundle, look.old_assessment, look.new_assessment) == (
+        "done",
+        "a",
+        "negative",
+        "positive",
+    )
 
 
 @pytest.mark.parametrize(
     ("old", "new", "minutes"),
     [
-        (Call.NONE, Call.LIKELY, ALLOWANCES["likely"][Priority.ROUTINE]),
-        (Call.NONE, Call.POSSIBLE, ALLOWANCES["possible"][Priority.ROUTINE]),
-        (Call.LIKELY, Call.NONE, ALLOWANCES["likely"][Priority.ROUTINE]),
+        (Assessment.NEGATIVE, Assessment.POSITIVE, ALLOWANCES["positive"][Priority.ROUTINE]),
+        (Assessment.NEGATIVE, Assessment.UNCLEAR, ALLOWANCES["unclear"][Priority.ROUTINE]),
+        (Assessment.POSITIVE, Assessment.NEGATIVE, ALLOWANCES["positive"][Priority.ROUTINE]),
     ],
 )
 def test_an_unread_study_moves_up_with_what_was_found(
-    ward: Ward, history: History, old: Call, new: Call, minutes: int
+    ward: Ward, history: History, old: Assessment, new: Assessment, minutes: int
 ) -> None:
     """What nobody has read yet is due as its graver finding wants it; a milder one pushes it back to no later place."""
     study = history.study(old)
@@ -141,7 +153,7 @@ def test_an_unread_study_moves_up_with_what_was_found(
     history.begin_night()
     assert history.look(study, new)
     row = ward.row(study)
-    assert (row.call, row.due_at) == (str(new), row.received_at + timedelta(minutes=minutes))
+    assert (row.assessment, row.due_at) == (str(new), row.received_at + timedelta(minutes=minutes))
 
 
 def test_an_unread_study_is_due_as_its_site_chose(ward: Ward, history: History) -> None:
@@ -169,10 +181,10 @@ def test_results_count_once_and_from_the_holder_only(ward: Ward, history: Histor
     assert history.claim(study, now=history.night + MINUTE) is work.NOT_ALONE, "it may have killed its worker"
     second = history.claim(study, now=history.night + MINUTE, alone=True)
     assert (second.attempt, second.token != first.token) == (2, True)
-    assert not history.finish(first, Call.NONE)
+    assert not history.finish(first, Assessment.NEGATIVE)
     assert history.finish(second)
-    assert not history.finish(second, Call.NONE)
-    assert ward.row(study).call == "likely"
+    assert not history.finish(second, Assessment.NEGATIVE)
+    assert ward.row(study).assessment == "positive"
     assert len(history.alerts()) == 1
 
 
@@ -227,7 +239,7 @@ def test_an_image_that_cannot_be_read_again_changes_nothing(ward: Ward, history:
     history.begin_night()
     claim = history.claim(study)
     results = [
-        InstanceResult(claim.instances[0].id, [finding("b", Call.LIKELY)]),
+        InstanceResult(claim.instances[0].id, [finding("b", Assessment.POSITIVE)]),
         InstanceResult(claim.instances[1].id, error_reason="truncated-pixels", error_text="cut short"),
     ]
     with ward.database.transaction() as session:
@@ -243,7 +255,7 @@ def test_a_late_image_overtakes_a_second_look(ward: Ward, history: History, begu
     number = 990_001 + begun
     study = ward.take_in([ward.file(number, 0)])
     claim = ward.claim(study)
-    ward.finish(claim, [InstanceResult(claim.instances[0].id, [finding("a", Call.NONE)])])
+    ward.finish(claim, [InstanceResult(claim.instances[0].id, [finding("a", Assessment.NEGATIVE)])])
     history.activate("b")
     history.begin_night()
     look: Any = history.claim(study) if begun else None
@@ -253,13 +265,17 @@ def test_a_late_image_overtakes_a_second_look(ward: Ward, history: History, begu
     else:
         assert history.claim(study) is None
     assert (history.one(study).state, history.one(study).reason) == ("overtaken", "the study is analysed anew")
-    assert (ward.row(study).status, ward.row(study).bundle, ward.row(study).call) == (StudyStatus.QUEUED, "a", "none")
+    assert (ward.row(study).status, ward.row(study).bundle, ward.row(study).assessment) == (
+        StudyStatus.QUEUED,
+        "a",
+        "negative",
+    )
     live = ward.claim(study, TWO, bundle="b")
     assert len(live.instances) == (1 if begun else 2), "what the second look found counts"
-    results = [InstanceResult(one.id, [finding("b", Call.POSSIBLE)]) for one in live.instances]
+    results = [InstanceResult(one.id, [finding("b", Assessment.UNCLEAR)]) for one in live.instances]
     assert ward.finish(live, results, "b", TWO)
     row = ward.row(study)
-    assert (row.status, row.bundle, row.call) == ("analysed", "b", "likely" if begun else "possible")
+    assert (row.status, row.bundle, row.assessment) == ("analysed", "b", "positive" if begun else "unclear")
     assert history.alerts() == [], "the study is in the worklist anew, and needs none"
 
 
@@ -269,17 +285,17 @@ def test_a_late_image_overtakes_a_second_look(ward: Ward, history: History, begu
 @pytest.mark.parametrize(
     ("old", "new", "alerted"),
     [
-        (Call.NONE, Call.LIKELY, True),
-        (Call.NONE, Call.POSSIBLE, True),
-        (Call.NONE, Call.ABSTAINED, False),
-        (Call.NONE, Call.NONE, False),
-        (Call.POSSIBLE, Call.LIKELY, False),
-        (Call.ABSTAINED, Call.LIKELY, False),
-        (Call.LIKELY, Call.NONE, False),
+        (Assessment.NEGATIVE, Assessment.POSITIVE, True),
+        (Assessment.NEGATIVE, Assessment.UNCLEAR, True),
+        (Assessment.NEGATIVE, Assessment.ABSTAINED, False),
+        (Assessment.NEGATIVE, Assessment.NEGATIVE, False),
+        (Assessment.UNCLEAR, Assessment.POSITIVE, False),
+        (Assessment.ABSTAINED, Assessment.POSITIVE, False),
+        (Assessment.POSITIVE, Assessment.NEGATIVE, False),
     ],
 )
-def test_who_is_alerted_of(ward: Ward, history: History, old: Call, new: Call, alerted: bool) -> None:
-    """An alert is raised where the old bundle said none and the new one says possible or likely, and nowhere else."""
+def test_who_is_alerted_of(ward: Ward, history: History, old: Assessment, new: Assessment, alerted: bool) -> None:
+    """An alert is raised where the old bundle said negative and the new one says unclear or positive, and nowhere else."""
     study = history.study(old)
     history.activate("b")
     history.begin_night()
@@ -293,13 +309,13 @@ def test_an_alert_is_shown_until_somebody_has_seen_it_and_never_again(
     """It stands in the list until one radiologist of the site marks it; a second mark is told so, and neither another
     night nor another bundle that agrees brings it back."""
     study = history.study()
-    other = history.study(Call.LIKELY)
+    other = history.study(Assessment.POSITIVE)
     history.activate("b")
     history.begin_night()
     history.look(study), history.look(other)
     http, mine = in_process.http, in_process.headers("radiologist")
     (alert,) = http.get("/alerts", headers=mine).json()["alerts"]
-    assert (alert["study_id"], alert["old_call"], alert["new_call"]) == (str(study), "none", "likely")
+    assert (alert["study_id"], alert["old_assessment"], alert["new_assessment"]) == (str(study), "negative", "positive")
     assert http.get("/alerts", headers=mine).json()["alerts"] == [alert], "looking is not seeing"
     with in_process.database.transaction() as session:
         add_key(session, "elsewhere", "other", Role.ADMIN, "osk_elsewhere")
@@ -317,19 +333,19 @@ def test_an_alert_is_shown_until_somebody_has_seen_it_and_never_again(
         add_bundle(session, "c", "0" * 64, MANIFEST)
     history.activate("c")
     history.begin_night("c")
-    history.look(study, Call.LIKELY, "c")
+    history.look(study, Assessment.POSITIVE, "c")
     assert http.get("/alerts", headers=mine).json()["alerts"] == []
     assert ward.row(study).bundle == "c"
 
 
 def test_alerts_come_in_pages_the_likeliest_first(history: History, in_process: InProcessApi) -> None:
     """Over all pages each alert stands once, by the new bundle's probability."""
-    calls = [Call.LIKELY, Call.POSSIBLE] * 3
+    calls = [Assessment.POSITIVE, Assessment.UNCLEAR] * 3
     studies = [history.study() for _ in calls]
     history.activate("b")
     history.begin_night()
-    for study, call in zip(studies, calls, strict=True):
-        history.look(study, call)
+    for study, assessment in zip(studies, calls, strict=True):
+        history.look(study, assessment)
     found: list[dict[str, Any]] = []
     after: dict[str, str] = {}
     while True:
@@ -338,7 +354,7 @@ def test_alerts_come_in_pages_the_likeliest_first(history: History, in_process: 
         if page["next"] is None:
             break
         after = {"after": page["next"]}
-    assert [one["new_call"] for one in found] == ["likely"] * 3 + ["possible"] * 3
+    assert [one["new_assessment"] for one in found] == ["positive"] * 3 + ["unclear"] * 3
     assert {one["study_id"] for one in found} == set(map(str, studies))
     foreign = in_process.http.get("/alerts", params={"after": "zebra"}, headers=in_process.headers())
     assert foreign.status_code == 400
@@ -372,8 +388,8 @@ def test_the_report_counts_what_changed_and_names_who_turned_positive(
 ) -> None:
     """A night's report has kinds by outcome, old class x new class, and by name who turned positive."""
     told = [
-        (Call.NONE, Call.NONE), (Call.NONE, Call.NONE), (Call.NONE, Call.LIKELY), (Call.LIKELY, Call.NONE),
-        (Call.ABSTAINED, Call.POSSIBLE),
+        (Assessment.NEGATIVE, Assessment.NEGATIVE), (Assessment.NEGATIVE, Assessment.NEGATIVE), (Assessment.NEGATIVE, Assessment.POSITIVE), (Assessment.POSITIVE, Assessment.NEGATIVE),
+        (Assessment.ABSTAINED, Assessment.UNCLEAR),
     ]  # fmt: skip
     studies = [history.study(old) for old, _ in told]
     history.activate("b")
@@ -389,7 +405,7 @@ def test_the_report_counts_what_changed_and_names_who_turned_positive(
     assert report["run"]["ended_by"] == "history came to its end"
     assert report["kinds"] == {"outdated": {"done": 5}}
     assert report["changes"] == {
-        "none": {"none": 2, "likely": 1}, "likely": {"none": 1}, "abstained": {"possible": 1}
+        "negative": {"negative": 2, "positive": 1}, "positive": {"negative": 1}, "abstained": {"unclear": 1}
     }  # fmt: skip
     assert (report["newly_positive"], report["newly_negative"], report["from_abstained"]) == (1, 1, 1)
     assert [one["study_id"] for one in report["alerts"]] == [str(studies[2])]
@@ -423,7 +439,7 @@ def test_a_night_under_way_says_when_it_will_be_through(ward: Ward, history: His
 
 def answers(api: InProcessApi, studies: Sequence[UUID]) -> Any:
     """Everything that a radiologist is told."""
-    paths = ["/worklist", "/alerts", "/", "/second-looks", "/worklist?call=none", "/worklist?status=analysed"]
+    paths = ["/worklist", "/alerts", "/", "/second-looks", "/worklist?assessment=negative", "/worklist?status=analysed"]
     for study in studies:
         paths += [f"/studies/{study}", f"/studies/{study}/heatmap.png", f"/view/{study}"]
     got = {path: api.http.get(path, headers=api.headers("radiologist")) for path in paths}
@@ -436,7 +452,9 @@ def test_a_shadow_changes_no_answer(ward: Ward, history: History, in_process: In
     """While a bundle looks at history as a shadow, when it is done, and when it is retired, every answer of the API and
     every page is, byte for byte, what it was; even of an image that the study's own bundle has not seen."""
     ward.vault = Vault(in_process.settings.identity_key.get_secret_value())
-    studies = [history.study(call) for call in (Call.NONE, Call.LIKELY, Call.ABSTAINED)]
+    studies = [
+        history.study(assessment) for assessment in (Assessment.NEGATIVE, Assessment.POSITIVE, Assessment.ABSTAINED)
+    ]
     waiting = ward.study()
     before = answers(in_process, studies)
     history.shadow()
@@ -467,7 +485,12 @@ def test_a_shadow_changes_no_answer(ward: Ward, history: History, in_process: In
 def test_compare_and_promote(ward: Ward, history: History, in_process: InProcessApi) -> None:
     """A shadow's findings are compared, study by study; after its promotion the next night puts them in place without a
     message to any worker, raises the alerts, and the comparison still stands."""
-    told = [(Call.NONE, Call.LIKELY), (Call.LIKELY, Call.NONE), (Call.NONE, Call.NONE), (Call.NONE, Call.ABSTAINED)]
+    told = [
+        (Assessment.NEGATIVE, Assessment.POSITIVE),
+        (Assessment.POSITIVE, Assessment.NEGATIVE),
+        (Assessment.NEGATIVE, Assessment.NEGATIVE),
+        (Assessment.NEGATIVE, Assessment.ABSTAINED),
+    ]
     studies = [history.study(old) for old, _ in told]
     unseen = history.study()
     http, admin = in_process.http, in_process.headers()
@@ -482,7 +505,10 @@ def test_compare_and_promote(ward: Ward, history: History, in_process: InProcess
         assert history.look(study, new)
     compared = http.get("/bundles/a/compare/b", headers=admin).json()
     assert compared["all"]["studies"] == 4
-    assert compared["all"]["changes"] == {"none": {"likely": 1, "none": 1, "abstained": 1}, "likely": {"none": 1}}
+    assert compared["all"]["changes"] == {
+        "negative": {"positive": 1, "negative": 1, "abstained": 1},
+        "positive": {"negative": 1},
+    }
     assert compared["all"]["abstention_change"] == 1
     assert compared["all"]["probability_change"] == pytest.approx((0.89 - 0.89 + 0 + 0.49) / 4)
     assert compared["newly_positive_studies"] == [str(studies[0])]
@@ -499,7 +525,7 @@ def test_compare_and_promote(ward: Ward, history: History, in_process: InProcess
     portion = history.begin_night()
     assert [one.study_id for one in portion.looks] == [unseen], "the others need no worker"
     assert {ward.row(study).bundle for study in studies} == {"b"}
-    assert [ward.row(study).call for study in studies] == [new for _, new in told]
+    assert [ward.row(study).assessment for study in studies] == [new for _, new in told]
     assert [one.study_id for one in history.alerts()] == [studies[0]]
     with ward.database.transaction() as session:
         night, _ = reports.runs(session)

@@ -13,7 +13,7 @@ from typer.testing import CliRunner, Result
 from infra import cli
 from infra.training_table import Exported, export
 from shared.errors import OsteonError
-from shared.findings import Call
+from shared.findings import Assessment
 from shared.vision.pixels import open_pixels
 from shared.vision.tensors import prepare
 from tests.answered import ONE, analyse, say, study_file
@@ -27,15 +27,15 @@ def exported(api: Any, out: Path, **more: Any) -> Exported:
     return export(api.database, parts.store, parts.vault, b"salt", api.key("admin"), out, **more)
 
 
-def study(api: Any, number: int, call: Call = Call.LIKELY, **tags: Any) -> tuple[str, bytes]:
+def study(api: Any, number: int, assessment: Assessment = Assessment.POSITIVE, **tags: Any) -> tuple[str, bytes]:
     content = study_file(number, rows=100, columns=80, PatientID=f"P{number}", **tags)
     made: str = api.post({"a": content}).json()["studies"][0]["id"]
-    analyse(api, made, call=call)
+    analyse(api, made, assessment=assessment)
     return made, content
 
 
 def test_training_reads_back_what_readers_said(in_process: Any, tmp_path: Path) -> None:
-    """Agreement takes the model's call over, disagreement the reader's, marks become boxes in pixels; the film is the
+    """Agreement takes the model's assessment over, disagreement the reader's, marks become boxes in pixels; the film is the
     same to the bit as the worker saw it; what nobody said stays open."""
     agreed, content = study(in_process, 1)
     mark = {"image": 1, "frame": 1, "x": 0.25, "y": 0.1, "width": 0.5, "height": 0.2}
@@ -43,12 +43,12 @@ def test_training_reads_back_what_readers_said(in_process: Any, tmp_path: Path) 
     wrong, _ = study(in_process, 2)
     say(in_process, wrong, **ONE)
     say(in_process, wrong, **ONE | {"verdict": "disagree", "fracture": "no", "region": "leg", "marks": [mark]})
-    missed, _ = study(in_process, 3, Call.NONE)
+    missed, _ = study(in_process, 3, Assessment.NEGATIVE)
     say(in_process, missed, **ONE | {"verdict": "disagree", "fracture": "yes", "severity": "moderate"})
     fought, _ = study(in_process, 4)
     say(in_process, fought, **ONE)
     say(in_process, fought, role="admin", **ONE | {"verdict": "disagree", "fracture": "no"})
-    silent, _ = study(in_process, 5, Call.ABSTAINED)
+    silent, _ = study(in_process, 5, Assessment.ABSTAINED)
     say(in_process, silent, **ONE | {"text": WORDS})
     study(in_process, 6)  # nobody answers it
 

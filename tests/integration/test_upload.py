@@ -508,7 +508,9 @@ def test_late_image_reopens_its_study(make_api: Callable[..., Any], status: Stud
     in_process = make_api(settle_s=0)
     study = in_process.post({"a": image()}).json()["studies"][0]["id"]
     far = datetime.now(UTC) + timedelta(days=9)
-    set_study(in_process, study, status=status, attempts=4, reason="old", due_at=far, call="none", severity="none")
+    set_study(
+        in_process, study, status=status, attempts=4, reason="old", due_at=far, assessment="negative", severity="none"
+    )
     receipt = in_process.post({"b": image(1, 2)}).json()["studies"]
     assert [(s["id"], s["status"], s["new_images"]) for s in receipt] == [(study, "queued", 1)]
     report = in_process.http.get(f"/studies/{study}", headers=in_process.headers()).json()

@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sqlalchemy import insert, select
 
-from shared.findings import Call, Finding, InstanceResult
+from shared.findings import Assessment, Finding, InstanceResult
 from shared.repository import work
 from shared.repository.intake import take_in
 from shared.study import Claim, Priority, StudyStatus, may_become
@@ -84,7 +84,7 @@ def test_the_results_of_a_study_are_written_and_summed_up(ward: Ward) -> None:
     claim = ward.claim(study)
     assert ward.finish(claim, ward.answers(claim))
     row = ward.row(study)
-    assert (row.status, row.call, row.bundle, row.lease_token) == (StudyStatus.ANALYSED, "likely", "a", None)
+    assert (row.status, row.assessment, row.bundle, row.lease_token) == (StudyStatus.ANALYSED, "positive", "a", None)
     assert len(ward.findings(study)) == 3
 
 
@@ -156,10 +156,10 @@ def test_a_study_with_unread_images_is_not_called_normal(ward: Ward, make_findin
     study = ward.study(images=3)
     claim = ward.claim(study)
     results = [InstanceResult(one.id, error_reason="truncated-pixels", error_text="cut") for one in claim.instances]
-    results[0] = InstanceResult(claim.instances[0].id, [make_finding(call=Call.NONE)])
+    results[0] = InstanceResult(claim.instances[0].id, [make_finding(assessment=Assessment.NEGATIVE)])
     assert ward.finish(claim, results)
     row = ward.row(study)
-    assert (row.call, row.scope) == (Call.ABSTAINED, "2 images could not be read")
+    assert (row.assessment, row.abstention, row.abstention_detail) == (Assessment.ABSTAINED, "unread-images", "2")
     assert row.due_at == row.received_at + timedelta(minutes=ALLOWANCES["abstained"][Priority.ROUTINE])
 
 
@@ -305,9 +305,9 @@ def test_no_move_of_the_repository_breaks_the_table(ward: Ward, status: StudySta
 # so many more that wait like the first, and how many rows of studies this transaction has read
 WAITING = """
     INSERT INTO studies (id, site_id, study_instance_uid, priority, status, received_at, queue, sent_at, queued_at,
-        attempts, reason, due_at, modality, region, scope, bundle, images, failed_images)
+        attempts, reason, due_at, modality, region, bundle, images, failed_images)
     SELECT gen_random_uuid(), site_id, 'waiting.' || n, priority, status, received_at, queue, sent_at, queued_at,
-        attempts, reason, due_at, modality, region, scope, bundle, images, failed_images
+        attempts, reason, due_at, modality, region, bundle, images, failed_images
     FROM studies, generate_series(1, %(count)s) n WHERE id = %(first)s
 """
 READ = "SELECT seq_tup_read + idx_tup_fetch FROM pg_stat_xact_user_tables WHERE relname = 'studies'"

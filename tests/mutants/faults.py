@@ -137,10 +137,10 @@ FAULTS = (
     ),
     Fault(
         "abstention-skipped",
-        "The model says likely or none of images that it was never trained for.",
+        "The model says positive or negative of images that it was never trained for.",
         "shared/vision/reader.py",
-        "if scope == IN_SCOPE else Call.ABSTAINED",
-        "if scope else Call.ABSTAINED",
+        "        if abstention is not None:\n            assessment = Assessment.ABSTAINED\n",
+        "        if abstention is None:\n            assessment = Assessment.ABSTAINED\n",
         ("tests/unit/shared/test_reader.py::test_out_of_scope_abstains_and_says_why",),
     ),
     Fault(
@@ -224,8 +224,8 @@ FAULTS = (
         "alert-reversed",
         "Readers are alerted of studies that the newer model calls negative, and of no others.",
         "shared/backlog.py",
-        "return old == Call.NONE and new in POSITIVE",
-        "return new == Call.NONE and old in POSITIVE",
+        "return old == Assessment.NEGATIVE and new in POSITIVE",
+        "return new == Assessment.NEGATIVE and old in POSITIVE",
         ("tests/unit/shared/test_backlog.py::test_what_counts_as_newly_positive",),
     ),
 )

@@ -106,7 +106,7 @@ document.addEventListener("click", async (event) => {
   await refresh();
 });
 
-const CALLS = ["likely", "possible", "abstained", "none"];
+const ASSESSMENTS = ["positive", "unclear", "abstained", "negative"];
 const NAMED = 20; // studies that are linked; /docs tells how scripts get all
 
 function element(name, text = "", classes = "") {
@@ -131,10 +131,10 @@ function table(caption, heads, rows) {
   return made;
 }
 
-// changes: old call -> new call -> studies.
+// changes: old assessment -> new assessment -> studies.
 function changesTable(caption, changes) {
-  const rows = CALLS.filter((old) => changes[old]).map((old) => [`was ${old}`, ...CALLS.map((now) => changes[old][now] ?? 0)]);
-  return table(caption, ["", ...CALLS.map((now) => `now ${now}`)], rows);
+  const rows = ASSESSMENTS.filter((old) => changes[old]).map((old) => [`was ${old}`, ...ASSESSMENTS.map((now) => changes[old][now] ?? 0)]);
+  return table(caption, ["", ...ASSESSMENTS.map((now) => `now ${now}`)], rows);
 }
 
 function named(words, ids) {
@@ -159,22 +159,22 @@ function show(title, ...parts) {
 }
 
 function compared(value) {
-  const changed = ({ changes }) => CALLS.flatMap((old) => CALLS.map((now) => (old === now ? 0 : changes[old]?.[now] ?? 0))).reduce((sum, one) => sum + one, 0);
+  const changed = ({ changes }) => ASSESSMENTS.flatMap((old) => ASSESSMENTS.map((now) => (old === now ? 0 : changes[old]?.[now] ?? 0))).reduce((sum, one) => sum + one, 0);
   const regions = Object.entries(value.regions).map(([name, one]) => [
     name, one.studies, changed(one), one.probability_change.toFixed(3), one.abstention_change,
   ]);
   const words = value.all.studies
-    ? `Both have looked at ${studies(value.all.studies)}. ${value.new} calls ${studies(value.newly_positive)} that ${value.old} called none, and none ${studies(value.newly_negative)} that it called.`
+    ? `Both have looked at ${studies(value.all.studies)}. ${value.new} does not say negative of ${studies(value.newly_positive)} of which ${value.old} did, and says negative of ${studies(value.newly_negative)} of which it did not.`
     : `No study was looked at by both yet: Shadow lets ${value.new} look at history, unseen.`;
   show(
     `${value.old} against ${value.new}`,
     element("p", words),
     ...(value.all.studies ? [
-      changesTable(`Calls of ${value.old}, and what ${value.new} makes of them`, value.all.changes),
-      table("By region, as the former recognised it", ["region", "studies", "calls that change", "mean change of probability", "more abstentions"], regions),
+      changesTable(`Assessments by ${value.old}, and what ${value.new} makes of them`, value.all.changes),
+      table("By region, as the former recognised it", ["region", "studies", "assessments that change", "mean change of probability", "more abstentions"], regions),
     ] : []),
-    named("Newly called", value.newly_positive_studies),
-    named("No longer called", value.newly_negative_studies),
+    named("Newly unclear or positive", value.newly_positive_studies),
+    named("Newly negative", value.newly_negative_studies),
     element("p", value.notice, "quiet"),
   );
 }
@@ -182,14 +182,14 @@ function compared(value) {
 function night(value) {
   const states = [...new Set(Object.values(value.kinds).flatMap((each) => Object.keys(each)))].sort();
   const rows = Object.entries(value.kinds).map(([kind, counts]) => [kind, ...states.map((state) => counts[state] ?? 0)]);
-  const words = `${studies(value.newly_positive)} that the older bundle called none ${value.newly_positive === 1 ? "is" : "are"} called now, ${value.newly_negative.toLocaleString("en")} no longer; ${value.from_abstained.toLocaleString("en")} of those it abstained on are called.`;
+  const words = `${studies(value.newly_positive)} that the older bundle assessed as negative ${value.newly_positive === 1 ? "is" : "are"} unclear or positive now, ${value.newly_negative.toLocaleString("en")} no longer; ${value.from_abstained.toLocaleString("en")} of those it abstained on are.`;
   show(
     `Night of ${value.run.night}, ${value.run.bundle}`,
     element("p", words),
     ...(rows.length ? [table("What was chosen, and how it ended", ["why chosen", ...states], rows)] : [element("p", "There was nothing to look at.")]),
-    ...(Object.keys(value.changes).length ? [changesTable("Calls before and after", value.changes)] : []),
-    named("Newly called, at this site", value.alerts.map((one) => one.study_id)),
-    named("Called after an abstention, at this site", value.from_abstained_studies),
+    ...(Object.keys(value.changes).length ? [changesTable("Assessments before and after", value.changes)] : []),
+    named("Newly unclear or positive, at this site", value.alerts.map((one) => one.study_id)),
+    named("Unclear or positive after an abstention, at this site", value.from_abstained_studies),
     element("p", value.notice, "quiet"),
   );
 }

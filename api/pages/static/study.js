@@ -184,7 +184,7 @@ function openViewer() {
         const answer = await fetch(`/studies/${root.dataset.study}/heatmap.json?image=${image}&frame=${frame}`, { signal });
         if (!answer.ok) throw new Error(answer.statusText);
         const heat = new Heat(await answer.json(), { width: Number(thumb.dataset.columns), height: Number(thumb.dataset.rows) });
-        const silent = heat.call === "abstained"; // no line where the model does not answer
+        const silent = heat.assessment === "abstained"; // no line where the model does not answer
         const levels = [["sensitive", heat.sensitive_threshold], ["specific", heat.specific_threshold]];
         told = { heat, outlines: silent ? [] : levels.map(([name, level]) => ({ name, level, lines: heat.outline(level) })) };
         heats.keep(mine, told);
@@ -203,7 +203,7 @@ function openViewer() {
 
   function tellDrawn({ heat, outlines }) {
     const words = byId("drawn");
-    if (heat.call === "abstained") {
+    if (heat.assessment === "abstained") {
       words.textContent = "No outline is drawn: the model abstains. Silence is not normal.";
       return;
     }
@@ -212,7 +212,7 @@ function openViewer() {
     for (const { name, level, lines } of outlines) {
       const sample = element("svg", { class: "sample", viewBox: "0 0 40 10", width: 40, height: 10, "aria-hidden": true });
       sample.append(element("path", { class: `outline ${name}`, d: "M2 5H38" }));
-      const meaning = name === "sensitive" ? "dotted: alone enough for “possible”" : "solid: alone enough for “likely”";
+      const meaning = name === "sensitive" ? "dotted: alone enough for “unclear”" : "solid: alone enough for “positive”";
       const told = document.createElement("span");
       told.append(sample, `${meaning}, from ${probability(level)} (${areas(lines.length)})`);
       words.append(told, " ");

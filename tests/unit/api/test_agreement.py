@@ -15,20 +15,20 @@ MONDAY = datetime(2026, 3, 2, tzinfo=UTC)
 
 
 def row(number: int, agrees: bool, **changes: Any) -> Judged:
-    values = {"answered_at": MONDAY + timedelta(hours=number), "fracture": None, "call": "likely", "region": "hand",
+    values = {"answered_at": MONDAY + timedelta(hours=number), "fracture": None, "assessment": "positive", "region": "hand",
               "bundle": "a", "scanner": "AGFA DX"} | changes  # fmt: skip
     return Judged(number=number, agrees=agrees, **values)
 
 
 ROWS = st.lists(
-    st.tuples(st.booleans(), st.sampled_from(["likely", "possible", "none", "abstained"]), st.sampled_from(["hand", "leg"]),
+    st.tuples(st.booleans(), st.sampled_from(["positive", "unclear", "negative", "abstained"]), st.sampled_from(["hand", "leg"]),
               st.sampled_from([None, "yes", "no", "unsure"])), max_size=60,
 )  # fmt: skip
 
 
 def rows_of(drawn: list[Any]) -> list[Judged]:
-    return [row(n, agrees, call=call, region=region, fracture=None if agrees else fracture)
-            for n, (agrees, call, region, fracture) in enumerate(drawn, start=1)]  # fmt: skip
+    return [row(n, agrees, assessment=assessment, region=region, fracture=None if agrees else fracture)
+            for n, (agrees, assessment, region, fracture) in enumerate(drawn, start=1)]  # fmt: skip
 
 
 @given(ROWS, st.randoms())
@@ -78,9 +78,9 @@ def test_a_course_has_gaps_where_nobody_answered() -> None:
 def test_what_readers_see_is_the_reference() -> None:
     """Sensitivity and specificity count what is known: who agrees, and who says what they see; never abstentions."""
     rows = [
-        row(1, True), row(2, True), row(3, False, fracture="no"), row(4, True, call="none"),
-        row(5, False, call="none", fracture="yes"), row(6, False, fracture="unsure"), row(7, False),
-        row(8, True, call="abstained"),
+        row(1, True), row(2, True), row(3, False, fracture="no"), row(4, True, assessment="negative"),
+        row(5, False, assessment="negative", fracture="yes"), row(6, False, fracture="unsure"), row(7, False),
+        row(8, True, assessment="abstained"),
     ]  # fmt: skip
     sensitivity, specificity = summary(rows, None, []).reference
     assert (sensitivity.hits, sensitivity.of) == (2, 3)

@@ -1,38 +1,30 @@
 """The model in plain language."""
 
-import ast
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from api.pages.words import ABSTENTIONS, model_words, plain_scope
-from shared.findings import IN_SCOPE
+from api.pages.words import model_words, plain_reason
+from shared.findings import AbstentionReason, abstention_words
 from shared.settings import ROOT
 from shared.vision.bundle import load_bundle
 from shared.vision.reader import Look
 
 
-def scopes() -> Iterator[str]:
-    """Every reason that the reader can give for an abstention, as its source has them."""
-    tree = ast.parse((ROOT / "shared/vision/reader.py").read_text())
-    (function,) = [n for n in ast.walk(tree) if isinstance(n, ast.FunctionDef) and n.name == "_scope"]
-    told = [n.value for n in ast.walk(function) if isinstance(n, ast.Return)]
-    for value in told:
-        if isinstance(value, ast.Constant):
-            yield str(value.value)
-        elif isinstance(value, ast.JoinedStr):
-            yield "".join(str(part.value) if isinstance(part, ast.Constant) else "X" for part in value.values)
-    yield from (str(look) for look in Look if look != Look.USUAL)
-
-
 def test_every_abstention_has_plain_words() -> None:
-    """No reason that the reader gives is left without an explanation, and no explanation is for nothing."""
-    found = list(scopes())
-    assert len(found) == len(ABSTENTIONS)
-    assert all(plain_scope(scope) for scope in found), [scope for scope in found if not plain_scope(scope)]
-    assert plain_scope(IN_SCOPE) == ""
+    """No reason to abstain is left without a name and an explanation, and in scope there is neither."""
+    for reason in AbstentionReason:
+        assert plain_reason(reason).endswith(".")
+        assert abstention_words(reason, "2")
+    assert plain_reason(None) == abstention_words(None) == ""
+    assert abstention_words(AbstentionReason.BODY_PART, "CHEST") == "outside the validated scope: body part CHEST"
+    assert abstention_words(AbstentionReason.METAL) == "outside the validated scope: metal in view"
+
+
+def test_a_look_is_a_reason() -> None:
+    """What is seen without the network is a reason to abstain by the same code."""
+    assert all(AbstentionReason(look) for look in Look if look != Look.USUAL)
 
 
 def test_the_shipped_bundle_in_words() -> None:
@@ -42,10 +34,10 @@ def test_the_shipped_bundle_in_words() -> None:
     words = model_words("second-look", manifest.model_dump())
     assert words.rates == [
         (
-            "Of 100 fractured films it calls 98 possible or likely (94 to 100), and of 100 sound ones 55 too "
+            "Of 100 fractured films 98 are unclear or positive (94 to 100), and of 100 sound ones 55 too "
             "(49 to 60): dotted line."
         ),
-        "Of 100 fractured films it calls 73 likely (54 to 87), and of 100 sound ones 4 too (2 to 6): solid line.",
+        "Of 100 fractured films 73 are positive (54 to 87), and of 100 sound ones 4 too (2 to 6): solid line.",
     ]
     assert "hand, elbow, shoulder, hip and leg" in words.tried_on
     assert "CR, DX, RG or OT" in words.tried_on

@@ -121,8 +121,8 @@ def test_ours_waits_at_most_its_allowance_and_the_work_then_left(replayed: list[
 
 def test_probability_alone_starves_who_looks_harmless() -> None:
     """One sound-looking study waits for as long as others keep coming; ours reads it once it is due."""
-    steady = [Arrival(float(at), Priority.ROUTINE, "possible", 0.3, None, 5.0) for at in range(0, 6000, 5)]
-    harmless = Arrival(1.0, Priority.ROUTINE, "none", 0.001, None, 5.0)
+    steady = [Arrival(float(at), Priority.ROUTINE, "unclear", 0.3, None, 5.0) for at in range(0, 6000, 5)]
+    harmless = Arrival(1.0, Priority.ROUTINE, "negative", 0.001, None, 5.0)
     replayed = sorted([*steady, harmless], key=lambda each: each.at)
     department = Department((Shift(),), 5.0, 0.0)
     waits = {
@@ -143,11 +143,11 @@ def test_a_shift_through_the_night() -> None:
 
 def test_figures() -> None:
     """Mean, 95th percentile by nearest rank, maximum, and the share over its own allowance, by class and over all."""
-    replayed = [Arrival(0.0, Priority.ROUTINE, "likely", 0.5, True, 2.0) for _ in range(20)]
+    replayed = [Arrival(0.0, Priority.ROUTINE, "positive", 0.5, True, 2.0) for _ in range(20)]
     rows = {row.kind: row for row in figures(Policy.DUE, simulate(replayed, Policy.DUE, Department()), Department())}
-    assert set(rows) == {"likely", "all", "fractured"}
-    assert (rows["likely"].mean, rows["likely"].p95, rows["likely"].maximum) == (19.0, 36.0, 38.0)
-    assert rows["likely"].over == 4 / 20  # 32, 34, 36 and 38 minutes; 30 are allowed
+    assert set(rows) == {"positive", "all", "fractured"}
+    assert (rows["positive"].mean, rows["positive"].p95, rows["positive"].maximum) == (19.0, 36.0, 38.0)
+    assert rows["positive"].over == 4 / 20  # 32, 34, 36 and 38 minutes; 30 are allowed
 
 
 @given(listed(st.none() | st.integers(1, 60).map(float)))
@@ -168,10 +168,10 @@ def test_arrivals_written_are_arrivals_read(tmp_path_factory: Any, replayed: lis
         ("", "first line"),
         ("when\n1\n", "arrived_at"),
         ("arrived_at\n2026-01-05T08:00:00\n", "class"),
-        ("arrived_at,class\nyesterday,none\n", "line 2"),
-        ("arrived_at,class\n2026-01-05T08:00:00,maybe\n", "likely severe"),
-        ("arrived_at,class,probability\n2026-01-05T08:00:00,none,7\n", "line 2"),
-        ("arrived_at,class\n2026-01-05T08:00:00,none\n2026-01-05T08:00:00+01:00,none\n", "time zone"),
+        ("arrived_at,class\nyesterday,negative\n", "line 2"),
+        ("arrived_at,class\n2026-01-05T08:00:00,maybe\n", "positive severe"),
+        ("arrived_at,class,probability\n2026-01-05T08:00:00,negative,7\n", "line 2"),
+        ("arrived_at,class\n2026-01-05T08:00:00,negative\n2026-01-05T08:00:00+01:00,negative\n", "time zone"),
     ],
 )
 def test_arrivals_that_cannot_be_understood(tmp_path: Path, text: str, words: str) -> None:
@@ -183,15 +183,15 @@ def test_arrivals_that_cannot_be_understood(tmp_path: Path, text: str, words: st
 
 
 def test_call_and_severity_make_a_class(tmp_path: Path) -> None:
-    """Exports that have call and severity instead of a class are understood; an empty call is pending."""
+    """Exports that have assessment and severity instead of a class are understood; an empty assessment is pending."""
     lines = [
-        "arrived_at,call,severity",
-        "2026-01-05T08:00,likely,severe",
-        "2026-01-05T08:01,likely,mild",
+        "arrived_at,assessment,severity",
+        "2026-01-05T08:00,positive,severe",
+        "2026-01-05T08:01,positive,mild",
         "2026-01-05T08:02,,",
     ]
     (tmp_path / "a.csv").write_text("\n".join(lines))
-    assert [each.kind for each in made.read(tmp_path / "a.csv")] == ["likely severe", "likely", "pending"]
+    assert [each.kind for each in made.read(tmp_path / "a.csv")] == ["positive severe", "positive", "pending"]
 
 
 def test_synthetic_department_is_as_the_manifest_says() -> None:
@@ -203,17 +203,17 @@ def test_synthetic_department_is_as_the_manifest_says() -> None:
     broken = [each for each in studies if each.fracture]
     assert len(broken) / len(studies) == pytest.approx(made.PREVALENCE, abs=0.01)
     called = [each for each in studies if each.kind != "abstained"]
-    sensitive = sum(each.kind != "none" for each in called if each.fracture) / sum(
+    sensitive = sum(each.kind != "negative" for each in called if each.fracture) / sum(
         bool(each.fracture) for each in called
     )
-    specific = sum(not each.kind.startswith("likely") for each in called if not each.fracture) / sum(
+    specific = sum(not each.kind.startswith("positive") for each in called if not each.fracture) / sum(
         not each.fracture for each in called
     )
     assert sensitive == pytest.approx(manifest["metrics"]["operating_points"]["sensitive"]["sensitivity"][0], abs=0.01)
     assert specific == pytest.approx(manifest["metrics"]["operating_points"]["specific"]["specificity"][0], abs=0.01)
     for each in called:
-        assert (each.probability >= manifest["specific"]) == each.kind.startswith("likely")
-        assert (each.probability < manifest["sensitive"]) == (each.kind == "none")
+        assert (each.probability >= manifest["specific"]) == each.kind.startswith("positive")
+        assert (each.probability < manifest["sensitive"]) == (each.kind == "negative")
 
 
 def test_command(tmp_path: Path) -> None:
@@ -244,8 +244,8 @@ def test_command(tmp_path: Path) -> None:
 def test_unsound_tables_and_other_encodings_are_refused(tmp_path: Path) -> None:
     """A table that no department could switch on is refused with the reasons, a CSV of a spreadsheet's own with the cure."""
     table, arrivals = tmp_path / "allowances.json", tmp_path / "arrivals.csv"
-    table.write_text('{"none": {"routine": 1, "urgent": 1}}')
-    arrivals.write_bytes("arrived_at,class\n2026-01-01,none\nM\u00fcller,none\n".encode("cp1252"))
+    table.write_text('{"negative": {"routine": 1, "urgent": 1}}')
+    arrivals.write_bytes("arrived_at,class\n2026-01-01,negative\nM\u00fcller,negative\n".encode("cp1252"))
     for arguments, words in (
         (["--synthetic", "--allowances", str(table)], "may not wait longer"),
         ([str(arrivals)], "save it as CSV UTF-8"),
@@ -261,7 +261,7 @@ def test_unsound_tables_and_other_encodings_are_refused(tmp_path: Path) -> None:
         ([], "--synthetic"),
         (["--synthetic", "--hours", "8to18"], "8-18"),
         (["--synthetic", "--hours", "8-18,18-8", "--readers", "3"], "one for each"),
-        (["--synthetic", "--reading-minutes", "likely=x"], "likely=6"),
+        (["--synthetic", "--reading-minutes", "positive=x"], "positive=6"),
         (["--synthetic", "--reading-minutes", "maybe=3"], "abstained"),
     ],
 )

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shared.backlog import BacklogRun, Stage, forecast, newly_positive, night_began
-from shared.findings import Call
+from shared.findings import Assessment
 
 TWO = datetime(2026, 3, 2, 2, tzinfo=UTC)
 HOUR = timedelta(hours=1)
@@ -59,9 +59,9 @@ def test_a_forecast_always_has_words(
 
 
 def test_what_counts_as_newly_positive() -> None:
-    """Only none that turned possible or likely: an abstention was no answer."""
-    positive = {(old, new) for old in [*Call, None] for new in [*Call, None] if newly_positive(old, new)}
-    assert positive == {(Call.NONE, Call.POSSIBLE), (Call.NONE, Call.LIKELY)}
+    """Only negative that turned unclear or positive: an abstention was no answer."""
+    positive = {(old, new) for old in [*Assessment, None] for new in [*Assessment, None] if newly_positive(old, new)}
+    assert positive == {(Assessment.NEGATIVE, Assessment.UNCLEAR), (Assessment.NEGATIVE, Assessment.POSITIVE)}
 
 
 @given(minutes=st.integers(0, 2 * 365 * 24 * 60), hour=st.integers(0, 23))

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from shared.findings import Call, Severity
+from shared.findings import Assessment, Severity
 from shared.vision.bundle import Calibration, Manifest
 from shared.vision.network import BoneNet
 from shared.vision.reader import Look, RawReading, Reader, look
@@ -108,12 +108,14 @@ def test_blank_film_is_seen(reader: Reader) -> None:
     assert [answer.look for answer in answers] == [Look.USUAL, Look.BLANK]
 
 
-@pytest.mark.parametrize(("chance", "call"), [(0.1, Call.NONE), (0.3, Call.POSSIBLE), (0.9, Call.LIKELY)])
-def test_in_scope_calls_by_the_operating_points(reader: Reader, chance: float, call: Call) -> None:
-    """In scope, the manifest's two thresholds decide the call, and only a called fracture has an extent."""
+@pytest.mark.parametrize(
+    ("chance", "assessment"), [(0.1, Assessment.NEGATIVE), (0.3, Assessment.UNCLEAR), (0.9, Assessment.POSITIVE)]
+)
+def test_in_scope_calls_by_the_operating_points(reader: Reader, chance: float, assessment: Assessment) -> None:
+    """In scope, the manifest's two thresholds decide the assessment, and only a called fracture has an extent."""
     finding = reader.finding(raw(chance), 1, "DX")
-    assert (finding.call, finding.scope) == (call, "in scope")
-    assert (finding.severity is Severity.NONE) == (call is Call.NONE)
+    assert (finding.assessment, finding.abstention) == (assessment, None)
+    assert (finding.severity is Severity.NONE) == (assessment is Assessment.NEGATIVE)
 
 
 def test_called_fracture_has_at_least_mild_extent(reader: Reader) -> None:
@@ -124,36 +126,43 @@ def test_called_fracture_has_at_least_mild_extent(reader: Reader) -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "modality", "words"),
+    ("changes", "modality", "reason"),
     [
-        ({}, "MR", "modality MR is outside the model's validated scope"),
-        ({"look": Look.BLANK}, "DX", "the image is blank"),
-        ({"look": Look.COLLIMATED}, "DX", "almost nothing of the image is exposed"),
-        ({"look": Look.INVERTED}, "DX", "the image looks inverted"),
-        ({"hardware": 0.8}, "DX", "metal is in view"),
-        ({"strangeness": 2.1}, "DX", "the image is unlike those it learned from"),
-        ({"strangeness": math.nan}, "DX", "the image is unlike those it learned from"),
-        ({"region": np.array([0.39, 0.35], np.float32)}, "DX", "the body region was not recognised"),
+        ({}, "MR", "modality"),
+        ({"look": Look.BLANK}, "DX", "blank"),
+        ({"look": Look.COLLIMATED}, "DX", "collimated"),
+        ({"look": Look.INVERTED}, "DX", "inverted"),
+        ({"hardware": 0.8}, "DX", "metal"),
+        ({"strangeness": 2.1}, "DX", "out-of-distribution"),
+        ({"strangeness": math.nan}, "DX", "out-of-distribution"),
+        ({"region": np.array([0.39, 0.35], np.float32)}, "DX", "region"),
     ],
 )
-def test_out_of_scope_abstains_and_says_why(reader: Reader, changes: dict[str, Any], modality: str, words: str) -> None:
-    """Out of scope the model says neither "likely" nor "none": it abstains with the reason in words."""
+def test_out_of_scope_abstains_and_says_why(
+    reader: Reader, changes: dict[str, Any], modality: str, reason: str
+) -> None:
+    """Out of scope the model says neither "positive" nor "negative": it abstains, and the reason is a code."""
     for chance in (0.01, 0.99):
         finding = reader.finding(raw(chance, **changes), 3, modality)
-        assert (finding.call, finding.severity, finding.scope) == (Call.ABSTAINED, Severity.NONE, words)
+        assert (finding.assessment, finding.severity, finding.abstention) == (
+            Assessment.ABSTAINED,
+            Severity.NONE,
+            reason,
+        )
+        assert finding.abstention_detail == ("MR" if reason == "modality" else "")
         assert (finding.frame, finding.bundle, finding.fracture_probability) == (3, "test-1", chance)
 
 
 def test_picture_without_modality_is_in_scope(reader: Reader) -> None:
     """A PNG has no modality to judge, so only its content decides."""
-    assert reader.finding(raw(), 1, "").call is Call.LIKELY
+    assert reader.finding(raw(), 1, "").assessment is Assessment.POSITIVE
 
 
 def test_body_part_that_no_region_stands_for_is_out_of_scope(reader: Reader) -> None:
     """A chest is turned away by its header even where its pixels look like a shoulder; other parts are not."""
     finding = reader.finding(raw(), 1, "DX", "CHEST")
-    assert (finding.call, finding.scope) == (Call.ABSTAINED, "body part CHEST is outside the model's validated scope")
-    assert reader.finding(raw(), 1, "DX", "HAND").call is Call.LIKELY
+    assert (finding.assessment, finding.abstention, finding.abstention_detail) == ("abstained", "body-part", "CHEST")
+    assert reader.finding(raw(), 1, "DX", "HAND").assessment is Assessment.POSITIVE
 
 
 def film(size: int = 96) -> Any:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from shared.findings import Call, Severity, StudySummary
+from shared.findings import AbstentionReason, Assessment, Severity, StudySummary
 from shared.study import Priority, StudyStatus
 from shared.worklist import (
     ALLOWANCES,
@@ -27,14 +27,13 @@ NOON = datetime(2026, 3, 1, 12, tzinfo=UTC)
 TIMES = st.datetimes(datetime(2000, 1, 1), datetime(2100, 1, 1), timezones=st.timezones())  # noqa: DTZ001
 SUMMARIES = st.none() | st.builds(
     StudySummary,
-    st.sampled_from(Call),
+    st.sampled_from(Assessment),
     st.sampled_from(Severity),
     st.just("hand"),
     st.floats(0, 1),
-    st.just("in scope"),
 )
 PRIORITIES = st.sampled_from(Priority)
-URGENCY = ["likely severe", "likely", "possible", "abstained", PENDING, "none"]  # most urgent first
+URGENCY = ["positive severe", "positive", "unclear", "abstained", PENDING, "negative"]  # most urgent first
 
 
 def entry(**changes: object) -> WorklistEntry:
@@ -44,11 +43,12 @@ def entry(**changes: object) -> WorklistEntry:
         "status": StudyStatus.ANALYSED,
         "received_at": NOON,
         "due_at": NOON + timedelta(minutes=30),
-        "call": Call.LIKELY,
+        "assessment": Assessment.POSITIVE,
         "severity": Severity.MODERATE,
         "region": "elbow",
         "fracture_probability": 0.93,
-        "scope": "in scope",
+        "abstention": None,
+        "abstention_detail": "",
         "modality": "DX",
         "images": 2,
         "failed_images": 0,
@@ -173,7 +173,7 @@ def test_within_a_class_first_come_first_read(
 
 @pytest.mark.parametrize("priority", Priority)
 def test_more_urgent_class_is_never_due_later(priority: Priority) -> None:
-    """Down the classes, from a likely severe fracture to none, the allowance never shrinks."""
+    """Down the classes, from a severe positive one to a negative one, the allowance never shrinks."""
     allowed = [ALLOWANCES[name][priority] for name in URGENCY]
     assert allowed == sorted(allowed)
 
@@ -187,18 +187,18 @@ def test_more_urgent_priority_is_never_due_later(name: str) -> None:
 
 def test_every_class_and_priority_has_an_allowance() -> None:
     """Whatever a model may say and a sender may ask for stands in the table, and nothing else does."""
-    said = {urgency_class(StudySummary(call, severity, "", 0.5, "")) for call in Call for severity in Severity} | {
-        urgency_class(None)
-    }
+    said = {
+        urgency_class(StudySummary(assessment, severity, "", 0.5)) for assessment in Assessment for severity in Severity
+    } | {urgency_class(None)}
     assert said == set(ALLOWANCES) == set(URGENCY)
     assert all(set(row) == set(Priority) for row in ALLOWANCES.values())
 
 
-def test_only_likely_and_severe_is_the_most_urgent_class() -> None:
-    """A large extent alone does not make a merely possible fracture the most urgent."""
-    assert urgency_class(StudySummary(Call.LIKELY, Severity.SEVERE, "", 0.9, "")) == "likely severe"
-    assert urgency_class(StudySummary(Call.LIKELY, Severity.MODERATE, "", 0.9, "")) == "likely"
-    assert urgency_class(StudySummary(Call.POSSIBLE, Severity.SEVERE, "", 0.4, "")) == "possible"
+def test_only_positive_and_severe_is_the_most_urgent_class() -> None:
+    """A large extent alone does not make a merely unclear finding the most urgent."""
+    assert urgency_class(StudySummary(Assessment.POSITIVE, Severity.SEVERE, "", 0.9)) == "positive severe"
+    assert urgency_class(StudySummary(Assessment.POSITIVE, Severity.MODERATE, "", 0.9)) == "positive"
+    assert urgency_class(StudySummary(Assessment.UNCLEAR, Severity.SEVERE, "", 0.4)) == "unclear"
 
 
 def test_naive_time_is_refused() -> None:
@@ -216,20 +216,23 @@ def test_time_zones_are_one_time_line() -> None:
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({}, "due 12:30 UTC: routine, likely fracture, elbow, extent moderate"),
-        ({"severity": Severity.NONE}, "due 12:30 UTC: routine, likely fracture, elbow"),
-        ({"call": Call.POSSIBLE, "severity": None}, "due 12:30 UTC: routine, possible fracture, elbow"),
-        ({"call": Call.NONE, "severity": Severity.NONE}, "due 12:30 UTC: routine, no fracture found, elbow"),
+        ({}, "due 12:30 UTC: routine, positive, elbow, extent moderate"),
+        ({"severity": Severity.NONE}, "due 12:30 UTC: routine, positive, elbow"),
+        ({"assessment": Assessment.UNCLEAR, "severity": None}, "due 12:30 UTC: routine, unclear, elbow"),
         (
-            {"call": Call.ABSTAINED, "scope": "the image is blank", "priority": Priority.URGENT},
-            "due 12:30 UTC: urgent, the model abstains (the image is blank)",
+            {"assessment": Assessment.NEGATIVE, "severity": Severity.NONE},
+            "due 12:30 UTC: routine, negative, elbow",
         ),
-        ({"call": None, "severity": None, "region": ""}, "due 12:30 UTC: routine, not analysed"),
+        (
+            {"assessment": Assessment.ABSTAINED, "abstention": AbstentionReason.BLANK, "priority": Priority.URGENT},
+            "due 12:30 UTC: urgent, abstained, outside the validated scope: blank image",
+        ),
+        ({"assessment": None, "severity": None, "region": ""}, "due 12:30 UTC: routine, not analysed"),
         (
             {"due_at": (NOON + timedelta(minutes=30)).astimezone(timezone(timedelta(hours=-5)))},
-            "due 12:30 UTC: routine, likely fracture, elbow, extent moderate",
+            "due 12:30 UTC: routine, positive, elbow, extent moderate",
         ),
-        ({"due_at": NOON + timedelta(hours=24), "call": None}, "due DAY 12:00 UTC: routine, not analysed"),
+        ({"due_at": NOON + timedelta(hours=24), "assessment": None}, "due DAY 12:00 UTC: routine, not analysed"),
     ],
 )
 def test_every_place_explains_itself(changes: dict[str, object], words: str) -> None:
