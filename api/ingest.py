@@ -8,6 +8,7 @@ import errno
 import hashlib
 import io
 import os
+import re
 import tempfile
 import threading
 from collections.abc import AsyncIterator, Iterator
@@ -16,6 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, cast
+from urllib.parse import unquote_to_bytes
 
 from python_multipart import MultipartParser
 from python_multipart.exceptions import FormParserError
@@ -326,6 +328,36 @@ async def receive(
     return parts.files, parts.fields
 
 
+_EXTENDED = re.compile(r';\s*filename\*(\d{0,3})(\*?)\s*=\s*("(?:[^"\\]|\\.)*"|[^\s;]*)', re.IGNORECASE)
+_QUOTED = re.compile(r'"(?:[^"\\]|\\.)*"')
+
+
+def extended_name(disposition: bytes) -> str | None:
+    """The file name of a part that has it in extended form alone, whole or in numbered pieces; None where it has none.
+
+    RFC 7578 4.2 forbids that form here and some clients send nothing else; what cannot be decoded becomes U+FFFD.
+    Source: RFC 8187 3.2, RFC 2231 3 and 4.
+    """
+    text = disposition.decode("latin-1")
+    quoted = [found.span() for found in _QUOTED.finditer(text)]
+    pieces, charset = [], "utf-8"
+    for found in _EXTENDED.finditer(text):
+        if any(begin < found.start() < end for begin, end in quoted):
+            continue  # it stands within another parameter's value
+        number, star, value = found.groups()
+        if value.startswith('"'):
+            value = re.sub(r"\\(.)", r"\1", value[1:-1])
+        encoded = bool(star) or not number
+        if encoded and number in ("", "0") and value.count("'") >= 2:
+            charset, _language, value = value.split("'", 2)
+        raw = unquote_to_bytes(value.encode("latin-1")) if encoded else value.encode("latin-1")
+        pieces.append((int(number or 0), raw))
+    if not pieces:
+        return None
+    raw = b"".join(piece for _, piece in sorted(pieces))
+    return raw.decode("latin-1" if charset.casefold() == "iso-8859-1" else "utf-8", "replace")
+
+
 class _Parts:
     """What the parser tells, turned into files and fields."""
 
@@ -368,13 +400,15 @@ class _Parts:
         self._name = self._value = b""
 
     def _headers_finished(self) -> None:
-        kind, options = parse_options_header(self._headers.get(b"content-disposition", b""))
+        disposition = self._headers.get(b"content-disposition", b"")
+        kind, options = parse_options_header(disposition)
         if kind != b"form-data":
             raise BadRequest("A part has no Content-Disposition: form-data header")
-        if b"filename" in options:
+        name = options[b"filename"].decode("utf-8", "replace") if b"filename" in options else extended_name(disposition)
+        if name is not None:
             if len(self.files) >= self.max_files:
                 raise RequestTooLarge(f"More than {self.max_files} files in one request. Split it into several.")
-            self._file = self.spool.begin(options[b"filename"].decode("utf-8", "replace"))
+            self._file = self.spool.begin(name)
         else:
             if len(self.fields) >= MAX_FIELDS:
                 raise BadRequest("The request has too many form fields; files need a file name")

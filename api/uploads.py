@@ -23,8 +23,9 @@ from api.dependencies import Parts, PartsDep, Submitter
 from api.ingest import DISK, Spool, SpooledFile, SpoolFull, open_spool, receive
 from api.metrics import count_files
 from api.responses import FileReceipt, Outcome, Receipt, StudyReceipt
-from shared.dicom import HeaderLimits, read_header
+from shared.dicom import read_header
 from shared.errors import BadRequest, Conflict, Rejected, TooLarge, Unavailable
+from shared.image import ImageLimits
 from shared.repository.access import Key
 from shared.repository.intake import Known, Taken, lock_upload, look_up, take_in
 from shared.repository.operations import note_refusals
@@ -118,10 +119,13 @@ def _priority(text: str) -> Priority:
     return Priority(text)
 
 
-def header_limits(settings: Settings) -> HeaderLimits:
+def header_limits(settings: Settings) -> ImageLimits:
     """The part of the settings that headers are held to."""
-    return HeaderLimits(
-        settings.max_header_bytes, settings.max_frame_pixels, settings.max_frames, settings.max_decoded_bytes
+    return ImageLimits(
+        max_header_bytes=settings.max_header_bytes,
+        max_frame_pixels=settings.max_frame_pixels,
+        max_frames=settings.max_frames,
+        max_decoded_bytes=settings.max_decoded_bytes,
     )
 
 

@@ -13,11 +13,11 @@ from benchmarks.line import Line, pace
 from benchmarks.measure import Arm, Case, Goal, Result, Say, interleaved
 from benchmarks.plant import Plant
 from benchmarks.radiographs import stored
+from shared.image import ImageLimits
 from shared.settings import Settings, cpu_count
 from shared.storage import open_store
 from shared.vision.bundle import load_bundle
 from shared.vision.engines import Engine, images_a_call, lanes, pick_engine
-from shared.vision.pixels import PixelLimits
 from worker import decoding
 from worker.tasks import threads_for
 
@@ -39,7 +39,7 @@ def run(quick: bool, say: Say) -> Result:  # noqa: FBT001 - one signature for al
         plant.worker()
         say("making films")
         films = {kind: stored(store, 4 if quick else FILMS, encoding) for kind, encoding in kinds.items()}
-        decoding.begin_here(store, PixelLimits())
+        decoding.begin_here(store, ImageLimits())
         cv2.setNumThreads(1)
         line = Line(plant)
         try:

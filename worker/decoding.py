@@ -26,9 +26,10 @@ import cv2
 from pebble import ProcessExpired, ProcessPool
 
 from shared.errors import ObjectMissing, OsteonError
+from shared.image import ImageLimits
 from shared.logs import configure_logs
 from shared.storage import Store, film_key, open_store, original_key, preview_key, sha256_of
-from shared.vision.pixels import PixelLimits, PixelSource, display, open_pixels
+from shared.vision.pixels import PixelSource, display, open_pixels
 from shared.vision.tensors import UInt8Image, prepare, shrink
 from worker.batching import Batcher, RightOfWay
 from worker.films import pack, picture
@@ -81,7 +82,7 @@ class Decoders:
     def __init__(
         self,
         store_url: str,
-        limits: PixelLimits,
+        limits: ImageLimits,
         *,
         count: int,
         limit_s: float,
@@ -186,13 +187,13 @@ class Bench:
     """What a child works with."""
 
     store: Store
-    limits: PixelLimits
+    limits: ImageLimits
 
 
 _bench: Bench | None = None
 
 
-def begin(store_url: str, limits: PixelLimits, memory_bytes: int, log_level: str, patience_s: float) -> None:
+def begin(store_url: str, limits: ImageLimits, memory_bytes: int, log_level: str, patience_s: float) -> None:
     """Make ready for `decode`: bounded memory, and an end when the worker ends, however it does."""
     configure_logs(log_level)
     for number in (signal.SIGINT, signal.SIGTERM):  # sent to the whole group; the worker says when it is time
@@ -209,7 +210,7 @@ def begin(store_url: str, limits: PixelLimits, memory_bytes: int, log_level: str
     begin_here(open_store(store_url, patience_s), limits)
 
 
-def begin_here(store: Store, limits: PixelLimits) -> None:
+def begin_here(store: Store, limits: ImageLimits) -> None:
     """Make ready for `decode` in this process, without bounds: to measure it."""
     global _bench  # noqa: PLW0603 - one per process
     _keep_memory()

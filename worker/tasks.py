@@ -14,12 +14,12 @@ from uuid import UUID
 import numpy as np
 
 from shared.errors import DatabaseFull, ObjectMissing, OsteonError, Rejected, StoreUnavailable, Unavailable
+from shared.image import ImageLimits
 from shared.repository import Database, reading, second_looks, work
 from shared.settings import Settings, cpu_count
 from shared.storage import film_key, open_store
 from shared.study import Claim, Priority
 from shared.vision.engines import callers, images_a_call
-from shared.vision.pixels import PixelLimits
 from shared.vision.reader import Reader
 from worker import metrics
 from worker.analysis import ModelBatcher, analyse
@@ -56,8 +56,11 @@ class Engine:
         self.reader = ActiveReader(self.database, self.store, settings.cache)
         self.decoders = Decoders(
             store_url,
-            PixelLimits(
-                settings.max_frame_pixels, settings.max_frames, settings.max_decoded_bytes, settings.max_header_bytes
+            ImageLimits(
+                max_header_bytes=settings.max_header_bytes,
+                max_frame_pixels=settings.max_frame_pixels,
+                max_frames=settings.max_frames,
+                max_decoded_bytes=settings.max_decoded_bytes,
             ),
             count=settings.decoders or cpu_count(),
             limit_s=settings.decode_limit_s,

@@ -15,73 +15,41 @@ import io
 import logging
 import math
 import re
-import struct
 import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from pydicom.dataset import Dataset
 from pydicom.filereader import read_dataset
-from pydicom.tag import Tag
 
-from shared.dicom import Budget, CountedFile, code_string, count, in_our_words, items_of, value_of
-from shared.errors import (
-    BadAttributes,
-    CannotUnderstand,
-    EmptyFile,
-    NoFileMeta,
-    NoPixelData,
-    NotDicom,
-    Rejected,
-    TooLarge,
-    TruncatedPixels,
-    UndecodablePixels,
-    UnknownTransferSyntax,
-    UnsupportedPixels,
+from shared.elements import Budget, CountedFile, code_string, in_our_words, value_of
+from shared.errors import EmptyFile, NoFileMeta, NotDicom, Rejected, TooLarge, UnknownTransferSyntax
+from shared.image import (
+    BIG_ENDIAN,
+    DEFLATED,
+    NATIVE,
+    WANTED,
+    ImageLimits,
+    Table,
+    Values,
+    describe,
+    ends_of,
+    locate,
+    read_until_pixels,
+    spacing_of,
 )
-from shared.vision.codecs import ENCAPSULATED, Pieces, decode_frame, find_frames, inflate, significant
+from shared.streams import ENCAPSULATED, Pieces, Samples, whole
+from shared.vision.codecs import decode_frame, inflate, significant
 from shared.vision.tensors import Float32Image, UInt8Image
 
-IMPLICIT_LE = "1.2.840.10008.1.2"
-EXPLICIT_LE = "1.2.840.10008.1.2.1"
-DEFLATED = "1.2.840.10008.1.2.1.99"
-BIG_ENDIAN = "1.2.840.10008.1.2.2"
-NATIVE = frozenset({IMPLICIT_LE, EXPLICIT_LE, DEFLATED, BIG_ENDIAN})
 PREVIEW_PERCENTILES = (0.5, 99.5)
-LEAST, LARGEST = 1e-20, 1e20  # of a rescale: beyond them float32 has no room for the steps that follow
-LEAST_WIDTH = 1e-10  # of a window
-LONGEST_TABLE = 1 << 20  # bytes of LUT Data, 65536 numbers as text included
 
 _PREAMBLE = 128
-_UNDEFINED = 0xFFFFFFFF
-_FLOAT, _DOUBLE, _PIXELS = 0x7FE00008, 0x7FE00009, 0x7FE00010
 _quiet_lock = threading.Lock()
-# all that is read of a data set
-_WANTED = [
-    Tag(keyword)
-    for keyword in (
-        "Modality", "BodyPartExamined", "SamplesPerPixel", "PhotometricInterpretation", "NumberOfFrames", "Rows",
-        "Columns", "BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation", "WindowCenter", "WindowWidth",
-        "VOILUTFunction", "RescaleIntercept", "RescaleSlope", "ModalityLUTSequence", "VOILUTSequence",
-        "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence", "ExtendedOffsetTable",
-        "ExtendedOffsetTableLengths", "PixelSpacing", "ImagerPixelSpacing",
-    )
-]  # fmt: skip
-
-
-@dataclass(frozen=True)
-class PixelLimits:
-    """Bounds on what one file may claim."""
-
-    max_frame_pixels: int = 60_000_000
-    max_frames: int = 200
-    max_decoded_bytes: int = 2 * 2**30  # all frames as stored
-    max_header_bytes: int = 16 * 2**20
 
 
 @dataclass(frozen=True)
@@ -168,6 +136,7 @@ class PixelSource:
     signed: bool
     transfer_syntax: str
     swapped_bytes: bool  # 8-bit samples in big endian words, PS3.5 8.1.1 and A.3
+    overlays: bool  # whether old overlays lie in unused bits of the samples
     spacing: tuple[float, float] | None  # mm from row to row and from column to column, where the file says so
     transforms: tuple[Transform, ...] = field(repr=False)  # one for all frames, or one for each
     data: bytes = field(repr=False)
@@ -190,14 +159,14 @@ class PixelSource:
         values = transform.modality(self.stored(i))
         if self.photometric == "MONOCHROME1":
             np.subtract(
-                np.float32(sum(transform.ends(*_ends(self.bits_stored, signed=self.signed)))), values, out=values
+                np.float32(sum(transform.ends(*ends_of(self.bits_stored, signed=self.signed)))), values, out=values
             )
         return values
 
     @property
     def ends(self) -> tuple[int, int]:
         """Least and greatest value that Bits Stored can hold."""
-        return _ends(self.bits_stored, signed=self.signed)
+        return ends_of(self.bits_stored, signed=self.signed)
 
     def stored(self, i: int) -> npt.NDArray[Any]:
         """Frame i as (rows, columns) integers, native byte order, sign extended. Raises as frame."""
@@ -206,11 +175,8 @@ class PixelSource:
         if self.transfer_syntax in NATIVE:
             return significant(self._native(i), self.bits_stored, self.high_bit, signed=self.signed)
         frame = b"".join(self.data[begin:end] for begin, end in self.pieces[i])
-        values, bits = decode_frame(self.transfer_syntax, frame, self.rows, self.columns, self.bits_allocated)
-        if bits is None:
-            return significant(values, self.bits_stored, self.high_bit, signed=self.signed)
-        # the stream knows its width best, but where its sign contradicts the header, the header is right
-        return significant(values, bits, bits - 1, signed=self.signed)
+        samples = Samples(self.rows, self.columns, self.bits_allocated, self.bits_stored, self.high_bit, self.signed)
+        return decode_frame(self.transfer_syntax, frame, samples, overlays=self.overlays)
 
     def transform(self, i: int) -> Transform:
         """What the header does to frame i."""
@@ -239,7 +205,7 @@ def display(source: PixelSource, i: int, frame: Float32Image | None = None) -> U
     """
     frame = source.frame(i) if frame is None else frame
     transform, mirrored = source.transform(i), source.photometric == "MONOCHROME1"
-    ends = transform.ends(*_ends(source.bits_stored, signed=source.signed))
+    ends = transform.ends(*ends_of(source.bits_stored, signed=source.signed))
     # the VOI LUT is made for values that are not mirrored yet
     shown = transform.voi(np.float32(sum(ends)) - frame if mirrored else frame)
     if shown is not None and mirrored:
@@ -253,7 +219,7 @@ def display(source: PixelSource, i: int, frame: Float32Image | None = None) -> U
     return np.rint(shown * 255).astype(np.uint8)
 
 
-def open_pixels(data: bytes, limits: PixelLimits = PixelLimits()) -> PixelSource:
+def open_pixels(data: bytes, limits: ImageLimits = ImageLimits()) -> PixelSource:  # noqa: B008 - it is frozen
     """Read and check the header of a DICOM file; decode nothing yet.
 
     data: the whole file. Returns the source of its frames, which holds on to data.
@@ -283,56 +249,62 @@ def _quiet() -> Iterator[None]:
             logger.disabled = before
 
 
-def _open(data: bytes, limits: PixelLimits) -> PixelSource:
+def _open(data: bytes, limits: ImageLimits) -> PixelSource:
     syntax, at = _file_meta(data, limits)
     if syntax not in NATIVE and syntax not in ENCAPSULATED:
         # only a well-formed UID is repeated; in a damaged file anything could stand there
         named = f" ({syntax})" if re.fullmatch(r"[0-9.]{1,64}", syntax) else ""
         raise UnknownTransferSyntax(f"{UnknownTransferSyntax.__doc__}{named}")
     packed, packed_at = data, at
+    more = 0  # whether a deflated data set goes on behind what is inflated of it
     if syntax == DEFLATED:
         data, at = inflate(packed, packed_at, limits.max_header_bytes), 0
+        more = int(len(data) == limits.max_header_bytes)
     file, budget = io.BytesIO(data), Budget(limits.max_header_bytes)
     file.seek(at)
-    counted = CountedFile(file, budget)
-    dataset = read_dataset(
-        counted,  # type: ignore[arg-type]
-        is_implicit_VR=syntax == IMPLICIT_LE,
-        is_little_endian=syntax != BIG_ENDIAN,
-        stop_when=lambda tag, _vr, _length: tag >= _FLOAT,
-        specific_tags=list(_WANTED),
+    dataset, pixels = read_until_pixels(file, syntax, budget, WANTED, len(data), len(data) + more)
+    if more and pixels.tag == 0:
+        raise TooLarge("The DICOM header is larger than this installation reads")
+    image = describe(dataset, pixels, syntax, limits, budget)
+    if more and image.start + image.native_bytes > len(data):
+        # no more than the header owns up to, whatever follows the pixels
+        data = inflate(packed, packed_at, image.start + image.native_bytes)
+    pieces = locate(image, dataset, pixels, syntax, whole(data), len(data))
+    samples = image.samples
+    return PixelSource(
+        rows=samples.rows,
+        columns=samples.columns,
+        frames=image.frames,
+        modality=code_string(dataset, "Modality"),
+        body_part=code_string(dataset, "BodyPartExamined").upper(),
+        photometric=image.photometric,
+        bits_allocated=samples.bits_allocated,
+        bits_stored=samples.bits_stored,
+        high_bit=samples.high_bit,
+        signed=samples.signed,
+        transfer_syntax=syntax,
+        swapped_bytes=image.swapped_bytes,
+        overlays=image.overlays,
+        spacing=spacing_of(dataset),
+        transforms=tuple(_transform(values) for values in image.values),
+        data=data,
+        start=image.start,
+        pieces=pieces,
     )
-    # pydicom finds out when a file is implicit though its syntax says explicit, or the other way round
-    implicit = bool(dataset.original_encoding[0])
-    tag, vr, start, length = _element(data, file.tell(), ">" if syntax == BIG_ENDIAN else "<", implicit=implicit)
-    if tag in (_FLOAT, _DOUBLE):
-        raise UnsupportedPixels
-    if tag != _PIXELS or length == 0:
-        if syntax == DEFLATED and len(data) == limits.max_header_bytes:
-            raise TooLarge("The DICOM header is larger than this installation reads")
-        if counted.cut_short or file.tell() > len(data):  # values that nobody asked for are stepped over
-            raise CannotUnderstand
-        raise NoPixelData
-    source = _describe(dataset, limits, syntax, vr, start=start, budget=budget)
-    if syntax in NATIVE:
-        needed = source.rows * source.columns * source.frames * source.bits_allocated // 8
-        needed += needed % 2 if source.swapped_bytes else 0
-        if syntax == DEFLATED and start + needed > len(data):
-            # no more than the header owns up to, whatever follows the pixels
-            data = inflate(packed, packed_at, start + needed)
-        there = min(length, len(data) - start)
-        if there < needed:
-            raise TruncatedPixels(f"Pixel Data has {there} bytes where {needed} are needed: the file was cut short")
-    elif length != _UNDEFINED:
-        raise UndecodablePixels("The transfer syntax is a compressed one, but Pixel Data is not encapsulated")
-    else:
-        tables = [value_of(dataset, keyword) for keyword in ("ExtendedOffsetTable", "ExtendedOffsetTableLengths")]
-        extended = (tables[0], tables[1]) if all(isinstance(table, bytes) for table in tables) else None
-        source = replace(source, pieces=find_frames(data, start, source.frames, extended))
-    return replace(source, data=data)
 
 
-def _file_meta(data: bytes, limits: PixelLimits) -> tuple[str, int]:
+def _transform(values: Values) -> Transform:
+    return Transform(values.slope, values.intercept, _lut(values.table), values.window, _lut(values.voi_table))
+
+
+def _lut(table: Table | None) -> Lut | None:
+    if table is None:
+        return None
+    entries = np.frombuffer(table.entries, np.uint8) if isinstance(table.entries, bytes) else np.asarray(table.entries)
+    return Lut(table.first, entries.astype(np.float32), table.top)
+
+
+def _file_meta(data: bytes, limits: ImageLimits) -> tuple[str, int]:
     """Transfer syntax UID, and where the data set begins."""
     if not data:
         raise EmptyFile
@@ -352,156 +324,3 @@ def _file_meta(data: bytes, limits: PixelLimits) -> tuple[str, int]:
     if not syntax:
         raise NoFileMeta
     return syntax, file.tell()
-
-
-def _element(data: bytes, at: int, order: str, *, implicit: bool) -> tuple[int, str, int, int]:
-    """Tag, VR, start and length of the element at `at`; tag 0 where the data end. Source: PS3.5 7.1."""
-    header = 8 if implicit else 12
-    if len(data) - at < header:
-        return 0, "", at, 0
-    group, element = struct.unpack_from(f"{order}HH", data, at)
-    vr = "OW" if implicit else data[at + 4 : at + 6].decode("ascii", "replace")
-    length: int = struct.unpack_from(f"{order}L", data, at + header - 4)[0]
-    return group << 16 | element, vr, at + header, length
-
-
-def _describe(
-    dataset: Dataset, limits: PixelLimits, syntax: str, vr: str, *, start: int, budget: Budget
-) -> PixelSource:
-    photometric = str(value_of(dataset, "PhotometricInterpretation") or "").strip()
-    if not photometric:
-        raise BadAttributes("Photometric Interpretation (0028,0004) is missing")
-    if photometric not in ("MONOCHROME1", "MONOCHROME2") or count(dataset, "SamplesPerPixel", 1, least=0) != 1:
-        raise UnsupportedPixels
-    allocated = count(dataset, "BitsAllocated", least=0)
-    if allocated not in (8, 16, 32):
-        raise UnsupportedPixels(f"Bits Allocated (0028,0100) is {allocated}; 8, 16 and 32 are read")
-    stored = count(dataset, "BitsStored", allocated, least=0)
-    # a High Bit below that is impossible and says nothing; one above is how old systems stored
-    high_bit = max(count(dataset, "HighBit", stored - 1, least=0), stored - 1)
-    if not 1 <= stored <= high_bit + 1 <= allocated:
-        raise BadAttributes(f"Bits Stored {stored} and High Bit {high_bit} do not fit into Bits Allocated {allocated}")
-    rows, columns, frames = _size(dataset, allocated, limits)
-    signed = count(dataset, "PixelRepresentation", 0, least=0) == 1
-    several = frames if items_of(dataset, "PerFrameFunctionalGroupsSequence", budget) else 1
-    ends = _ends(stored, signed=signed)
-    return PixelSource(
-        rows=rows,
-        columns=columns,
-        frames=frames,
-        modality=code_string(dataset, "Modality"),
-        body_part=code_string(dataset, "BodyPartExamined").upper(),
-        photometric=photometric,
-        bits_allocated=allocated,
-        bits_stored=stored,
-        high_bit=high_bit,
-        signed=signed,
-        transfer_syntax=syntax,
-        swapped_bytes=syntax == BIG_ENDIAN and allocated == 8 and vr == "OW",
-        spacing=_spacing(dataset),
-        transforms=tuple(_transform(dataset, i, ends, syntax, budget) for i in range(several)),
-        data=b"",
-        start=start,
-        pieces=(),
-    )
-
-
-def _size(dataset: Dataset, allocated: int, limits: PixelLimits) -> tuple[int, int, int]:
-    rows, columns, frames = (
-        count(dataset, "Rows", least=0),
-        count(dataset, "Columns", least=0),
-        count(dataset, "NumberOfFrames", 1, least=0),
-    )
-    frames = frames or 1  # some writers say 0 for a plain image
-    if 0 in (rows, columns):
-        raise BadAttributes(f"The image has {rows} rows and {columns} columns")
-    if rows * columns > limits.max_frame_pixels or frames > limits.max_frames:
-        raise TooLarge(
-            f"The image claims {frames} frame(s) of {rows} x {columns} pixels; at most {limits.max_frames} of "
-            f"{limits.max_frame_pixels} pixels are read"
-        )
-    if rows * columns * frames * allocated // 8 > limits.max_decoded_bytes:
-        raise TooLarge(f"The image would need more than {limits.max_decoded_bytes} bytes of memory")
-    return rows, columns, frames
-
-
-def _spacing(dataset: Dataset) -> tuple[float, float] | None:
-    """At the patient where it was calibrated, else at the detector. Source: PS3.3 10.7.1 and C.8.11.4."""
-    for keyword in ("PixelSpacing", "ImagerPixelSpacing"):
-        try:
-            down, across = (float(value) for value in value_of(dataset, keyword))
-        except Exception:  # noqa: BLE001 - absent or broken: no reason to refuse the film
-            down = across = math.nan
-        if 0 < down < LARGEST and 0 < across < LARGEST:
-            return down, across
-    return None
-
-
-def _transform(dataset: Dataset, i: int, stored_ends: tuple[int, int], syntax: str, budget: Budget) -> Transform:
-    """Raises BadAttributes for a rescale or modality LUT that has no meaning; such a VOI LUT is left out."""
-    holder = _macro(dataset, i, "PixelValueTransformationSequence", budget)
-    slope, intercept = _decimal(holder, "RescaleSlope", 1.0), _decimal(holder, "RescaleIntercept", 0.0)
-    items = items_of(holder, "ModalityLUTSequence", budget)
-    lut = _lut(items[0], syntax, signed=stored_ends[0] < 0) if items else None
-    reach = max(abs(end) for end in stored_ends) * abs(slope) + abs(intercept)
-    if not (LEAST <= abs(slope) <= LARGEST and reach <= LARGEST):  # not a number, too
-        raise BadAttributes("Rescale Slope (0028,1053) or Intercept (0028,1052) has no meaning")
-    plain = Transform(slope, intercept, lut, None, None)
-    try:
-        macro = _macro(dataset, i, "FrameVOILUTSequence", budget)
-        window, voi_lut = _voi(macro, syntax, budget, signed=min(plain.ends(*stored_ends)) < 0)
-    except Exception:  # noqa: BLE001 - a broken preview setting is no reason to refuse the film
-        return plain
-    return Transform(slope, intercept, lut, window, voi_lut)
-
-
-def _voi(
-    holder: Dataset, syntax: str, budget: Budget, *, signed: bool
-) -> tuple[tuple[float, float, str] | None, Lut | None]:
-    if items := items_of(holder, "VOILUTSequence", budget):
-        return None, _lut(items[0], syntax, signed=signed)
-    center, width = _decimal(holder, "WindowCenter", math.nan), _decimal(holder, "WindowWidth", math.nan)
-    function = str(value_of(holder, "VOILUTFunction") or "LINEAR").strip()
-    least = 1 if function == "LINEAR" else LEAST_WIDTH
-    usable = abs(center) <= LARGEST and least <= width <= LARGEST
-    return (center, width, function) if usable else None, None
-
-
-def _macro(dataset: Dataset, i: int, keyword: str, budget: Budget) -> Dataset:
-    """Where frame i has the attributes: its functional group, the shared one, or the data set. PS3.3 C.7.6.16.1."""
-    for groups, at in (("PerFrameFunctionalGroupsSequence", i), ("SharedFunctionalGroupsSequence", 0)):
-        items = items_of(dataset, groups, budget)
-        if at < len(items) and (found := items_of(items[at], keyword, budget)):
-            return found[0]
-    return dataset
-
-
-def _lut(item: Dataset, syntax: str, *, signed: bool) -> Lut:
-    """signed: whether its inputs can be negative. Raises BadAttributes. Source: PS3.3 C.11.1.1.1."""
-    count, first, bits = (int(value) for value in value_of(item, "LUTDescriptor"))
-    count = (count & 0xFFFF) or 65536  # 0 stands for 2**16; a signed VR can make it negative
-    if signed and first >= 1 << 15:
-        first -= 1 << 16  # written as US where SS was meant
-    data = value_of(item, "LUTData", LONGEST_TABLE)
-    if isinstance(data, bytes):
-        wide = len(data) >= 2 * count
-        data = np.frombuffer(data, "u1" if not wide else ">u2" if syntax == BIG_ENDIAN else "<u2")
-    table = np.atleast_1d(np.asarray(data, np.float64))[:count]
-    if len(table) < count or not 1 <= bits <= 16:
-        raise BadAttributes("A LUT Sequence is shorter than its LUT Descriptor (0028,3002) says")
-    if not np.abs(table).max() <= LARGEST:  # numbers as text can be anything, or none
-        raise BadAttributes("LUT Data (0028,3006) holds values that have no meaning")
-    return Lut(first, table.astype(np.float32), float(max((1 << bits) - 1, table.max())))
-
-
-def _ends(bits: int, *, signed: bool) -> tuple[int, int]:
-    """Least and greatest value that so many bits can hold."""
-    return (-(1 << (bits - 1)), (1 << (bits - 1)) - 1) if signed else (0, (1 << bits) - 1)
-
-
-def _decimal(dataset: Dataset, keyword: str, default: float) -> float:
-    """The first value; images with several windows name the preferred one first."""
-    value = value_of(dataset, keyword)
-    if isinstance(value, list | tuple) or hasattr(value, "append"):
-        value = value[0] if len(value) else None
-    return default if value is None or value == "" else float(value)

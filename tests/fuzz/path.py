@@ -20,13 +20,14 @@ import torch
 
 from api.archives import is_archive, unpack
 from api.ingest import Spool, open_spool, receive
-from shared.dicom import HeaderLimits, read_header
-from shared.errors import BadRequest, CannotUnderstand, Rejected
+from shared.dicom import read_header
+from shared.errors import BadRequest, CannotUnderstand, Rejected, UndecodablePixels
 from shared.findings import Assessment, Finding
+from shared.image import ImageLimits
 from shared.study import Header
 from shared.vision.bundle import Manifest
 from shared.vision.engines import Answer
-from shared.vision.pixels import PixelLimits, PixelSource, display, open_pixels
+from shared.vision.pixels import PixelSource, display, open_pixels
 from shared.vision.reader import Reader
 from shared.vision.tensors import prepare, shrink
 from tests.fuzz.sound import MARKERS
@@ -34,8 +35,7 @@ from tests.pace import slowness
 from worker.decoding import PREVIEW_SIDE, preview
 
 # small enough that a case that reaches a limit is over soon; the ratios between them are those of the defaults
-HEADER_LIMITS = HeaderLimits(max_header_bytes=2**20, max_frame_pixels=1_000_000, max_frames=20, max_decoded_bytes=2**24)
-PIXEL_LIMITS = PixelLimits(max_frame_pixels=1_000_000, max_frames=20, max_decoded_bytes=2**24, max_header_bytes=2**20)
+LIMITS = ImageLimits(max_header_bytes=2**20, max_frame_pixels=1_000_000, max_frames=20, max_decoded_bytes=2**24)
 MOST_MIB = 192  # of memory for a case, beyond what the process and the file itself take
 MOST_CPU_S = 5.0  # on the machine that limits were written on
 MAX_FILES, MAX_BYTES, MAX_RATIO = 50, 2**24, 200
@@ -164,18 +164,25 @@ class Way:
         """A file that is no archive. The worker is shown what the API refuses, too: it may have been stored before."""
         header, refused = None, ""
         try:
-            header = read_header(io.BytesIO(data), len(data), HEADER_LIMITS)
+            header = read_header(io.BytesIO(data), len(data), LIMITS)
             check_header(header)
         except Rejected as why:
             refused = named(why)
         try:
             findings = self._analyse(data, header)
         except Rejected as why:
+            if header and not isinstance(why, UndecodablePixels):  # damage inside a stream shows when it is decoded
+                raise Wrong(f"intake took what the decoder refuses: {named(why)}") from None
             return refused or f"{named(why)} (worker)"
         return refused or ("findings" if findings else "nothing")
 
     def _analyse(self, data: bytes, header: Header | None) -> list[Finding]:
-        source = open_pixels(data, PIXEL_LIMITS)
+        try:
+            source = open_pixels(data, LIMITS)
+        except Rejected as why:
+            if header:
+                raise Wrong(f"intake took what the decoder refuses for its header: {named(why)}") from None
+            raise
         if header:
             agree(header, source)
         squares = []
@@ -264,7 +271,7 @@ def check_header(header: Header) -> None:
                 raise Wrong(f"{name} holds a NUL, or {len(value)} characters")
     if max(len(header.modality), len(header.body_part)) > 16 or not header.sop_instance_uid.isascii():
         raise Wrong("modality, body part or UID is not as its column")
-    if not (1 <= header.rows * header.columns <= HEADER_LIMITS.max_frame_pixels and 1 <= header.frames <= 20):
+    if not (1 <= header.rows * header.columns <= LIMITS.max_frame_pixels and 1 <= header.frames <= 20):
         raise Wrong(f"{header.frames} x {header.rows} x {header.columns} is over the limits")
 
 

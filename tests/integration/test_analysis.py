@@ -192,7 +192,7 @@ def test_a_blank_image_is_abstained_from(ward: Ward, engine: Any) -> None:
 
 
 def damaged(name: object) -> bytes:
-    """A compressed film whose stream is damaged behind a sound header: the API takes it in."""
+    """A compressed film whose stream is none: what was stored before intake looked at streams."""
     ds = dcmread(STUDIES / "08-elbow/2-lateral.dcm")
     if not ds.file_meta.TransferSyntaxUID.is_encapsulated:
         ds = dcmread(next(p for p in STUDIES.rglob("*.dcm") if dcmread(p).file_meta.TransferSyntaxUID.is_encapsulated))

@@ -11,14 +11,14 @@ from typing import Any
 import pytest
 
 from samples.objects import pattern_image, to_bytes
+from shared.image import ImageLimits
 from shared.storage import open_store, original_key, sha256_of
-from shared.vision.pixels import PixelLimits
 from tests import poisons
 from tests.pace import LIMIT_S, slowness, until
 from worker import decoding
 from worker.decoding import Decoders, DecodingFailed, Job
 
-LIMITS = PixelLimits(10**8, 10, 10**9, 10**6)
+LIMITS = ImageLimits(max_frame_pixels=10**8, max_frames=10, max_decoded_bytes=10**9, max_header_bytes=10**6)
 
 
 @pytest.fixture

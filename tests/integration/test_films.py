@@ -14,7 +14,7 @@ import pytest
 import redis
 from sqlalchemy import select, update
 
-from samples.objects import pattern_image, to_bytes
+from samples.objects import SYNTAX, encode, pattern_image, set_pixels, to_bytes
 from shared.jobs import FILMS, QUEUES
 from shared.repository.access import Role, add_key
 from shared.storage import film_key, original_key
@@ -121,15 +121,18 @@ def test_nobody_else_gets_it(in_process: Any) -> None:
 
 def test_refused_image_says_why(in_process: Any, engine: Any) -> None:
     """An image that cannot be decoded is 422 with the reason, found by its analysis or by the film itself."""
-    ds = pattern_image(5, "cut")
-    ds.PhotometricInterpretation = "RGB"
-    study, row = upload(in_process, to_bytes(ds, "1.2.840.10008.1.2.1"))
+    ds = pattern_image(5, "damaged")
+    pixels = np.frombuffer(ds.PixelData, np.uint8).reshape(ds.Rows, ds.Columns)
+    stream = bytearray(encode(pixels, "jpegls", 8))
+    stream[len(stream) // 2 : -2] = b"\xff\x7f" * ((len(stream) - 2 - len(stream) // 2 + 1) // 2)
+    set_pixels(ds, [pixels], 8, "jpegls", [bytes(stream)])
+    study, row = upload(in_process, to_bytes(ds, SYNTAX["jpegls"]))
     if row.error_reason == "":
         assert ask(in_process, study).status_code == 202
         assert engine.full_film(row.id, 1) == "refused"
     answer = ask(in_process, study)
     assert answer.status_code == 422
-    assert "colour" in answer.json()["detail"]
+    assert "cannot be decoded" in answer.json()["detail"]
     with in_process.database.transaction() as session:
         session.execute(update(InstanceRow).values(error_reason="truncated-pixels", error_text="It was cut short."))
     assert ask(in_process, study).json()["detail"] == "It was cut short."

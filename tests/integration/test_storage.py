@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from shared.errors import ObjectMissing, StoreUnavailable
+from shared.image import ImageLimits
 from shared.storage import DirectoryStore, S3Store, Store, bundle_key, film_key, open_store, original_key, preview_key
-from shared.vision.pixels import PixelLimits
 from worker.decoding import Decoders, Job
 
 SHA256 = "ab" * 32
@@ -134,7 +134,7 @@ def test_a_silent_server_is_given_up(silent_s3: str) -> None:
 
 def test_no_image_is_blamed_for_a_store_that_hangs(silent_s3: str) -> None:
     """A decoder whose store is silent says so within the time that its image has."""
-    limits = PixelLimits(10**8, 10, 10**9, 10**6)
+    limits = ImageLimits(max_frame_pixels=10**8, max_frames=10, max_decoded_bytes=10**9, max_header_bytes=10**6)
     decoders = Decoders(silent_s3, limits, count=1, limit_s=8, memory_bytes=2**32, log_level="WARNING")
     try:
         with pytest.raises(StoreUnavailable, match="does not answer"):

@@ -54,7 +54,7 @@ FAULTS = (
     Fault(
         "header-unbounded",
         "A header of any length is read into memory.",
-        "shared/dicom.py",
+        "shared/elements.py",
         "        self.budget.bytes_left -= len(data)\n",
         "",
         ("tests/unit/shared/test_dicom.py::test_large_header_is_refused",),

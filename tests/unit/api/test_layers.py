@@ -36,8 +36,9 @@ class Absent:
 
 sys.meta_path.insert(0, Absent())
 import api.main, io
-from shared.dicom import HeaderLimits, read_header
+from shared.dicom import read_header
+from shared.image import ImageLimits
 data = open({str(SAMPLE)!r}, "rb").read()
-print("numpy" in sys.modules, read_header(io.BytesIO(data), len(data), HeaderLimits()).modality)
+print("numpy" in sys.modules, read_header(io.BytesIO(data), len(data), ImageLimits()).modality)
 """
     assert python(code).strip() == "False CR"

@@ -22,7 +22,9 @@ from pydicom.dataset import Dataset
 
 from samples.objects import SYNTAX, pattern_image, report, set_pixels, to_bytes
 from shared import errors
-from shared.dicom import MAX_READS, HeaderLimits, age_years, read_header
+from shared.dicom import age_years, read_header
+from shared.elements import MAX_READS
+from shared.image import ImageLimits
 from shared.settings import ROOT
 from shared.study import Header
 from shared.vision.pixels import open_pixels
@@ -47,8 +49,8 @@ class CountingFile(io.BytesIO):
         return data
 
 
-def read(data: bytes, limits: HeaderLimits | None = None) -> Header:
-    return read_header(io.BytesIO(data), len(data), limits or HeaderLimits())
+def read(data: bytes, limits: ImageLimits | None = None) -> Header:
+    return read_header(io.BytesIO(data), len(data), limits or ImageLimits())
 
 
 def image(change: Callable[[Dataset], object] = lambda _: None, syntax: str = EXPLICIT) -> bytes:
@@ -188,7 +190,7 @@ def test_large_values_are_stepped_over() -> None:
     """A header element of 50 MB costs neither reading nor memory."""
     data = before_rows(SOUND, b"\x09\x00\x02\x10OB\0\0" + struct.pack("<L", 50 * 2**20) + bytes(50 * 2**20))
     file = CountingFile(data)
-    assert read_header(file, len(data), HeaderLimits()).rows == 128
+    assert read_header(file, len(data), ImageLimits()).rows == 128
     assert file.count < 20_000
 
 
@@ -198,7 +200,7 @@ def test_large_header_is_refused() -> None:
                        + ITEM_END + SEQUENCE_END)  # fmt: skip
     file = CountingFile(data)
     with pytest.raises(errors.TooLarge):
-        read_header(file, len(data), HeaderLimits(max_header_bytes=2**20))
+        read_header(file, len(data), ImageLimits(max_header_bytes=2**20))
     assert file.count <= 2**20 + 1000
     assert read(data).rows == 128
 
@@ -244,7 +246,7 @@ def deflated(dataset: bytes, after: bytes = b"") -> bytes:
 def test_deflate_bomb() -> None:
     """A deflated file that expands to 300 MB is refused at the limit, in little memory; a sound one is read."""
     assert read(deflated(SOUND[META_END:])).rows == 128
-    limits = HeaderLimits(max_decoded_bytes=50 * 2**20, max_header_bytes=2**20)
+    limits = ImageLimits(max_decoded_bytes=50 * 2**20, max_header_bytes=2**20)
     bomb = deflated(SOUND[META_END:] + bytes(300 * 2**20))
     assert len(bomb) < 2**20
     tracemalloc.start()
@@ -271,7 +273,7 @@ def test_a_deflated_header_beyond_the_limit() -> None:
     """It is refused for its size, not for what lies behind the part that was read."""
     value = b"\x09\x00\x02\x10OB\0\0" + struct.pack("<L", 3 * 2**20) + bytes(3 * 2**20)
     with pytest.raises(errors.TooLarge):
-        read(deflated(value + SOUND[META_END:]), HeaderLimits(max_header_bytes=2**20))
+        read(deflated(value + SOUND[META_END:]), ImageLimits(max_header_bytes=2**20))
 
 
 def test_numbers_that_no_image_has() -> None:
@@ -331,7 +333,7 @@ def test_damaged_files(base: bytes, changes: list[tuple[int, bytes]], cut: int |
         data[at : at + len(new)] = new
     data = data[:cut]
     file = CountingFile(bytes(data))
-    limits = HeaderLimits(max_header_bytes=8192)
+    limits = ImageLimits(max_header_bytes=8192)
     try:
         read_header(file, len(data), limits)
     except errors.Rejected as why:
@@ -425,12 +427,12 @@ def test_same_fields_as_dcm2xml(dcmtk: Callable[..., bytes]) -> None:
 
 
 def test_what_is_taken_in_can_be_decoded() -> None:
-    """The transfer syntaxes that intake accepts are exactly those that the worker decodes."""
+    """Each transfer syntax that intake accepts has a decoder."""
     from shared.dicom import DECODABLE
-    from shared.vision.codecs import ENCAPSULATED
-    from shared.vision.pixels import NATIVE
+    from shared.image import NATIVE
+    from shared.vision.codecs import _DECODERS
 
-    assert DECODABLE == {str(syntax) for syntax in NATIVE | ENCAPSULATED}
+    assert DECODABLE == {*NATIVE, *_DECODERS, SYNTAX["rle"]}
 
 
 # -- age and scanner ------------------------------------------------------------------------------------------------
