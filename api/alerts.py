@@ -11,6 +11,7 @@ from shared.errors import BadRequest, NotNow
 from shared.repository import alerts as repository
 from shared.repository import work
 from shared.repository.access import Key
+from shared.repository.bundles import thresholds
 
 router = APIRouter(tags=["read"])
 
@@ -38,9 +39,10 @@ def alert_page(parts: Parts, key: Key, after: str | None, limit: int) -> AlertPa
     """What GET /alerts answers; the page shows the same. Raises BadRequest for a foreign `after`."""
     with parts.database.transaction() as session:
         rows = repository.unseen(session, key.site_id, _decode(after), limit + 1)
+        points = thresholds(session, {name for row in rows for name in (row.old_bundle, row.new_bundle)})
     shown = rows[:limit]
     more = f"{shown[-1].new_probability!r},{shown[-1].id}" if len(rows) > limit else None
-    return AlertPage(alerts=[AlertView.of(row) for row in shown], next=more)
+    return AlertPage(alerts=[AlertView.of(row, points) for row in shown], next=more)
 
 
 def mark_seen(parts: Parts, key: Key, alert_id: UUID) -> bool:

@@ -8,6 +8,7 @@ from sqlalchemy.orm import Session
 from api.dependencies import Admin, PartsDep
 from api.retrospect import AlertView, RunReport, RunView
 from shared.repository import alerts, reports, work
+from shared.repository.bundles import thresholds
 
 router = APIRouter(tags=["administer"])
 
@@ -33,7 +34,8 @@ def night_report(night: date, parts: PartsDep, key: Admin) -> RunReport:
         told = dict(run.report or reports.report(session, run.id))
         abstained = reports.of_site(session, key.site_id, told.pop("from_abstained_studies"))
         found = alerts.of_run(session, key.site_id, run.id, reports.NAMED)
+        points = thresholds(session, {name for row in found for name in (row.old_bundle, row.new_bundle)})
         view = RunView.of(run, reports.forecast_of(session, run, work.clock(session)))
     return RunReport(
-        run=view, alerts=[AlertView.of(row) for row in found], from_abstained_studies=abstained, **told
+        run=view, alerts=[AlertView.of(row, points) for row in found], from_abstained_studies=abstained, **told
     )  # fmt: skip

@@ -14,7 +14,7 @@ from api.answers import AnswerView, answers_view
 from api.dependencies import Parts
 from api.responses import FindingView, InstanceReport, StudyReport
 from api.studies import heatmap_png, study_report
-from shared.findings import AbstentionReason, Assessment, Heatmap, Severity, unread_words
+from shared.findings import AbstentionReason, Assessment, Heatmap, Severity, gravity, shown_score, unread_words
 from shared.repository import reading
 from shared.repository.access import Key
 from shared.repository.answers import answered_findings
@@ -25,7 +25,6 @@ from shared.study import Identity
 
 OPACITY = 0.45  # of the heatmap, as the study's page opens
 MARK = (80, 220, 255)  # readers' boxes; the heatmap has no blue
-GRAVEST_FIRST = (Assessment.POSITIVE, Assessment.UNCLEAR, Assessment.ABSTAINED, Assessment.NEGATIVE)
 EXTENT = (
     "Extent is by annotation, how many fractures were outlined in the training films and how large; it is not a "
     "clinical grade."
@@ -128,11 +127,11 @@ def _is_current(entry: AnswerView, study: StudyReport) -> bool:
     return entry.image is None or (entry.image, entry.frame, entry.bundle) in shown
 
 
-def _earlier_words(entry: AnswerView, assessment: Assessment, probability: float) -> str:
+def _earlier_words(entry: AnswerView, assessment: Assessment, score: float | None) -> str:
     """An answer to a finding that is not shown any more, and what that finding was."""
     found = str(assessment)
     if assessment is not Assessment.ABSTAINED:
-        found += f", probability {_percent(probability)}"
+        found += _score_words(", ", None if score is None else shown_score(score))
     return f"{answer_words(entry)}. This answered bundle {entry.bundle}: {found}."
 
 
@@ -149,14 +148,11 @@ def _headline(study: StudyReport) -> str:
 
 def _found(study: StudyReport) -> str:
     if study.assessment is Assessment.ABSTAINED:
-        return f"Abstained: {study.abstention_words}. {SILENCE}"
+        return f"Abstained, {study.abstention_words}. {SILENCE}"
     if study.assessment is None:
         return f"No finding: this study is {study.status}. {study.reason} {SILENCE}".replace("  ", " ")
-    chance = f"fracture probability {_percent(study.fracture_probability or 0)}"
-    if study.assessment is Assessment.NEGATIVE:
-        return f"Negative, {study.region}; {chance} at most."
     extent = f", extent {study.severity}" if study.severity and study.severity is not Severity.NONE else ""
-    return f"{study.assessment.capitalize()}, {study.region}{extent}; {chance}."
+    return f"{study.assessment.capitalize()}, {study.region}{extent}{_score_words('; ', study.score)}."
 
 
 def _films(images: Sequence[InstanceReport]) -> list[Film]:
@@ -176,7 +172,7 @@ def _gravest(image: InstanceReport) -> FindingView:
 
 
 def _gravity(finding: FindingView) -> tuple[int, float]:
-    return GRAVEST_FIRST.index(finding.assessment), -finding.fracture_probability
+    return -gravity(finding.assessment, finding.score), -finding.fracture_probability
 
 
 def _film(image: InstanceReport) -> Film:
@@ -198,14 +194,14 @@ def _film(image: InstanceReport) -> Film:
 def finding_words(finding: FindingView) -> str:
     """A finding in a sentence or two."""
     if finding.assessment is Assessment.ABSTAINED:
-        return f"Abstained: {finding.abstention_words}. {SILENCE}"
+        return f"Abstained, {finding.abstention_words}. {SILENCE}"
     extent = f", extent {finding.severity}" if finding.severity is not Severity.NONE else ""
     points = ""
     if finding.sensitive_threshold is not None and finding.specific_threshold is not None:
         unclear, positive = _percent(finding.sensitive_threshold), _percent(finding.specific_threshold)
-        points = f"; unclear from {unclear}, positive from {positive}"
-    said = f"{finding.assessment.capitalize()}, {finding.region}{extent}."
-    return f"{said} Probability {_percent(finding.fracture_probability)}{points}."
+        points = f" (unclear from {unclear}, positive from {positive})"
+    said = f"{finding.assessment.capitalize()}, {finding.region}{extent}{_score_words('; ', finding.score)}."
+    return f"{said} Calibrated fracture probability {_percent(finding.fracture_probability)}{points}."
 
 
 def answer_words(entry: AnswerView) -> str:
@@ -254,6 +250,11 @@ def bundle_facts(manifest: Mapping[str, Any]) -> list[str]:
 def _figure(values: Sequence[float]) -> str:
     estimate, low, high = values
     return f"{estimate:.2f} ({low:.2f} to {high:.2f})"
+
+
+def _score_words(before: str, score: float | None) -> str:
+    """As "; score 8.3 of 10"; "" where there is none."""
+    return "" if score is None else f"{before}score {score:.1f} of 10"
 
 
 def _percent(share: float) -> str:

@@ -56,6 +56,7 @@ STUDY: JsonDict = {
     "severity": "moderate",
     "region": "elbow",
     "fracture_probability": 0.91,
+    "score": 9.2,
     "abstention": None,
     "abstention_detail": "",
     "abstention_words": "",
@@ -79,6 +80,7 @@ STUDY: JsonDict = {
                     "sensitive_threshold": 0.11,
                     "specific_threshold": 0.64,
                     "severity": "moderate",
+                    "score": 9.2,
                     "abstention": None,
                     "abstention_detail": "",
                     "abstention_words": "",
@@ -107,6 +109,7 @@ WORKLIST: JsonDict = {
             "severity": "moderate",
             "region": "elbow",
             "fracture_probability": 0.91,
+            "score": 9.2,
             "abstention": None,
             "abstention_detail": "",
             "abstention_words": "",
@@ -187,9 +190,12 @@ class Receipt(BaseModel):
     studies: list[StudyReceipt]
 
 
-class Abstention(BaseModel):
-    """Why the model abstains, where it does."""
+class Scored(BaseModel):
+    """How strong a finding is, and why the model abstains, where it does."""
 
+    score: float | None = Field(
+        None, description="0 to 10: unclear from 3, positive from 7; raw where the model abstains, null if meaningless"
+    )
     abstention: AbstentionReason | None = Field(None, description="a code; null: in scope")
     abstention_detail: str = Field("", description="the value that the reason is about, as the body part")
 
@@ -197,10 +203,10 @@ class Abstention(BaseModel):
     @property
     def abstention_words(self) -> str:
         """The reason in words, as pages and reports show it."""
-        return abstention_words(self.abstention, self.abstention_detail)
+        return abstention_words(self.abstention, self.abstention_detail, self.score)
 
 
-class FindingView(Abstention):
+class FindingView(Scored):
     """One frame's finding."""
 
     frame: int
@@ -246,7 +252,7 @@ class InstanceReport(BaseModel):
     error_reason: str | None = None
 
 
-class StudyReport(Abstention):
+class StudyReport(Scored):
     """A study's state and findings."""
 
     model_config = ConfigDict(json_schema_extra={"example": STUDY})
@@ -294,7 +300,7 @@ class StudyStates(BaseModel):
     unknown: list[UUID]
 
 
-class WorklistRow(Abstention):
+class WorklistRow(Scored):
     """One row of the worklist."""
 
     rank: int = Field(description="place within this page's list, 1 for the most urgent of the page")

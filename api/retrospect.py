@@ -1,5 +1,6 @@
 """What the API answers about history, as pydantic models: runs, alerts, bundles and how they compare."""
 
+from collections.abc import Mapping
 from datetime import date, datetime
 from typing import Literal
 from uuid import UUID
@@ -9,7 +10,7 @@ from pydantic.config import JsonDict
 
 from api.responses import STUDY_ID
 from shared.backlog import BacklogRun, Forecast
-from shared.findings import RESEARCH_USE, Assessment
+from shared.findings import RESEARCH_USE, Assessment, OperatingPoints, shown_score
 from shared.repository.reports import Comparison, Stratum
 from shared.tables import AlertRow
 
@@ -46,6 +47,8 @@ ALERT: JsonDict = {
     "region": "elbow",
     "old_probability": 0.01,
     "new_probability": 0.91,
+    "old_score": 2.1,
+    "new_score": 9.5,
     "created_at": "2026-01-12T02:10:00Z",
     "seen_at": None,
 }
@@ -112,14 +115,24 @@ class AlertView(BaseModel):
     region: str
     old_probability: float
     new_probability: float
+    old_score: float | None = Field(None, description="0 to 10: unclear from 3, positive from 7")
+    new_score: float | None = None
     created_at: datetime
     seen_at: datetime | None = None
 
     @classmethod
-    def of(cls, row: AlertRow) -> "AlertView":
-        """From the row."""
-        names = cls.model_fields.keys() - {"url"}
-        return cls(**{name: getattr(row, name) for name in names}, url=f"/studies/{row.study_id}")
+    def of(cls, row: AlertRow, points: Mapping[str, tuple[float, float]]) -> "AlertView":
+        """From the row and the operating points of its bundles."""
+        names = cls.model_fields.keys() - {"url", "old_score", "new_score"}
+        scores = {
+            f"{age}_score": shown_score(OperatingPoints(*points[bundle]).score(probability))
+            for age, bundle, probability in (
+                ("old", row.old_bundle, row.old_probability),
+                ("new", row.new_bundle, row.new_probability),
+            )
+            if bundle in points
+        }
+        return cls(**{name: getattr(row, name) for name in names}, **scores, url=f"/studies/{row.study_id}")
 
 
 class AlertPage(BaseModel):

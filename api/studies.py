@@ -11,7 +11,7 @@ from api.dependencies import Admin, AnyReader, Parts, PartsDep, Radiologist, Sub
 from api.evidence import cell_levels, local_probability
 from api.films import FrameNumber, ImageNumber
 from api.responses import FindingView, HeatmapView, InstanceReport, StatesWanted, StudyReport, StudyState, StudyStates
-from shared.findings import Assessment, Heatmap, Severity, abstention_of
+from shared.findings import Assessment, Heatmap, Severity, abstention_of, shown_score
 from shared.repository import reading, work
 from shared.repository.access import Key
 from shared.repository.bundles import manifests, thresholds
@@ -77,6 +77,7 @@ def study_report(parts: Parts, key: Key, study_id: UUID) -> StudyReport:
         severity=Severity(row.severity) if row.severity else None,
         region=row.region,
         fracture_probability=row.fracture_probability,
+        score=None if row.score is None else shown_score(row.score),
         abstention=abstention_of(row.abstention),
         abstention_detail=row.abstention_detail,
         failed_images=sum(1 for image in instances if image.error_reason),
@@ -95,6 +96,7 @@ def _finding(row: FindingRow, study_id: UUID, number: int, points: tuple[float |
         sensitive_threshold=points[0],
         specific_threshold=points[1],
         severity=Severity(row.severity),
+        score=None if row.score is None else shown_score(row.score),
         abstention=abstention_of(row.abstention),
         abstention_detail=row.abstention_detail,
         bundle=row.bundle,

@@ -3,6 +3,7 @@
 import base64
 import binascii
 import json
+import math
 from datetime import UTC, datetime
 from typing import Annotated
 from uuid import UUID
@@ -12,10 +13,10 @@ from fastapi import APIRouter, Query
 from api.dependencies import PRINTABLE, Desk, Parts, PartsDep, Radiologist
 from api.responses import Search, WorklistPage, WorklistRow
 from shared.errors import BadRequest
-from shared.findings import Assessment, Severity
+from shared.findings import Assessment, Severity, shown_score
 from shared.repository import reading
 from shared.repository.access import Key
-from shared.repository.reading import AgeBand, ReadState
+from shared.repository.reading import AgeBand, Place, ReadState, place_of
 from shared.study import Priority, StudyStatus
 from shared.worklist import WorklistEntry
 
@@ -72,7 +73,7 @@ def worklist_page(
 ) -> WorklistPage:
     """What GET /worklist answers; the page shows the same. Raises BadRequest for a foreign `after`."""
     with parts.database.transaction() as session:
-        entries = reading.worklist(session, key.site_id, chosen, _decode(after), limit + 1)
+        entries = reading.worklist(session, key.site_id, chosen, _decode(after, chosen.state), limit + 1)
         counts = parts.counts.of(session, key.site_id)
     more, entries = len(entries) > limit, entries[:limit]
     now = datetime.now(UTC)
@@ -99,6 +100,7 @@ def _row(rank: int, entry: WorklistEntry, now: datetime, asking: tuple[UUID, str
         severity=entry.severity,
         region=entry.region,
         fracture_probability=entry.fracture_probability,
+        score=None if entry.score is None else shown_score(entry.score),
         abstention=entry.abstention,
         abstention_detail=entry.abstention_detail,
         modality=entry.modality,
@@ -113,18 +115,21 @@ def _row(rank: int, entry: WorklistEntry, now: datetime, asking: tuple[UUID, str
 
 
 def _encode(entry: WorklistEntry, state: ReadState) -> str:
-    time = entry.read_at if state is ReadState.READ else entry.due_at
-    assert time is not None
-    return base64.urlsafe_b64encode(json.dumps([time.isoformat(), str(entry.study_id)]).encode()).decode()
+    place = place_of(entry, state)
+    told = [place.time.isoformat(), place.calmness, str(place.study_id)]
+    return base64.urlsafe_b64encode(json.dumps(told).encode()).decode()
 
 
-def _decode(after: str | None) -> tuple[datetime, UUID] | None:
+def _decode(after: str | None, state: ReadState) -> Place | None:
     if after is None:
         return None
     if len(after) > 200:
         raise BadRequest("`after` must be the `next` of the page before")
     try:
-        time, study_id = json.loads(base64.urlsafe_b64decode(after))
-        return datetime.fromisoformat(time), UUID(study_id)
+        time, calmness, study_id = json.loads(base64.urlsafe_b64decode(after))
+        place = Place(datetime.fromisoformat(time), float(calmness), UUID(study_id))
     except (ValueError, TypeError, AttributeError, binascii.Error):
         raise BadRequest("`after` must be the `next` of the page before") from None
+    if (place.time.tzinfo is None) != (state is ReadState.UNREAD) or not math.isfinite(place.calmness):
+        raise BadRequest("`after` is of the other half of the list: read studies, or unread ones")
+    return place

@@ -21,7 +21,7 @@ from benchmarks.measure import Arm, Case, Goal, Result, Say, interleaved
 from benchmarks.plant import KEYS, Plant
 from shared.repository import Database
 from shared.repository.access import Vault, find_key
-from shared.repository.reading import StatusCounts, WorklistFilter, worklist, worklist_of
+from shared.repository.reading import Place, ReadState, StatusCounts, WorklistFilter, place_of, worklist, worklist_of
 from shared.study import Identity
 from shared.tables import StudyRow
 
@@ -34,7 +34,7 @@ SAMPLE = 2000  # studies that are looked up, each with an image
 STUDIES_SQL = """
 INSERT INTO studies (
     id, site_id, study_instance_uid, priority, status, received_at, queue, attempts, reason, due_at, modality,
-    assessment, severity, region, fracture_probability, abstention, bundle, images, failed_images, analysed_at,
+    assessment, severity, region, fracture_probability, score, abstention, bundle, images, failed_images, analysed_at,
     age_years, read_at)
 SELECT gen_random_uuid(), CASE WHEN dice[1] < .9 THEN %(ours)s::uuid ELSE %(other)s::uuid END, '1.2.3.' || number,
     CASE WHEN dice[2] < .03 THEN 'urgent' WHEN dice[2] < .2 THEN 'backlog' ELSE 'routine' END,
@@ -46,7 +46,9 @@ SELECT gen_random_uuid(), CASE WHEN dice[1] < .9 THEN %(ours)s::uuid ELSE %(othe
     CASE WHEN status <> 'analysed' THEN NULL WHEN dice[5] < .7 THEN 'none' WHEN dice[8] < .6 THEN 'mild'
          WHEN dice[8] < .95 THEN 'moderate' ELSE 'severe' END,
     (ARRAY['hand', 'elbow', 'shoulder', 'hip', 'leg'])[1 + floor(dice[6] * dice[6] * 5)::int],
-    dice[5], CASE WHEN status = 'analysed' AND dice[5] >= .93 THEN 'metal' END, 'second-look', 1, 0, received,
+    dice[5], CASE WHEN status = 'analysed' THEN CASE WHEN dice[5] < .7 THEN 3 * dice[5] / .7001 WHEN dice[5] < .85
+        THEN 3 + 4 * (dice[5] - .7) / .1501 ELSE 7 + 3 * (dice[5] - .85) / .15 END END,
+    CASE WHEN status = 'analysed' AND dice[5] >= .93 THEN 'metal' END, 'second-look', 1, 0, received,
     CASE WHEN dice[9] < .9 THEN floor(dice[9] * 100)::int END,
     CASE WHEN status = 'analysed' AND dice[10] < .5 THEN received + interval '2 hours' END
 FROM (
@@ -178,7 +180,7 @@ def _queries(database: Database, studies: list[UUID], dice: random.Random) -> di
         key = find_key(session, KEYS["radiologist"])
         assert key is not None
         reader, site_id = key, key.site_id
-        places = [(row.due_at, row.id) for row in session.execute(_PLACE.where(StudyRow.id.in_(studies)))]
+        places = [place_of(row, ReadState.UNREAD) for row in worklist_of(session, site_id, studies)]
     counts = StatusCounts()
     vault = Vault(Fernet.generate_key().decode())
 
@@ -191,7 +193,7 @@ def _queries(database: Database, studies: list[UUID], dice: random.Random) -> di
         with database.transaction() as session:
             session.execute(select(StudyRow).where(StudyRow.id == dice.choice(studies))).one()
 
-    def page(chosen: WorklistFilter, after: tuple[datetime, UUID] | None) -> None:
+    def page(chosen: WorklistFilter, after: Place | None) -> None:
         with database.transaction() as session:
             worklist(session, site_id, chosen, after, PAGE + 1)
             counts.of(session, site_id)
@@ -213,9 +215,6 @@ def _queries(database: Database, studies: list[UUID], dice: random.Random) -> di
         **{f"filter {name}": filtered(words) for name, words in FILTERS.items()},
         "search": search,
     }
-
-
-_PLACE = select(StudyRow.due_at, StudyRow.id)
 
 
 def _requests(url: str, studies: list[UUID], dice: random.Random) -> dict[str, Callable[[], object]]:

@@ -14,15 +14,15 @@ import numpy as np
 import numpy.typing as npt
 
 from shared.errors import OsteonError, Rejected, UnsupportedPixels
-from shared.findings import Finding, abstention_words
+from shared.findings import Finding, abstention_words, shown_score
 from shared.vision.pixels import display, open_pixels
 from shared.vision.reader import Reader
 from shared.vision.tensors import content_box, prepare
 
 PICTURES = (b"\x89PNG", b"\xff\xd8\xff")
 COLUMNS = (
-    "file", "frame", "region", "region_probability", "fracture_probability", "assessment", "severity", "abstention",
-    "abstention_detail", "abstention_words", "bundle", "error",
+    "file", "frame", "region", "region_probability", "fracture_probability", "assessment", "score", "severity",
+    "abstention", "abstention_detail", "abstention_words", "bundle", "error",
 )  # fmt: skip
 
 
@@ -36,6 +36,7 @@ class Row:
     region_probability: float | None = None
     fracture_probability: float | None = None
     assessment: str | None = None
+    score: float | None = None
     severity: str | None = None
     abstention: str | None = None  # the reason as a code
     abstention_detail: str | None = None
@@ -111,10 +112,11 @@ def _row(name: str, finding: Finding) -> Row:
         round(finding.region_probability, 4),
         round(finding.fracture_probability, 4),
         finding.assessment,
+        None if finding.score is None else shown_score(finding.score),
         finding.severity,
         finding.abstention,
         finding.abstention_detail,
-        abstention_words(finding.abstention, finding.abstention_detail),
+        abstention_words(finding.abstention, finding.abstention_detail, finding.score),
         finding.bundle,
     )
 

@@ -1,5 +1,6 @@
 """What the model says of an image, and what that adds up to for a study."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -39,6 +40,9 @@ class Severity(StrEnum):
     SEVERE = "severe"
 
 
+UNCLEAR_FROM, POSITIVE_FROM, MOST = 3.0, 7.0, 10.0  # on the scale of scores
+
+
 @dataclass(frozen=True)
 class OperatingPoints:
     """Two thresholds on the calibrated fracture probability."""
@@ -53,6 +57,31 @@ class OperatingPoints:
         if probability >= max(self.specific, self.sensitive):
             return Assessment.POSITIVE
         return Assessment.UNCLEAR if probability >= self.sensitive else Assessment.NEGATIVE
+
+    def score(self, probability: float) -> float:
+        """The probability on a scale from 0 to 10 that means the same for every bundle.
+
+        3 stands at the sensitive operating point and 7 at the specific one; between 0, both points and 1 the scale is
+        linear in the probability. So a negative finding has less than 3, an unclear one from 3 on, a positive one from
+        7 on, and a higher probability never has a lower score. Raises ValueError as `assessment`.
+        """
+        assessment, specific = self.assessment(probability), max(self.specific, self.sensitive)
+        if assessment is Assessment.POSITIVE:
+            return _between(probability, specific, 1.0, POSITIVE_FROM, MOST)
+        if assessment is Assessment.UNCLEAR:
+            below = math.nextafter(POSITIVE_FROM, 0)
+            return min(_between(probability, self.sensitive, specific, UNCLEAR_FROM, POSITIVE_FROM), below)
+        return min(_between(probability, 0.0, self.sensitive, 0.0, UNCLEAR_FROM), math.nextafter(UNCLEAR_FROM, 0))
+
+
+def _between(value: float, low: float, high: float, start: float, end: float) -> float:
+    """value, from low to high, carried over to start to end; start where low is high."""
+    return start + (end - start) * (value - low) / (high - low) if high > low else start
+
+
+def shown_score(score: float) -> float:
+    """As it is shown, with one decimal: rounded down, so that it never looks as if it had reached the next point."""
+    return math.floor(score * 10) / 10
 
 
 @dataclass(frozen=True)
@@ -81,6 +110,7 @@ class Finding:
     assessment: Assessment
     severity: Severity
     heatmap: Heatmap
+    score: float | None = None  # `OperatingPoints.score`; raw where the model abstains; None: meaningless
     abstention: AbstentionReason | None = None  # None: in scope
     abstention_detail: str = ""  # the value that the reason is about, where it has one
 
@@ -103,6 +133,7 @@ class StudySummary:
     severity: Severity
     region: str
     fracture_probability: float
+    score: float | None = None
     abstention: AbstentionReason | None = None
     abstention_detail: str = ""
 
@@ -118,6 +149,12 @@ def abstention_of(code: str | None) -> AbstentionReason | None:
 
 
 OUTSIDE = "outside the validated scope: "
+_LEVELS = {Assessment.NEGATIVE: "low", Assessment.UNCLEAR: "medium", Assessment.POSITIVE: "high"}
+# the image may be a radiograph that the network reads right, so its raw score still counts for the place in the list;
+# of another modality or body part, and of an image that shows nothing, a score means nothing
+SCORED = frozenset({
+    AbstentionReason.METAL, AbstentionReason.REGION, AbstentionReason.INVERTED, AbstentionReason.OUT_OF_DISTRIBUTION
+})  # fmt: skip
 _REASONS = {
     AbstentionReason.BODY_PART: "body part",
     AbstentionReason.MODALITY: "modality",
@@ -130,16 +167,36 @@ _REASONS = {
 }
 
 
-def abstention_words(reason: AbstentionReason | None, detail: str = "") -> str:
-    """Why the model abstains, as "outside the validated scope: metal in view"; "" where it does not.
+def abstention_words(reason: AbstentionReason | None, detail: str = "", score: float | None = None) -> str:
+    """Why the model abstains, as "outside the validated scope: metal in view. Raw score high"; "" where it does not.
 
-    The list, pages, reports, tables and the API all show these words.
+    The list, pages, reports, tables and the API all show these words. score: the raw one, where it has a meaning.
     """
     if reason is None:
         return ""
     if reason is AbstentionReason.UNREAD_IMAGES:
         return unread_words(int(detail))
-    return f"{OUTSIDE}{_REASONS[reason]} {detail}".rstrip()
+    why = f"{OUTSIDE}{_REASONS[reason]} {detail}".rstrip()
+    return why if score is None else f"{why}. Raw score {_LEVELS[assessment_of(score)]}"
+
+
+def assessment_of(score: float) -> Assessment:
+    """The assessment that a score stands for, shown or not."""
+    if score >= POSITIVE_FROM:
+        return Assessment.POSITIVE
+    return Assessment.UNCLEAR if score >= UNCLEAR_FROM else Assessment.NEGATIVE
+
+
+def ranked_as(assessment: Assessment, score: float | None) -> Assessment:
+    """What ranks: an abstention counts as unclear or positive where its raw score is so high, for it is not calm."""
+    if assessment is Assessment.ABSTAINED and score is not None and score >= UNCLEAR_FROM:
+        return assessment_of(score)
+    return assessment
+
+
+def gravity(assessment: Assessment, score: float | None) -> int:
+    """0 for negative to 3 for what ranks as positive."""
+    return _WORST[ranked_as(assessment, score)]
 
 
 _WORST = {Assessment.POSITIVE: 3, Assessment.UNCLEAR: 2, Assessment.ABSTAINED: 1, Assessment.NEGATIVE: 0}
@@ -154,21 +211,28 @@ def summarise(findings: Sequence[Finding], unread: int = 0) -> StudySummary | No
     """
     if not findings:
         return None
-    worst = max(findings, key=lambda f: (_WORST[f.assessment], _EXTENT[f.severity], f.fracture_probability))
+    worst = max(findings, key=_gravest)
     if unread and worst.assessment is Assessment.NEGATIVE:
         return StudySummary(
             Assessment.ABSTAINED,
             Severity.NONE,
             worst.region,
             worst.fracture_probability,
-            AbstentionReason.UNREAD_IMAGES,
-            str(unread),
+            abstention=AbstentionReason.UNREAD_IMAGES,
+            abstention_detail=str(unread),
         )
     return StudySummary(
         worst.assessment,
         worst.severity,
         worst.region,
         worst.fracture_probability,
+        worst.score,
         worst.abstention,
         worst.abstention_detail,
     )
+
+
+def _gravest(finding: Finding) -> tuple[int, bool, int, float]:
+    """Among equals a finding in scope speaks, then the larger extent, then the more probable fracture."""
+    answers = finding.assessment is not Assessment.ABSTAINED
+    return gravity(finding.assessment, finding.score), answers, _EXTENT[finding.severity], finding.fracture_probability

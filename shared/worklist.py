@@ -1,7 +1,8 @@
 """The order in which radiologists read: earliest due time first.
 
 A study is due at its arrival plus the wait that its class allows. Time passing does not reorder the list, so an index
-serves it and paging by (due_at, id) is exact; the largest allowance is the longest wait that a kept-up list can have.
+serves it and paging by (due minute, score descending, id) is exact; the largest allowance is the longest wait that a
+kept-up list can have.
 """
 
 from collections.abc import Mapping
@@ -10,7 +11,15 @@ from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 from uuid import UUID
 
-from shared.findings import AbstentionReason, Assessment, Severity, StudySummary, abstention_words, unread_words
+from shared.findings import (
+    AbstentionReason,
+    Assessment,
+    Severity,
+    StudySummary,
+    abstention_words,
+    ranked_as,
+    unread_words,
+)
 from shared.study import Priority, StudyStatus
 
 PENDING = "pending"  # not analysed yet, or could not be
@@ -80,6 +89,7 @@ class WorklistEntry:
     severity: Severity | None
     region: str
     fracture_probability: float | None
+    score: float | None
     abstention: AbstentionReason | None
     abstention_detail: str
     modality: str
@@ -117,7 +127,7 @@ def urgency_class(summary: StudySummary | None) -> str:
         return PENDING
     if summary.assessment is Assessment.POSITIVE and summary.severity is Severity.SEVERE:
         return "positive severe"
-    return str(summary.assessment)
+    return str(ranked_as(summary.assessment, summary.score))
 
 
 def due_at(
@@ -140,7 +150,7 @@ def explain(entry: WorklistEntry) -> str:
 
 def _found(entry: WorklistEntry) -> str:
     if entry.assessment is Assessment.ABSTAINED:
-        return f"{entry.assessment}, {abstention_words(entry.abstention, entry.abstention_detail)}"
+        return f"{entry.assessment}, {abstention_words(entry.abstention, entry.abstention_detail, entry.score)}"
     if entry.assessment in (Assessment.POSITIVE, Assessment.UNCLEAR):
         extent = f", extent {entry.severity}" if entry.severity and entry.severity is not Severity.NONE else ""
         return f"{entry.assessment}, {entry.region}{extent}"

@@ -38,7 +38,7 @@ def analyse(
     severity = Severity.MILD if assessment in (Assessment.POSITIVE, Assessment.UNCLEAR) else Severity.NONE
     why = AbstentionReason.REGION if assessment is Assessment.ABSTAINED else None
     hot = Heatmap(bytes(24) + b"\xff" + bytes(24), 7, 7)  # in the middle
-    found = Finding(1, bundle, "hand", 0.98, PROBABILITY[assessment], assessment, severity, hot, why)
+    found = Finding(1, bundle, "hand", 0.98, PROBABILITY[assessment], assessment, severity, hot, abstention=why)
     with api.database.transaction() as session:
         session.get_one(StudyRow, UUID(study)).status = StudyStatus.QUEUED
         add_bundle(session, bundle, sha256_of(bundle.encode()), manifest or MANIFEST)

@@ -161,4 +161,6 @@ class Ward:
 def finding(bundle: str = "a", frame: int = 1, assessment: Assessment = Assessment.POSITIVE) -> Finding:
     """A finding."""
     why = AbstentionReason.METAL if assessment is Assessment.ABSTAINED else None
-    return Finding(frame, bundle, "hand", 0.9, 0.8, assessment, Severity.MILD, Heatmap(b"\0\1\2\3", 2, 2), why)
+    return Finding(
+        frame, bundle, "hand", 0.9, 0.8, assessment, Severity.MILD, Heatmap(b"\0\1\2\3", 2, 2), abstention=why
+    )

@@ -10,7 +10,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from pydantic import BaseModel
 
 from api.responses import FindingView
-from shared.findings import RESEARCH_USE, Assessment, Severity, unread_words
+from shared.findings import RESEARCH_USE, Assessment, Severity, gravity, unread_words
 from shared.repository.access import Key, Role
 from shared.worklist import span
 
@@ -21,7 +21,6 @@ ROOMS = [
     ("/agreement.html", "Agreement", Role.RADIOLOGIST),
     ("/admin", "Operations", Role.ADMIN),
 ]
-GRAVEST_FIRST = [Assessment.POSITIVE, Assessment.UNCLEAR, Assessment.ABSTAINED, Assessment.NEGATIVE]
 
 
 def person(name: str) -> str:
@@ -55,7 +54,12 @@ def reason_alone(why: str) -> str:
 
 def gravest(findings: Sequence[FindingView]) -> FindingView:
     """The frame to open first: of many frames the first may show nothing."""
-    return min(findings, key=lambda finding: (GRAVEST_FIRST.index(finding.assessment), -finding.fracture_probability))
+    return min(findings, key=lambda finding: (-gravity_of(finding), -finding.fracture_probability))
+
+
+def gravity_of(finding: FindingView) -> int:
+    """0 for negative to 3 for what ranks as positive."""
+    return gravity(finding.assessment, finding.score)
 
 
 def digest(*parts: bytes) -> str:
@@ -76,7 +80,7 @@ def _environment() -> Environment:
         loader=FileSystemLoader(HERE / "templates"), autoescape=True, undefined=StrictUndefined,
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
-    filters = (person, dicom_date, percent, span, reason_alone, gravest, unread_words)
+    filters = (person, dicom_date, percent, span, reason_alone, gravest, gravity_of, unread_words)
     environment.filters.update({function.__name__: function for function in filters})
     environment.globals.update(RESEARCH_USE=RESEARCH_USE, ASSETS=ASSETS, Assessment=Assessment, Severity=Severity)
     environment.globals.update(key=None, rooms=rooms)

@@ -7,11 +7,12 @@ from fastapi import APIRouter, Request, Response
 
 from api.dependencies import PartsDep, Radiologist
 from api.operations import flower_link
-from api.pages.render import GRAVEST_FIRST, gravest, render, version_of
+from api.pages.render import gravest, render, version_of
 from api.pages.words import SILENCE, model_words, plain_reason
 from api.responses import InstanceReport, StudyReport
 from api.studies import study_report
 from shared.errors import NotFound
+from shared.findings import gravity
 from shared.repository.access import Role
 from shared.repository.bundles import manifests
 from shared.study import Identity, StudyStatus
@@ -60,7 +61,7 @@ def study(request: Request, study_id: str, parts: PartsDep, key: Radiologist) ->
 def _gravity(image: InstanceReport) -> tuple[int, float]:
     """Less for an image that should be seen first."""
     worst = gravest(image.findings)
-    return GRAVEST_FIRST.index(worst.assessment), -worst.fracture_probability
+    return -gravity(worst.assessment, worst.score), -worst.fracture_probability
 
 
 def _why(report: StudyReport) -> str:
@@ -68,7 +69,7 @@ def _why(report: StudyReport) -> str:
     entry = WorklistEntry(
         study_id=report.id, priority=report.priority, status=report.status, received_at=report.received_at,
         due_at=report.due_at, assessment=report.assessment, severity=report.severity, region=report.region,
-        fracture_probability=report.fracture_probability, abstention=report.abstention,
+        fracture_probability=report.fracture_probability, score=report.score, abstention=report.abstention,
         abstention_detail=report.abstention_detail, modality="",
         images=len(report.instances), failed_images=report.failed_images, reason=report.reason,
     )  # fmt: skip

@@ -44,14 +44,14 @@ def worklist(
 
 def print_worklist(page: dict[str, Any]) -> None:
     """The worklist as a table; a narrow terminal gets fewer columns."""
-    wide = ["#", "finding", "P(fracture)", "state", "waiting", "why", "study"]
+    wide = ["#", "finding", "score", "state", "waiting", "why", "study"]
     names = wide if out.width >= WIDE else ["#", "waiting", "why", "study"]
     table = Table(*names, title="Worklist", box=box.SIMPLE_HEAD)
     for row in page["entries"]:
-        chance = "" if row["fracture_probability"] is None else f"{row['fracture_probability']:.2f}"
+        score = "" if row["score"] is None else f"{row['score']:.1f}"
         waiting = span(datetime.fromisoformat(row["received_at"])) + (", overdue" if row["overdue"] else "")
         cells = {
-            "#": str(row["rank"]), "finding": row["assessment"] or "-", "P(fracture)": chance, "waiting": waiting,
+            "#": str(row["rank"]), "finding": row["assessment"] or "-", "score": score, "waiting": waiting,
             "state": row["status"] + (f", {row['reader']} reads it" if row["reader"] else ""), "why": row["why"],
             "study": row["study_id"][:8],
         }  # fmt: skip
@@ -91,12 +91,12 @@ def predict(
         print(straight.as_json(rows))
     elif csv is None:
         table = Table(
-            "file", "frame", "region", "P(fracture)", "assessment", "extent", "abstention or error", box=box.SIMPLE_HEAD
+            "file", "frame", "region", "assessment", "score", "extent", "abstention or error", box=box.SIMPLE_HEAD
         )
         for row in rows:
-            chance = "" if row.fracture_probability is None else f"{row.fracture_probability:.3f}"
+            score = "" if row.score is None else f"{row.score:.1f}"
             cells = (
-                row.file, str(row.frame or ""), row.region or "", chance, row.assessment or "", row.severity or "",
+                row.file, str(row.frame or ""), row.region or "", row.assessment or "", score, row.severity or "",
                 row.error or row.abstention_words or "",
             )  # fmt: skip
             table.add_row(*map(Text, cells), style="red" if row.error else "")

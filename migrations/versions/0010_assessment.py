@@ -1,10 +1,11 @@
-"""Assessments and reasons to abstain are codes: what was `call` is `assessment`, prose in `scope` becomes `abstention`.
+"""Assessments and reasons to abstain are codes, findings have a score, and the list is ordered by it.
 
 Revision ID: 0010
 Revises: 0009
 
-One transaction: it renames columns, so that code of before and after cannot run on either side of it. Stop API and
-workers, migrate, start the new ones. What readers answered (the hash chain of `answers`) holds none of these words.
+What was `call` is `assessment`, prose in `scope` becomes `abstention`. One transaction: it renames columns, so that code
+of before and after cannot run on either side of it. Stop API and workers, migrate, start the new ones. What readers
+answered (the hash chain of `answers`) holds none of these words.
 """
 
 from collections.abc import Iterable
@@ -49,17 +50,49 @@ SCOPE = {
         "abstention_detail || CASE abstention_detail WHEN '1' THEN ' image' ELSE ' images' END || ' could not be read'"
     ),
 }
-COLUMNS = (("findings", ""), ("studies", ""), *((table, age) for table in ("second_looks", "alerts") for age in ("old_", "new_")))
-INDEXES = (("ix_studies_unread_by_call", "ix_studies_unread_by_assessment"), ("ix_studies_read_call", "ix_studies_read_assessment"))
+# as `OperatingPoints.score`, by the points in the bundle's manifest; an abstention has one where the image may be read
+SCORE = """
+    CASE WHEN fracture_probability >= specific THEN
+        7 + coalesce(3 * (fracture_probability - specific) / nullif(1 - specific, 0), 0)
+    WHEN fracture_probability >= sensitive THEN
+        least(3 + coalesce(4 * (fracture_probability - sensitive) / nullif(specific - sensitive, 0), 0), 6.999999999999999)
+    ELSE
+        least(coalesce(3 * fracture_probability / nullif(sensitive, 0), 0), 2.9999999999999996)
+    END
+"""
+POINTS = """
+    SELECT name, (manifest->>'sensitive')::double precision AS sensitive,
+        greatest((manifest->>'specific')::double precision, (manifest->>'sensitive')::double precision) AS specific
+    FROM bundles WHERE manifest ? 'sensitive' AND manifest ? 'specific'
+"""
+SCORED = "'metal', 'region', 'inverted', 'out-of-distribution'"
+CONSISTENT = (
+    "score IS NULL OR assessment IN ('abstained') OR assessment = CASE "
+    "WHEN score >= 7 THEN 'positive' WHEN score >= 3 THEN 'unclear' ELSE 'negative' END"
+)
+FILTERS = {
+    word: sa.text("width_bucket(age_years, '{18,40,65}'::integer[])") if word == "age" else word
+    for word in ("status", "assessment", "severity", "region", "priority", "modality", "age")
+}
+SECOND = ("priority", "assessment", "region", "severity")
+PLACE = (
+    sa.text("date_trunc('minute'::text, timezone('UTC'::text, due_at))"),
+    sa.text("(- COALESCE(score, 0::double precision))"),
+    "id",
+)
+COLUMNS = (
+    ("findings", ""), ("studies", ""), ("second_looks", "old_"), ("second_looks", "new_"), ("alerts", "old_"), ("alerts", "new_"),
+)  # fmt: skip
 
 
 def upgrade() -> None:
     """Rename, translate, and let Postgres refuse other codes from now on."""
     for table, age in COLUMNS:
         op.alter_column(table, f"{age}call", new_column_name=f"{age}assessment")
-    for old, new in INDEXES:
-        op.execute(f"ALTER INDEX {old} RENAME TO {new}")
+    op.execute("ALTER INDEX ix_studies_read_call RENAME TO ix_studies_read_assessment")
+    _drop("ix_studies_unread", *(f"ix_studies_unread_by_{'call' if word == 'assessment' else word}" for word in FILTERS))
     for table in ("findings", "studies"):
+        op.add_column(table, sa.Column("score", sa.Float(), nullable=True))
         op.add_column(table, sa.Column("abstention", sa.String(32), nullable=True))
         op.add_column(table, sa.Column("abstention_detail", sa.String(), server_default="", nullable=False))
         reason = " ".join(f"WHEN scope LIKE '{pattern}' THEN '{code}'" for pattern, code in PROSE)
@@ -70,6 +103,13 @@ def upgrade() -> None:
             f"abstention_detail = CASE WHEN {abstains} THEN {DETAIL} ELSE '' END WHERE assessment IS NOT NULL"
         )
         op.drop_column(table, "scope")
+        op.execute(
+            f"UPDATE {table} SET score = {SCORE} FROM ({POINTS}) AS points WHERE points.name = bundle "  # noqa: S608
+            f"AND fracture_probability IS NOT NULL AND (assessment <> 'abstained' OR abstention IN ({SCORED}))"
+        )
+        # a bundle of that name may have had other points when it said so
+        op.execute(f"UPDATE {table} SET score = NULL WHERE NOT ({CONSISTENT})")  # noqa: S608
+        op.create_check_constraint(f"ck_{table}_score", table, CONSISTENT)
         op.create_check_constraint(f"ck_{table}_abstention", table, _one_of("abstention", REASONS))
         op.create_check_constraint(
             f"ck_{table}_abstained_with_reason",
@@ -81,16 +121,22 @@ def upgrade() -> None:
         op.create_check_constraint(
             f"ck_{table}_{age}assessment", table, _one_of(f"{age}assessment", WORDS.values())
         )
+    _index("ix_studies_unread", "site_id", *PLACE)
+    for word, column in FILTERS.items():
+        _index(f"ix_studies_unread_by_{word}", "site_id", column, *PLACE, *(other for other in SECOND if other != word))
 
 
 def downgrade() -> None:
     """The words and the prose of before."""
     back = {new: old for old, new in WORDS.items()}
+    _drop("ix_studies_unread", *(f"ix_studies_unread_by_{word}" for word in FILTERS))
     for table, age in COLUMNS:
         op.drop_constraint(f"ck_{table}_{age}assessment", table)
     for table in ("findings", "studies"):
         op.drop_constraint(f"ck_{table}_abstained_with_reason", table)
         op.drop_constraint(f"ck_{table}_abstention", table)
+        op.drop_constraint(f"ck_{table}_score", table)
+        op.drop_column(table, "score")
         op.add_column(table, sa.Column("scope", sa.String(), server_default="", nullable=False))
         op.alter_column(table, "scope", server_default=None)
         prose = " ".join(f"WHEN '{code}' THEN {words}" for code, words in SCOPE.items())
@@ -101,10 +147,25 @@ def downgrade() -> None:
         op.drop_column(table, "abstention_detail")
         op.drop_column(table, "abstention")
     _translate(back, ("assessment", "call"))
-    for old, new in INDEXES:
-        op.execute(f"ALTER INDEX {new} RENAME TO {old}")
+    op.execute("ALTER INDEX ix_studies_read_assessment RENAME TO ix_studies_read_call")
     for table, age in COLUMNS:
         op.alter_column(table, f"{age}assessment", new_column_name=f"{age}call")
+    words = {("call" if word == "assessment" else word): column for word, column in FILTERS.items()}
+    second = ["call" if word == "assessment" else word for word in SECOND]
+    _index("ix_studies_unread", "site_id", "due_at", "id")
+    for word, column in words.items():
+        of_word = word if column == "assessment" else column
+        _index(f"ix_studies_unread_by_{word}", "site_id", of_word, "due_at", "id", *(o for o in second if o != word))
+
+
+def _drop(*names: str) -> None:
+    for name in names:
+        op.drop_index(name, table_name="studies")
+
+
+def _index(name: str, *columns: object) -> None:
+    """Of what is unread."""
+    op.create_index(name, "studies", list(columns), postgresql_where=sa.text("read_at IS NULL"))
 
 
 def _translate(words: dict[str, str], name: tuple[str, str]) -> None:

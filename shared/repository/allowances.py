@@ -9,7 +9,7 @@ from sqlalchemy.dialects.postgresql import JSONB, distinct_on
 from sqlalchemy.orm import Session
 
 from shared.errors import BadRequest
-from shared.findings import Assessment, Severity
+from shared.findings import POSITIVE_FROM, UNCLEAR_FROM, Assessment, Severity
 from shared.repository.access import Key
 from shared.repository.notices import worklist_changed
 from shared.study import Priority, StudyStatus
@@ -97,6 +97,14 @@ def _allowed(table: Allowances) -> ColumnElement[timedelta]:
         return cast(minutes[urgency][StudyRow.priority].astext, Integer)
 
     severe = (StudyRow.assessment == Assessment.POSITIVE) & (StudyRow.severity == Severity.SEVERE)
-    found = of(case((severe, "positive severe"), else_=StudyRow.assessment))
+    abstains = StudyRow.assessment == Assessment.ABSTAINED  # ranked by its raw score, if that is graver: `ranked_as`
+    found = of(
+        case(
+            (severe, "positive severe"),
+            (abstains & (StudyRow.score >= POSITIVE_FROM), Assessment.POSITIVE),
+            (abstains & (StudyRow.score >= UNCLEAR_FROM), Assessment.UNCLEAR),
+            else_=StudyRow.assessment,
+        )
+    )
     both = case((StudyRow.status == StudyStatus.ANALYSED, found), else_=func.least(found, of(literal(PENDING))))
     return func.make_interval(0, 0, 0, 0, 0, func.coalesce(both, of(literal(PENDING))))

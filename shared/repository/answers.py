@@ -13,7 +13,7 @@ from shared.answers import GENESIS, OF_STUDY, Entry, Mark, Verdict
 from shared.errors import NotFound
 from shared.findings import Assessment
 from shared.repository.access import Key
-from shared.repository.reading import ReadState, WorklistFilter, choose
+from shared.repository.reading import PLACE, ReadState, WorklistFilter, choose
 from shared.repository.reading_room import lock_claims, mark_read, unread
 from shared.repository.work import clock
 from shared.study import StudyStatus
@@ -136,10 +136,10 @@ def history(session: Session, study_id: UUID) -> list[Answered]:
     return told[::-1]
 
 
-def answered_findings(session: Session, study_id: UUID) -> dict[UUID, tuple[Assessment, float]]:
-    """Assessment and fracture probability of the finding that each entry about a finding of the study is about."""
+def answered_findings(session: Session, study_id: UUID) -> dict[UUID, tuple[Assessment, float | None]]:
+    """Assessment and score of the finding that each entry about a finding of the study is about."""
     query = (
-        select(AnswerRow.id, FindingRow.assessment, FindingRow.fracture_probability)
+        select(AnswerRow.id, FindingRow.assessment, FindingRow.score)
         .join(FindingRow, and_(
             FindingRow.instance_id == AnswerRow.instance_id,
             FindingRow.frame == AnswerRow.frame,
@@ -147,7 +147,7 @@ def answered_findings(session: Session, study_id: UUID) -> dict[UUID, tuple[Asse
         ))
         .where(AnswerRow.study_id == study_id)
     )  # fmt: skip
-    return {id_: (Assessment(assessment), probability) for id_, assessment, probability in session.execute(query)}
+    return {id_: (Assessment(assessment), score) for id_, assessment, score in session.execute(query)}
 
 
 def sites(session: Session) -> list[UUID]:
@@ -178,7 +178,7 @@ def has_finding(session: Session, instance_id: UUID, frame: int, bundle: str) ->
 def next_unread(
     session: Session, reader: Key, but: UUID, desk: str = "", chosen: WorklistFilter | None = None
 ) -> UUID | None:
-    """The study that should be read next: analysed or set aside, not read yet, in nobody else's hands, earliest due.
+    """The study that should be read next: analysed or set aside, not read yet, in nobody else's hands, first by place.
 
     desk: which login of the reader's key asks; another one is somebody else. chosen: the list that they came with.
     """
@@ -196,7 +196,7 @@ def next_unread(
             StudyRow.status.in_((StudyStatus.ANALYSED, StudyStatus.QUARANTINED)),
             StudyRow.id != but,
         )
-        .order_by(StudyRow.due_at, StudyRow.id)
+        .order_by(*PLACE)
         .limit(1)
     )
 

@@ -151,6 +151,7 @@ def _summary(row: StudyRow) -> StudySummary | None:
         Severity(row.severity),
         row.region,
         row.fracture_probability or 0.0,
+        row.score,
         abstention_of(row.abstention),
         row.abstention_detail,
     )

@@ -4,13 +4,15 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from datetime import datetime
+from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Any, TypeVar
 from uuid import UUID
 
 from sqlalchemy import (
     ColumnElement,
+    DateTime,
+    Float,
     Integer,
     Row,
     Select,
@@ -28,7 +30,7 @@ from shared.errors import NotFound
 from shared.findings import Assessment, Heatmap, Severity, abstention_of
 from shared.study import Priority, StudyStatus
 from shared.tables import BundleRow, FindingRow, InstanceRow, SiteRow, StudyRow
-from shared.tables.studies import AGE_BAND
+from shared.tables.studies import AGE_BAND, CALMNESS, DUE_MINUTE
 from shared.worklist import WorklistEntry
 
 Query = TypeVar("Query", bound=Select[*tuple[Any, ...]])
@@ -75,6 +77,7 @@ _SHOWN = select(
     StudyRow.severity,
     StudyRow.region,
     StudyRow.fracture_probability,
+    StudyRow.score,
     StudyRow.abstention,
     StudyRow.abstention_detail,
     StudyRow.modality,
@@ -95,7 +98,18 @@ _COUNTS = text("""
         ) AS found
     ) FROM unnest(CAST(:words AS text[])) AS word
 """)
+# the place of what is unread, as its indexes have it
+PLACE = (literal_column(DUE_MINUTE, DateTime), literal_column(CALMNESS, Float), StudyRow.id)
 _age_band = literal_column(AGE_BAND, Integer)  # as the index has it
+
+
+@dataclass(frozen=True)
+class Place:
+    """A row's place in one of the two halves of the list."""
+
+    time: datetime  # when it was read; of what is unread the minute in which it is due, in UTC without a zone
+    calmness: float  # of what is unread its score, negated
+    study_id: UUID
 
 
 @dataclass(frozen=True)
@@ -107,28 +121,38 @@ class InstanceView:
 
 
 def worklist(
-    session: Session, site_id: UUID, chosen: WorklistFilter, after: tuple[datetime, UUID] | None, limit: int
+    session: Session, site_id: UUID, chosen: WorklistFilter, after: Place | None, limit: int
 ) -> list[WorklistEntry]:
-    """A page of the worklist, starting behind the (time, id) of the page before.
+    """A page of the worklist, starting behind the place of the last row of the page before (`place_of`).
 
-    What is unread comes by (due_at, id), the most urgent first; what was read by (read_at, id), the last first.
+    What is unread comes by (due minute, score descending, id), the most urgent first; what was read by (read_at, id),
+    the last first.
     """
     query = choose(_SHOWN, site_id, chosen)
     if chosen.state is ReadState.READ:
-        place = tuple_(StudyRow.read_at, StudyRow.id)
-        query = query if after is None else query.where(place < after)
+        if after is not None:
+            query = query.where(tuple_(StudyRow.read_at, StudyRow.id) < (after.time, after.study_id))
         query = query.order_by(StudyRow.read_at.desc(), StudyRow.id.desc())
     else:
-        place = tuple_(StudyRow.due_at, StudyRow.id)
-        query = query if after is None else query.where(place > after)
-        query = query.order_by(StudyRow.due_at, StudyRow.id)
+        if after is not None:
+            query = query.where(tuple_(*PLACE) > (after.time, after.calmness, after.study_id))
+        query = query.order_by(*PLACE)
     return _with_readers(session, site_id, [_entry(*row) for row in session.execute(query.limit(limit))])
 
 
+def place_of(entry: WorklistEntry, state: ReadState) -> Place:
+    """Where a row of the list stands: what `worklist` takes to go on behind it."""
+    if state is ReadState.READ:
+        assert entry.read_at is not None
+        return Place(entry.read_at, 0.0, entry.study_id)
+    minute = entry.due_at.astimezone(UTC).replace(second=0, microsecond=0, tzinfo=None)
+    return Place(minute, -(entry.score or 0.0), entry.study_id)
+
+
 def worklist_of(session: Session, site_id: UUID, study_ids: Sequence[UUID]) -> list[WorklistEntry]:
-    """These studies of a site, read or not: what is unread first, by due time."""
+    """These studies of a site, read or not: what is unread first, in the order of the list."""
     query = _SHOWN.where(StudyRow.site_id == site_id, StudyRow.id.in_(study_ids))
-    rows = session.execute(query.order_by(StudyRow.read_at.is_not(None), StudyRow.due_at, StudyRow.id))
+    rows = session.execute(query.order_by(StudyRow.read_at.is_not(None), *PLACE))
     return _with_readers(session, site_id, [_entry(*row) for row in rows])
 
 
@@ -238,6 +262,7 @@ def _entry(
     severity: str | None,
     region: str,
     probability: float | None,
+    score: float | None,
     abstention: str | None,
     *rest: Any,  # noqa: ANN401 - as WorklistEntry has them
 ) -> WorklistEntry:
@@ -252,6 +277,7 @@ def _entry(
         Severity(severity) if severity else None,
         region,
         probability,
+        score,
         abstention_of(abstention),
         *rest,
     )

@@ -290,6 +290,7 @@ def _summaries(session: Session, study_ids: Sequence[UUID], bundle: str) -> dict
             FindingRow.fracture_probability,
             FindingRow.assessment,
             FindingRow.severity,
+            FindingRow.score,
             FindingRow.abstention,
             FindingRow.abstention_detail,
         )
@@ -300,7 +301,7 @@ def _summaries(session: Session, study_ids: Sequence[UUID], bundle: str) -> dict
     for row in rows:
         finding = Finding(
             row.frame, row.bundle, row.region, row.region_probability, row.fracture_probability,
-            Assessment(row.assessment), Severity(row.severity), NO_PICTURE, abstention_of(row.abstention),
+            Assessment(row.assessment), Severity(row.severity), NO_PICTURE, row.score, abstention_of(row.abstention),
             row.abstention_detail,
         )  # fmt: skip
         found.setdefault(row.study_id, []).append(finding)
@@ -322,6 +323,7 @@ def _values(look: SecondLookRow, summary: StudySummary) -> dict[str, object]:
         "severity": summary.severity,
         "region": summary.region,
         "fracture_probability": summary.fracture_probability,
+        "score": summary.score,
         "abstention": summary.abstention,
         "abstention_detail": summary.abstention_detail,
         "bundle": look.bundle,

@@ -235,6 +235,7 @@ def write_findings(session: Session, done: Iterable[Analysed]) -> None:
             "fracture_probability": finding.fracture_probability,
             "assessment": finding.assessment,
             "severity": finding.severity,
+            "score": finding.score,
             "abstention": finding.abstention,
             "abstention_detail": finding.abstention_detail,
             "heatmap": finding.heatmap.values,
@@ -459,6 +460,7 @@ def _end(
             "severity": summary.severity,
             "region": summary.region,
             "fracture_probability": summary.fracture_probability,
+            "score": summary.score,
             "abstention": summary.abstention,
             "abstention_detail": summary.abstention_detail,
             "bundle": done.bundle,
@@ -493,6 +495,7 @@ def _finding(row: FindingRow) -> Finding:
         Assessment(row.assessment),
         Severity(row.severity),
         Heatmap(row.heatmap, row.heatmap_height, row.heatmap_width),
+        row.score,
         abstention_of(row.abstention),
         row.abstention_detail,
     )

@@ -8,7 +8,7 @@ from sqlalchemy import CheckConstraint, DateTime, MetaData
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import DeclarativeBase
 
-from shared.findings import AbstentionReason, Assessment
+from shared.findings import POSITIVE_FROM, UNCLEAR_FROM, AbstentionReason, Assessment
 
 NAMES = {
     "ix": "ix_%(table_name)s_%(column_0_N_name)s",
@@ -26,10 +26,16 @@ class Base(DeclarativeBase):
 
 
 def assessed(table: str) -> tuple[CheckConstraint, ...]:
-    """What Postgres holds of the columns assessment and abstention: known codes, and a reason if abstained."""
+    """What Postgres holds of assessment, abstention and score: known codes that do not contradict each other."""
     return (
         one_of(table, "assessment", Assessment),
         one_of(table, "abstention", AbstentionReason),
+        CheckConstraint(
+            "score IS NULL OR assessment IN ('abstained') OR assessment = CASE "
+            f"WHEN score >= {POSITIVE_FROM:g} THEN 'positive' WHEN score >= {UNCLEAR_FROM:g} THEN 'unclear' "
+            "ELSE 'negative' END",
+            name=f"ck_{table}_score",
+        ),
         CheckConstraint(
             f"(assessment IS NOT DISTINCT FROM '{Assessment.ABSTAINED}') = (abstention IS NOT NULL)",
             name=f"ck_{table}_abstained_with_reason",

@@ -37,6 +37,7 @@ class FindingRow(Base):
     fracture_probability: Mapped[float]
     assessment: Mapped[str] = mapped_column(String(16))
     severity: Mapped[str] = mapped_column(String(16))
+    score: Mapped[float | None]  # 0 to 10; raw where the model abstains; null where it would mean nothing
     abstention: Mapped[str | None] = mapped_column(String(32))  # AbstentionReason; null: in scope
     abstention_detail: Mapped[str] = mapped_column(server_default="")  # as the body part that the reason is about
     heatmap: Mapped[bytes] = mapped_column(LargeBinary)

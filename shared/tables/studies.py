@@ -11,6 +11,11 @@ from shared.tables.base import Base, assessed
 # a study's day of arrival, as an index can hold it: in UTC, whatever the session's zone is
 ARRIVED_ON = text("date(timezone('UTC'::text, received_at))")
 UNREAD, READ = text("read_at IS NULL"), text("read_at IS NOT NULL")
+# what is unread stands by the minute in which it is due, within it by score, highest first, then by id: all ascending,
+# so that one comparison of rows finds the next page
+DUE_MINUTE = "date_trunc('minute'::text, timezone('UTC'::text, due_at))"
+CALMNESS = "(- COALESCE(score, 0::double precision))"
+PLACE = (text(DUE_MINUTE), text(CALMNESS), "id")
 AGE_BAND = "width_bucket(age_years, '{18,40,65}'::integer[])"  # 0 to 3, null where the age is not known
 FILTERS: dict[str, str | TextClause] = {
     **{word: word for word in ("status", "assessment", "severity", "region", "priority", "modality")},
@@ -49,6 +54,7 @@ class StudyRow(Base):
     severity: Mapped[str | None] = mapped_column(String(16))
     region: Mapped[str] = mapped_column(String(32), default="")
     fracture_probability: Mapped[float | None]
+    score: Mapped[float | None]  # of the finding that speaks, as that has it
     abstention: Mapped[str | None] = mapped_column(String(32))  # AbstentionReason; null: in scope, or not analysed
     abstention_detail: Mapped[str] = mapped_column(server_default="")
     bundle: Mapped[str] = mapped_column(default="")
@@ -61,14 +67,14 @@ class StudyRow(Base):
     __table_args__ = (
         UniqueConstraint("site_id", "study_instance_uid"),
         *assessed("studies"),
-        # the worklist, whole and with one filter: what is unread in order of its due time, what was read in order of
-        # that; each study stands in one half only, so that a worker's write touches no more indexes than before
-        Index("ix_studies_unread", "site_id", "due_at", "id", postgresql_where=UNREAD),
+        # the worklist, whole and with one filter: what is unread in its order, what was read in order of that; each
+        # study stands in one half only, so that a worker's write touches no more indexes than before
+        Index("ix_studies_unread", "site_id", *PLACE, postgresql_where=UNREAD),
         Index("ix_studies_read", "site_id", "read_at", "id", postgresql_where=READ),
         *(
             Index(
                 f"ix_studies_unread_by_{word}",
-                *("site_id", column, "due_at", "id", *(second for second in SECOND if second != word)),
+                *("site_id", column, *PLACE, *(second for second in SECOND if second != word)),
                 postgresql_where=UNREAD,
             )
             for word, column in FILTERS.items()

@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from shared.findings import AbstentionReason, Assessment, Finding, Heatmap, Severity
+from shared.findings import SCORED, AbstentionReason, Assessment, Finding, Heatmap, Severity
 from shared.vision.bundle import Manifest, load_bundle, pick_device
 from shared.vision.engines import Engine, pick_engine, torch_engine
 from shared.vision.network import BoneNet
@@ -121,8 +121,10 @@ class Reader:
         best = int(reading.region.argmax())
         abstention, detail = self._abstention(reading, float(reading.region[best]), modality, body_part)
         assessment = manifest.operating_points.assessment(reading.fracture)
+        score: float | None = manifest.operating_points.score(reading.fracture)
         if abstention is not None:
             assessment = Assessment.ABSTAINED
+            score = score if abstention in SCORED else None
         extent = int((reading.severity >= 0.5).sum())
         if assessment in (Assessment.POSITIVE, Assessment.UNCLEAR):
             extent = max(1, extent)  # a fracture that is called has some extent
@@ -135,6 +137,7 @@ class Reader:
             assessment=assessment,
             severity=SEVERITIES[extent] if assessment in (Assessment.POSITIVE, Assessment.UNCLEAR) else Severity.NONE,
             heatmap=self._heatmap(reading.heatmap),
+            score=score,
             abstention=abstention,
             abstention_detail=detail,
         )

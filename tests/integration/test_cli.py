@@ -83,10 +83,10 @@ def predicted(tmp_path_factory: pytest.TempPathFactory) -> Predicted:
 
 
 def test_predict_has_exactly_the_promised_columns(predicted: Predicted) -> None:
-    """Scripts find the same twelve columns in CSV and JSON, in this order."""
+    """Scripts find the same thirteen columns in CSV and JSON, in this order."""
     promised = [
-        "file", "frame", "region", "region_probability", "fracture_probability", "assessment", "severity", "abstention",
-        "abstention_detail", "abstention_words", "bundle", "error",
+        "file", "frame", "region", "region_probability", "fracture_probability", "assessment", "score", "severity",
+        "abstention", "abstention_detail", "abstention_words", "bundle", "error",
     ]  # fmt: skip
     assert predicted.header == promised == list(COLUMNS)
     assert all(list(row) == promised for row in predicted.rows)

@@ -11,6 +11,7 @@ from sqlalchemy import CheckConstraint, create_engine, inspect, text
 from sqlalchemy.exc import IntegrityError
 
 from infra.postgres import EmbeddedPostgres
+from shared.findings import SCORED, OperatingPoints, assessment_of
 from shared.repository import Database
 from shared.tables import Base
 from tests.ward import Ward
@@ -100,6 +101,7 @@ WRITTEN = [
     ("abstained", "3 images could not be read", "abstained", "unread-images", "3"),
     (None, "", None, None, ""),
 ]
+CHANCE = {"none": 0.05, "possible": 0.3, "likely": 0.9, "abstained": 0.9, None: None}
 BEFORE = """
     INSERT INTO sites (id, name) VALUES ('00000000-0000-0000-0000-000000000001', 'migrated');
     INSERT INTO api_keys (id, site_id, name, role, sha256)
@@ -111,7 +113,7 @@ BEFORE = """
     SELECT id, site_id, id, study_instance_uid, '1', '1', 'x', 1, 'DX', '', 1, 1, 1, now(), '', '' FROM studies;
     INSERT INTO findings (id, instance_id, frame, bundle, region, region_probability, fracture_probability, call,
         severity, scope, heatmap, heatmap_height, heatmap_width)
-    SELECT id, id, 1, 'a', 'hand', 1, 0.5, call, 'none', scope, '', 0, 0 FROM studies WHERE call IS NOT NULL;
+    SELECT id, id, 1, 'a', 'hand', 1, fracture_probability, call, 'none', scope, '', 0, 0 FROM studies WHERE call IS NOT NULL;
     INSERT INTO backlog_runs (id, started_at, failed, stranded, outdated, bundle, report)
     VALUES ('00000000-0000-0000-0000-000000000003', now(), 0, 0, 0, 'a',
         '{"kinds": {"failed": {"done": 1}}, "changes": {"none": {"likely": 2, "none": 1}, "abstained": {"possible": 3}}}');
@@ -154,11 +156,12 @@ def test_words_of_before_become_codes_and_back(
             connection.execute(
                 text("""
                 INSERT INTO studies (id, site_id, study_instance_uid, priority, status, received_at, queue, attempts,
-                    reason, due_at, modality, call, severity, region, scope, bundle, images, failed_images)
+                    reason, due_at, modality, call, severity, region, fracture_probability, scope, bundle, images,
+                    failed_images)
                 SELECT gen_random_uuid(), id, :uid, 'routine', 'analysed', now(), 'routine', 1, '', now(), 'DX', :call,
-                    'none', 'hand', :scope, 'a', 1, 0 FROM sites WHERE name = 'migrated'
+                    'none', 'hand', :chance, :scope, 'a', 1, 0 FROM sites WHERE name = 'migrated'
                 """),
-                {"uid": f"{number:02d}", "call": call, "scope": scope},
+                {"uid": f"{number:02d}", "call": call, "scope": scope, "chance": CHANCE[call]},
             )
         connection.exec_driver_sql(rest)
         before = {name: connection.exec_driver_sql(sql).all() for name, sql in READ_BACK.items()}
@@ -167,6 +170,13 @@ def test_words_of_before_become_codes_and_back(
         told = "SELECT assessment, abstention, abstention_detail FROM {} ORDER BY {}"
         after = connection.exec_driver_sql(told.format("studies", "study_instance_uid")).all()
         assert [tuple(row) for row in after] == [tuple(codes) for _, _, *codes in WRITTEN]
+        points = OperatingPoints(0.1, 0.6)
+        for table in ("studies", "findings"):
+            scored = f"SELECT fracture_probability, assessment, abstention, score FROM {table}"
+            for chance, assessment, abstention, score in connection.exec_driver_sql(scored):
+                expected = assessment and (abstention is None or abstention in SCORED) and points.score(chance)
+                consistent = assessment == "abstained" or (expected and assessment == assessment_of(expected))
+                assert score == (pytest.approx(expected) if expected and consistent else None), (assessment, abstention)
         found = connection.exec_driver_sql(told.format("findings", "1, 2, 3")).all()
         assert sorted(map(str, found)) == sorted(str(row) for row in after if row[0])
         (report,) = connection.exec_driver_sql(READ_BACK["report"]).scalars()
@@ -195,10 +205,13 @@ def test_words_of_before_become_codes_and_back(
         ("abstention = 'metal is in view', assessment = 'abstained'", "abstention"),
         ("assessment = 'abstained'", "abstained_with_reason"),
         ("abstention = 'metal'", "abstained_with_reason"),
+        ("assessment = 'negative', score = 3", "score"),
+        ("assessment = 'unclear', score = 2.99", "score"),
+        ("assessment = 'positive', score = 6.99", "score"),
     ],
 )
 def test_postgres_refuses_what_is_no_code(ward: Ward, change: str, constraint: str) -> None:
-    """A word that is no code, an abstention without a reason, and a reason without an abstention cannot be stored."""
+    """A word that is no code, an abstention without a reason, a reason without one, and a score of another assessment cannot be stored."""
     study = ward.study()
     with pytest.raises(IntegrityError, match=f"ck_studies_{constraint}"), ward.database.transaction() as session:
         session.execute(text(f"UPDATE studies SET {change} WHERE id = '{study}'"))

@@ -12,10 +12,12 @@ from uuid import UUID, uuid4
 import numpy as np
 import pytest
 from PIL import Image
-from sqlalchemy import func, insert, select, text, update
+from sqlalchemy import event, func, insert, select, text, update
 
+from api.filters import chosen_filter
 from samples.objects import pattern_image, to_bytes
 from shared.findings import RESEARCH_USE, Assessment, Finding, Heatmap, InstanceResult, Severity
+from shared.repository import reading
 from shared.repository.access import Role, add_key, find_key
 from shared.repository.bundles import activate_bundle, add_bundle
 from shared.repository.reading import StatusCounts
@@ -25,6 +27,7 @@ from shared.study import Claim, StudyStatus
 from shared.tables import IdentityReadRow, StudyRow
 
 NOW = datetime.now(UTC)
+MINUTE = NOW.replace(second=0, microsecond=0)
 MANIFEST = {"sensitive": 0.2, "specific": 0.7, "regions": ["hand", "leg"]}
 
 
@@ -138,10 +141,16 @@ def test_counts_are_the_sites_own(in_process: Any) -> None:
 
 
 def test_order_and_paging(in_process: Any) -> None:
-    """The list is ordered by due time and then id, and pages of any size give every study once, ties included."""
-    dues = [NOW + timedelta(days=day) for day in (5, 1, 1, 1, 9, 3, 3, -4, 5, 1, 7)]
-    ids = add_studies(in_process, [{"due_at": due} for due in dues])
-    expected = [str(study) for _, study in sorted(zip(dues, ids, strict=True))]
+    """By the minute in which it is due, then the higher score, then id; pages of any size give every study once."""
+    dues = [
+        MINUTE + timedelta(days=day, seconds=n % 3 * 20) for n, day in enumerate((5, 1, 1, 1, 9, 3, 3, -4, 5, 1, 7))
+    ]
+    scores = [0.5, 1.0, 2.5, 1.0, None, 2.25, 0.0, 1.5, 0.5, None, 2.0]
+    rows = list(zip(dues, scores, strict=True))
+    ids = add_studies(in_process, [{"due_at": due, "score": score} for due, score in rows])
+    places = [(due.replace(second=0), -(score or 0), study) for (due, score), study in zip(rows, ids, strict=True)]
+    expected = [str(study) for *_, study in sorted(places)]
+    assert str(ids[2]) == expected[1], "of the four due in one minute the highest score stands first, later or not"
     for limit in (1, 2, 3, 7, 11, 12):
         assert listed(in_process, limit=limit) == expected
     first = page(in_process, limit=4)
@@ -167,21 +176,62 @@ def test_studies_of_one_due_time_keep_their_order(in_process: Any) -> None:
 def test_paging_is_exact_while_studies_arrive(in_process: Any, seed: int) -> None:
     """Studies that arrive between two pages neither repeat nor hide a study that was there before."""
     chance = random.Random(seed)
-    moments = [NOW + timedelta(hours=hour) for hour in range(6)]  # few, so that ties are common
-    before = {str(study) for study in add_studies(in_process, [{"due_at": chance.choice(moments)} for _ in range(25)])}
-    seen: list[tuple[str, str]] = []
+    moments = [MINUTE + timedelta(hours=hour) for hour in range(6)]  # few, so that ties are common
+    scores = (None, 0.0, 1.25, 2.5)
+
+    def drawn(count: int) -> list[dict[str, Any]]:
+        return [{"due_at": chance.choice(moments), "score": chance.choice(scores)} for _ in range(count)]
+
+    before = {str(study) for study in add_studies(in_process, drawn(25))}
+    seen: list[tuple[str, float, str]] = []
     after: dict[str, str] = {}
     while True:
         got = page(in_process, limit=chance.randint(1, 4), **after)
-        seen += [(entry["due_at"], entry["study_id"]) for entry in got["entries"]]
+        seen += [(entry["due_at"], -(entry["score"] or 0), entry["study_id"]) for entry in got["entries"]]
         if got["next"] is None:
             break
         after = {"after": got["next"]}
         if len(seen) < 60:
-            add_studies(in_process, [{"due_at": chance.choice(moments)} for _ in range(2)])
+            add_studies(in_process, drawn(2))
     assert len(seen) == len(set(seen))
-    assert before <= {study for _, study in seen}
+    assert before <= {study for *_, study in seen}
     assert seen == sorted(seen)
+
+
+@pytest.mark.parametrize(
+    "chosen", [{}, {"status": "analysed"}, {"assessment": "negative", "priority": "routine"}, {"age": "0-17"}]
+)
+@pytest.mark.parametrize("deep", [False, True])
+def test_a_page_is_read_off_an_index(in_process: Any, chosen: dict[str, str], deep: bool) -> None:
+    """Postgres walks an index in the list's order and sorts nothing, whatever page is asked for."""
+    site, minutes = in_process.key().site_id, [MINUTE + timedelta(minutes=n) for n in range(400)]
+    add_studies(in_process, [{"due_at": due, "score": n % 3, "age_years": n % 90} for n, due in enumerate(minutes)])
+    after = reading.Place(minutes[200].replace(tzinfo=None), -1.0, uuid4()) if deep else None
+    statements: list[str] = []
+    with in_process.database.transaction() as session:
+        session.execute(text("ANALYZE studies"))
+        session.execute(text("SET LOCAL enable_seqscan = off"))
+        connection = session.connection()
+
+        def explained(conn: Any, cursor: Any, statement: str, parameters: Any, *_: Any) -> None:
+            if "FROM studies" in statement and not statements:
+                cursor.execute(f"EXPLAIN {statement}", parameters)
+                statements.append("\n".join(row[0] for row in cursor.fetchall()))
+
+        event.listen(connection, "before_cursor_execute", explained)
+        reading.worklist(session, site, chosen_filter(chosen), after, 50)
+    (plan,) = statements
+    assert re.search("Index Scan using ix_studies_unread", plan), plan
+    assert "Sort" not in plan, plan
+    assert ("ROW(date_trunc" in plan) == deep, plan
+
+
+def test_a_cursor_of_the_other_half_is_refused(in_process: Any) -> None:
+    """The `next` of unread studies is no place among those that were read."""
+    add_studies(in_process, [{}] * 3)
+    after = page(in_process, limit=1)["next"]
+    answer = in_process.http.get("/worklist", params={"after": after, "state": "read"}, headers=in_process.headers())
+    assert (answer.status_code, "other half" in answer.json()["detail"]) == (400, True)
 
 
 def test_filters(in_process: Any) -> None:

@@ -265,7 +265,7 @@ def test_another_sites_study_cannot_be_claimed(in_process: Any) -> None:
 def test_what_was_read_leaves_the_list(in_process: Any) -> None:
     """The list shows what is unread by due time; state=read shows the rest, last read first, exactly paged."""
     site, key = in_process.key().site_id, in_process.key("radiologist")
-    ids = add_studies(in_process.database, site, [{"due_at": NOW + n * S} for n in range(6)])
+    ids = add_studies(in_process.database, site, [{"due_at": NOW + n * 60 * S} for n in range(6)])
     with in_process.database.transaction() as session:
         for n, study in enumerate((ids[4], ids[1], ids[3])):
             mark_read(session, study, key, NOW + n * S)
@@ -329,7 +329,7 @@ def test_only_looking_finishes_nothing(in_process: Any) -> None:
 def test_the_next_study_is_in_no_other_hands_and_on_the_readers_list(in_process: Any) -> None:
     """Passed by: what another login of the same key holds, and what the filter that the reader came with does not show."""
     kinds: list[dict[str, Any]] = [{}, {"region": "leg"}, {"region": "hand"}, {"region": "leg"}]
-    kinds = [{"due_at": NOW + n * S, **kind} for n, kind in enumerate(kinds)]
+    kinds = [{"due_at": NOW + n * 60 * S, **kind} for n, kind in enumerate(kinds)]
     ids = add_studies(in_process.database, in_process.key().site_id, kinds)
     key = in_process.key("radiologist")
     with in_process.database.transaction() as session:
@@ -433,7 +433,10 @@ def test_a_new_table_moves_every_unread_study(ward: Any, seed: int) -> None:
         for assessment in Assessment
         for severity in Severity
     ]
-    kinds += [{"priority": priority, "assessment": None, "severity": None, "status": status}
+    for kind in kinds:
+        kind["score"] = None
+    kinds += [kind | {"score": score} for kind in kinds for score in (1, 4, 8) if kind["assessment"] == "abstained"]
+    kinds += [{"priority": priority, "assessment": None, "severity": None, "status": status, "score": None}
               for priority in Priority for status in ("queued", "running", "retrying", "quarantined")]  # fmt: skip
     ids = add_studies(ward.database, ward.site_id, kinds)
     (read,) = add_studies(ward.database, ward.site_id, [{"read_at": NOW}])
@@ -447,7 +450,8 @@ def test_a_new_table_moves_every_unread_study(ward: Any, seed: int) -> None:
     assert moved == len(ids)
     for study in ids:
         row = ward.row(study)
-        summary = row.assessment and StudySummary(Assessment(row.assessment), Severity(row.severity), "", 0.5)
+        said = Assessment(row.assessment) if row.assessment else None
+        summary = said and StudySummary(said, Severity(row.severity), "", 0.5, row.score)
         assert row.due_at == due_at(row.received_at, Priority(row.priority), summary or None, table)
     assert ward.row(read).due_at == NOW
 

@@ -33,7 +33,15 @@ def finding(bundle: str, assessment: Assessment) -> Finding:
     severity = Severity.MILD if assessment in (Assessment.POSITIVE, Assessment.UNCLEAR) else Severity.NONE
     why = AbstentionReason.METAL if assessment is Assessment.ABSTAINED else None
     return Finding(
-        1, bundle, "hand", 0.9, CHANCE[assessment], assessment, severity, Heatmap(bundle.encode()[:1] * 4, 2, 2), why
+        1,
+        bundle,
+        "hand",
+        0.9,
+        CHANCE[assessment],
+        assessment,
+        severity,
+        Heatmap(bundle.encode()[:1] * 4, 2, 2),
+        abstention=why,
     )
 
 

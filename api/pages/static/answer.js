@@ -9,7 +9,6 @@
   const list = sessionStorage.getItem("worklist"); // the next study comes from the list that the reader came with
   const url = `/studies/${panel.dataset.study}/answers${list ? `?${new URLSearchParams({ worklist: list })}` : ""}`;
   const DRAFT = `answer ${panel.dataset.key} ${panel.dataset.study}`; // another reader at this desk never gets it
-  const GRAVITY = ["positive", "unclear", "abstained", "negative"];
   let current = null; // the row that keys speak of: the finding of the film on the screen
   let writing = null; // {verdict, image, frame, bundle, marks, request}: what the form is about
   let known = { entries: [], regions: [], read_at: null, next_study: null };
@@ -49,7 +48,7 @@
     standing().some((entry) => entry.mine && isAbout(entry, row) && (!verdict || entry.verdict === verdict));
   const unanswered = (row) => !mine(row);
   const graver = (a, b) =>
-    GRAVITY.indexOf(a.dataset.assessment) - GRAVITY.indexOf(b.dataset.assessment) || b.dataset.probability - a.dataset.probability;
+    b.dataset.gravity - a.dataset.gravity || b.dataset.probability - a.dataset.probability;
 
   function words(open) {
     if (!rows.length) return "There is no finding to answer; you can still mark the study as read.";

@@ -209,12 +209,12 @@ function openViewer() {
     }
     const areas = (count) => (count === 0 ? "none here" : count === 1 ? "1 area" : `${count} areas`);
     words.replaceChildren();
-    for (const { name, level, lines } of outlines) {
+    for (const { name, lines } of outlines) {
       const sample = element("svg", { class: "sample", viewBox: "0 0 40 10", width: 40, height: 10, "aria-hidden": true });
       sample.append(element("path", { class: `outline ${name}`, d: "M2 5H38" }));
       const meaning = name === "sensitive" ? "dotted: alone enough for “unclear”" : "solid: alone enough for “positive”";
       const told = document.createElement("span");
-      told.append(sample, `${meaning}, from ${probability(level)} (${areas(lines.length)})`);
+      told.append(sample, `${meaning}, score ${name === "sensitive" ? 3 : 7} (${areas(lines.length)})`);
       words.append(told, " ");
     }
   }

@@ -14,8 +14,13 @@ from shared.findings import (
     OperatingPoints,
     Severity,
     abstention_words,
+    assessment_of,
+    gravity,
+    ranked_as,
+    shown_score,
     summarise,
 )
+from shared.worklist import ALLOWANCES, urgency_class
 
 CHANCES = st.floats(0, 1)
 STRENGTH = [Assessment.NEGATIVE, Assessment.UNCLEAR, Assessment.POSITIVE]
@@ -26,6 +31,7 @@ def finding(
     severity: Severity = Severity.NONE,
     chance: float = 0.1,
     region: str = "hand",
+    score: float | None = None,
 ) -> Finding:
     return Finding(
         1,
@@ -36,11 +42,20 @@ def finding(
         assessment,
         severity,
         Heatmap(b"\0", 1, 1),
+        score,
         AbstentionReason.METAL if assessment is Assessment.ABSTAINED else None,
     )
 
 
-FINDINGS = st.builds(finding, st.sampled_from(Assessment), st.sampled_from(Severity), CHANCES)
+SCORES = {
+    Assessment.NEGATIVE: st.floats(0, 3, exclude_max=True),
+    Assessment.UNCLEAR: st.floats(3, 7, exclude_max=True),
+    Assessment.POSITIVE: st.floats(7, 10),
+    Assessment.ABSTAINED: st.none() | st.floats(0, 10),
+}
+FINDINGS = st.sampled_from(Assessment).flatmap(
+    lambda said: st.builds(finding, st.just(said), st.sampled_from(Severity), CHANCES, score=st.none() | SCORES[said])
+)
 
 
 @given(CHANCES, CHANCES, CHANCES, CHANCES)
@@ -109,12 +124,12 @@ def test_extent_then_probability_decide_between_equal_calls() -> None:
 
 @given(st.lists(FINDINGS, min_size=1, max_size=5), FINDINGS)
 def test_another_image_never_makes_a_study_look_better(findings: list[Finding], late: Finding) -> None:
-    """An image that arrives late can only keep or worsen what the study is summarised as."""
-    order = [Assessment.NEGATIVE, Assessment.ABSTAINED, Assessment.UNCLEAR, Assessment.POSITIVE]
+    """An image that arrives late can only keep or worsen the place that a study's summary gives it."""
     before, after = summarise(findings), summarise([*findings, late])
     assert before is not None
     assert after is not None
-    assert order.index(after.assessment) >= order.index(before.assessment)
+    classes = list(ALLOWANCES)  # the gravest first
+    assert classes.index(urgency_class(after)) <= classes.index(urgency_class(before))
 
 
 def test_no_findings_no_summary() -> None:
@@ -127,3 +142,78 @@ def test_heatmap_fills_its_shape() -> None:
     assert Heatmap(bytes(6), 2, 3).width == 3
     with pytest.raises(ValueError, match="5 bytes do not fill 2 x 3"):
         Heatmap(bytes(5), 2, 3)
+
+
+POINTS = st.builds(OperatingPoints, CHANCES, CHANCES)
+
+
+@given(POINTS, CHANCES)
+def test_the_score_never_contradicts_the_assessment(points: OperatingPoints, chance: float) -> None:
+    """Negative is below 3, unclear below 7, positive from 7 on, in full precision and as it is shown."""
+    score = points.score(chance)
+    assert 0 <= score <= 10
+    assert assessment_of(score) is points.assessment(chance)
+    assert assessment_of(shown_score(score)) is points.assessment(chance)
+    assert assessment_of(float(f"{shown_score(score):.1f}")) is points.assessment(chance)
+    assert 0 <= score - shown_score(score) < 0.1 + 1e-9
+
+
+@given(POINTS, CHANCES, CHANCES)
+def test_a_higher_probability_never_scores_lower(points: OperatingPoints, one: float, other: float) -> None:
+    """The scale is monotone, whatever the points are and in whichever order."""
+    low, high = sorted((one, other))
+    assert points.score(low) <= points.score(high)
+    assert shown_score(points.score(low)) <= shown_score(points.score(high))
+
+
+@pytest.mark.parametrize(
+    ("chance", "score"),
+    [(0.0, 0.0), (0.1, 1.5), (0.2, 3.0), (0.4, 5.0), (0.6, 7.0), (0.8, 8.5), (1.0, 10.0)],
+)
+def test_scores_between_the_points(chance: float, score: float) -> None:
+    """Zero, both operating points and one are fixed; between them the scale is linear in the probability."""
+    assert OperatingPoints(0.2, 0.6).score(chance) == pytest.approx(score)
+
+
+def test_points_at_the_ends() -> None:
+    """Points that leave no room below or between still give every probability a score of its assessment."""
+    assert OperatingPoints(0.0, 0.0).score(0.0) == 7
+    assert OperatingPoints(0.0, 1.0).score(0.0) == 3
+    assert OperatingPoints(1.0, 1.0).score(1.0) == 7
+    assert OperatingPoints(0.5, 0.2).score(0.5) == 7, "the specific point is never below the sensitive one"
+
+
+@pytest.mark.parametrize("nonsense", [-0.1, 1.1, float("nan")])
+def test_no_probability_no_score(nonsense: float) -> None:
+    """What is no probability has no score."""
+    with pytest.raises(ValueError, match="no probability"):
+        OperatingPoints(0.2, 0.6).score(nonsense)
+
+
+@pytest.mark.parametrize(
+    ("score", "ranked", "level"),
+    [
+        (None, Assessment.ABSTAINED, ""),
+        (0.0, Assessment.ABSTAINED, ". Raw score low"),
+        (2.9, Assessment.ABSTAINED, ". Raw score low"),
+        (3.0, Assessment.UNCLEAR, ". Raw score medium"),
+        (7.0, Assessment.POSITIVE, ". Raw score high"),
+    ],
+)
+def test_an_abstention_ranks_as_the_graver_of_the_two(score: float | None, ranked: Assessment, level: str) -> None:
+    """Silence never ranks as calmer than its raw score, nor a low raw score as calmer than silence."""
+    assert ranked_as(Assessment.ABSTAINED, score) is ranked
+    assert gravity(Assessment.ABSTAINED, score) == gravity(ranked, score)
+    words = abstention_words(AbstentionReason.METAL, score=score)
+    assert words == f"outside the validated scope: metal in view{level}"
+
+
+def test_the_abstention_speaks_where_its_raw_score_is_graver() -> None:
+    """Beside an unclear image one with metal and a high raw score decides; beside a positive one it does not."""
+    metal = finding(Assessment.ABSTAINED, chance=0.9, score=8.0)
+    summary = summarise([finding(Assessment.UNCLEAR, Severity.MILD, 0.5, score=4.0), metal])
+    assert summary is not None
+    assert (summary.assessment, summary.score, summary.abstention) == ("abstained", 8.0, "metal")
+    summary = summarise([finding(Assessment.POSITIVE, Severity.MILD, 0.8, score=7.5), metal])
+    assert summary is not None
+    assert (summary.assessment, summary.score, summary.abstention) == ("positive", 7.5, None)

@@ -47,6 +47,7 @@ def entry(**changes: object) -> WorklistEntry:
         "severity": Severity.MODERATE,
         "region": "elbow",
         "fracture_probability": 0.93,
+        "score": 8.2,
         "abstention": None,
         "abstention_detail": "",
         "modality": "DX",
@@ -224,7 +225,12 @@ def test_time_zones_are_one_time_line() -> None:
             "due 12:30 UTC: routine, negative, elbow",
         ),
         (
-            {"assessment": Assessment.ABSTAINED, "abstention": AbstentionReason.BLANK, "priority": Priority.URGENT},
+            {
+                "assessment": Assessment.ABSTAINED,
+                "abstention": AbstentionReason.BLANK,
+                "score": None,
+                "priority": Priority.URGENT,
+            },
             "due 12:30 UTC: urgent, abstained, outside the validated scope: blank image",
         ),
         ({"assessment": None, "severity": None, "region": ""}, "due 12:30 UTC: routine, not analysed"),
