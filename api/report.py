@@ -31,6 +31,7 @@ EXTENT = (
 )
 EARLIER = "A newer finding has replaced what these readers answered; they say nothing of it."
 MOST_PICTURES = 24
+VEILED = "Its heatmap is not drawn: the model abstains."
 NO_FINDING = "Not pictured here: there is no finding to draw in."
 SILENCE = "Silence is not normal."
 
@@ -63,10 +64,15 @@ class Report:
     generated_by: str
 
 
-def overlay_jpeg(parts: Parts, key: Key, study_id: UUID, image: int, frame: int) -> bytes:
-    """Preview, heatmap and marks in one JPEG. Raises NotFound, ObjectMissing, StoreUnavailable."""
+def overlay_jpeg(parts: Parts, key: Key, study_id: UUID, image: int, frame: int, *, unveiled: bool = False) -> bytes:
+    """Preview, heatmap and marks in one JPEG. Raises NotFound, ObjectMissing, StoreUnavailable.
+
+    unveiled: draw the heatmap of an abstention too, where it says nothing that the model was validated for.
+    """
     with parts.database.transaction() as session:
-        row, found = reading.picture(session, key.site_id, study_id, image, frame)
+        row, finding = reading.frame_finding(session, key.site_id, study_id, image, frame)
+        drawn = unveiled or finding.abstention is None
+        found = Heatmap(finding.heatmap, finding.heatmap_height, finding.heatmap_width) if drawn else None
         marks = reading_marks(answers_view(session, parts, key, study_id, words=False).entries, image, frame)
     return compose(parts.store.get(preview_key(row.sha256, frame)), found, (row.rows, row.columns), marks)
 
@@ -83,12 +89,16 @@ def reading_marks(entries: Sequence[AnswerView], image: int, frame: int) -> list
 
 
 def compose(
-    preview: bytes, heatmap: Heatmap, shape: tuple[int, int], marks: Sequence[tuple[float, float, float, float]]
+    preview: bytes, heatmap: Heatmap | None, shape: tuple[int, int], marks: Sequence[tuple[float, float, float, float]]
 ) -> bytes:
-    """preview: a JPEG of any size; shape: (rows, columns) of the film; marks: in shares. Returns an RGB JPEG."""
+    """preview: a JPEG of any size; heatmap: None draws none; shape: (rows, columns) of the film; marks: in shares.
+
+    Returns an RGB JPEG.
+    """
     film = Image.open(io.BytesIO(preview)).convert("RGB")
-    colours = Image.open(io.BytesIO(heatmap_png(heatmap, *shape))).resize(film.size, Image.Resampling.BILINEAR)
-    film.paste(colours, mask=colours.getchannel("A").point(lambda level: round(level * OPACITY)))
+    if heatmap is not None:
+        colours = Image.open(io.BytesIO(heatmap_png(heatmap, *shape))).resize(film.size, Image.Resampling.BILINEAR)
+        film.paste(colours, mask=colours.getchannel("A").point(lambda level: round(level * OPACITY)))
     draw, (width, height) = ImageDraw.Draw(film), film.size
     for x, y, wide, high in marks:
         box = (x * width, y * height, (x + wide) * width, (y + high) * height)
@@ -98,8 +108,11 @@ def compose(
     return out.getvalue()
 
 
-def report_of(parts: Parts, key: Key, study_id: UUID) -> Report:
-    """Gather a report; reading the identity leaves an audit row. Raises NotFound."""
+def report_of(parts: Parts, key: Key, study_id: UUID, *, unveiled: bool = False) -> Report:
+    """Gather a report; reading the identity leaves an audit row. Raises NotFound.
+
+    unveiled: with the heatmaps of abstentions.
+    """
     study = study_report(parts, key, study_id)
     with parts.database.transaction() as session:
         identity = parts.vault.identities(session, key, [study.id]).get(study.id, Identity())
@@ -111,7 +124,7 @@ def report_of(parts: Parts, key: Key, study_id: UUID) -> Report:
         study=study,
         identity=identity,
         headline=_headline(study),
-        films=_films(study.instances),
+        films=_films(study.instances, unveiled=unveiled),
         bundles={name: bundle_facts(manifest) for name, manifest in sorted(told.items())},
         answers=[answer_words(entry) for entry in said if _is_current(entry, study)],
         earlier=[_earlier_words(entry, *found[entry.id]) for entry in said if not _is_current(entry, study)],
@@ -155,11 +168,11 @@ def _found(study: StudyReport) -> str:
     return f"{study.assessment.capitalize()}, {study.region}{extent}{_score_words('; ', study.score)}."
 
 
-def _films(images: Sequence[InstanceReport]) -> list[Film]:
+def _films(images: Sequence[InstanceReport], *, unveiled: bool) -> list[Film]:
     """All images in their order. Of very many only the gravest are pictured: a report is to be read."""
     gravest = sorted((image for image in images if image.findings), key=lambda image: _gravity(_gravest(image)))
     pictured = {image.number for image in gravest[:MOST_PICTURES]}
-    films = [_film(image) for image in images]
+    films = [_film(image, unveiled=unveiled) for image in images]
     without = f"Not pictured here: the {MOST_PICTURES} gravest images of this study are."
     for place, film in enumerate(films):
         if film.frame is not None and film.number not in pictured:
@@ -175,7 +188,7 @@ def _gravity(finding: FindingView) -> tuple[int, float]:
     return -gravity(finding.assessment, finding.score), -finding.fracture_probability
 
 
-def _film(image: InstanceReport) -> Film:
+def _film(image: InstanceReport, *, unveiled: bool) -> Film:
     size = f"{image.modality}, {image.columns} x {image.rows} px"
     if image.frames > 1:
         size += f", {image.frames} frames"
@@ -186,6 +199,8 @@ def _film(image: InstanceReport) -> Film:
     lines = [finding_words(gravest)]
     if image.frames > 1:
         lines.append(f"Frame {gravest.frame} is shown, the gravest of {len(image.findings)} analysed.")
+    if gravest.abstention and not unveiled:
+        lines.append(VEILED)
     if image.error:
         lines.append(image.error)
     return Film(image.number, size, gravest.frame, lines, abstains=gravest.assessment is Assessment.ABSTAINED)

@@ -6,14 +6,15 @@ from typing import Any
 from uuid import UUID
 
 from samples.objects import pattern_image, to_bytes
-from shared.findings import AbstentionReason, Assessment, Finding, Heatmap, InstanceResult, Severity
+from shared.findings import AbstentionReason, Assessment, Finding, Heatmap, InstanceResult, OperatingPoints, Severity
 from shared.repository.bundles import activate_bundle, add_bundle
 from shared.repository.work import Analysed, claim, clock, finish
 from shared.storage import sha256_of
 from shared.study import Claim, StudyStatus
 from shared.tables import StudyRow
 
-MANIFEST = {"sensitive": 0.2, "specific": 0.7, "regions": ["hand", "leg"]}
+POINTS = OperatingPoints(0.2, 0.7)
+MANIFEST = {"sensitive": POINTS.sensitive, "specific": POINTS.specific, "regions": ["hand", "leg"]}
 PROBABILITY = {Assessment.POSITIVE: 0.9, Assessment.UNCLEAR: 0.5, Assessment.NEGATIVE: 0.05, Assessment.ABSTAINED: 0.6}
 ONE: dict[str, Any] = {"verdict": "agree", "image": 1, "frame": 1, "bundle": "first"}
 
@@ -38,7 +39,18 @@ def analyse(
     severity = Severity.MILD if assessment in (Assessment.POSITIVE, Assessment.UNCLEAR) else Severity.NONE
     why = AbstentionReason.REGION if assessment is Assessment.ABSTAINED else None
     hot = Heatmap(bytes(24) + b"\xff" + bytes(24), 7, 7)  # in the middle
-    found = Finding(1, bundle, "hand", 0.98, PROBABILITY[assessment], assessment, severity, hot, abstention=why)
+    found = Finding(
+        1,
+        bundle,
+        "hand",
+        0.98,
+        PROBABILITY[assessment],
+        assessment,
+        severity,
+        hot,
+        POINTS.score(PROBABILITY[assessment]),
+        why,
+    )
     with api.database.transaction() as session:
         session.get_one(StudyRow, UUID(study)).status = StudyStatus.QUEUED
         add_bundle(session, bundle, sha256_of(bundle.encode()), manifest or MANIFEST)

@@ -14,24 +14,26 @@ from api.studies import PICTURE
 from shared.errors import ObjectMissing
 
 router = APIRouter(tags=["read"])
+Unveiled = Annotated[bool, Query(description="draw the heatmaps of abstentions, too")]
 
 
 @router.get("/studies/{study_id}/report.html", response_class=Response)
-def page(study_id: UUID, parts: PartsDep, key: Radiologist) -> Response:
+def page(study_id: UUID, parts: PartsDep, key: Radiologist, *, unveiled: Unveiled = False) -> Response:
     """The study as a page that prints well: identity, pictures, findings, limits, answers. Read under audit."""
-    report = report_of(parts, key, study_id)
-    return render("report.html", 200, key=key, report=report, extent=EXTENT, earlier=EARLIER)
+    report = report_of(parts, key, study_id, unveiled=unveiled)
+    context = {"key": key, "report": report, "extent": EXTENT, "earlier": EARLIER, "unveiled": unveiled}
+    return render("report.html", 200, **context)
 
 
 @router.get("/studies/{study_id}/report.pdf", response_class=Response)
-def paper(study_id: UUID, parts: PartsDep, key: Radiologist) -> Response:
+def paper(study_id: UUID, parts: PartsDep, key: Radiologist, *, unveiled: Unveiled = False) -> Response:
     """The same as a PDF, A4. Read under audit."""
-    report = report_of(parts, key, study_id)
+    report = report_of(parts, key, study_id, unveiled=unveiled)
     pictures: dict[int, bytes] = {}
     for film in report.films:
         if film.frame is not None:
             try:
-                pictures[film.number] = overlay_jpeg(parts, key, study_id, film.number, film.frame)
+                pictures[film.number] = overlay_jpeg(parts, key, study_id, film.number, film.frame, unveiled=unveiled)
             except ObjectMissing:
                 continue  # the report says so
     headers = {"Content-Disposition": f'inline; filename="osteon-{study_id}.pdf"'}
@@ -41,8 +43,11 @@ def paper(study_id: UUID, parts: PartsDep, key: Radiologist) -> Response:
 @router.get("/studies/{study_id}/overlay.jpg", response_class=Response)
 def overlay(
     study_id: UUID, parts: PartsDep, key: Radiologist, image: ImageNumber = 1, frame: FrameNumber = 1,
+    *, unveiled: Unveiled = False,
     version: Annotated[str, Query(max_length=64, description="changes with the answers, so that none is old")] = "",
 ) -> Response:  # fmt: skip
     """The film with its heatmap and readers' marks drawn in, as reports show it."""
     del version  # for the browser's cache only
-    return Response(overlay_jpeg(parts, key, study_id, image, frame), media_type="image/jpeg", headers=PICTURE)
+    return Response(
+        overlay_jpeg(parts, key, study_id, image, frame, unveiled=unveiled), media_type="image/jpeg", headers=PICTURE
+    )

@@ -498,16 +498,26 @@ def test_no_outline_where_the_film_is_not_called(page: Page, room: Room) -> None
     assert boxes(page, "specific") + boxes(page, "sensitive") == []
 
 
-def test_abstention_is_told_and_draws_no_line(page: Page, room: Room) -> None:
-    """Where the model abstains there is a reason in plain words, and no line, however hot the map."""
+def test_abstention_is_told_and_draws_nothing_unasked(page: Page, room: Room) -> None:
+    """Where the model abstains there is a reason in plain words, no line however hot the map, and a map when asked for."""
     look(page, room, "21-leg")
     words = page.locator(".finding:visible .abstains")
     expect(words).to_contain_text("outside the validated scope: metal in view")
     expect(words).to_contain_text("mislead the model")
     expect(words).to_contain_text("Silence is not normal")
-    expect(page.locator("#drawn")).to_have_text("No outline is drawn: the model abstains. Silence is not normal.")
+    silent = "No outline is drawn: the model abstains. Silence is not normal."
+    hidden = f"{silent} Its heatmap is hidden until you ask for it (h)."
+    expect(page.locator("#drawn")).to_have_text(hidden)
+    expect(page.locator("#overlay")).to_have_attribute("aria-pressed", "false")
     expect(page.locator("#lines .outline")).to_have_count(0)
     shot(page, "abstained")
+    page.keyboard.press("h")
+    expect(page.locator("#overlay")).to_have_attribute("aria-pressed", "true")
+    expect(page.locator("#drawn")).to_have_text(silent)
+    page.keyboard.press("h")
+    expect(page.locator("#drawn")).to_have_text(hidden)
+    look(page, room, "05-hand")  # asking or not of one that abstains changes nothing for another
+    expect(page.locator("#overlay")).to_have_attribute("aria-pressed", "true")
 
 
 def test_heatmap_fades_hides_and_is_cut_off(page: Page, room: Room) -> None:

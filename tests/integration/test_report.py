@@ -29,14 +29,14 @@ KNOWN = MANIFEST | {
 needs_poppler = pytest.mark.skipif(shutil.which("pdftotext") is None, reason="needs poppler-utils: apt-get install it")
 
 
-def made(api: Any, images: int = 1, assessment: Assessment = Assessment.POSITIVE, **tags: str) -> str:
+def made(api: Any, images: int = 1, assessment: Assessment = Assessment.POSITIVE, number: int = 1, **tags: str) -> str:
     """An analysed study with pictures in the store."""
-    files = {f"{number}": study_file(1, number, 160, 120, **tags) for number in range(1, images + 1)}
+    files = {f"{image}": study_file(number, image, 160, 120, **tags) for image in range(1, images + 1)}
     study: str = api.post(files).json()["studies"][0]["id"]
     analyse(api, study, assessment=assessment, manifest=KNOWN)
-    for number, content in enumerate(files.values(), start=1):
+    for image, content in enumerate(files.values(), start=1):
         out = io.BytesIO()
-        Image.linear_gradient("L").resize((120, 160)).rotate(90 * number).save(out, "JPEG")
+        Image.linear_gradient("L").resize((120, 160)).rotate(90 * image).save(out, "JPEG")
         key = preview_key(sha256_of(content), 1)
         api.http.app.state.parts.store.put(key, io.BytesIO(out.getvalue()), out.getbuffer().nbytes)
     return study
@@ -68,7 +68,7 @@ def test_up_to_four_images_stand_on_one_page(in_process: Any, tmp_path: Path, im
     (page,) = pages_of(paper(in_process, study), tmp_path)
     text = flat(page)
     for words in (
-        RESEARCH_USE.upper(), "ZEBRA, QUAGGA", "Positive, hand, extent mild", "unclear from 20 %, positive from 70 %",
+        RESEARCH_USE.upper(), "ZEBRA, QUAGGA", "Positive, hand, extent mild; score 9.0 of 10.", "probability 90 % (unclear from 20 %, positive from 70 %)",
         "not a clinical grade", "Trained on FracAtlas.", "sensitivity 0.98 (0.94 to 1.00)", "Elbows are weak.",
         "old break of the radius", "page 1 of 1", "Study Instance UID", "by radiologist", f"Image {images}",
     ):  # fmt: skip
@@ -97,8 +97,30 @@ def test_long_reports_go_on(in_process: Any, tmp_path: Path) -> None:
 def test_abstention_is_said_plainly(in_process: Any, tmp_path: Path) -> None:
     """Where the model abstains, the report says so, and that this is not normal; no probability is printed."""
     text = flat(" ".join(pages_of(paper(in_process, made(in_process, assessment=Assessment.ABSTAINED)), tmp_path)))
-    assert "Abstained: outside the validated scope: body region not recognised. Silence is not normal." in text
+    assert (
+        "Abstained, outside the validated scope: body region not recognised. Raw score medium. Silence is not normal."
+        in text
+    )
     assert "robability 60" not in text
+
+
+def test_the_heatmap_of_an_abstention_is_drawn_when_asked_for(in_process: Any) -> None:
+    """Its picture is gray unless `unveiled` is asked for, the page says so, and a finding in scope is always drawn."""
+
+    def colour(study: str, **query: str) -> int:
+        headers = in_process.headers("radiologist")
+        answer = in_process.http.get(f"/studies/{study}/overlay.jpg", params=query, headers=headers)
+        pixels = np.asarray(Image.open(io.BytesIO(answer.content)).convert("RGB"), int)
+        return int(np.ptp(pixels, axis=2).max())
+
+    silent, positive = made(in_process, assessment=Assessment.ABSTAINED), made(in_process, number=2)
+    assert colour(silent) < 10
+    assert colour(silent, unveiled="true") > 60
+    assert colour(positive) > 60
+    url, headers = f"/studies/{silent}/report.html", in_process.headers("radiologist")
+    veiled, unveiled = (in_process.http.get(url + query, headers=headers).text for query in ("", "?unveiled=true"))
+    assert ("Its heatmap is not drawn" in veiled, "unveiled=true&" in veiled) == (True, False)
+    assert ("Its heatmap is not drawn" in unveiled, "unveiled=true&" in unveiled) == (False, True)
 
 
 @needs_poppler
@@ -246,7 +268,7 @@ def test_an_answer_stands_with_the_finding_that_it_answered(in_process: Any, tmp
     say(in_process, study, **ONE)
     analyse(in_process, study, "second", Assessment.POSITIVE, KNOWN)
     say(in_process, study, **ONE | {"verdict": "disagree", "bundle": "second", "fracture": "no"})
-    answered = "This answered bundle first: negative, probability 5"
+    answered = "This answered bundle first: negative, score 0.7 of 10"
     page = in_process.http.get(f"/studies/{study}/report.html", headers=in_process.headers("radiologist")).text
     for text in (flat(page), flat(" ".join(pages_of(paper(in_process, study), tmp_path)))):
         current, _, earlier = text.partition("Readers' answers")[2].partition("Answers to earlier findings")

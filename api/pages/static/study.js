@@ -20,6 +20,7 @@ function openViewer() {
   const previews = new Kept(KEPT_PREVIEWS);
   const films = new Kept(KEPT_FILMS);
   const heats = new Kept(KEPT_PREVIEWS);
+  const unveiled = new Set(); // findings that the model abstains on, and whose heatmap was asked for
   let [thumb, finding] = [null, null]; // what is shown
   let leaving = new AbortController(); // of what was shown
 
@@ -84,6 +85,7 @@ function openViewer() {
     document.dispatchEvent(new CustomEvent("osteon:shown", { detail: { image: Number(image), frame: Number(frame) } }));
     if (sameStudy) history.replaceState(null, "", `#image=${image}&frame=${frame}`); // what came with the address stays at first
     offerFrames();
+    drawHeat();
     byId("unloadable").hidden = true;
     const mine = thumbs.length > 1 ? `image ${image} of ${thumbs.length}` : `image ${image}`;
     byId("canvas").setAttribute("aria-label", `Radiograph, ${mine}, frame ${frame}. The model says: ${finding.dataset.words}.`);
@@ -204,7 +206,8 @@ function openViewer() {
   function tellDrawn({ heat, outlines }) {
     const words = byId("drawn");
     if (heat.assessment === "abstained") {
-      words.textContent = "No outline is drawn: the model abstains. Silence is not normal.";
+      const heatmap = unveiled.has(finding) ? "" : " Its heatmap is hidden until you ask for it (h).";
+      words.textContent = `No outline is drawn: the model abstains. Silence is not normal.${heatmap}`;
       return;
     }
     const areas = (count) => (count === 0 ? "none here" : count === 1 ? "1 area" : `${count} areas`);
@@ -263,11 +266,23 @@ function openViewer() {
     tellView();
   }
 
-  function setHeat(on) {
+  // Of an abstention it is hidden until the reader asks for this very one; else as they chose last.
+  const abstains = () => finding?.dataset.assessment === "abstained";
+
+  function drawHeat() {
+    const on = abstains() ? unveiled.has(finding) : remembered("heatmap", "true") === "true";
     press("overlay", on);
     viewer.showHeat = on;
     viewer.paint();
-    remember("heatmap", on);
+  }
+
+  function setHeat(on) {
+    if (!abstains()) remember("heatmap", on);
+    else if (on) unveiled.add(finding);
+    else unveiled.delete(finding);
+    drawHeat();
+    const told = heats.get(finding);
+    if (told && abstains()) tellDrawn(told);
   }
 
   function setLines(on) {
@@ -309,7 +324,7 @@ function openViewer() {
   function reset() {
     setInvert(false);
     setWindowing(false);
-    setHeat(true);
+    setHeat(!abstains());
     setLines(true);
     setOpacity(45);
     setThreshold(0);
@@ -366,7 +381,6 @@ function openViewer() {
   const colours = scale.createImageData(256, 10);
   new Uint32Array(colours.data.buffer).forEach((_, i, out) => (out[i] = Heat.palette[i % 256]));
   scale.putImageData(colours, 0, 0);
-  setHeat(remembered("heatmap", "true") === "true");
   setLines(remembered("outline", "true") === "true");
   setOpacity(remembered("opacity", "45"));
   setThreshold(0);
