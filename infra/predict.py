@@ -1,29 +1,42 @@
-"""`osteon predict`: files straight through the model, without any server."""
+"""`osteon predict`: files straight through the model, without any server.
 
+The way from bytes to a finding is the worker's own: its decoders, its batches, its engine.
+"""
+
+import contextlib
 import csv
-import json
-from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+import fcntl
+import io
+import os
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, Self
 
 import cv2
 import numpy as np
-import numpy.typing as npt
 
-from shared.errors import OsteonError, Rejected, UnsupportedPixels
+from infra.sending.receipt import shown
+from infra.sending.walk import Archive, Item, Unreadable, walk
+from shared.archives import Bounds, opened
+from shared.errors import OsteonError, Rejected
 from shared.findings import Finding, abstention_words, shown_score
-from shared.vision.pixels import display, open_pixels
-from shared.vision.reader import Reader
-from shared.vision.tensors import content_box, prepare
+from shared.image import ImageLimits
+from shared.settings import Settings, cpu_count
+from shared.vision.tensors import UInt8Image, content_box
+from worker.batching import Batcher
+from worker.decoding import Decoded, Decoders, DecodingFailed, FileJob
 
-PICTURES = (b"\x89PNG", b"\xff\xd8\xff")
+if TYPE_CHECKING:
+    from worker.pipeline import Failed, ModelBatcher, Seen
+
 COLUMNS = (
     "file", "frame", "region", "region_probability", "fracture_probability", "assessment", "score", "severity",
     "abstention", "abstention_detail", "abstention_words", "bundle", "error",
 )  # fmt: skip
+HEADER = f"{','.join(COLUMNS)}\r\n".encode()
+CAN_HEAL = ("unreadable", "decoding-failed")  # errors of the machine; such a file is tried again
 
 
 @dataclass(frozen=True)
@@ -42,66 +55,179 @@ class Row:
     abstention_detail: str | None = None
     abstention_words: str | None = None
     bundle: str | None = None
-    error: str | None = None
+    error: str | None = None  # a reason for scripts, a colon, and words
 
 
 @dataclass(frozen=True)
-class Shown:
-    """A frame on its way: what the model reads, and what a person looks at."""
+class FileToRead:
+    """A file, or a member of an archive."""
 
-    frame: int
-    square: npt.NDArray[np.uint8]  # (S, S)
-    film: Callable[[], npt.NDArray[np.uint8]]  # gives (H, W); made only where it is drawn
-    modality: str  # DICOM's, "" for a picture
-    body_part: str  # likewise
+    name: str  # as the result shows it
+    path: Path
+    member: str | None = None
+    error: str = ""  # why it is not even tried
+    frames: int = 1  # before it is opened nobody knows
+    pixels: int = 0
 
 
-def predict(
-    reader: Reader,
-    files: Sequence[tuple[Path, str]],
-    heatmaps: Path | None,
-    done: Callable[[], None],
-) -> Iterator[Row]:
-    """Rows for all files in order; a bad file gives one row with its error and does not stop the others."""
-    seen: Counter[str] = Counter()  # two folders may hold files of one name; their pictures must not
-    for path, name in files:
-        seen[name] += 1
-        picture = name if seen[name] == 1 else f"{name} ({seen[name]})"
+# -- which files
+
+
+def files_of(places: Sequence[Path], settings: Settings) -> list[FileToRead]:
+    """All files in these files, folders and zip archives, each once, in order of their names.
+
+    A name is the path from the folder that all places have in common (a single folder is that folder itself), so that
+    files of one name in several folders stay apart; a member of an archive is called archive!member. An archive is held
+    to the bounds of an upload. Raises OsteonError if a place does not exist.
+    """
+    found: dict[str, FileToRead] = {}
+    folders = [place if place.is_dir() else place.absolute().parent for place in places]
+    common = Path(os.path.commonpath([os.path.abspath(folder) for folder in folders]))  # noqa: PTH100 - follows no link
+    for place in places:
+        inside = os.path.relpath(os.path.abspath(place), common)  # noqa: PTH100 - as above
+        prefix = "" if inside == "." else f"{inside}/"
+        for each in walk([place]):
+            own = each.whole.name if isinstance(each, Archive) else each.name
+            name = prefix + own if place.is_dir() else inside
+            for file in _files(each, name, settings):
+                found.setdefault(file.name, file)
+    return list(found.values())
+
+
+def _files(each: Item | Archive | Unreadable, name: str, settings: Settings) -> Iterator[FileToRead]:
+    if isinstance(each, Unreadable):
+        yield FileToRead(name, each.path, error=f"unreadable: {each.why}")
+    elif isinstance(each, Item):
+        yield FileToRead(name, each.path)
+    else:
+        path = each.whole.path
         try:
-            for shown in _frames(path, reader.size):
-                reading = reader.read([shown.square])[0]
-                finding = reader.finding(reading, shown.frame, shown.modality, shown.body_part)
-                if heatmaps is not None:
-                    _draw(heatmaps / f"{picture}-{shown.frame}.png", shown.film(), finding)
-                yield _row(name, finding)
+            with path.open("rb") as file, opened(file, each.whole.size_bytes, bounds(settings)):
+                pass
         except Rejected as why:
-            yield Row(name, error=f"{why.reason}: {why}")
-        except OSError as why:
-            yield Row(name, error=f"unreadable: {why.strerror or type(why).__name__}")
-        done()
+            yield FileToRead(name, path, error=f"{why.reason}: {why}")
+            return
+        for member in each.members:
+            yield FileToRead(f"{name}!{member.member}", path, member.member)
 
 
-def _frames(path: Path, size: int) -> Iterator[Shown]:
-    content = path.read_bytes()
-    if content.startswith(PICTURES):
-        picture = _picture(content)
-        yield Shown(1, prepare(picture, size), lambda: picture, "", "")
-        return
-    source = open_pixels(content)
-    for index in range(source.frames):
-        frame = source.frame(index)
-        film = partial(display, source, index, frame)
-        yield Shown(index + 1, prepare(frame, size), film, source.modality, source.body_part)
+def bounds(settings: Settings) -> Bounds:
+    """What an archive may hold."""
+    return Bounds(settings.max_request_files, settings.max_request_bytes, settings.max_archive_ratio)
 
 
-def _picture(content: bytes) -> npt.NDArray[np.uint8]:
-    try:
-        film = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_GRAYSCALE)
-    except cv2.error:  # the size that it claims is over OpenCV's limit
-        film = None
-    if film is None:
-        raise UnsupportedPixels("The picture is damaged or too large and cannot be decoded")
-    return film.astype(np.uint8)
+# -- through the model
+
+
+class Predictor:
+    """The worker's decoders, batches and engine for one bundle. Use it in a with block: the decoders are processes."""
+
+    def __init__(self, bundle: bytes, settings: Settings, heatmaps: Path | None = None) -> None:
+        """bundle: the file's content; heatmaps: folder for each frame with its heatmap. Raises BadBundle."""
+        self._settings, self._heatmaps = settings, heatmaps
+        limits = ImageLimits(
+            max_header_bytes=settings.max_header_bytes,
+            max_frame_pixels=settings.max_frame_pixels,
+            max_frames=settings.max_frames,
+            max_decoded_bytes=settings.max_decoded_bytes,
+        )
+        self._decoders = Decoders(
+            None,
+            limits,
+            count=settings.decoders or cpu_count(),
+            limit_s=settings.decode_limit_s,
+            memory_bytes=settings.decode_memory_bytes,
+            log_level="ERROR",
+        )
+        self._decoders.begin()  # they start while torch does, which takes seconds
+        try:
+            from shared.vision.engines import callers, images_a_call
+            from shared.vision.reader import Reader
+
+            self.reader = Reader.resident(bundle, None, _cache(settings))
+        except BaseException:
+            self._decoders.close()
+            raise
+        self._batcher: ModelBatcher = Batcher(
+            "model",
+            lambda items: self.reader.read([square for _, square in items]),
+            max_batch=images_a_call(settings.batch_size),
+            max_wait_s=settings.batch_wait_ms / 1000,
+            lanes=callers(),
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._decoders.close()
+        self._batcher.close()
+
+    def read(self, files: Iterable[FileToRead]) -> Generator[list[Row], None, None]:
+        """The rows of each file, in order, as they come; one that cannot be read gives one row with its error.
+
+        A file's heatmaps are written before its rows are given. Close the iterator to give up.
+        """
+        with contextlib.closing(self.findings(files)) as outcomes:
+            for outcome in outcomes:
+                yield self._rows(outcome)
+
+    def findings(self, files: Iterable[FileToRead]) -> "Generator[Seen[FileToRead] | Failed[FileToRead], None, None]":
+        """The same as findings, with their heatmaps as numbers."""
+        from worker.pipeline import look_at
+
+        return look_at(files, self.reader, self._decode, self._batcher)
+
+    def _decode(self, file: FileToRead) -> "Future[Decoded]":
+        if file.error:
+            failed: Future[Decoded] = Future()
+            failed.set_exception(_Refused(file.error))
+            return failed
+        job = FileJob(
+            file.path,
+            file.member,
+            self.reader.size,
+            previews=self._heatmaps is not None,
+            bounds=bounds(self._settings),
+            max_file_bytes=self._settings.max_file_bytes,
+        )
+        return self._decoders.file(job)
+
+    def _rows(self, outcome: "Seen[FileToRead] | Failed[FileToRead]") -> list[Row]:
+        from worker.pipeline import Seen
+
+        name = outcome.image.name
+        if not isinstance(outcome, Seen):
+            return [Row(name, error=_words(outcome.error, decoded=outcome.decoded))]
+        if self._heatmaps is not None:
+            for finding, preview in zip(outcome.findings, outcome.previews, strict=True):
+                draw(self._heatmaps / f"{name}-{finding.frame}.png", preview, finding)
+        return [_row(name, finding) for finding in outcome.findings]
+
+
+class _Refused(Exception):
+    """A file that was not tried; its text is the row's error."""
+
+
+def _words(wrong: Exception, *, decoded: bool) -> str:
+    if isinstance(wrong, _Refused):
+        return str(wrong)
+    if isinstance(wrong, Rejected):
+        return f"{wrong.reason}: {wrong}"
+    if decoded:
+        return f"analysis-failed: the model could not read it ({type(wrong).__name__})"
+    if isinstance(wrong, OSError):
+        return f"unreadable: {wrong.strerror or type(wrong).__name__}"
+    if isinstance(wrong, DecodingFailed):
+        return f"decoding-failed: {wrong}"
+    return f"decoding-failed: Decoding failed ({type(wrong).__name__})"  # its words may hold what the header holds
+
+
+def _cache(settings: Settings) -> Path:
+    """The stack's where one is at home here; a folder of films is no place for it."""
+    if settings.cache_dir is not None or settings.home.is_dir():
+        return settings.cache
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "osteon"
 
 
 def _row(name: str, finding: Finding) -> Row:
@@ -114,18 +240,17 @@ def _row(name: str, finding: Finding) -> Row:
         finding.assessment,
         None if finding.score is None else shown_score(finding.score),
         finding.severity,
-        finding.abstention,
-        finding.abstention_detail,
-        abstention_words(finding.abstention, finding.abstention_detail, finding.score),
+        finding.abstention or None,
+        finding.abstention_detail or None,
+        abstention_words(finding.abstention, finding.abstention_detail, finding.score) or None,
         finding.bundle,
     )
 
 
-def _draw(path: Path, film: npt.NDArray[np.uint8], finding: Finding) -> None:
-    """The film with its heatmap laid over, at most 1024 pixels a side."""
-    scale = min(1.0, 1024 / max(film.shape))
-    height, width = (max(1, round(side * scale)) for side in film.shape)
-    gray = cv2.resize(film, (width, height), interpolation=cv2.INTER_AREA).astype(np.float32)
+def draw(path: Path, preview: UInt8Image, finding: Finding) -> None:
+    """Write the preview, (H, W), with its heatmap laid over. Raises OsteonError, OSError."""
+    height, width = preview.shape
+    gray = preview.astype(np.float32)
     side = max(height, width)
     top, left, fitted_h, fitted_w = content_box(height, width, side)
     grid = np.frombuffer(finding.heatmap.values, np.uint8).reshape(finding.heatmap.height, finding.heatmap.width)
@@ -134,18 +259,132 @@ def _draw(path: Path, film: npt.NDArray[np.uint8], finding: Finding) -> None:
     amber = np.array([30, 120, 255], np.float32)  # blue, green, red
     path.parent.mkdir(parents=True, exist_ok=True)
     picture = gray[..., None] * (1 - strength) + amber * strength
-    if not cv2.imwrite(str(path), picture.astype(np.uint8)):
-        raise OsteonError(f"{path} cannot be written")
+    written, encoded = cv2.imencode(".png", picture.astype(np.uint8))
+    if not written:
+        raise OsteonError(f"{shown(str(path))} cannot be written")
+    path.write_bytes(encoded.tobytes())
 
 
-def write_csv(rows: Sequence[Row], out: TextIO) -> None:
-    """One line a frame, COLUMNS as header; nothing stays empty but what is not known."""
-    table = csv.DictWriter(out, COLUMNS)
-    table.writeheader()
-    table.writerows([asdict(row) for row in rows])
+# -- a table that can be gone on with
 
 
-def as_json(rows: Sequence[Row]) -> str:
-    """The same as a JSON list."""
-    listed: list[dict[str, Any]] = [asdict(row) for row in rows]
-    return json.dumps(listed, indent=1)
+class Table:
+    """The CSV: COLUMNS as header, one line a frame, on the disk as soon as a file is read.
+
+    A table that is there already is gone on with: `kept` are its rows, and the files that they are of need not be read
+    again. Left out of it are a last line that was cut off, the rows of the last file, of which some may be missing, and
+    errors that can heal.
+    Raises OsteonError for a file that is no such table, holds another bundle's rows, or is being written by another
+    process; OSError.
+    """
+
+    def __init__(self, path: Path, bundle: str, *, fresh: bool) -> None:
+        """bundle: its name; fresh: forget what is there."""
+        self.path = path
+        try:
+            content = b"" if fresh else path.read_bytes()
+        except FileNotFoundError:
+            content = b""
+        self.kept = _parse(path, content, bundle)
+        head = io.StringIO(newline="")
+        table = csv.DictWriter(head, COLUMNS)
+        table.writeheader()
+        table.writerows(self.kept)
+        begun = head.getvalue().encode("utf-8", "surrogateescape")
+        self._file = _open(path)
+        try:
+            if begun != content:
+                self._replace(begun)
+        except BaseException:
+            self._file.close()
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+    def write(self, rows: Sequence[Row]) -> None:
+        """Add the rows of one file, all or none. Raises OSError."""
+        text = io.StringIO(newline="")
+        csv.DictWriter(text, COLUMNS).writerows(asdict(row) for row in rows)
+        left = memoryview(text.getvalue().encode("utf-8", "surrogateescape"))
+        end = self._file.seek(0, os.SEEK_END)
+        try:
+            while left:
+                left = left[self._file.write(left) or 0 :]
+        except OSError:
+            self._file.truncate(end)  # a full disk may have taken some of it
+            raise
+
+    def _replace(self, content: bytes) -> None:
+        """Put a new file in the place of the old one, which stays whole until then."""
+        partial = self.path.with_name(f"{self.path.name}.partial")
+        partial.unlink(missing_ok=True)
+        new = _open(partial)
+        try:
+            new.write(content)
+            os.fsync(new.fileno())
+            partial.replace(self.path)
+        except BaseException:
+            new.close()
+            partial.unlink(missing_ok=True)
+            raise
+        self._file.close()
+        self._file = new
+
+
+def _open(path: Path) -> io.FileIO:
+    """Raises OsteonError while another process holds it, OSError."""
+    file = io.FileIO(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666), "r+")
+    try:
+        fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        file.close()
+        raise OsteonError(f"Another osteon predict is writing {path}; wait for its end, or name another file") from None
+    return file
+
+
+def _parse(path: Path, content: bytes, bundle: str) -> list[dict[str, str]]:
+    """The rows to keep."""
+    if HEADER.startswith(content):
+        return []
+    lines = csv.reader(io.StringIO(content.decode("utf-8", "surrogateescape"), newline=""), strict=True)
+    records: list[list[str]] = []
+    cut = not content.endswith(b"\n")
+    try:
+        records.extend(lines)
+    except csv.Error:  # within quotes, or bytes that a crash left behind
+        cut = True
+    else:
+        if cut:
+            records.pop()
+    if records[:1] != [list(COLUMNS)] or any(len(record) != len(COLUMNS) for record in records):
+        raise OsteonError(
+            f"{path} is no table of this version of osteon predict; name another file, or write over it with --fresh"
+        )
+    rows = [dict(zip(COLUMNS, record, strict=True)) for record in records[1:]]
+    others = {row["bundle"] for row in rows} - {bundle, ""}
+    if others:
+        raise OsteonError(
+            f"{path} holds what {', '.join(sorted(others))} said, and this is {bundle}; name another file, or write "
+            "over it with --fresh"
+        )
+    unsure = rows[-1]["file"] if rows else ""
+    rows = [row for row in rows if row["file"] != unsure]
+    return [row for row in rows if row["error"].split(":")[0] not in CAN_HEAL]
+
+
+def as_row(told: Mapping[str, str]) -> Row:
+    """A row as a table holds it."""
+    values: dict[str, Any] = {name: told[name] or None for name in COLUMNS}
+    for name, kind in (
+        ("frame", int),
+        ("region_probability", float),
+        ("fracture_probability", float),
+        ("score", float),
+    ):
+        if values[name] is not None:
+            values[name] = kind(values[name])
+    return Row(**values)

@@ -89,7 +89,6 @@ class InstanceToAnalyse:
 
     id: UUID
     sha256: str
-    modality: str
     frames: int  # as the header says
     pixels: int  # rows x columns x frames
 

@@ -16,6 +16,7 @@ sound = decoding.decode
 def decode(job: decoding.Job) -> decoding.Decoded:
     """As worker.decoding.decode, in whose place tests put it."""
     assert decoding._bench is not None
+    assert decoding._bench.store is not None
     content = decoding._bench.store.get(original_key(job.sha256))
     if b"poison: abort" in content:
         os.abort()
@@ -33,6 +34,7 @@ def slowly(job: decoding.Job) -> decoding.Decoded:
     """As `decode`; says that it began, and takes its time."""
     number = str(os.getpid()).encode()
     assert decoding._bench is not None
+    assert decoding._bench.store is not None
     decoding._bench.store.put(BEGUN, io.BytesIO(number), len(number))
     time.sleep(1.5)
     return sound(job)

@@ -19,24 +19,26 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as TooSlow
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, cast
 
 import cv2
 from pebble import ProcessExpired, ProcessPool
 
-from shared.errors import ObjectMissing, OsteonError
+from shared.archives import Bounds, member_of
+from shared.errors import ObjectMissing, OsteonError, TooLarge
 from shared.image import ImageLimits
 from shared.logs import configure_logs
 from shared.storage import Store, film_key, open_store, original_key, preview_key, sha256_of
-from shared.vision.pixels import PixelSource, display, open_pixels
-from shared.vision.tensors import UInt8Image, prepare, shrink
+from shared.vision.frames import open_image
+from shared.vision.pixels import PixelSource, open_pixels
+from shared.vision.tensors import UInt8Image
 from worker.batching import Batcher, RightOfWay
 from worker.films import pack, picture
 from worker.watchdog import end_process
 
 log = logging.getLogger(__name__)
-PREVIEW_SIDE = 1024  # pixels
 SPARE_S = 30.0  # for a child's start, on top of an image's time
 STARTS = 5  # children that end with nothing in hand, one after the other: something is wrong that no child can cure
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of malloc.h
@@ -66,14 +68,28 @@ class FilmJob:
 
 
 @dataclass(frozen=True)
+class FileJob:
+    """A file on a disk of this machine, for `osteon predict`."""
+
+    path: Path
+    member: str | None  # its name within the archive at `path`
+    size: int  # side of the squares, pixels
+    previews: bool  # whether they are wanted
+    bounds: Bounds  # of an archive
+    max_file_bytes: int
+
+
+@dataclass(frozen=True)
 class Decoded:
-    """What is left of an instance once it is decoded; its previews are stored."""
+    """What is left of an image once it is decoded; an instance's previews are stored."""
 
-    squares: list[UInt8Image]  # (S, S) uint8, one a frame, as `prepare` makes them
+    squares: list[UInt8Image]  # (S, S) uint8, one a frame
+    modality: str  # as OpenedImage has it
     body_part: str  # DICOM's Body Part Examined
+    previews: list[UInt8Image] = field(default_factory=list)  # (H, W), one a frame, of a file of which they are wanted
 
 
-Work = tuple[Callable[[Any], Any], Job | FilmJob]  # what a child runs, and on what
+Work = tuple[Callable[[Any], Any], Job | FilmJob | FileJob]  # what a child runs, and on what
 
 
 class Decoders:
@@ -81,7 +97,7 @@ class Decoders:
 
     def __init__(
         self,
-        store_url: str,
+        store_url: str | None,
         limits: ImageLimits,
         *,
         count: int,
@@ -92,6 +108,8 @@ class Decoders:
         observe: Callable[[float], object] = lambda seconds: None,  # noqa: ARG005
     ) -> None:
         """limit_s: for one instance with all its frames; memory_bytes: what one child may take.
+
+        store_url: where the instances lie; None: only files are decoded.
 
         right_of_way: of live studies, before which other images stand back.
         observe: told how many seconds each instance took.
@@ -109,6 +127,15 @@ class Decoders:
     def submit(self, job: Job, priority: int = 0) -> "Future[Decoded]":
         """Decode an instance for the model. The future raises as `decode`, and DecodingFailed."""
         return self._queue.submit((decode, job), priority)
+
+    def file(self, job: FileJob) -> "Future[Decoded]":
+        """Decode a file of this machine. The future raises as `decode_file`, and DecodingFailed."""
+        return self._queue.submit((decode_file, job))
+
+    def begin(self) -> None:
+        """Start the children now, so that they are ready when the first image comes."""
+        for _ in self._queue.lanes:
+            self._queue.submit((nothing, FilmJob("", 0)))
 
     def film(self, job: FilmJob) -> "Future[None]":
         """Make a full film and store it. The future raises as `make_film`, and DecodingFailed."""
@@ -186,14 +213,14 @@ def _death(exitcode: int | None) -> str:
 class Bench:
     """What a child works with."""
 
-    store: Store
+    store: Store | None  # None: it reads files
     limits: ImageLimits
 
 
 _bench: Bench | None = None
 
 
-def begin(store_url: str, limits: ImageLimits, memory_bytes: int, log_level: str, patience_s: float) -> None:
+def begin(store_url: str | None, limits: ImageLimits, memory_bytes: int, log_level: str, patience_s: float) -> None:
     """Make ready for `decode`: bounded memory, and an end when the worker ends, however it does."""
     configure_logs(log_level)
     for number in (signal.SIGINT, signal.SIGTERM):  # sent to the whole group; the worker says when it is time
@@ -207,10 +234,10 @@ def begin(store_url: str, limits: ImageLimits, memory_bytes: int, log_level: str
         limit = _address_space() + memory_bytes
         resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a core file would hold a patient's image
-    begin_here(open_store(store_url, patience_s), limits)
+    begin_here(None if store_url is None else open_store(store_url, patience_s), limits)
 
 
-def begin_here(store: Store, limits: ImageLimits) -> None:
+def begin_here(store: Store | None, limits: ImageLimits) -> None:
     """Make ready for `decode` in this process, without bounds: to measure it."""
     global _bench  # noqa: PLW0603 - one per process
     _keep_memory()
@@ -235,15 +262,44 @@ def decode(job: Job) -> Decoded:
     Raises Rejected for an image that can never be analysed; StoreUnavailable, ObjectMissing and MemoryError.
     """
     assert _bench is not None
-    source = _source(_bench, job.sha256)
+    assert _bench.store is not None
+    image = open_image(_original(_bench, job.sha256), _bench.limits)
     squares = []
-    for index in range(source.frames):
+    for frame in image.frames(job.size):
         # one frame in memory at a time; of earlier ones only the small squares are left
-        frame = source.frame(index)
-        squares.append(prepare(frame, job.size))
-        picture = preview(display(source, index, shrink(frame, PREVIEW_SIDE)))
-        _bench.store.put(preview_key(job.sha256, index + 1), io.BytesIO(picture), len(picture))
-    return Decoded(squares, source.body_part)
+        squares.append(frame.square)
+        picture = preview(frame.preview())
+        _bench.store.put(preview_key(job.sha256, frame.number), io.BytesIO(picture), len(picture))
+    return Decoded(squares, image.modality, image.body_part)
+
+
+def nothing(_job: FilmJob) -> None:
+    """So that a child is started before it is needed."""
+
+
+def decode_file(job: FileJob) -> Decoded:
+    """Read, check and decode one file of this machine.
+
+    Raises Rejected for an image that can never be analysed; OSError and MemoryError.
+    """
+    assert _bench is not None
+    image = open_image(_content(job), _bench.limits)
+    squares, previews = [], []
+    for frame in image.frames(job.size):
+        squares.append(frame.square)
+        if job.previews:
+            previews.append(frame.preview())
+    return Decoded(squares, image.modality, image.body_part, previews)
+
+
+def _content(job: FileJob) -> bytes:
+    with job.path.open("rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        if job.member is not None:
+            return member_of(file, size, job.member, job.bounds, job.max_file_bytes)
+        if size > job.max_file_bytes:
+            raise TooLarge(f"The file has {size} bytes; at most {job.max_file_bytes} are taken")
+        return file.read()
 
 
 def make_film(job: FilmJob) -> None:
@@ -252,15 +308,21 @@ def make_film(job: FilmJob) -> None:
     Raises as `decode`, and IndexError for a frame that the file does not have.
     """
     assert _bench is not None
+    assert _bench.store is not None
     film = pack(*picture(_source(_bench, job.sha256), job.frame - 1))
     _bench.store.put(film_key(job.sha256, job.frame), io.BytesIO(film), len(film))
 
 
 def _source(bench: Bench, sha256: str) -> PixelSource:
+    return open_pixels(_original(bench, sha256), bench.limits)
+
+
+def _original(bench: Bench, sha256: str) -> bytes:
+    assert bench.store is not None
     content = bench.store.get(original_key(sha256))
     if sha256_of(content) != sha256:
         raise ObjectMissing("The stored bytes of an image are damaged; send the file again")
-    return open_pixels(content, bench.limits)
+    return content
 
 
 def preview(image: UInt8Image) -> bytes:

@@ -7,15 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from weakref import WeakValueDictionary
 
-import torch
-
 from shared.errors import OsteonError
 from shared.repository import Database
 from shared.repository.bundles import active_bundle, bundle
-from shared.settings import cpu_count
 from shared.storage import Store, bundle_key
 from shared.tables import BundleRow
-from shared.vision.engines import lanes
 from shared.vision.reader import RawReading, Reader
 from shared.vision.tensors import UInt8Image
 
@@ -45,7 +41,6 @@ class ActiveReader:
         self._other: Reader | None = None  # kept for the next second look
         self._alive: WeakValueDictionary[str, Reader] = WeakValueDictionary()  # by the bundle's name
         self._other_lock = threading.Lock()  # while another bundle is loaded, live studies go on
-        torch.set_num_threads(max(1, cpu_count() // lanes()))
 
     @property
     def name(self) -> str:

@@ -22,11 +22,12 @@ from shared.study import Claim, Priority
 from shared.vision.engines import callers, images_a_call
 from shared.vision.reader import Reader
 from worker import metrics
-from worker.analysis import ModelBatcher, analyse
+from worker.analysis import analyse
 from worker.batching import Batcher, RightOfWay
 from worker.decoding import Decoders, DecodingFailed, FilmJob
 from worker.films import is_film, refusal
 from worker.ledger import Ledger
+from worker.pipeline import ModelBatcher
 from worker.predictor import ActiveReader, predict
 from worker.watchdog import Watchdog
 

@@ -1,20 +1,29 @@
 """What a reader does without the page: worklist, predict."""
 
+import contextlib
+import json
+import signal
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from infra.cli.terminal import WIDE, Json, KeyOption, Url, calling, errors, honest, line, out, print_json, progress
+from infra.cli.terminal import WIDE, Json, KeyOption, Url, calling, errors, honest, line, out, print_json, watching
+from infra.sending.receipt import shown as printable
 from shared.errors import OsteonError
 from shared.findings import RESEARCH_USE, Assessment
 from shared.settings import Settings
 from shared.study import StudyStatus
 from shared.worklist import span
+
+if TYPE_CHECKING:
+    from infra.predict import FileToRead, Row
 
 # ruff: noqa: FBT002 - whoever calls a command names its options
 
@@ -66,44 +75,112 @@ def print_worklist(page: dict[str, Any]) -> None:
 @app.command()
 @honest
 def predict(
-    places: Annotated[list[Path], typer.Argument(help="DICOM, PNG or JPEG files, or folders of them")],
+    places: Annotated[list[Path], typer.Argument(help="DICOM, PNG or JPEG files, zip archives, or folders of them")],
     as_json: Json = False,
-    csv: Annotated[Path | None, typer.Option("--csv", help="write a table to this file")] = None,
-    heatmaps: Annotated[Path | None, typer.Option(help="write each film with its heatmap into this folder")] = None,
+    csv: Annotated[
+        Path | None, typer.Option("--csv", help="write a table to this file, or go on with the one that is there")
+    ] = None,
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="write over the --csv file instead of going on with it")
+    ] = False,
+    heatmaps: Annotated[Path | None, typer.Option(help="write each image with its heatmap into this folder")] = None,
     bundle: Annotated[Path | None, typer.Option(help="a model bundle; default: the shipped one")] = None,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="no progress")] = False,
 ) -> None:
-    """Read films straight through the model, without any server. Exit code 1 if a file could not be read."""
-    from infra import predict as straight
-    from infra.sending.walk import files_in
-    from shared.vision.reader import Reader
+    """Read files straight through the model, without any server; the worker would say the same of them.
 
-    reader = Reader.of_bundle((bundle or Settings().bundle_path).read_bytes())
-    files = files_in(places)
+    Each row is written as soon as its file is read. After a break the same command with the same --csv goes on where it
+    was: files that have rows are not read again, but for those that this machine could not read. Begin anew with
+    --fresh when files or options have changed. In the column `file` stands the path from the folder that all places
+    have in common; of an archive's member, archive!member.
+
+    Exit code 0: all were read. 1: a file could not be. 130: interrupted.
+    """
+    from infra import predict as straight
+
+    settings = Settings()
+    content = (bundle or settings.bundle_path).read_bytes()
+    files = straight.files_of(places, settings)
     if not files:
         raise OsteonError("There is no file to read")
-    with progress(quiet=as_json) as bar:
-        task = bar.add_task("reading", total=len(files))
-        rows = list(straight.predict(reader, files, heatmaps, lambda: bar.advance(task)))
-    if csv is not None:
-        with csv.open("w", newline="") as file:
-            straight.write_csv(rows, file)
-    if as_json:
-        print(straight.as_json(rows))
-    elif csv is None:
-        table = Table(
-            "file", "frame", "region", "assessment", "score", "extent", "abstention or error", box=box.SIMPLE_HEAD
+    with contextlib.ExitStack() as closing:
+        predictor = closing.enter_context(straight.Predictor(content, settings, heatmaps))
+        table = None
+        if csv is not None:
+            name = predictor.reader.manifest.name
+            table = closing.enter_context(straight.Table(csv, name, fresh=fresh))
+        earlier = [straight.as_row(row) for row in table.kept] if table else []
+        done = {row.file for row in earlier}
+        left = [file for file in files if file.name not in done]
+        shown = closing.enter_context(_shown(as_json=as_json, table=csv is not None, files=files))
+        for row in earlier:
+            shown(row)
+        if done:
+            _say(f"{len(files) - len(left)} of {len(files)} files are in {csv} already, and not read again")
+        bar = closing.enter_context(
+            watching(len(left), quiet=quiet or (csv is None and not as_json and out.is_terminal))
         )
-        for row in rows:
-            score = "" if row.score is None else f"{row.score:.1f}"
-            cells = (
-                row.file, str(row.frame or ""), row.region or "", row.assessment or "", score, row.severity or "",
-                row.error or row.abstention_words or "",
-            )  # fmt: skip
-            table.add_row(*map(Text, cells), style="red" if row.error else "")
-        out.print(table)
+        failed = any(row.error for row in earlier)
+        read = 0
+        try:
+            for rows in closing.enter_context(contextlib.closing(predictor.read(left))):
+                if table is not None:
+                    table.write(rows)
+                for row in rows:
+                    shown(row)
+                    if row.error:
+                        failed = True
+                        _say(f"{row.file}: {row.error}")
+                read += 1
+                bar(read)
+        except KeyboardInterrupt:
+            # a second one waits for nothing
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
+            on = (
+                f"{csv} has them; the same command goes on from there"
+                if csv
+                else "with --csv FILE one could go on there"
+            )
+            _say(f"osteon: interrupted after {len(done) + read} of {len(files)} files: {on}")
+            raise typer.Exit(130) from None
+    if not as_json and csv is None:
         line(RESEARCH_USE, style="yellow")
-    for row in rows:
-        if row.error:
-            errors.print(f"{row.file}: {row.error}", markup=False, highlight=False, soft_wrap=True)
-    if any(row.error for row in rows):
+    if failed:
         raise typer.Exit(1)
+
+
+def _say(text: str) -> None:
+    errors.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+@contextlib.contextmanager
+def _shown(*, as_json: bool, table: bool, files: "Sequence[FileToRead]") -> "Iterator[Callable[[Row], None]]":
+    """What prints a row on standard output, as it comes: JSON, nothing beside a CSV, or a line for people."""
+    if as_json:
+        before = "[\n"
+
+        def as_object(row: "Row") -> None:
+            nonlocal before
+            print(before + json.dumps(asdict(row)), end="", flush=True)
+            before = ",\n"
+
+        try:
+            yield as_object
+        finally:  # valid JSON, whatever ended it
+            print("[]" if before == "[\n" else "\n]", flush=True)
+        return
+    if table:
+        yield lambda _: None
+        return
+    widest = min(60, max(len(file.name) for file in files))
+    form = f"{{:<{widest}}}  {{:>5}}  {{:<8}}  {{:<10}}  {{:>5}}  {{:<8}}  {{}}"
+    names = ("file", "frame", "region", "assessment", "score", "extent", "abstention or error")
+    line(form.format(*names), style="bold")
+
+    def as_line(row: "Row") -> None:
+        score = "" if row.score is None else f"{row.score:.1f}"
+        why = row.error or row.abstention_words or ""
+        words = (row.region or "", row.assessment or "", score, row.severity or "", why)
+        line(form.format(printable(row.file), row.frame or "", *words).rstrip(), style="red" if row.error else None)
+
+    yield as_line

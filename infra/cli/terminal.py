@@ -4,6 +4,7 @@ import functools
 import json
 import os
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Annotated, Any, ParamSpec, TypeVar
@@ -24,6 +25,7 @@ KeyOption = Annotated[
 ]
 # without a terminal (a file, a pipe) Rich would squeeze everything into 80 columns
 WIDTH_OF_FILES = 1000  # no row of ours is longer; tables take no more than their content needs
+LINE_EVERY_S = 5.0  # of progress, without a terminal
 WIDE = 110  # columns from which on the worklist shows everything
 # what a command needs beyond the client that every installation has, by the module that it stands in
 EXTRAS = {"infra.cli.stack": "embedded", "infra.cli.reading": "cpu"}
@@ -76,6 +78,31 @@ def progress(*, quiet: bool = False) -> Progress:
     """Bars on standard error, for people at a terminal only."""
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
     return Progress(*columns, console=errors, disable=quiet or not errors.is_terminal)
+
+
+@contextmanager
+def watching(total: int, *, quiet: bool) -> Iterator[Callable[[int], None]]:
+    """How far a run is, on standard error: a bar at a terminal, elsewhere a line every few seconds.
+
+    Yields what is to be told how many files are done.
+    """
+    if errors.is_terminal or quiet:
+        with progress(quiet=quiet) as bar:
+            task = bar.add_task("reading", total=total)
+            yield lambda done: bar.update(task, completed=done)
+        return
+    begun = last = time.monotonic()
+
+    def line_now_and_then(done: int) -> None:
+        nonlocal last
+        now = time.monotonic()
+        if now - last < LINE_EVERY_S or done == total:
+            return
+        last, speed = now, done / (now - begun)
+        minutes, seconds = divmod(round((total - done) / speed), 60)
+        errors.print(f"{done:,} of {total:,} files, {speed:.1f} a second, {minutes}:{seconds:02} left", highlight=False)
+
+    yield line_now_and_then
 
 
 @contextmanager

@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import IO
 
-from infra.sending.walk import DAMAGED, Item
+from infra.sending.walk import Item
+from shared.archives import DAMAGED
 from shared.errors import OsteonError
 
 CHUNK = 1 << 18

@@ -15,7 +15,8 @@ from infra.sending.body import Unsendable, sha256_of
 from infra.sending.journal import Journal, Known
 from infra.sending.receipt import EARLIER, KEPT, Fate, Line
 from infra.sending.upload import FIRST_PAUSE_S, LONGEST_PAUSE_S, Answered, Ears, Uploader
-from infra.sending.walk import DAMAGED, Archive, Item, Unreadable, groups, walk
+from infra.sending.walk import Archive, Item, Unreadable, groups, walk
+from shared.archives import DAMAGED
 from shared.errors import OsteonError, Unavailable
 
 Place = tuple[int, int]  # in the walk, and within an archive
@@ -206,7 +207,7 @@ class Submission:
 
 def _member(archive: Item, name: str) -> tuple[Item, str]:
     """A member that the API found in an archive, and its SHA-256; "" if it cannot be read here."""
-    with contextlib.suppress(KeyError, OSError, *DAMAGED), zipfile.ZipFile(archive.path) as opened:
+    with contextlib.suppress(*DAMAGED), zipfile.ZipFile(archive.path) as opened:
         size = opened.getinfo(name).file_size
         item = Item(f"{archive.name}!{name}", archive.path, archive.stamp, size, name)
         with contextlib.suppress(Unsendable):

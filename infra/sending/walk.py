@@ -1,26 +1,20 @@
 """From places on a disk to what will be sent, one after the other: nothing is listed before the first byte leaves."""
 
 import os
-import struct
 import zipfile
-import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import IO, cast
 
-from shared.errors import OsteonError
+from shared.archives import DAMAGED, HEAD_BYTES, Frugal, starts_as_archive
+from shared.errors import OsteonError, TooLarge
 
 FILES_PER_REQUEST = 50
 BYTES_PER_REQUEST = 64 * 2**20
 # an archive is sent as it is within these bounds, which lie far under the API's own; else member by member
 MOST_MEMBERS = 1000
 MOST_EXPANDED_BYTES = 2**30
-HEAD_BYTES = 132
-MAGIC = (b"PK\x03\x04", b"PK\x05\x06")
-# what zipfile raises on damaged or encrypted archives
-DAMAGED = (
-    zipfile.BadZipFile, zlib.error, struct.error, EOFError, NotImplementedError, RuntimeError, ValueError, LookupError,
-)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,16 +114,15 @@ def _file(path: Path, name: str, look_inside: bool) -> Iterator[Found]:  # noqa:
 def _is_archive(path: Path) -> bool:
     """As the API tells them: a zip archive's mark, and no DICOM file whose preamble looks like one."""
     with path.open("rb") as file:
-        head = file.read(HEAD_BYTES)
-    return head[:4] in MAGIC and head[128:] != b"DICM"
+        return starts_as_archive(file.read(HEAD_BYTES))
 
 
 def _archive(whole: Item) -> Archive | None:
     """Its members; None if it cannot be listed: then it is sent as it is, and the API says what is wrong with it."""
     try:
-        with zipfile.ZipFile(whole.path) as opened:
+        with whole.path.open("rb") as file, zipfile.ZipFile(cast("IO[bytes]", Frugal(file))) as opened:
             listed = [member for member in opened.infolist() if not member.is_dir()]
-    except (*DAMAGED, OSError):
+    except (*DAMAGED, TooLarge):
         return None
     members = tuple(
         Item(f"{whole.name}!{each.filename}", whole.path, whole.stamp, each.file_size, each.filename)

@@ -188,15 +188,14 @@ def unanswered(session: Session, study_ids: Sequence[UUID], bundle: str) -> Iter
             InstanceRow.study_id,
             InstanceRow.id,
             InstanceRow.sha256,
-            InstanceRow.modality,
             InstanceRow.frames,
             InstanceRow.rows * InstanceRow.columns * InstanceRow.frames,
         )
         .where(InstanceRow.study_id == any_(uuids(study_ids)), InstanceRow.error_reason == "", ~answered)
         .order_by(InstanceRow.received_at, InstanceRow.id)
     )
-    for study_id, instance_id, sha256, modality, frames, pixels in rows:
-        yield study_id, InstanceToAnalyse(instance_id, sha256, modality, frames, pixels)
+    for study_id, instance_id, sha256, frames, pixels in rows:
+        yield study_id, InstanceToAnalyse(instance_id, sha256, frames, pixels)
 
 
 def renew(session: Session, tokens: Sequence[UUID], until: datetime) -> None:

@@ -8,10 +8,12 @@ from pathlib import Path
 import cv2
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from shared.findings import SCORED, AbstentionReason, Assessment, Finding, Heatmap, Severity
+from shared.settings import cpu_count
 from shared.vision.bundle import Manifest, load_bundle, pick_device
-from shared.vision.engines import Engine, pick_engine, torch_engine
+from shared.vision.engines import Engine, lanes, pick_engine, torch_engine
 from shared.vision.network import BoneNet
 from shared.vision.tensors import UInt8Image
 
@@ -75,13 +77,14 @@ class Reader:
         return cls(*load_bundle(content, sha256))
 
     @classmethod
-    def resident(cls, content: bytes, sha256: str, folder: Path) -> "Reader":
-        """For a service, the fastest that this machine has. Raises BadBundle.
+    def resident(cls, content: bytes, sha256: str | None, folder: Path) -> "Reader":
+        """For a service, or many images: the fastest that this machine has. Raises BadBundle.
 
-        content: a bundle file; sha256: what it must hash to; folder: where converted networks are kept, which saves a
-        later start seconds.
+        content: a bundle file; sha256: what it must hash to, if known; folder: where converted networks are kept, which
+        saves a later start seconds.
         """
         network, manifest = load_bundle(content, sha256)
+        torch.set_num_threads(max(1, cpu_count() // lanes()))  # where torch computes, each lane has its share
         return cls(network, manifest, pick_engine(network, manifest.input_size, folder))
 
     @property

@@ -27,12 +27,12 @@ from shared.image import ImageLimits
 from shared.study import Header
 from shared.vision.bundle import Manifest
 from shared.vision.engines import Answer
-from shared.vision.pixels import PixelSource, display, open_pixels
+from shared.vision.frames import PREVIEW_SIDE, open_image
+from shared.vision.pixels import PixelSource
 from shared.vision.reader import Reader
-from shared.vision.tensors import prepare, shrink
 from tests.fuzz.sound import MARKERS
 from tests.pace import slowness
-from worker.decoding import PREVIEW_SIDE, preview
+from worker.decoding import preview
 
 # small enough that a case that reaches a limit is over soon; the ratios between them are those of the defaults
 LIMITS = ImageLimits(max_header_bytes=2**20, max_frame_pixels=1_000_000, max_frames=20, max_decoded_bytes=2**24)
@@ -178,27 +178,30 @@ class Way:
 
     def _analyse(self, data: bytes, header: Header | None) -> list[Finding]:
         try:
-            source = open_pixels(data, LIMITS)
+            opened = open_image(data, LIMITS)
         except Rejected as why:
             if header:
                 raise Wrong(f"intake took what the decoder refuses for its header: {named(why)}") from None
             raise
-        if header:
+        source = opened.source
+        if header and isinstance(source, PixelSource):
             agree(header, source)
         squares = []
-        for index in range(source.frames):
-            image = source.frame(index)
-            if image.shape != (source.rows, source.columns) or not np.isfinite(image).all():
-                raise Wrong(f"frame {index + 1} is {image.shape} or not finite")
-            squares.append(prepare(image, SIZE))
-            picture = preview(display(source, index, shrink(image, PREVIEW_SIDE)))
+        for frame in opened.frames(SIZE):
+            index = frame.number - 1
+            if isinstance(source, PixelSource):
+                image = source.frame(index)
+                if image.shape != (source.rows, source.columns) or not np.isfinite(image).all():
+                    raise Wrong(f"frame {index + 1} is {image.shape} or not finite")
+            squares.append(frame.square)
+            picture = preview(frame.preview())
             shown = cv2.imdecode(np.frombuffer(picture, np.uint8), cv2.IMREAD_UNCHANGED)
             if shown is None or shown.ndim != 2 or max(shown.shape) > PREVIEW_SIDE:
                 raise Wrong(f"the preview of frame {index + 1} is no gray image of a size that was asked for")
         readings = self.reader.read(squares)
         findings = [
-            self.reader.finding(reading, frame, source.modality or "unknown", source.body_part)
-            for frame, reading in enumerate(readings, start=1)
+            self.reader.finding(reading, number, opened.modality, opened.body_part)
+            for number, reading in enumerate(readings, start=1)
         ]
         for finding in findings:
             check_finding(finding)

@@ -1,11 +1,13 @@
 """The `osteon` command as people and scripts call it."""
 
 import csv
+import io
 import json
 import os
 import shutil
 import subprocess
 import sys
+import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,6 +62,14 @@ class Predicted:
     heatmaps: Path
 
 
+def bomb() -> bytes:
+    """An archive that expands to far more than its size allows."""
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("zeros.dcm", bytes(10**7))
+    return out.getvalue()
+
+
 @pytest.fixture(scope="module")
 def predicted(tmp_path_factory: pytest.TempPathFactory) -> Predicted:
     folder = tmp_path_factory.mktemp("predict")
@@ -73,8 +83,15 @@ def predicted(tmp_path_factory: pytest.TempPathFactory) -> Predicted:
     cv2.imwrite(str(folder / "d.png"), gray)
     cv2.imwrite(str(folder / "e.jpg"), gray)
     (folder / "f.png").write_bytes((folder / "d.png").read_bytes()[:100])
+    (folder / "other").mkdir()
+    with zipfile.ZipFile(folder / "other" / "day.zip", "w") as day:
+        day.write(STUDIES / "01-hand/1-pa.dcm", "films/a.dcm")
+        day.writestr("inner.zip", (folder / "d.png").read_bytes())
+        day.writestr("__MACOSX/._a.dcm", "not a film")
+    (folder / "other" / "bomb.zip").write_bytes(bomb())
+    (folder / "other" / "torn.zip").write_bytes((folder / "other" / "day.zip").read_bytes()[:-40])
     where: list[str | Path] = ["--csv", folder / "out.csv", "--heatmaps", folder / "maps", "--json"]
-    done = process("predict", films, folder / "d.png", folder / "e.jpg", folder / "f.png", *where)
+    done = process("predict", films, folder / "d.png", folder / "e.jpg", folder / "f.png", folder / "other", *where)
     with (folder / "out.csv").open(newline="") as file:
         table = csv.DictReader(file)
         rows = list(table)
@@ -93,11 +110,15 @@ def test_predict_has_exactly_the_promised_columns(predicted: Predicted) -> None:
 
 
 def test_predict_reads_folders_frames_and_pictures(predicted: Predicted) -> None:
-    """A folder is read through, each frame is a row, and PNG and JPEG are films too; hidden files are left alone."""
+    """Folders and archives are read through, each frame is a row, PNG and JPEG are images too; hidden files are not.
+
+    A file is called by its path from the folder that all places have in common.
+    """
     told = [(row["file"], row["frame"]) for row in predicted.rows]
     assert told == [
-        ("a.dcm", 1), ("b.dcm", None), ("inner/c.dcm", 1), ("inner/c.dcm", 2), ("d.png", 1), ("e.jpg", 1),
-        ("f.png", None),
+        ("films/a.dcm", 1), ("films/b.dcm", None), ("films/inner/c.dcm", 1), ("films/inner/c.dcm", 2), ("d.png", 1),
+        ("e.jpg", 1), ("f.png", None), ("other/bomb.zip", None), ("other/day.zip!films/a.dcm", 1),
+        ("other/day.zip!inner.zip", 1), ("other/torn.zip", None),
     ]  # fmt: skip
 
 
@@ -124,8 +145,9 @@ def test_bad_file_does_not_stop_the_others(predicted: Predicted) -> None:
     """A file that cannot be read is named with its reason, the others are read, and the exit code is 1."""
     assert predicted.done.returncode == 1
     errors = {row["file"]: row["error"] for row in predicted.rows if row["error"]}
-    assert set(errors) == {"b.dcm", "f.png"}
-    assert errors["b.dcm"].startswith("not-dicom: ")
+    assert set(errors) == {"films/b.dcm", "f.png", "other/bomb.zip", "other/torn.zip"}
+    assert errors["films/b.dcm"].startswith("not-dicom: ")
+    assert errors["other/bomb.zip"].startswith("too-large: ")
     assert errors["f.png"].startswith("unsupported-pixels: ")
     assert "b.dcm: not-dicom" in predicted.done.stderr
     assert "Traceback" not in predicted.done.stderr
@@ -133,13 +155,13 @@ def test_bad_file_does_not_stop_the_others(predicted: Predicted) -> None:
 
 def test_heatmaps_are_pictures_of_the_films(predicted: Predicted) -> None:
     """Each frame that was read gives one colour picture in the film's own aspect."""
-    drawn = sorted(str(path.relative_to(predicted.heatmaps)) for path in predicted.heatmaps.rglob("*.png"))
-    assert drawn == ["a.dcm-1.png", "d.png-1.png", "e.jpg-1.png", "inner/c.dcm-1.png", "inner/c.dcm-2.png"]
+    drawn = {str(path.relative_to(predicted.heatmaps)) for path in predicted.heatmaps.rglob("*.png")}
+    assert drawn == {f"{row['file']}-{row['frame']}.png" for row in predicted.rows if not row["error"]}
     picture = cv2.imread(str(predicted.heatmaps / "d.png-1.png"))
     assert picture is not None
     assert picture.shape == (90, 140, 3)
     film = pydicom.dcmread(STUDIES / "01-hand/1-pa.dcm", stop_before_pixels=True)
-    big = cv2.imread(str(predicted.heatmaps / "a.dcm-1.png"))
+    big = cv2.imread(str(predicted.heatmaps / "films/a.dcm-1.png"))
     assert big is not None
     assert max(big.shape) <= 1024
     assert big.shape[0] / big.shape[1] == pytest.approx(film.Rows / film.Columns, rel=0.01)

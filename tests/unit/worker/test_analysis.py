@@ -14,9 +14,10 @@ import pytest
 
 from shared.errors import Rejected
 from shared.study import InstanceToAnalyse, Priority
-from worker.analysis import LARGE_PIXELS, analyse
+from worker.analysis import analyse
 from worker.batching import Batcher
 from worker.decoding import Decoded, DecodingFailed, Job
+from worker.pipeline import LARGE_PIXELS
 
 SIDE = 8
 READER: Any = SimpleNamespace(size=SIDE, finding=lambda reading, frame, modality, body_part: (reading, frame))
@@ -48,7 +49,7 @@ class Squares:
             raise DecodingFailed("dead")
         if number == self.odd:
             raise KeyError("DOE^JANE")
-        return Decoded([self._square(number * 1000 + frame) for frame in range(self._frames)], "HAND")
+        return Decoded([self._square(number * 1000 + frame) for frame in range(self._frames)], "DX", "HAND")
 
     def _square(self, mark: int) -> np.ndarray:
         square = np.full((SIDE, SIDE), mark, np.int64)
@@ -64,7 +65,7 @@ class Squares:
 
 
 def claim(count: int, frames: int, pixels: int = 100) -> Any:
-    instances = [InstanceToAnalyse(uuid.UUID(int=n), str(n), "DX", frames, pixels) for n in range(count)]
+    instances = [InstanceToAnalyse(uuid.UUID(int=n), str(n), frames, pixels) for n in range(count)]
     return SimpleNamespace(priority=Priority.ROUTINE, instances=instances)
 
 
@@ -74,7 +75,7 @@ def model(items: Sequence[tuple[Any, Any]]) -> Sequence[Any]:
 
 @pytest.fixture(autouse=True)
 def _two_cores(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("worker.analysis.cpu_count", lambda: 2)
+    monkeypatch.setattr("worker.pipeline.cpu_count", lambda: 2)
 
 
 @pytest.mark.parametrize(("frames", "pixels"), [(1, 100), (3, 100), (3, LARGE_PIXELS + 1)])

@@ -1,0 +1,109 @@
+"""Zip archives from strangers: listed and read within bounds, one level deep, names never used as paths."""
+
+import struct
+import zipfile
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from typing import IO, BinaryIO, cast
+
+from shared.errors import BadArchive, TooLarge
+
+MAGIC = (b"PK\x03\x04", b"PK\x05\x06")
+HEAD_BYTES = 132
+MAX_DIRECTORY_BYTES = 4 * 2**20
+CHUNK = 1 << 20
+# what zipfile raises on damaged archives
+DAMAGED = (
+    zipfile.BadZipFile, zlib.error, struct.error, EOFError, NotImplementedError, RuntimeError, ValueError, LookupError,
+    OSError,
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """What one archive may hold."""
+
+    max_files: int
+    max_bytes: int  # unpacked
+    max_ratio: int  # of that to the archive's own size
+
+
+def starts_as_archive(start: bytes) -> bool:
+    """start: a file's first HEAD_BYTES. As zip archives do, whatever it is called; a DICOM preamble may do so, too."""
+    return start[:4] in MAGIC and start[128:HEAD_BYTES] != b"DICM"
+
+
+@contextmanager
+def opened(file: BinaryIO, size_bytes: int, bounds: Bounds) -> Iterator[tuple[zipfile.ZipFile, list[zipfile.ZipInfo]]]:
+    """The archive and its members that are files. Raises BadArchive, TooLarge; also for damage met in the block."""
+    left = min(bounds.max_bytes, size_bytes * bounds.max_ratio)
+    try:
+        with zipfile.ZipFile(cast("IO[bytes]", Frugal(file))) as archive:
+            members = [member for member in archive.infolist() if not member.is_dir()]
+            if not members:
+                raise BadArchive("The archive holds no file; pack it again")
+            if len(members) > bounds.max_files:
+                raise TooLarge(
+                    f"The archive holds more than the {bounds.max_files} files that this request may still have"
+                )
+            if sum(member.file_size for member in members) > left:
+                raise TooLarge(f"The archive expands to more than {left} bytes: it is refused unopened")
+            yield archive, members
+    except DAMAGED:
+        raise BadArchive("The zip archive is damaged or was cut short; pack it again") from None
+
+
+class Frugal:
+    """A file that refuses large reads: zipfile reads the directory in one piece, as large as the archive claims."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.file = file
+        self.seek, self.tell, self.seekable, self.close = file.seek, file.tell, file.seekable, file.close
+
+    def read(self, size: int = -1) -> bytes:
+        """As a file's read. Raises TooLarge."""
+        if size > MAX_DIRECTORY_BYTES:
+            raise TooLarge("The archive's directory is too large. Split it into several archives.")
+        return self.file.read(size)
+
+
+def check_member(member: zipfile.ZipInfo) -> None:
+    """Raises BadArchive for a member that is not opened."""
+    path = PurePosixPath(member.filename.replace("\\", "/"))
+    if path.is_absolute() or ".." in path.parts or ":" in "".join(path.parts[:1]):
+        raise BadArchive("The name of this member points outside the archive; it is left out")
+    if member.flag_bits & 0x1:
+        raise BadArchive("This member is encrypted; pack the archive without a password")
+    if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        # Python expands the other methods without a bound on memory
+        raise BadArchive("This member is neither stored nor deflated; pack the archive with the usual method")
+
+
+def chunks(archive: zipfile.ZipFile, member: zipfile.ZipInfo, most: int) -> Iterator[bytes]:
+    """The member's bytes, counted as they come, for a directory can lie about sizes. Raises BadArchive, TooLarge."""
+    total = 0
+    try:
+        with archive.open(member) as file:
+            while chunk := file.read(CHUNK):
+                total += len(chunk)
+                if total > most:
+                    raise TooLarge("The archive expands beyond the limits")
+                yield chunk
+    except DAMAGED:
+        raise BadArchive("This member of the archive is damaged") from None
+
+
+def member_of(file: BinaryIO, size_bytes: int, name: str, bounds: Bounds, most: int) -> bytes:
+    """One member's bytes, at most `most`. Raises BadArchive, TooLarge."""
+    with opened(file, size_bytes, bounds) as (archive, members):
+        member = next((member for member in members if member.filename == name), None)
+        if member is None:
+            raise BadArchive("The archive changed while it was read")
+        check_member(member)
+        content = b"".join(chunks(archive, member, most))
+    if starts_as_archive(content[:HEAD_BYTES]):
+        raise BadArchive("An archive within an archive is not opened; send its files themselves")
+    return content
