@@ -33,6 +33,7 @@ _CHARSET = (b"\x08\x00\x05\x00", b"\x00\x08\x00\x05")  # its tag, in either byte
 LARGEST_NUMBER = 2**31 - 1  # PS3.5 6.2, IS
 _VRS = frozenset(vr.value.encode() for vr in VR if len(vr.value) == 2)
 _ITEM_GROUP = 0xFFFE
+_NONE_YET = (-2, 0)
 _DECIMAL = re.compile(r"[+-]?(\d+[.,]?\d*|[.,]\d+)([eE][+-]?\d+)?")
 
 
@@ -55,7 +56,7 @@ class CountedFile:
         self.cut_short = False
         self._last = b""
         self._order = order
-        self._value = (-1, 0)  # where the value of the last element lies, and its length
+        self._value = _NONE_YET  # where the value of the last element lies, and its length
         self._owed = b""  # the four bytes of a length that was two bytes long
         self.seek, self.tell = file.seek, file.tell
 
@@ -103,11 +104,15 @@ class CountedFile:
         """
         vr = start[4:6]
         group, element, length = struct.unpack(f"{self._order}HH2xH", start)
+        if self._value == _NONE_YET and not vr.isalpha():  # implicit VR under another name: pydicom finds out, too
+            self._order = ""
+            return start
         if vr in _VRS:
             self._value = (place + 12, -1) if vr.decode() in EXPLICIT_VR_LENGTH_32 else (place + 8, length)
             return start
         self._value = (-1, 0)
-        if group == _ITEM_GROUP or not (vr == b"\0\0" or (vr.isascii() and vr.decode().isprintable())) or vr.isalpha():
+        odd = (vr == b"\0\0" and length) or (vr.isascii() and vr.decode().isprintable() and not vr.isalpha())
+        if group == _ITEM_GROUP or not odd:
             return start
         self._value = (place + 8, length)
         try:
@@ -330,7 +335,9 @@ def _decode_low(run: bytes, low: str, high: str, high_at_first: str) -> tuple[st
     parts: list[str] = []
     at = 0
     while at < len(run):
-        if low in _TWO_BYTES_LOW and run[at] not in b"\r\n\f\t":
+        # a delimiter alone at the end of a run: the writer did not return to the first set before it
+        alone = run[at] in _RESETS and not run[at + 1 :].strip(b" \0")
+        if low in _TWO_BYTES_LOW and run[at] not in b"\r\n\f\t" and not alone:
             pair = run[at : at + 2]
             parts.append((_TWO_BYTES_LOW[low] + pair).decode("iso2022_jp_2", "replace"))
             at += 2

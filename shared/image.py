@@ -17,7 +17,7 @@ from pydicom.dataset import Dataset
 from pydicom.filereader import read_dataset
 from pydicom.tag import BaseTag, Tag
 
-from shared.elements import Budget, CountedFile, count, decimals, items_of, named, text_of, value_of
+from shared.elements import Budget, CountedFile, code_string, count, decimals, items_of, named, text_of, value_of
 from shared.errors import (
     BadAttributes,
     CannotUnderstand,
@@ -307,7 +307,7 @@ def _voi(holder: Dataset, budget: Budget, *, signed: bool) -> tuple[tuple[float,
         needed = max(1, math.ceil(max(table.entries)).bit_length())
         return None, Table(table.first, table.entries, min(table.top, float((1 << needed) - 1)))
     center, width = _decimal(holder, "WindowCenter", math.nan), _decimal(holder, "WindowWidth", math.nan)
-    function = str(value_of(holder, "VOILUTFunction") or "LINEAR").strip()
+    function = code_string(holder, "VOILUTFunction").upper() or "LINEAR"
     least = 1 if function == "LINEAR" else LEAST_WIDTH
     usable = abs(center) <= LARGEST and least <= width <= LARGEST
     return (center, width, function) if usable else None, None

@@ -43,6 +43,7 @@ _PADDING = b"\0\xff"
 _MOST_JUNK = 32768  # bytes other than padding that may follow an end mark
 
 _ITEM, _DELIMITER = 0xFFFEE000, 0xFFFEE0DD
+_NEIGHBOURS = 8  # fragments in which a mark is looked for: it may be cut in two, and padding can be a fragment
 _MOST_FRAGMENTS = 100_000  # a film has a handful; walking millions of empty ones would take minutes
 # of JPEG 2000: OpenJPEG takes 9 KB for a tile and 1.6 KB for a precinct, OpenJPH 5.7 KB for a code block, though it
 # were a pixel. Films of 60 million pixels have half of these at most
@@ -348,15 +349,15 @@ def find_frames(
         raise TruncatedPixels(f"Pixel Data does not hold {frames} whole frame(s): the file was cut short")
     if len(fragments) == frames:
         return tuple((fragment,) for fragment in fragments)
-    marks = _Marks(syntax, read)
+    marks = _Marks(syntax, read, fragments)
     if frames == 1:
-        if marks.several(fragments):
+        if len(marks.borders()) > 1:
             raise UndecodablePixels("Pixel Data holds more images than Number of Frames (0028,0008) says")
         return (tuple(fragments),)
     for borders in (_extended_borders(extended, fragments), _basic_borders(read, table, fragments)):
-        if borders and len(borders) == frames and marks.hold(borders, fragments):
+        if len(borders) == frames and marks.hold(borders):
             return _cut(borders, fragments)
-    borders = marks.borders(fragments)
+    borders = marks.borders()
     if len(borders) != frames:
         raise UndecodablePixels(
             f"Where the {frames} frames of the Pixel Data begin cannot be told: it has no offset table that fits, "
@@ -409,57 +410,38 @@ def _borders(offsets: tuple[int, ...], fragments: list[tuple[int, int]]) -> list
 class _Marks:
     """Where streams begin and end, by their own marks."""
 
-    def __init__(self, syntax: str, read: Read) -> None:
-        self.syntax, self.read = syntax, read
+    def __init__(self, syntax: str, read: Read, fragments: list[tuple[int, int]]) -> None:
+        self.syntax, self.read, self.fragments = syntax, read, fragments
 
-    def begins(self, fragment: tuple[int, int]) -> bool:
+    def hold(self, borders: list[int]) -> bool:
+        """Whether a stream begins at each border, and one ends before it."""
+        return all(self._begins(border) and (border == 0 or self._ended(border)) for border in borders)
+
+    def borders(self) -> list[int]:
+        """The fragments with which a stream begins; [] where the first one does not."""
+        if self.syntax == RLE or not self._begins(0):  # RLE: bytes of a frame may look like a header
+            return []
+        further = (number for number in range(1, len(self.fragments)) if self._begins(number) and self._ended(number))
+        return [0, *further]
+
+    def _begins(self, number: int) -> bool:
         """Whether a stream may begin with this fragment."""
-        begin, end = fragment
+        read, _ = joined(self.read, tuple(self.fragments[number : number + _NEIGHBOURS]))
+        start = read(0, 8)
         if self.syntax == RLE:
-            header = self.read(begin, min(8, end - begin))
-            return len(header) == 8 and header[4:] == b"\x40\0\0\0" and 1 <= header[0] <= 15 and not any(header[1:4])
+            return start[4:] == b"\x40\0\0\0" and 1 <= start[0] <= 15 and not any(start[1:4])
         if self.syntax in _ALLOWED:
-            return self.read(begin, min(2, end - begin)) == _SOI
-        start = self.read(begin, min(8, end - begin))
+            return start[:2] == _SOI
         return start[:4] == _SOC_SIZ or start == _JP2
 
-    def ends(self, fragment: tuple[int, int]) -> bool:
-        """Whether a stream ends with this fragment, padded perhaps; RLE has no mark of its end."""
+    def _ended(self, number: int) -> bool:
+        """Whether a stream ends before this fragment, padded perhaps; RLE has no mark of its end."""
         if self.syntax == RLE:
             return True
-        begin, end = fragment
+        read, length = joined(self.read, tuple(self.fragments[max(0, number - _NEIGHBOURS) : number]))
         size = 64
         while True:
-            tail = self.read(max(begin, end - size), min(size, end - begin)).rstrip(_PADDING)
-            if len(tail) >= 2 or size >= end - begin:
+            tail = read(max(0, length - size), min(size, length)).rstrip(_PADDING)
+            if len(tail) >= len(END) or size >= length:
                 return tail.endswith(END)
             size *= 8
-
-    def hold(self, borders: list[int], fragments: list[tuple[int, int]]) -> bool:
-        """Whether a stream begins at each border, and one ends before it."""
-        return all(
-            self.begins(fragments[border]) and (border == 0 or self._ended(fragments, border)) for border in borders
-        )
-
-    def borders(self, fragments: list[tuple[int, int]]) -> list[int]:
-        """The fragments with which a stream begins; [] where the first one does not."""
-        if self.syntax == RLE or not self.begins(fragments[0]):  # RLE: bytes of a frame may look like a header
-            return []
-        return [
-            number
-            for number, fragment in enumerate(fragments)
-            if number == 0 or (self.begins(fragment) and self._ended(fragments, number))
-        ]
-
-    def several(self, fragments: list[tuple[int, int]]) -> bool:
-        """Whether there are streams beyond the first."""
-        return len(self.borders(fragments)) > 1
-
-    def _ended(self, fragments: list[tuple[int, int]], number: int) -> bool:
-        """Whether a stream has ended before this fragment, padding in fragments of its own left out."""
-        for fragment in reversed(fragments[max(0, number - 3) : number]):
-            begin, end = fragment
-            if end - begin <= _WITHIN and not self.read(begin, end - begin).strip(b"\0"):
-                continue
-            return self.ends(fragment)
-        return False

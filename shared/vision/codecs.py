@@ -4,6 +4,8 @@ Compressed ones go through imagecodecs, which lets go of the GIL while it decode
 before it is decoded, so that none can allocate more than the DICOM header owns up to.
 """
 
+import itertools
+import struct
 import zlib
 from collections.abc import Callable
 from typing import Any
@@ -63,10 +65,34 @@ def _rle(frame: bytes, samples: Samples) -> npt.NDArray[Any]:
     dtype = np.dtype(f"<u{samples.bits_allocated // 8}")
     # a buffer of the right size: runs that would write beyond it are an error, not an allocation
     out = bytearray(samples.rows * samples.columns * dtype.itemsize)
-    decoded = imagecodecs.dicomrle_decode(frame, dtype, out=out)
+    try:
+        decoded = imagecodecs.dicomrle_decode(frame, dtype, out=out)
+    except imagecodecs.DicomrleError:
+        # padding behind a segment decodes to more bytes than there is room for
+        decoded = imagecodecs.dicomrle_decode(_without_padding(frame, len(out) // dtype.itemsize), dtype, out=out)
     if len(decoded) != len(out):
         raise UndecodablePixels(f"The RLE frame holds {len(decoded)} bytes, the header says {len(out)}")
     return np.frombuffer(decoded, dtype).reshape(samples.rows, samples.columns)
+
+
+def _without_padding(frame: bytes, pixels: int) -> bytes:
+    """The frame with each segment up to where it holds so many bytes. Source: PS3.5 G.3.1 and G.5."""
+    segments, *begins = struct.unpack_from("<16L", frame)
+    parts, offsets, at = [], [0] * 15, 64
+    for number, (begin, end) in enumerate(itertools.pairwise([*begins[:segments], len(frame)])):
+        parts.append(frame[begin : _end_of_segment(frame, begin, end, pixels)])
+        offsets[number] = at
+        at += len(parts[-1])
+    return struct.pack("<16L", segments, *offsets) + b"".join(parts)
+
+
+def _end_of_segment(frame: bytes, at: int, end: int, pixels: int) -> int:
+    held = 0
+    while held < pixels and at < end:
+        run = frame[at]
+        held += run + 1 if run < 128 else 257 - run if run > 128 else 0
+        at += run + 2 if run < 128 else 2 if run > 128 else 1
+    return min(at, end)
 
 
 def _codestream(frame: bytes) -> bytes:
