@@ -18,6 +18,8 @@ router = APIRouter(tags=["administer"])
 PRINTABLE = r"^[^\x00-\x1f\x7f]+$"
 Name = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=64, pattern=PRINTABLE)]
 
+Issuer = Annotated[str, StringConstraints(strip_whitespace=True, max_length=64, pattern=r"^[^\x00-\x1f\x7f]*$")]
+
 
 class KeyView(BaseModel):
     """A key, without its secret, of which only a hash is kept."""
@@ -28,6 +30,7 @@ class KeyView(BaseModel):
     created_at: datetime
     revoked_at: datetime | None
     yours: bool = Field(description="the request was made with this key")
+    issuer: str = Field("", description="of patient IDs that come without one; empty: OSTEON_PATIENT_ID_ISSUER")
 
 
 class NewKey(BaseModel):
@@ -37,6 +40,7 @@ class NewKey(BaseModel):
 
     name: Name = Field(description="who will hold it")
     role: Role
+    issuer: Issuer = Field("", description="who gives the patient IDs that its files bring without an issuer")
 
 
 class MadeKey(KeyView):
@@ -61,7 +65,7 @@ def key_views(session: Session, key: Key) -> list[KeyView]:
 def make(wanted: NewKey, parts: PartsDep, key: Admin) -> MadeKey:
     """Make a key of your site. Its secret is in this answer and nowhere else: hand it over now."""
     with parts.database.transaction() as session:
-        row, secret = access.make_key(session, key.site_id, wanted.name, wanted.role)
+        row, secret = access.make_key(session, key.site_id, wanted.name, wanted.role, wanted.issuer)
         return MadeKey(**_view(row, key).model_dump(), secret=secret)
 
 
@@ -80,4 +84,5 @@ def _view(row: KeyRow, key: Key) -> KeyView:
         created_at=row.created_at,
         revoked_at=row.revoked_at,
         yours=row.id == key.id,
+        issuer=row.issuer,
     )

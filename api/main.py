@@ -26,6 +26,7 @@ from api import (
     films,
     filters,
     health,
+    held,
     keys,
     metrics,
     operations,
@@ -114,7 +115,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.add_middleware(Headers)
     app.add_middleware(metrics.Measured)
     reading = (studies, films, claims, answers, agreement, worklist, events, filters, alerts)
-    operating = (allowances, backlog, bundles, operations, keys, health, metrics)
+    operating = (allowances, backlog, bundles, held, operations, keys, health, metrics)
     for router in (*(room.router for room in (uploads, *reading, *operating)), pages.papers, pages.router):
         app.include_router(router)
     app.mount("/static", pages.STATIC)

@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, computed_field
 from pydantic.config import JsonDict
 
 from shared.findings import RESEARCH_USE, AbstentionReason, Assessment, Severity, abstention_words
+from shared.held import Kind, State
 from shared.study import Priority, StudyStatus
 from shared.worklist import ALLOWANCES
 
@@ -17,6 +18,9 @@ RECEIPT: JsonDict = {
     "stored": 1,
     "duplicate": 0,
     "rejected": 1,
+    "conflict": 0,
+    "correction": 0,
+    "comparing": 0,
     "files": [
         {
             "file": "wrist.dcm",
@@ -121,6 +125,7 @@ WORKLIST: JsonDict = {
     ],
     "next": "WyIyMDI2LTAxLTEyVDA4OjMwOjAwKzAwOjAwIiwgIjNmMGMyYjFlLTZmMGUtNGE1My05YzFjLTBkN2IxZDBlOGExMSJd",
     "counts": {"queued": 0, "running": 0, "retrying": 0, "analysed": 1, "quarantined": 0},
+    "held": [],
     "notice": RESEARCH_USE,
 }
 STATES: JsonDict = {
@@ -155,6 +160,10 @@ class Outcome(StrEnum):
     STORED = "stored"
     DUPLICATE = "duplicate"
     REJECTED = "rejected"
+    # stored too, but no image of a study until somebody decides
+    CONFLICT = "conflict"  # of another patient, or with other pixels
+    CORRECTION = "correction"  # a stored image with another header
+    COMPARING = "comparing"  # a worker will tell what it is
 
 
 class FileReceipt(BaseModel):
@@ -162,7 +171,7 @@ class FileReceipt(BaseModel):
 
     file: str = Field(description="the file's name as it was sent; of archive members, archive!member")
     outcome: Outcome
-    reason: str | None = Field(None, description="stable word for scripts, when rejected")
+    reason: str | None = Field(None, description="stable word for scripts, when rejected or kept for a decision")
     failure: str | None = Field(None, description="DICOM Failure Reason (0008,1197), hexadecimal, when rejected")
     text: str | None = Field(None, description="what was wrong and what to do, in plain words")
     study_id: UUID | None = None
@@ -186,6 +195,9 @@ class Receipt(BaseModel):
     stored: int
     duplicate: int
     rejected: int
+    conflict: int = Field(0, description="stored, of another patient or with other pixels: an administrator decides")
+    correction: int = Field(0, description="stored, an image with another header: an administrator applies it")
+    comparing: int = Field(0, description="stored, and compared with the image of its UID by a worker")
     files: list[FileReceipt]
     studies: list[StudyReceipt]
 
@@ -326,6 +338,15 @@ class WorklistRow(Scored):
     mine: bool = Field(False, description="whether you read it, at this login of your key")
 
 
+class HeldFound(BaseModel):
+    """A file that was searched for, and that is no image of a study until an administrator decides."""
+
+    kind: Kind
+    state: State = Field(description="open, or rejected")
+    received_at: datetime
+    study_id: UUID | None = Field(description="of a correction, the study that it is about")
+
+
 class WorklistPage(BaseModel):
     """A page of the worklist; `next` is the `after` of the following page, null on the last."""
 
@@ -334,6 +355,7 @@ class WorklistPage(BaseModel):
     entries: list[WorklistRow]
     next: str | None
     counts: dict[StudyStatus, int]
+    held: list[HeldFound] = Field(default_factory=list, description="of a search: files that wait for a decision")
     notice: str = RESEARCH_USE
 
 

@@ -5,9 +5,11 @@ Order is everything: object, then row, then commit, then message. Each step find
 
 import hashlib
 import logging
+import time
 from collections.abc import Iterator
 from concurrent.futures import as_completed, wait
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from typing import Annotated, Any
 from uuid import UUID
@@ -23,11 +25,14 @@ from api.dependencies import Parts, PartsDep, Submitter
 from api.ingest import DISK, Spool, SpooledFile, SpoolFull, open_spool, receive
 from api.metrics import count_files
 from api.responses import FileReceipt, Outcome, Receipt, StudyReceipt
+from shared.comparison import MOST_BYTES, Verdict, compare
 from shared.dicom import read_header
-from shared.errors import BadRequest, Conflict, Rejected, TooLarge, Unavailable
+from shared.errors import BadRequest, ObjectMissing, Rejected, TooLarge, Unavailable
+from shared.held import Kind, State
 from shared.image import ImageLimits
 from shared.repository.access import Key
-from shared.repository.intake import Known, Taken, lock_upload, look_up, take_in
+from shared.repository.held import known_files, routed
+from shared.repository.intake import Known, Standing, Taken, lock_upload, look_up, take_in
 from shared.repository.operations import note_refusals
 from shared.repository.work import clock, sending_failed, unsent
 from shared.settings import Settings
@@ -58,6 +63,54 @@ BODY = {
     }
 }
 _STATUS = select(StudyRow.id, StudyRow.status)
+COMPARED_FOR_S = 20.0  # of a request; a worker compares the rest
+KINDS = {
+    Verdict.SAME: None,
+    Verdict.HEADER: Kind.CORRECTION,
+    Verdict.PIXELS: Kind.PIXELS,
+    Verdict.UNKNOWN: Kind.COMPARING,
+}
+HELD = {  # outcome, reason and words of a file that waits for a decision
+    Kind.PATIENT: (
+        Outcome.CONFLICT,
+        "other-patient",
+        (
+            "Stored as a conflict: under its Study Instance UID is another patient's study. It is not analysed until "
+            "an administrator has decided; there is no need to send it again"
+        ),
+    ),
+    Kind.PIXELS: (
+        Outcome.CONFLICT,
+        "other-image",
+        (
+            "Stored as a conflict: its SOP Instance UID is that of another stored image. It is not analysed until an "
+            "administrator has decided; there is no need to send it again"
+        ),
+    ),
+    Kind.CORRECTION: (
+        Outcome.CORRECTION,
+        "other-header",
+        (
+            "Stored as a correction: the image is here already, with another header. It counts once an administrator "
+            "has applied it; there is no need to send it again"
+        ),
+    ),
+    Kind.COMPARING: (
+        Outcome.COMPARING,
+        "to-be-compared",
+        (
+            "Stored: an image with its SOP Instance UID is here already. A worker compares both and tells the "
+            "administrator what it is; there is no need to send it again"
+        ),
+    ),
+}
+DECIDED = {  # words of a file that was held and is sent again
+    State.ANOTHER_STUDY: "An administrator has made it an image of a study of its own",
+    State.SAME_PATIENT: "An administrator has made it an image of this study",
+    State.APPLIED: "An administrator has applied it as a correction",
+    State.REJECTED: "An administrator has rejected it, with a reason; it is stored and not analysed",
+    State.DUPLICATE: "It holds the same image as the one that is stored",
+}
 # as STOW-RS answers: all stored, some stored, none stored (PS3.18 10.5.3)
 ALL, SOME, NONE = 200, 202, 409
 
@@ -102,7 +155,7 @@ async def upload(
         taking = Taking(parts, key, spool, priority)
         receipt, replayed = await run_in_threadpool(taking.run, files, idempotency_key)
     response.status_code = SOME if receipt.rejected else ALL
-    if not receipt.stored and not receipt.duplicate:
+    if receipt.rejected == len(receipt.files):
         response.status_code = NONE
     if replayed:
         response.headers["Idempotent-Replayed"] = "true"
@@ -127,6 +180,52 @@ def header_limits(settings: Settings) -> ImageLimits:
         max_frames=settings.max_frames,
         max_decoded_bytes=settings.max_decoded_bytes,
     )
+
+
+@dataclass
+class Keeping:
+    """What of a request gets rows, once its bytes are durable."""
+
+    files: dict[int, StoredFile] = field(default_factory=dict)  # by their number
+    kinds: dict[str, Kind | None] = field(default_factory=dict)  # as take_in has them, by SHA-256
+    trusted: set[str] = field(default_factory=set)
+
+
+class Comparing:
+    """Tells what a file is whose SOP Instance UID is an image's already; what takes too long is left to a worker."""
+
+    def __init__(self, parts: Parts, spool: Spool) -> None:
+        self.parts, self.spool = parts, spool
+        self._spent_s = 0.0
+
+    def with_stored(self, file: SpooledFile, standing: Standing) -> Kind | None:
+        """Compare with a stored image: why the file is to be held, None if it is the same. Raises StoreUnavailable."""
+        if self._spent_s > COMPARED_FOR_S or max(file.size_bytes, standing.size_bytes) > MOST_BYTES:
+            return Kind.COMPARING
+        with self._measured():
+            try:
+                return self._kind(self.parts.store.get(original_key(standing.current)), file)
+            except ObjectMissing:
+                return Kind.COMPARING
+
+    def with_spooled(self, file: SpooledFile, first: SpooledFile) -> Kind | None:
+        """Compare with another file of the same request."""
+        if self._spent_s > COMPARED_FOR_S or max(file.size_bytes, first.size_bytes) > MOST_BYTES:
+            return Kind.COMPARING
+        with self._measured(), self.spool.open(first) as reader:
+            return self._kind(reader.read(), file)
+
+    def _kind(self, there: bytes, file: SpooledFile) -> Kind | None:
+        with self.spool.open(file) as reader:
+            return KINDS[compare(there, reader.read(), header_limits(self.parts.settings))]
+
+    @contextmanager
+    def _measured(self) -> Iterator[None]:
+        start = time.monotonic()
+        try:
+            yield
+        finally:
+            self._spent_s += time.monotonic() - start
 
 
 @dataclass
@@ -159,8 +258,8 @@ class Taking:
                 sound[len(lines) - 1] = file, self._header(file)
             except Rejected as reason:
                 lines[-1] = _rejected(name, reason)
-        stored = self._keep(lines, sound)
-        return self._commit(lines, stored, idempotency_key, content)
+        keeping = self._keep(lines, sound)
+        return self._commit(lines, keeping, idempotency_key, content)
 
     def _members(self, files: list[SpooledFile]) -> Iterator[tuple[SpooledFile | str, Rejected | None]]:
         """All files, those within archives too; the limits hold for all archives together."""
@@ -186,29 +285,45 @@ class Taking:
         if file.size_bytes > settings.max_file_bytes:
             raise TooLarge(f"The file has {file.size_bytes} bytes; at most {settings.max_file_bytes} are taken")
         with self.spool.open(file) as reader:
-            return read_header(reader, file.size_bytes, header_limits(settings))
+            header = read_header(reader, file.size_bytes, header_limits(settings))
+        identity = header.identity
+        if identity.issuer or not identity.patient_id:
+            return header
+        issuer = self.key.issuer or settings.patient_id_issuer
+        return replace(header, identity=replace(identity, issuer=issuer))
 
-    def _keep(self, lines: list[FileReceipt], sound: dict[int, tuple[SpooledFile, Header]]) -> dict[int, StoredFile]:
-        """Make the bytes of all new files durable, and return those; the lines of the others are filled in."""
+    def _keep(self, lines: list[FileReceipt], sound: dict[int, tuple[SpooledFile, Header]]) -> "Keeping":
+        """Make the bytes of all files that are new durable, and return those; the lines of the others are filled in."""
+        vault, site_id = self.parts.vault, self.key.site_id
         with self.parts.database.transaction() as session:
-            known = look_up(session, self.key.site_id, [header.sop_instance_uid for _, header in sound.values()])
-        stored: dict[int, StoredFile] = {}
-        here: dict[str, str] = {}  # SHA-256 of this request's instances by their UIDs
+            known = look_up(session, site_id, [header.sop_instance_uid for _, header in sound.values()])
+            held = known_files(session, site_id, [file.sha256 for file, _ in sound.values()])
+            routes = routed(session, vault, site_id, {index: header for index, (_, header) in sound.items()})
+        keeping = Keeping()
+        comparing = Comparing(self.parts, self.spool)
+        here: dict[str, SpooledFile] = {}  # this request's instances by their UIDs
         to_put: dict[str, SpooledFile] = {}  # by SHA-256
-        for index, (file, header) in sound.items():
+        for index, (file, read) in sound.items():
+            header = routes.headers.get(index, read)
             uid = header.sop_instance_uid
+            if file.sha256 in held:
+                lines[index] = _line(file.name, Taken(Known.HELD, held[file.sha256].study_id, held[file.sha256]), uid)
+                continue
             if uid in known:
                 taken = known[uid].compared(file.sha256)
-                lines[index] = _line(file.name, taken, uid)
-                # a row whose object was lost is mended by sending the file again
-                if taken.known is Known.DUPLICATE and not self.parts.store.exists(original_key(file.sha256)):
-                    to_put[file.sha256] = file
-            elif here.setdefault(uid, file.sha256) != file.sha256:
-                why = Conflict("This request holds another file with the same SOP Instance UID; the first one is taken")
-                lines[index] = _rejected(file.name, why)
-            else:
-                stored[index] = StoredFile(file.sha256, file.size_bytes, header)
-                to_put[file.sha256] = file
+                if taken.known is Known.DUPLICATE:
+                    lines[index] = _line(file.name, taken, uid)
+                    # a row whose object was lost is mended by sending the file again
+                    if not self.parts.store.exists(original_key(file.sha256)):
+                        to_put[file.sha256] = file
+                    continue
+                keeping.kinds[file.sha256] = comparing.with_stored(file, known[uid])
+            elif (first := here.setdefault(uid, file)).sha256 != file.sha256:
+                keeping.kinds[file.sha256] = comparing.with_spooled(file, first)
+            if index in routes.trusted:
+                keeping.trusted.add(file.sha256)
+            keeping.files[index] = StoredFile(file.sha256, file.size_bytes, header)
+            to_put[file.sha256] = file
         putting = [DISK.submit(self._put, file) for file in to_put.values()]
         try:
             for each in as_completed(putting):
@@ -217,7 +332,7 @@ class Taking:
             for each in putting:
                 each.cancel()
             wait(putting)
-        return stored
+        return keeping
 
     def _put(self, file: SpooledFile) -> None:
         """Make one file durable under its name. Raises StoreUnavailable."""
@@ -233,10 +348,12 @@ class Taking:
             store.put(key, reader, file.size_bytes)
 
     def _commit(
-        self, lines: list[FileReceipt], stored: dict[int, StoredFile], idempotency_key: str | None, content: str
+        self, lines: list[FileReceipt], keeping: "Keeping", idempotency_key: str | None, content: str
     ) -> tuple[Receipt, bool]:
         """Rows and receipt in one transaction; messages after it. As `run`."""
-        new = {line.study_id: 0 for line in lines if line.study_id}
+        stored = keeping.files
+        # a held file is of no study, and a correction brings none to the front
+        new = {line.study_id: 0 for line in lines if line.study_id and line.outcome is Outcome.DUPLICATE}
         with self.parts.database.transaction() as session:
             if idempotency_key:
                 # two at once: the second waits for the first one's commit, and answers what that one answered
@@ -253,17 +370,17 @@ class Taking:
                 clock(session),  # as a lease is: a host whose clock is wrong must not strand its studies
                 list(new),
                 timedelta(seconds=self.parts.settings.settle_s),
+                keeping.kinds,
+                keeping.trusted,
             )
             for (index, file), outcome in zip(stored.items(), taken, strict=True):
                 lines[index] = _line(lines[index].file, outcome, file.header.sop_instance_uid)
-                if outcome.known is not Known.CONFLICT:
+                if outcome.known is not Known.HELD:
                     new[outcome.study_id] = new.get(outcome.study_id, 0) + (outcome.known is Known.NEW)
             receipt = _receipt(session, lines, new)
             if idempotency_key:
                 self._remember(session, idempotency_key, content, receipt)
-        log.info(
-            "upload", extra={"stored": receipt.stored, "duplicate": receipt.duplicate, "rejected": receipt.rejected}
-        )
+        log.info("upload", extra={outcome.value: getattr(receipt, outcome.value) for outcome in Outcome})
         return receipt, False
 
     def _earlier(self, session: Session, idempotency_key: str, content: str) -> Receipt | None:
@@ -316,10 +433,23 @@ def ring(parts: Parts, study_ids: list[UUID]) -> None:
 
 
 def _line(name: str, taken: Taken, sop_instance_uid: str | None) -> FileReceipt:
-    if taken.known is Known.CONFLICT:
-        return _rejected(name, Conflict())
-    outcome = Outcome.STORED if taken.known is Known.NEW else Outcome.DUPLICATE
-    return FileReceipt(file=name, outcome=outcome, study_id=taken.study_id, sop_instance_uid=sop_instance_uid)
+    held = taken.held
+    if taken.known is not Known.HELD or held is None:
+        outcome = Outcome.STORED if taken.known is Known.NEW else Outcome.DUPLICATE
+        return FileReceipt(file=name, outcome=outcome, study_id=taken.study_id, sop_instance_uid=sop_instance_uid)
+    if held.state is not State.OPEN:
+        # of another study, the one that it was given; who sends it again has nothing more to do
+        study_id = held.new_study_id or (None if held.state is State.REJECTED else held.study_id)
+        return FileReceipt(
+            file=name, outcome=Outcome.DUPLICATE, reason=held.state, text=DECIDED[held.state], study_id=study_id,
+            sop_instance_uid=sop_instance_uid,
+        )  # fmt: skip
+    outcome, reason, text = HELD[held.kind]
+    # whose study a conflict came for is not told: it is another patient's
+    study_id = held.study_id if held.kind is Kind.CORRECTION else None
+    return FileReceipt(
+        file=name, outcome=outcome, reason=reason, text=text, study_id=study_id, sop_instance_uid=sop_instance_uid
+    )
 
 
 def _rejected(name: str, why: Rejected) -> FileReceipt:
@@ -339,6 +469,9 @@ def _receipt(session: Session, lines: list[FileReceipt], new: dict[UUID, int]) -
         stored=count[Outcome.STORED],
         duplicate=count[Outcome.DUPLICATE],
         rejected=count[Outcome.REJECTED],
+        conflict=count[Outcome.CONFLICT],
+        correction=count[Outcome.CORRECTION],
+        comparing=count[Outcome.COMPARING],
         files=lines,
         studies=studies,
     )

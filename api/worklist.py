@@ -11,10 +11,11 @@ from uuid import UUID
 from fastapi import APIRouter, Query
 
 from api.dependencies import PRINTABLE, Desk, Parts, PartsDep, Radiologist
-from api.responses import Search, WorklistPage, WorklistRow
+from api.responses import HeldFound, Search, WorklistPage, WorklistRow
 from shared.errors import BadRequest
 from shared.findings import Assessment, Severity, shown_score
-from shared.repository import reading
+from shared.held import Kind, State
+from shared.repository import held, reading
 from shared.repository.access import Key
 from shared.repository.reading import AgeBand, Place, ReadState, place_of
 from shared.study import Priority, StudyStatus
@@ -50,14 +51,22 @@ def worklist(
 @router.post("/worklist/search")
 def search(parts: PartsDep, key: Radiologist, desk: Desk, wanted: Search) -> WorklistPage:
     """The studies with exactly this accession number or patient id, read or not. Each search is on record."""
-    with parts.database.transaction() as session:
-        found = parts.vault.search(session, key, wanted.number)
-    return found_page(parts, key, desk, found)
+    noted_search(parts, key, wanted.number)
+    return found_page(parts, key, desk, wanted.number)
 
 
-def found_page(parts: Parts, key: Key, desk: str, found: list[UUID]) -> WorklistPage:
-    """The rows of studies that were searched for."""
+def noted_search(parts: Parts, key: Key, number: str) -> None:
+    """Leave an audit row of a search."""
     with parts.database.transaction() as session:
+        waiting = held.matching(session, parts.vault, key, number)
+        parts.vault.search(session, key, number, len(waiting))
+
+
+def found_page(parts: Parts, key: Key, desk: str, number: str) -> WorklistPage:
+    """The rows of studies with this number, and the files with it that wait for a decision or were rejected."""
+    with parts.database.transaction() as session:
+        found = parts.vault.matching(session, key, number)
+        waiting = held.matching(session, parts.vault, key, number)
         entries = reading.worklist_of(session, key.site_id, found)
         counts = parts.counts.of(session, key.site_id)
     now = datetime.now(UTC)
@@ -65,6 +74,15 @@ def found_page(parts: Parts, key: Key, desk: str, found: list[UUID]) -> Worklist
         entries=[_row(rank, entry, now, (key.id, desk)) for rank, entry in enumerate(entries, start=1)],
         next=None,
         counts=counts,
+        held=[
+            HeldFound(
+                kind=Kind(row.kind),
+                state=State(row.state),
+                received_at=row.received_at,
+                study_id=row.study_id if row.kind == Kind.CORRECTION else None,
+            )
+            for row in waiting
+        ],
     )
 
 

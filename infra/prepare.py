@@ -10,14 +10,19 @@ import os
 import sys
 from pathlib import Path
 
-from shared.errors import BadBundle, OsteonError
-from shared.repository import Database
+from shared.dicom import read_header
+from shared.errors import BadBundle, ObjectMissing, OsteonError, Rejected
+from shared.image import ImageLimits
+from shared.repository import Database, examinations
 from shared.repository.access import Role, Vault, add_key
 from shared.repository.bundles import activate_bundle, active_bundle, add_bundle
 from shared.settings import Settings, settings
-from shared.storage import bundle_key, open_store, sha256_of
+from shared.storage import Store, bundle_key, open_store, original_key, sha256_of
+from shared.study import Header
 
 SEARCHABLE_STEP, SEARCHABLE_MOST = 1000, 100_000  # studies: about a minute
+FILLED_STEP, FILLED_MOST = 100, 10_000  # studies, whose originals are read
+HEAD_BYTES = 1 << 18  # of an original: more than most headers have
 
 
 def publish(config: Settings, database: Database, path: Path, *, activate: bool) -> str:
@@ -81,6 +86,50 @@ def make_searchable(config: Settings, database: Database) -> None:
         done += step
 
 
+def fill_examinations(config: Settings, database: Database) -> None:
+    """Fill the columns of studies from before there were any, FILLED_MOST a start, from the stored originals.
+
+    What was filled stays filled, so that a start that is cut off goes on at the next. Raises Unavailable.
+    """
+    if not config.identity_key.get_secret_value():
+        return
+    vault, done, step = Vault(config.identity_key.get_secret_value()), 0, 1
+    store = open_store(config.store_url.get_secret_value())
+    while step and done < FILLED_MOST:
+        with database.transaction() as session:
+            studies = examinations.unfilled(session, FILLED_STEP)
+        told = {
+            study.study_id: {
+                instance: header
+                for instance, sha256, size_bytes in study.objects
+                if (header := _header(config, store, sha256, size_bytes)) is not None
+            }
+            for study in studies
+        }
+        with database.transaction() as session:
+            examinations.fill(session, vault, told)
+        step = len(studies)
+        done += step
+
+
+def _header(config: Settings, store: Store, sha256: str, size_bytes: int) -> Header | None:
+    """The header of a stored original; None for one that is lost, or that is not taken in any more."""
+    limits = ImageLimits(
+        max_header_bytes=config.max_header_bytes,
+        max_frame_pixels=config.max_frame_pixels,
+        max_frames=config.max_frames,
+        max_decoded_bytes=config.max_decoded_bytes,
+    )
+    for most in (HEAD_BYTES, None):  # the head does nearly always
+        try:
+            return read_header(io.BytesIO(store.get(original_key(sha256), most)), size_bytes, limits)
+        except Rejected:
+            continue
+        except ObjectMissing:
+            return None
+    return None
+
+
 def main() -> int:
     """Prepare a migrated database; exit code 1 with one line on what is wrong."""
     config = settings()
@@ -90,6 +139,7 @@ def main() -> int:
             for role, secret in keys_of(config).items():
                 add_key(session, config.site, role.value, role, secret)
         make_searchable(config, database)
+        fill_examinations(config, database)
         name = publish(config, database, config.bundle_path, activate=False)
         print(f"site {config.site} is ready; bundle {name} is stored")
     except (OsteonError, OSError, ValueError) as wrong:

@@ -7,6 +7,7 @@ import io
 import re
 import warnings
 import zlib
+from datetime import date, datetime, time
 from typing import BinaryIO
 
 from pydicom.dataset import Dataset
@@ -15,7 +16,17 @@ from pydicom.tag import BaseTag, Tag
 from pydicom.uid import UID, DeflatedExplicitVRLittleEndian
 
 from shared import image
-from shared.elements import Budget, CountedFile, code_string, count, in_our_words, text_of, value_of
+from shared.elements import (
+    SKIP_OVER_BYTES,
+    Budget,
+    CountedFile,
+    code_string,
+    count,
+    in_our_words,
+    items_of,
+    text_of,
+    value_of,
+)
 from shared.errors import (
     BadAttributes,
     EmptyFile,
@@ -28,19 +39,22 @@ from shared.errors import (
 )
 from shared.image import NATIVE, ImageLimits, describe, locate, read_until_pixels
 from shared.streams import ENCAPSULATED, inspect, joined
-from shared.study import Header, Identity
+from shared.study import Examination, Header, Identity
 
 PREAMBLE = 128
 _KEYWORDS = (
     "SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "Modality", "BodyPartExamined", "Rows", "Columns",
     "NumberOfFrames", "BitsAllocated", "SamplesPerPixel", "PhotometricInterpretation", "PatientName", "PatientID",
     "PatientBirthDate", "AccessionNumber", "SpecificCharacterSet", "PatientAge", "StudyDate", "Manufacturer",
-    "ManufacturerModelName",
+    "ManufacturerModelName", "IssuerOfPatientID", "PatientSex", "StudyTime", "StudyDescription", "SeriesDescription",
+    "Laterality", "ImageLaterality", "ViewPosition", "ViewCodeSequence",
 )  # fmt: skip
 WANTED = sorted({*image.WANTED, *(Tag(keyword) for keyword in _KEYWORDS)})
 OLDEST = 90  # years; of the few who are older an age would tell who they are
 AGE_PATTERN = re.compile(r"([0-9]{3})([DWMY])")
 DATE_PATTERN = re.compile(r"[0-9]{4}(0[1-9]|1[0-2])(0[1-9]|[12][0-9]|3[01])")
+TIME_PATTERN = re.compile(r"([0-9]{2})([0-9]{2})?([0-9]{2})?(?:\.[0-9]{1,6})?")
+SEXES, SIDES = ("M", "F", "O"), ("R", "L", "B")
 UID_PATTERN = re.compile(r"[0-9]+(\.[0-9]+)*")
 DECODABLE = NATIVE | ENCAPSULATED
 
@@ -127,13 +141,16 @@ def _header(dataset: Dataset, syntax: UID) -> Header:
             patient_id=text_of(dataset, "PatientID", 64),
             birth_date=text_of(dataset, "PatientBirthDate", 8),
             accession_number=text_of(dataset, "AccessionNumber", 16),
+            issuer=_if_sound(dataset, "IssuerOfPatientID", 64),
+            study_description=_line(dataset, "StudyDescription"),
         ),
         age_years=age_years(
             _if_sound(dataset, "PatientAge", 8),
             _if_sound(dataset, "PatientBirthDate", 8),
             _if_sound(dataset, "StudyDate", 8),
         ),
-        scanner=_scanner(_if_sound(dataset, "Manufacturer", 64), _if_sound(dataset, "ManufacturerModelName", 64)),
+        scanner=scanner_of(_if_sound(dataset, "Manufacturer", 64), _if_sound(dataset, "ManufacturerModelName", 64)),
+        examination=_examination(dataset),
     )
 
 
@@ -167,10 +184,64 @@ def age_years(age: str, birth_date: str, study_date: str) -> int | None:
     return min(years, OLDEST) if years >= 0 else None
 
 
-def _scanner(maker: str, model: str) -> str:
+def scanner_of(maker: str, model: str) -> str:
     """Both in one line, of which only characters that can be seen are kept; many models begin with their maker."""
     both = model if model.casefold().startswith(maker.casefold()) else f"{maker} {model}"
-    return " ".join("".join(letter if letter.isprintable() else " " for letter in both).split())[:128]
+    return one_line(both)[:128]
+
+
+def one_line(text: str) -> str:
+    """The text with single spaces, and without what cannot be seen."""
+    return " ".join("".join(letter if letter.isprintable() else " " for letter in text).split())
+
+
+def _line(dataset: Dataset, keyword: str) -> str:
+    """A short text of one line; "" for a damaged one."""
+    return one_line(_if_sound(dataset, keyword, 64))
+
+
+def _examination(dataset: Dataset) -> Examination:
+    """What was examined. None of it is a reason to turn a file away. Source: PS3.3 C.7.1.1, C.7.2.1, C.7.3.1, C.8."""
+    sex = _line(dataset, "PatientSex").upper()
+    sides = (_line(dataset, keyword).upper() for keyword in ("ImageLaterality", "Laterality"))
+    return Examination(
+        sex=sex if sex in SEXES else "",
+        study_date=date_of(_if_sound(dataset, "StudyDate", 10)),
+        study_time=time_of(_if_sound(dataset, "StudyTime", 16)),
+        laterality=next((side for side in sides if side in SIDES), ""),
+        view=_line(dataset, "ViewPosition")[:16] or _view_of_code(dataset),
+        manufacturer=_line(dataset, "Manufacturer"),
+        model=_line(dataset, "ManufacturerModelName"),
+        series_description=_line(dataset, "SeriesDescription"),
+    )
+
+
+def _view_of_code(dataset: Dataset) -> str:
+    """What the View Code Sequence calls the view, where View Position is missing (PS3.3 C.8.11.5)."""
+    try:
+        for item in items_of(dataset, "ViewCodeSequence", Budget(SKIP_OVER_BYTES, 100)):
+            return _line(item, "CodeMeaning")[:32]
+    except Exception:  # noqa: BLE001 - whatever pydicom raises on a damaged sequence
+        return ""
+    return ""
+
+
+def date_of(text: str) -> date | None:
+    """A DICOM date, also as ACR-NEMA wrote it ("2026.11.29"); None for anything else. Source: PS3.5 6.2, DA."""
+    digits = text.strip().replace(".", "")
+    try:
+        return datetime.strptime(digits, "%Y%m%d").date() if DATE_PATTERN.fullmatch(digits) else None  # noqa: DTZ007
+    except ValueError:  # the 30th of February
+        return None
+
+
+def time_of(text: str) -> time | None:
+    """A DICOM time to the second, also as ACR-NEMA wrote it ("14:02:00"). Source: PS3.5 6.2, TM."""
+    found = TIME_PATTERN.fullmatch(text.strip().replace(":", ""))
+    if not found:
+        return None
+    hour, minute, second = (int(part or 0) for part in found.groups())
+    return time(hour, minute, min(second, 59)) if hour < 24 and minute < 60 and second <= 60 else None
 
 
 def _inflated_head(file: BinaryIO, limits: ImageLimits) -> tuple[BinaryIO, int]:

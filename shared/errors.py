@@ -80,13 +80,6 @@ class TooLarge(Rejected):
     failure = 0xA700
 
 
-class Conflict(Rejected):
-    """This SOP Instance UID is stored already with other bytes. The stored one stays; give a changed one a new UID."""
-
-    reason = "conflicting-instance"
-    failure = 0x0111
-
-
 class BadArchive(Rejected):
     """The zip archive is damaged, encrypted, nested, or expands beyond the limits; send its files themselves."""
 

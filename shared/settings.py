@@ -55,6 +55,9 @@ class Settings(BaseSettings):
     session_hours: int = Field(12, description="after which a login of the page ends")
     secure_cookies: bool = Field(False, description="set behind TLS: the login cookie then travels on HTTPS only")
     site: str = Field("default", description="the site that `osteon up` makes its keys for")
+    patient_id_issuer: str = Field(
+        "", max_length=64, description="who gives the patient IDs of files that name no issuer; a key may name its own"
+    )
 
     # reading
     claim_lease_s: float = Field(

@@ -68,8 +68,8 @@ class Store(Protocol):
         False, and nothing done, where that cannot be: then put it.
         """
 
-    def get(self, key: str) -> bytes:
-        """The whole object. Raises ObjectMissing."""
+    def get(self, key: str, most: int | None = None) -> bytes:
+        """The whole object, or its first `most` bytes. Raises ObjectMissing."""
 
     def exists(self, key: str) -> bool:
         """Whether the object is there, whole."""
@@ -173,10 +173,11 @@ class DirectoryStore:
             raise StoreUnavailable(f"The object store cannot be written: {wrong.strerror}") from wrong
         return True
 
-    def get(self, key: str) -> bytes:
+    def get(self, key: str, most: int | None = None) -> bytes:
         """See Store."""
         try:
-            return self._path(key).read_bytes()
+            with self._path(key).open("rb") as file:
+                return file.read(-1 if most is None else most)
         except FileNotFoundError:
             raise ObjectMissing(f"{key} is not in the store") from None
         except OSError as wrong:
@@ -276,10 +277,10 @@ class S3Store:
         """See Store."""
         return False
 
-    def get(self, key: str) -> bytes:
+    def get(self, key: str, most: int | None = None) -> bytes:
         """See Store."""
         with _s3_errors(key):
-            answer = self.client.get_object(self.bucket, key)
+            answer = self.client.get_object(self.bucket, key, length=most or 0)  # 0: all of it
             try:
                 return bytes(answer.read())
             finally:

@@ -1,7 +1,7 @@
 """Studies and their instances, and the life that a study leads."""
 
-from dataclasses import dataclass
-from datetime import datetime
+from dataclasses import dataclass, field
+from datetime import date, datetime, time
 from enum import StrEnum
 from uuid import UUID
 
@@ -46,6 +46,36 @@ def may_become(now: StudyStatus, then: StudyStatus) -> bool:
     return then in TRANSITIONS[now]
 
 
+@dataclass(frozen=True, repr=False)
+class Examination:
+    """What was examined, when and by which machine; "" or None where the header does not tell.
+
+    Every text is one line of characters that can be seen. The series description is free text, which may hold a name:
+    it is kept encrypted, and this has no repr.
+    """
+
+    sex: str = ""  # M, F or O (PS3.3 C.7.1.1)
+    study_date: date | None = None
+    study_time: time | None = None  # on the clock of the hospital; its zone is not known
+    laterality: str = ""  # R, L or B
+    view: str = ""  # View Position, or else the meaning of the view's code
+    manufacturer: str = ""
+    model: str = ""
+    series_description: str = ""
+
+
+@dataclass(frozen=True, repr=False)
+class Identity:
+    """Who the patient is. Kept encrypted in one table; has no repr, so that it cannot slip into a log."""
+
+    patient_name: str = ""
+    patient_id: str = ""
+    birth_date: str = ""
+    accession_number: str = ""
+    issuer: str = ""  # Issuer of Patient ID, or the sender's own
+    study_description: str = ""  # free text, which may hold a name
+
+
 @dataclass(frozen=True)
 class Header:
     """What a DICOM header tells before its pixels are touched. Identity stands apart, in `Identity`."""
@@ -59,19 +89,10 @@ class Header:
     rows: int
     columns: int
     frames: int
-    identity: "Identity"
+    identity: Identity
     age_years: int | None = None  # the patient's at the study, at most 90; None where the header does not tell
     scanner: str = ""  # manufacturer and model
-
-
-@dataclass(frozen=True, repr=False)
-class Identity:
-    """Who the patient is. Kept encrypted in one table; has no repr, so that it cannot slip into a log."""
-
-    patient_name: str = ""
-    patient_id: str = ""
-    birth_date: str = ""
-    accession_number: str = ""
+    examination: Examination = field(default_factory=Examination)
 
 
 @dataclass(frozen=True)

@@ -24,9 +24,11 @@ from pathlib import Path
 from typing import Any, cast
 
 import cv2
+import numpy as np
 from pebble import ProcessExpired, ProcessPool
 
 from shared.archives import Bounds, member_of
+from shared.comparison import Verdict, facts_of
 from shared.errors import ObjectMissing, OsteonError, TooLarge
 from shared.image import ImageLimits
 from shared.logs import configure_logs
@@ -44,6 +46,7 @@ STARTS = 5  # children that end with nothing in hand, one after the other: somet
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of malloc.h
 KEPT_BYTES = 128 * 2**20  # at most, by a child between two images
 FILM_FIRST = -1  # a person waits for it: before urgent studies
+PAIRS_LAST = 1000  # nobody waits for a comparison
 PREVIEW_QUALITY = 95  # of JPEG: no difference to be seen, and ten times as fast as PNG
 
 
@@ -80,6 +83,14 @@ class FileJob:
 
 
 @dataclass(frozen=True)
+class PairJob:
+    """Two objects of which somebody wants to know whether they hold one image."""
+
+    stored: str  # SHA-256
+    held: str
+
+
+@dataclass(frozen=True)
 class Decoded:
     """What is left of an image once it is decoded; an instance's previews are stored."""
 
@@ -89,7 +100,7 @@ class Decoded:
     previews: list[UInt8Image] = field(default_factory=list)  # (H, W), one a frame, of a file of which they are wanted
 
 
-Work = tuple[Callable[[Any], Any], Job | FilmJob | FileJob]  # what a child runs, and on what
+Work = tuple[Callable[[Any], Any], Job | FilmJob | FileJob | PairJob]  # what a child runs, and on what
 
 
 class Decoders:
@@ -140,6 +151,10 @@ class Decoders:
     def film(self, job: FilmJob) -> "Future[None]":
         """Make a full film and store it. The future raises as `make_film`, and DecodingFailed."""
         return cast("Future[None]", self._queue.submit((make_film, job), FILM_FIRST))
+
+    def compare(self, job: PairJob) -> "Future[Verdict]":
+        """Compare two objects, behind all other work. The future raises as `compare_pair`, and DecodingFailed."""
+        return cast("Future[Verdict]", self._queue.submit((compare_pair, job), PAIRS_LAST))
 
     def close(self) -> None:
         """Decode what waits, then end the children."""
@@ -311,6 +326,22 @@ def make_film(job: FilmJob) -> None:
     assert _bench.store is not None
     film = pack(*picture(_source(_bench, job.sha256), job.frame - 1))
     _bench.store.put(film_key(job.sha256, job.frame), io.BytesIO(film), len(film))
+
+
+def compare_pair(job: PairJob) -> Verdict:
+    """Whether two objects hold the same pixels, value by value, and the same data set beside them.
+
+    Raises Rejected for one that cannot be decoded; StoreUnavailable, ObjectMissing and MemoryError.
+    """
+    assert _bench is not None
+    contents = [_original(_bench, sha256) for sha256 in (job.stored, job.held)]
+    one, other = (open_pixels(content, _bench.limits) for content in contents)
+    if (one.frames, one.rows, one.columns) != (other.frames, other.rows, other.columns):
+        return Verdict.PIXELS
+    if any(not np.array_equal(one.stored(index), other.stored(index)) for index in range(one.frames)):
+        return Verdict.PIXELS
+    headers = {facts_of(content, _bench.limits).header for content in contents}
+    return Verdict.SAME if len(headers) == 1 else Verdict.HEADER
 
 
 def _source(bench: Bench, sha256: str) -> PixelSource:

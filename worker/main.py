@@ -88,6 +88,7 @@ def nightly() -> int | None:
 def _start(**_: object) -> None:
     global _sweeper, _heart  # noqa: PLW0603 - one per process, by Celery's signals
     from shared.vision.engines import device  # noqa: PLC0415
+    from worker.comparing import Comparing, compare_held  # noqa: PLC0415
     from worker.pulse import Heart  # noqa: PLC0415
     from worker.sweeps import Sweeper  # noqa: PLC0415
     from worker.tasks import threads_for  # noqa: PLC0415
@@ -95,7 +96,10 @@ def _start(**_: object) -> None:
     held, threads = engine(), threads_for(settings())
     _heart = Heart(held.database, held.load, device=device(), threads=threads, bundle=lambda: held.reader.name)
     places = places_of(SHARES[Priority.BACKLOG], threads)
-    _sweeper = Sweeper(settings(), held.database, Doorbell(app), held.load, places, beat=_heart.beat)
+    comparing = Comparing(lambda: compare_held(settings(), held.database, held.decoders))
+    _sweeper = Sweeper(
+        settings(), held.database, Doorbell(app), held.load, places, beat=_heart.beat, compare=comparing.start
+    )
 
 
 @worker_shutting_down.connect

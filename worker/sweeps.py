@@ -69,13 +69,14 @@ class Sweeper:
         places: int,
         end: Callable[[str], None] = end_process,
         beat: Callable[[], None] = lambda: None,
+        compare: Callable[[], None] = lambda: None,
     ) -> None:
         """places: with so many messages in hand it may have to leave the backlog's.
 
         end: told why, when its consumer stands still.
-        beat: called before each sweep; raises nothing.
+        beat: called before each sweep; compare: after each. Both raise nothing.
         """
-        self._beat = beat
+        self._beat, self._compare = beat, compare
         self._settings = settings
         self._every_s, self._grace = settings.reconcile_every_s, timedelta(seconds=settings.resend_grace_s)
         self._limits = {
@@ -104,6 +105,7 @@ class Sweeper:
             self._beat()
             try:
                 self._sweep()
+                self._compare()
             except OsteonError as wrong:
                 log.warning("could not reconcile", extra={"why": str(wrong)})
             except Exception:

@@ -14,7 +14,7 @@ from api.dependencies import Desk, Parts, PartsDep, Radiologist
 from api.filters import chosen_filter, only_filters
 from api.pages.render import render, version_of
 from api.responses import WorklistPage
-from api.worklist import found_page, worklist_page
+from api.worklist import found_page, noted_search, worklist_page
 from shared.errors import BadRequest, OsteonError
 from shared.findings import Assessment, Severity
 from shared.repository import alerts, reading, reading_room
@@ -46,9 +46,7 @@ def worklist(request: Request, parts: PartsDep, key: Radiologist, desk: Desk) ->
     number = _number(parts, key, given["search"]) if given.get("search") else ""
     chosen = chosen_filter({} if number else given)
     if number:
-        with parts.database.transaction() as session:
-            found = parts.vault.matching(session, key, number)
-        page = found_page(parts, key, desk, found)
+        page = found_page(parts, key, desk, number)
     else:
         page = worklist_page(parts, key, desk, chosen, given.get("after") or None, ROWS)
     with parts.database.transaction() as session:
@@ -103,8 +101,7 @@ async def search(request: Request, parts: PartsDep, key: Radiologist) -> Respons
 
 
 def _search(parts: Parts, key: Key, number: str) -> str:
-    with parts.database.transaction() as session:
-        parts.vault.search(session, key, number)
+    noted_search(parts, key, number)
     return parts.vault.seal(["search", str(key.site_id), number]).decode()
 
 

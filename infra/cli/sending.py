@@ -109,7 +109,7 @@ def submit(
             print_json(summary | {"files": [asdict(each) for each in lines]})
     if sending.uploader.failure is not None:
         raise sending.uploader.failure
-    kept = summary["counts"]["stored"] + summary["counts"]["duplicate"]
+    kept = sum(summary["counts"][fate] for fate in receipts.KEPT)
     if interrupted:
         raise typer.Exit(INTERRUPTED)
     if rows is not None and any(row.kept in ("missing", "incomplete", "rejected") for row in rows):
@@ -222,7 +222,7 @@ def _wait(client: Any, study_ids: list[str], *, as_json: bool) -> list[dict[str,
 
 
 def _print(sending: "Submission", summary: dict[str, Any]) -> None:
-    from infra.sending.receipt import KEPT, shown
+    from infra.sending.receipt import HELD, KEPT, shown
 
     counts = summary["counts"]
     bad = [each for each in sending.lines if each.outcome not in KEPT]
@@ -239,7 +239,7 @@ def _print(sending: "Submission", summary: dict[str, Any]) -> None:
         for reason, count in reasons.items():
             table.add_row(Text(reason), f"{count:,}")
         out.print(table)
-    more = "".join(f", {counts[name]} {name}" for name in ("unreadable", "unsent") if counts[name])
+    more = "".join(f", {counts[name]} {name}" for name in (*HELD, "unreadable", "unsent") if counts[name])
     line(
         f"{counts['stored']} stored, {counts['duplicate']} duplicate, {counts['rejected']} rejected{more}; "
         f"{len(sending.tally.studies)} studies"
@@ -250,6 +250,8 @@ def _print(sending: "Submission", summary: dict[str, Any]) -> None:
         _print_manifest(summary["manifest"])
     if summary["receipt"]:
         line(f"receipt: {summary['receipt']}" + (f", {summary['reconciled']}" if "reconciled" in summary else ""))
+    if any(counts[fate] for fate in HELD):
+        line("Stored, and an administrator decides what becomes of them: conflicts and corrections, on Operations.")
     if unsent:
         line("Run the same command again: it goes on from here.", style="yellow")
 

@@ -12,16 +12,20 @@ from typing import Any, TextIO
 
 
 class Fate(StrEnum):
-    """What became of a file: the API's three answers, and two that are known here only."""
+    """What became of a file: the API's answers, and two that are known here only."""
 
     STORED = "stored"
     DUPLICATE = "duplicate"
     REJECTED = "rejected"
+    CONFLICT = "conflict"  # stored; an administrator of the API decides what becomes of it
+    CORRECTION = "correction"  # stored, until an administrator applies it
+    COMPARING = "comparing"  # stored; the API compares it with an image that it has
     UNREADABLE = "unreadable"  # this computer could not read it
     UNSENT = "unsent"  # interrupted, or given up
 
 
-KEPT = (Fate.STORED, Fate.DUPLICATE)
+HELD = (Fate.CONFLICT, Fate.CORRECTION, Fate.COMPARING)  # stored, and nothing that a sender could do better
+KEPT = (Fate.STORED, Fate.DUPLICATE, *HELD)
 EARLIER = "stored by an earlier run of this command, and unchanged since: not sent again"
 
 
@@ -45,7 +49,7 @@ COLUMNS = tuple(field.name for field in fields(Line))
 
 
 def counts(lines: Iterable[Line]) -> dict[str, int]:
-    """How many files met each fate; all five are there."""
+    """How many files met each fate; all are there."""
     found = Counter(line.outcome for line in lines)
     return {fate.value: found[fate] for fate in Fate}
 

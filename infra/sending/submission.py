@@ -156,7 +156,7 @@ class Submission:
                     ),
                 )
                 for _, line, file in lines
-                if line.outcome in KEPT
+                if line.outcome in (Fate.STORED, Fate.DUPLICATE) and line.study_id
             )
         self.studies |= {study["id"]: study for study in answer.studies}
         for place, line, file in lines:

@@ -21,6 +21,7 @@ from sqlalchemy.orm import Session
 from sqlalchemy.sql import func
 
 from shared.errors import NotFound, OsteonError
+from shared.identity import normal
 from shared.study import Identity
 from shared.tables import (
     IdentityReadRow,
@@ -62,6 +63,7 @@ class Key:
     site_id: UUID
     name: str
     role: Role
+    issuer: str = ""  # of the patient IDs that its files bring without one
 
     def may(self, *roles: Role) -> bool:
         """Whether the key holds one of the roles."""
@@ -94,7 +96,7 @@ def find_key_by_id(session: Session, key_id: UUID) -> Key | None:
 
 def _key(session: Session, where: object) -> Key | None:
     row = session.scalar(select(KeyRow).where(where, KeyRow.revoked_at.is_(None)))  # type: ignore[arg-type]
-    return Key(row.id, row.site_id, row.name, Role(row.role)) if row else None
+    return Key(row.id, row.site_id, row.name, Role(row.role), row.issuer) if row else None
 
 
 def revoke_key(session: Session, site: str, name: str) -> int:
@@ -114,10 +116,10 @@ def keys(session: Session, site_id: UUID) -> Sequence[KeyRow]:
     return session.scalars(mine.order_by(KeyRow.revoked_at.is_not(None), KeyRow.name, KeyRow.created_at)).all()
 
 
-def make_key(session: Session, site_id: UUID, name: str, role: Role) -> tuple[KeyRow, str]:
-    """A new key of the site and its secret, which stands nowhere else."""
+def make_key(session: Session, site_id: UUID, name: str, role: Role, issuer: str = "") -> tuple[KeyRow, str]:
+    """A new key of the site and its secret, which stands nowhere else; issuer: of patient IDs that come without one."""
     secret = f"osk_{secrets.token_urlsafe(32)}"
-    row = KeyRow(site_id=site_id, name=name, role=role, sha256=key_hash(secret))
+    row = KeyRow(site_id=site_id, name=name, role=role, sha256=key_hash(secret), issuer=issuer)
     session.add(row)
     session.flush()
     session.refresh(row)
@@ -186,15 +188,35 @@ class Vault:
             session.execute(insert(IdentityRow).on_conflict_do_nothing(), rows)
             self._keep_tokens(session, [(id_, site_id, identity) for id_, identity in identities.items()])
 
-    def search(self, session: Session, reader: Key, number: str) -> list[UUID]:
-        """As `matching`; each search leaves an audit row, which does not say what was searched for."""
+    def search(self, session: Session, reader: Key, number: str, held: int = 0) -> list[UUID]:
+        """As `matching`; each search leaves an audit row, which does not say what was searched for.
+
+        held: how many held files were found beside the studies.
+        """
         found = self.matching(session, reader, number)
-        session.add(IdentitySearchRow(key_id=reader.id, found=len(found)))
+        session.add(IdentitySearchRow(key_id=reader.id, found=len(found) + held))
         return found
+
+    def tokens_of_number(self, site_id: UUID, number: str) -> list[bytes]:
+        """What a number may stand under in the tables of tokens; none for an empty one."""
+        return [self._token(site_id, kind, number) for kind in SEARCHED] if _normal(number) else []
+
+    def tokens(self, site_id: UUID, identity: Identity) -> dict[str, bytes]:
+        """What an identity is searched by, by kind."""
+        return {kind: self._token(site_id, kind, getattr(identity, kind)) for kind in SEARCHED}
+
+    def patient_token(self, site_id: UUID, identity: Identity) -> bytes:
+        """32 bytes that are the same for identities in which all that is compared is the same."""
+        message = json.dumps([str(site_id), "patient", *normal(identity)]).encode()
+        return hmac.digest(self._search_key, message, "sha256")
+
+    def also_found(self, session: Session, site_id: UUID, study_id: UUID, identity: Identity) -> None:
+        """Let a study be found by the numbers of a second identity, too."""
+        self._keep_tokens(session, [(study_id, site_id, identity)])
 
     def matching(self, session: Session, reader: Key, number: str) -> list[UUID]:
         """The reader's site's studies, at most FOUND_MOST, with exactly this accession number or patient id."""
-        tokens = [self._token(reader.site_id, kind, number) for kind in SEARCHED] if _normal(number) else []
+        tokens = self.tokens_of_number(reader.site_id, number)
         found = session.scalars(
             select(IdentityTokenRow.study_id)
             .distinct()
@@ -215,14 +237,35 @@ class Vault:
             .where(~exists().where(IdentityTokenRow.study_id == IdentityRow.study_id))
             .limit(most)
         ).all()
-        self._keep_tokens(session, [(row[0], row[1], Identity(**self.open(row[2]))) for row in rows])  # type: ignore[arg-type]
+        self._keep_tokens(session, [(row[0], row[1], self._identity(row[2])) for row in rows])
         return len(rows)
+
+    def stored_identities(self, session: Session, study_ids: Sequence[UUID]) -> dict[UUID, Identity]:
+        """Who these studies are of, for comparing: nobody is shown them, so no audit row is left."""
+        rows = session.execute(
+            select(IdentityRow.study_id, IdentityRow.ciphertext).where(IdentityRow.study_id.in_(study_ids))
+        )
+        return {study_id: self._identity(ciphertext) for study_id, ciphertext in rows}
+
+    def change_identity(self, session: Session, site_id: UUID, study_id: UUID, identity: Identity) -> None:
+        """Give a study this identity. It is found by what it was searched by before, too."""
+        sealed = self.seal(asdict(identity))
+        session.execute(
+            insert(IdentityRow)
+            .values(study_id=study_id, ciphertext=sealed)
+            .on_conflict_do_update(index_elements=["study_id"], set_={"ciphertext": sealed})
+        )
+        self._keep_tokens(session, [(study_id, site_id, identity)])
+
+    def _identity(self, ciphertext: bytes) -> Identity:
+        told: dict[str, str] = self.open(ciphertext)  # type: ignore[assignment]
+        return Identity(**{name: value for name, value in told.items() if name in Identity.__dataclass_fields__})
 
     def _keep_tokens(self, session: Session, identities: Sequence[tuple[UUID, UUID, Identity]]) -> None:
         rows = [
-            {"study_id": study_id, "kind": kind, "token": self._token(site_id, kind, getattr(identity, kind))}
+            {"study_id": study_id, "kind": kind, "token": token}
             for study_id, site_id, identity in identities
-            for kind in SEARCHED
+            for kind, token in self.tokens(site_id, identity).items()
         ]
         if rows:
             session.execute(insert(IdentityTokenRow).on_conflict_do_nothing(), rows)
@@ -258,4 +301,4 @@ class Vault:
         new = [{"study_id": row.study_id, "key_id": reader.id} for row in rows if row.study_id not in noted]
         if new:
             session.execute(insert(IdentityReadRow), new)
-        return {row.study_id: Identity(**self.open(row.ciphertext)) for row in rows}  # type: ignore[arg-type]
+        return {row.study_id: self._identity(row.ciphertext) for row in rows}

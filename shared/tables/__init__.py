@@ -4,6 +4,7 @@ from shared.tables.access import IdentityReadRow, IdentityRow, KeyRow, SiteRow
 from shared.tables.answers import AnswerRow
 from shared.tables.base import Base
 from shared.tables.findings import BundleRow, FindingRow
+from shared.tables.held import HeldFileRow, HeldTokenRow
 from shared.tables.nights import AlertRow, BacklogRunRow, SecondLookRow
 from shared.tables.operations import HoldingRow, RefusalRow, SampleRow, WorkerRow
 from shared.tables.reading_room import (
@@ -23,6 +24,8 @@ __all__ = [
     "Base",
     "BundleRow",
     "FindingRow",
+    "HeldFileRow",
+    "HeldTokenRow",
     "HoldingRow",
     "IdentityReadRow",
     "IdentityRow",

@@ -26,6 +26,7 @@ class KeyRow(Base):
     name: Mapped[str]
     role: Mapped[str] = mapped_column(String(16))
     sha256: Mapped[str] = mapped_column(String(64), unique=True)
+    issuer: Mapped[str] = mapped_column(String(64), server_default="")  # of patient IDs that name none
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
     revoked_at: Mapped[datetime | None]
 

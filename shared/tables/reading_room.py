@@ -58,7 +58,7 @@ class IdentityTokenRow(Base):
     __tablename__ = "identity_tokens"
     study_id: Mapped[UUID] = mapped_column(ForeignKey("studies.id", ondelete="CASCADE"), primary_key=True)
     kind: Mapped[str] = mapped_column(String(16), primary_key=True)
-    token: Mapped[bytes] = mapped_column(LargeBinary, index=True)
+    token: Mapped[bytes] = mapped_column(LargeBinary, primary_key=True, index=True)
 
 
 class IdentitySearchRow(Base):

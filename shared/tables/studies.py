@@ -1,9 +1,20 @@
 """Studies, their instances, and receipts."""
 
-from datetime import datetime
+from datetime import date, datetime, time
 from uuid import UUID, uuid4
 
-from sqlalchemy import BigInteger, ForeignKey, Index, LargeBinary, String, TextClause, UniqueConstraint, func, text
+from sqlalchemy import (
+    BigInteger,
+    ForeignKey,
+    Index,
+    LargeBinary,
+    SmallInteger,
+    String,
+    TextClause,
+    UniqueConstraint,
+    func,
+    text,
+)
 from sqlalchemy.orm import Mapped, mapped_column
 
 from shared.tables.base import Base, assessed
@@ -21,6 +32,8 @@ FILTERS: dict[str, str | TextClause] = {
     **{word: word for word in ("status", "assessment", "severity", "region", "priority", "modality")},
     "age": text(f"({AGE_BAND})"),
 }
+# what of the stored headers is in columns: 0, as studies had it before these columns were there; 1, all of the above
+HEADER_VERSION = 1
 # behind the order, so that a page with a second filter fetches no rows but its own; not in the archive's indexes
 SECOND = ("priority", "assessment", "region", "severity")
 
@@ -64,6 +77,14 @@ class StudyRow(Base):
     read_at: Mapped[datetime | None]  # when a radiologist was done with it; a late image opens it again
     age_years: Mapped[int | None]  # the patient's at the study, at most 90: the oldest are too few
     scanner: Mapped[str] = mapped_column(String(128), server_default="")  # manufacturer and model
+    # the examination, as the first images that tell it say; its description is in the vault
+    sex: Mapped[str] = mapped_column(String(1), server_default="")  # M, F, O
+    study_date: Mapped[date | None]
+    study_time: Mapped[time | None]  # on the clock of the hospital
+    body_part: Mapped[str] = mapped_column(String(16), server_default="")
+    laterality: Mapped[str] = mapped_column(String(1), server_default="")  # R, L, B; B too where images show both sides
+    views: Mapped[str] = mapped_column(String(64), server_default="")  # each once, in order of arrival, "AP, LL"
+    header_version: Mapped[int] = mapped_column(SmallInteger, server_default="0")  # see HEADER_VERSION
     __table_args__ = (
         UniqueConstraint("site_id", "study_instance_uid"),
         *assessed("studies"),
@@ -105,6 +126,7 @@ class StudyRow(Base):
         Index("ix_studies_quarantined_at", "quarantined_at", postgresql_where=text("status = 'quarantined'")),
         Index("ix_studies_received_at", "received_at"),
         Index("ix_studies_analysed_at", "analysed_at", postgresql_where=text("analysed_at IS NOT NULL")),
+        Index("ix_studies_unfilled", "id", postgresql_where=text("header_version = 0")),
     )
 
 
@@ -128,6 +150,13 @@ class InstanceRow(Base):
     received_at: Mapped[datetime]
     error_reason: Mapped[str] = mapped_column(default="")  # set when this image can never be analysed
     error_text: Mapped[str] = mapped_column(default="")
+    laterality: Mapped[str] = mapped_column(String(1), server_default="")
+    view: Mapped[str] = mapped_column(String(32), server_default="")
+    manufacturer: Mapped[str] = mapped_column(String(64), server_default="")
+    model: Mapped[str] = mapped_column(String(64), server_default="")
+    description: Mapped[bytes | None] = mapped_column(LargeBinary)  # of the series, encrypted: it may hold a name
+    # of a corrected object with the same pixels; null: `sha256` is all there is. Pixels are read from `sha256`
+    header_sha256: Mapped[str | None] = mapped_column(String(64))
     __table_args__ = (UniqueConstraint("site_id", "sop_instance_uid"),)
 
 

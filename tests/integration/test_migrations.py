@@ -32,6 +32,7 @@ def test_migrations_lead_to_exactly_the_tables(database: Database) -> None:
         ("0006", "0007", "ix_studies_analysed_at"),
         ("0007", "0008", "ix_studies_sent"),
         ("0008", "0009", "ix_studies_unread_by_region"),
+        ("0010", "0011", "ix_studies_unfilled"),
     ],
 )
 def test_an_interrupted_upgrade_is_done_again(

@@ -245,28 +245,28 @@ def test_many_large_files_leave_no_descriptor(in_process: Any) -> None:
     ingest.OWN_FILES.release(256)
 
 
-def test_conflict_is_kept_out(make_api: Callable[..., Any], store_url: str) -> None:
-    """Other bytes under a known SOP Instance UID are reported and kept out of store and rows; the first ones stay."""
+def test_other_bytes_are_no_duplicate(make_api: Callable[..., Any], store_url: str) -> None:
+    """Other bytes under a known SOP Instance UID are stored and said to be what they are; the first ones stay in force."""
     api = make_api(store_url=store_url)
     api.post({"a.dcm": image()})
     before = objects(api)
     changed = image(ImageComments="changed")
     answer = api.post({"b.dcm": changed, "other.dcm": image(1, 2)})
-    assert answer.status_code == 202
-    assert reasons(answer.json()) == {"b.dcm": "conflicting-instance", "other.dcm": None}
-    assert answer.json()["files"][0]["failure"] == "0x0111"
-    assert set(objects(api)) - set(before) == {original_key(sha256_of(image(1, 2)))}
+    assert answer.status_code == 200
+    assert reasons(answer.json()) == {"b.dcm": "other-header", "other.dcm": None}
+    assert (answer.json()["correction"], answer.json()["files"][0]["failure"]) == (1, None)
+    assert set(objects(api)) - set(before) == {original_key(sha256_of(one)) for one in (changed, image(1, 2))}
     assert counts(api) == (1, 2)
 
 
 def test_conflict_within_a_request(in_process: Any) -> None:
-    """Of two different files with one UID in one request the first is taken; a study made of conflicts never appears."""
+    """Of two different files with one UID in one request the first is taken; a study made of others never appears."""
     other = image(2, SOPInstanceUID=str(pattern_image(1, "image 1").SOPInstanceUID))
     receipt = in_process.post({"a.dcm": image(), "b.dcm": other}).json()
-    assert reasons(receipt) == {"a.dcm": None, "b.dcm": "conflicting-instance"}
+    assert reasons(receipt) == {"a.dcm": None, "b.dcm": "other-image"}
     assert len(receipt["studies"]) == 1
     assert counts(in_process) == (1, 1)
-    assert len(objects(in_process)) == 1
+    assert len(objects(in_process)) == 2
 
 
 def test_codes(in_process: Any) -> None:
@@ -422,7 +422,7 @@ def test_limits_hold_for_all_archives_together(make_api: Callable[..., Any]) -> 
              "c.zip": zipped({str(n): numbered(n) for n in (4, 5, 6)})}  # fmt: skip
     receipt = api.post(files).json()
     assert (receipt["stored"], reasons(receipt)["c.zip"]) == (3, "too-large")
-    api = make_api(max_request_bytes=30_000)
+    api = make_api(max_request_bytes=30_000, identity_key=api.settings.identity_key)
     receipt = api.post({f"{n}.zip": zipped({"a": image(1, n)}) for n in (7, 8)}).json()
     assert (receipt["stored"], reasons(receipt)["8.zip"]) == (1, "too-large")
 
@@ -563,13 +563,13 @@ def test_concurrent_uploads_of_one_study(make_api: Callable[..., Any]) -> None:
 
 
 def test_concurrent_conflicts(in_process: Any) -> None:
-    """Two different files with one UID sent at once: one is stored, one is refused, and no empty study is left."""
+    """Different files with one UID sent at once: one is stored, the others are held, and no empty study is left."""
     uid = str(pattern_image(1, "image 1").SOPInstanceUID)
     files = [image(study, SOPInstanceUID=uid, ImageComments=str(study)) for study in range(1, 5)]
     with ThreadPoolExecutor(4) as pool:
         receipts = [answer.json() for answer in pool.map(lambda content: in_process.post({"a": content}), files)]
     assert sorted(receipt["stored"] for receipt in receipts) == [0, 0, 0, 1]
-    assert {r["files"][0]["reason"] for r in receipts if not r["stored"]} == {"conflicting-instance"}
+    assert {r["files"][0]["outcome"] for r in receipts if not r["stored"]} <= {"comparing", "conflict"}
     assert counts(in_process) == (1, 1)
 
 
@@ -712,6 +712,8 @@ ROUTES = {
     ("GET", "/keys"): ADMINISTERS,
     ("POST", "/keys"): ADMINISTERS,
     ("POST", "/keys/{key_id}/revoke"): ADMINISTERS,
+    ("GET", "/held-files"): ADMINISTERS,
+    ("POST", "/held-files/{held_id}/decision"): ADMINISTERS,
     ("GET", "/metrics"): ADMINISTERS,
     ("GET", "/healthz"): None,
     ("GET", "/readyz"): None,
@@ -724,7 +726,9 @@ def test_roles(in_process: Any) -> None:
     assert {(m.upper(), path) for path, methods in schema["paths"].items() for m in methods} == set(ROUTES)
     for (method, path), allowed in ROUTES.items():
         names = {"night": "2026-01-12", "name": "none", "old": "none", "new": "none"}
-        url = path.format(study_id=STUDY, alert_id=STUDY, key_id=STUDY, token=STUDY, filter_id=STUDY, **names)
+        url = path.format(
+            study_id=STUDY, alert_id=STUDY, key_id=STUDY, token=STUDY, filter_id=STUDY, held_id=STUDY, **names
+        )
         call: Callable[..., int] = lambda headers: in_process.http.request(method, url, headers=headers).status_code  # noqa: E731, B023
         if allowed is None:
             assert call({}) == 200

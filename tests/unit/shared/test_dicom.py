@@ -11,6 +11,7 @@ import tracemalloc
 import warnings
 import zlib
 from collections.abc import Callable
+from datetime import date, time
 from pathlib import Path
 
 import pydicom.uid as uids
@@ -22,7 +23,7 @@ from pydicom.dataset import Dataset
 
 from samples.objects import SYNTAX, pattern_image, report, set_pixels, to_bytes
 from shared import errors
-from shared.dicom import age_years, read_header
+from shared.dicom import age_years, date_of, read_header, time_of
 from shared.elements import MAX_READS
 from shared.image import ImageLimits
 from shared.settings import ROOT
@@ -497,3 +498,72 @@ def test_age_is_read_from_the_header() -> None:
     assert read(having(PatientBirthDate="20100102", StudyDate="20260101")).age_years == 15
     assert read(having(PatientAge="seven")).age_years is None
     assert read(having(PatientAge=["007Y", "008Y"])).age_years is None
+
+
+# -- the examination ------------------------------------------------------------------------------------------------
+
+
+def test_examination_is_read() -> None:
+    """All that names the examination, each from its own tag."""
+    told = read(
+        having(
+            PatientSex="f", StudyDate="20261128", StudyTime="140207.123", StudyDescription="Lower leg  2 views",
+            SeriesDescription="AP\tright", ImageLaterality="R", Laterality="L", ViewPosition="AP", Manufacturer="AGFA",
+            ManufacturerModelName="DX-D", IssuerOfPatientID="ST ANNA", BodyPartExamined="TIBIA FIBULA",
+        )
+    )  # fmt: skip
+    seen = told.examination
+    assert (seen.sex, seen.study_date, seen.study_time) == ("F", date(2026, 11, 28), time(14, 2, 7))
+    assert (seen.laterality, seen.view, seen.manufacturer, seen.model) == ("R", "AP", "AGFA", "DX-D")
+    assert (told.identity.study_description, seen.series_description) == ("Lower leg 2 views", "AP right")
+    assert (told.identity.issuer, told.body_part) == ("ST ANNA", "TIBIA FIBULA")
+
+
+def test_side_and_view_by_other_tags() -> None:
+    """A CR has Laterality where a DX has Image Laterality, and a DX may say its view by a code alone."""
+    code = Dataset()
+    code.CodeValue, code.CodingSchemeDesignator, code.CodeMeaning = "399067008", "SCT", "lateral projection"
+    told = read(having(Laterality="L", ViewPosition="", ViewCodeSequence=[code])).examination
+    assert (told.laterality, told.view) == ("L", "lateral projection")
+    assert read(having(ImageLaterality="U", Laterality="")).examination.laterality == ""
+    assert read(having(ViewPosition="", ViewCodeSequence=[])).examination.view == ""
+
+
+@pytest.mark.parametrize(
+    ("text", "when"),
+    [
+        ("20261128", date(2026, 11, 28)),
+        ("2026.11.28", date(2026, 11, 28)),
+        ("20260230", None),
+        ("2026", None),
+        ("", None),
+    ],
+)
+def test_dates(text: str, when: date | None) -> None:
+    """A date, or none: never another one."""
+    assert date_of(text) == when
+
+
+@pytest.mark.parametrize(
+    ("text", "when"),
+    [
+        ("140207", time(14, 2, 7)), ("1402", time(14, 2)), ("14", time(14)), ("14:02:07", time(14, 2, 7)),
+        ("140207.5", time(14, 2, 7)), ("235960", time(23, 59, 59)), ("2460", None), ("noon", None), ("", None),
+    ],
+)  # fmt: skip
+def test_times(text: str, when: time | None) -> None:
+    """A time to the second, or none."""
+    assert time_of(text) == when
+
+
+@given(st.sampled_from(["PatientSex", "StudyDate", "StudyTime", "StudyDescription", "SeriesDescription", "Laterality", "ViewPosition", "ManufacturerModelName", "IssuerOfPatientID"]), st.text(st.characters(codec="latin-1"), max_size=80))  # fmt: skip
+@settings(max_examples=60, deadline=None)
+def test_an_odd_examination_turns_no_file_away(keyword: str, value: str) -> None:
+    """Whatever stands in these tags, the image is taken in, and what is kept of it can be seen and is short."""
+    told = read(having(**{keyword: value.replace("\\", "")}))
+    kept = [
+        told.identity.study_description,
+        *(text for text in vars(told.examination).values() if isinstance(text, str)),
+    ]
+    assert all(text.isprintable() and len(text) <= 64 for text in kept)
+    assert "repr" not in repr(told.examination) and MARKER not in repr(told)
