@@ -19,6 +19,7 @@ from shared.errors import TruncatedPixels, UndecodablePixels, UnsupportedPixels
 from shared.image import ends_of
 from shared.streams import Samples, Stream
 
+_MOST_MORE = 3  # bytes of a run of one, and one to make it even
 Decoder = Callable[[bytes], npt.NDArray[Any]]
 
 
@@ -76,17 +77,26 @@ def _rle(frame: bytes, samples: Samples) -> npt.NDArray[Any]:
 
 
 def _without_padding(frame: bytes, pixels: int) -> bytes:
-    """The frame with each segment up to where it holds so many bytes. Source: PS3.5 G.3.1 and G.5."""
+    """The frame with each segment up to where it holds so many bytes, if what follows is padding.
+
+    Raises UndecodablePixels where it is more: the frame of a larger image. Source: PS3.5 G.3.1 and G.5.
+    """
     segments, *begins = struct.unpack_from("<16L", frame)
     parts, offsets, at = [], [0] * 15, 64
     for number, (begin, end) in enumerate(itertools.pairwise([*begins[:segments], len(frame)])):
-        parts.append(frame[begin : _end_of_segment(frame, begin, end, pixels)])
+        enough = _where_it_holds(pixels, frame, begin, end)
+        more = frame[enough:end]
+        # zeros, or a run of a single byte
+        if more.strip(b"\0") and not (len(more) <= _MOST_MORE and more[0] == 0):
+            raise UndecodablePixels("The RLE frame holds more bytes than the header says")
+        parts.append(frame[begin:enough])
         offsets[number] = at
-        at += len(parts[-1])
+        at += enough - begin
     return struct.pack("<16L", segments, *offsets) + b"".join(parts)
 
 
-def _end_of_segment(frame: bytes, at: int, end: int, pixels: int) -> int:
+def _where_it_holds(pixels: int, frame: bytes, at: int, end: int) -> int:
+    """Where a segment that begins at `at` has so many bytes."""
     held = 0
     while held < pixels and at < end:
         run = frame[at]

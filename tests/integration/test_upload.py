@@ -362,6 +362,27 @@ def test_samples_get_the_expected_answers(in_process: Any) -> None:
     assert {line["file"].partition("!")[0]: (line["outcome"], line["reason"]) for line in lines} == expected
 
 
+def test_odd_files_are_judged_when_they_are_sent(in_process: Any) -> None:
+    """What a decoder could not use is refused in the receipt, by its tag; oddities that can be read are stored."""
+    folder = ROOT / "tests/data/field_reports"
+    refused = {
+        "p16-j2k-signed-stream-unsigned-header.dcm": ("undecodable-pixels", "(0028,0103)"),
+        "q42-native-uid-encapsulated-long.dcm": ("undecodable-pixels", "(0002,0010)"),
+        "q81-ybr422-native.dcm": ("unsupported-pixels", "(0028,0004)"),
+    }
+    stored = ("c03-ir58.dcm", "p27-slope-comma.dcm", "p49-modlut-empty-item.dcm", "q25-two-frames-two-fragments-bot-zeros.dcm",
+              "q56-vr-dashes.dcm", "t83-gray-jpeg-as-ybr.dcm", "t84-two-frames-padded-fragments.dcm")  # fmt: skip
+    answer = in_process.post({name: (folder / name).read_bytes() for name in (*refused, *stored)}).json()
+    for line in answer["files"]:
+        if line["file"] in refused:
+            reason, words = refused[line["file"]]
+            assert (line["outcome"], line["reason"]) == ("rejected", reason)
+            assert words in line["text"]
+        else:
+            assert line["outcome"] == "stored", line
+    assert answer["stored"] == len(stored)
+
+
 @pytest.mark.parametrize(
     ("content_type", "body"),
     [

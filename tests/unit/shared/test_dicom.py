@@ -206,6 +206,22 @@ def test_large_header_is_refused() -> None:
     assert read(data).rows == 128
 
 
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("fragment", [b"\0\0", b"\xff\x4f\xff\x51" + bytes(96), b"\0" * 300])
+def test_fragments_without_end_are_walked_within_the_budget(fragment: bytes) -> None:
+    """99,000 fragments that must be looked at one by one cost what a header may cost, and no more."""
+    items = b"".join(b"\xfe\xff\x00\xe0" + struct.pack("<L", len(each)) + each for each in (b"", *[fragment] * 99_000))
+    data = image(encoded_as("jpeg2000"), SYNTAX["jpeg2000"])
+    at = data.index(b"\xe0\x7f\x10\x00") + 12
+    data = data[:at] + items + b"\xfe\xff\xdd\xe0\0\0\0\0"
+    data = before_rows(data, b"\x28\x00\x08\x00IS\x02\x002 ")
+    file = CountingFile(data)
+    limits = ImageLimits(max_header_bytes=2**20)
+    with pytest.raises(errors.Rejected):
+        read_header(file, len(data), limits)
+    assert file.count <= 2 * limits.max_header_bytes
+
+
 def test_deep_nesting() -> None:
     """Sequences nested ten thousand deep are refused, and a modest nesting is read."""
 
@@ -323,7 +339,10 @@ def test_text_that_no_database_takes() -> None:
 
 @settings(max_examples=400, deadline=None)
 @given(
-    base=st.sampled_from([SOUND, image(syntax=SYNTAX["implicit"]), image(syntax=SYNTAX["deflated"])]),
+    base=st.sampled_from(
+        [SOUND, image(syntax=SYNTAX["implicit"]), image(syntax=SYNTAX["deflated"])]
+        + [image(encoded_as(name), SYNTAX[name]) for name in ("rle", "jpegls", "jpeg2000", "jpegsv1")]
+    ),
     changes=st.lists(st.tuples(st.integers(0, 1500), st.binary(min_size=1, max_size=6)), max_size=6),
     cut=st.one_of(st.none(), st.integers(0, 2500)),
 )
