@@ -50,6 +50,8 @@ _MOST_FRAGMENTS = 100_000  # a film has a handful; walking millions of empty one
 _MOST_TILES, _MOST_PRECINCTS, _MOST_BLOCKS = 8192, 50_000, 100_000
 _FEW_BLOCKS, _BLOCK_PIXELS = 10_000, 256  # beyond a few, blocks must hold so many pixels on average
 _MOST_PACKETS = 10_000_000  # layers times precincts
+_EXACT_BITS = 24  # of a sample, beyond which OpenJPEG gives other values
+_HT = 0x4000  # in Rsiz: the block coder of Part 15
 _SOT, _SOD, _COD, _COC = 0x90, 0x93, 0x52, 0x53
 # with these a reader's place in the stream is certain; OpenJPEG looks for what follows any other by trial
 _J2K_SEGMENTS = set(bytes.fromhex("50 51 52 53 55 56 57 58 59 5C 5D 5E 5F 60 61 63 64 74 75 77 78"))
@@ -134,6 +136,10 @@ def inspect(syntax: str, read: Read, length: int, samples: Samples) -> Stream | 
     if not 1 <= stream.precision <= samples.bits_allocated:
         raise UndecodablePixels(
             f"The compressed image has {stream.precision} bits, Bits Allocated (0028,0100) is {samples.bits_allocated}"
+        )
+    if syntax not in _ALLOWED and stream.precision > _EXACT_BITS and not is_high_throughput(read):
+        raise UnsupportedPixels(
+            f"The compressed image has {stream.precision} bits; JPEG 2000 is read up to {_EXACT_BITS}"
         )
     place(stream, samples)
     # libjpeg and OpenJPH fill what is missing with gray and say nothing
@@ -240,6 +246,11 @@ def codestream_start(read: Read) -> int:
     they could lead a decoder to another codestream than the one that was inspected.
     """
     return read(0, _WITHIN).find(_SOC_SIZ)
+
+
+def is_high_throughput(read: Read) -> bool:
+    """Whether a JPEG 2000 codestream is coded by Part 15. Source: ITU-T T.814 A.2."""
+    return bool(int.from_bytes(read(codestream_start(read) + 6, 2), "big") & _HT)
 
 
 def _inspect_jpeg2000(read: Read) -> Stream:

@@ -115,6 +115,8 @@ def _jpeg_2000(frame: bytes) -> npt.NDArray[Any]:
 
 
 def _htj2k(frame: bytes) -> npt.NDArray[Any]:
+    if not streams.is_high_throughput(streams.whole(frame)):  # the other coder under this name: OpenJPH has only one
+        return _jpeg_2000(frame)
     values: npt.NDArray[Any] = imagecodecs.htj2k_decode(_codestream(frame))
     return values
 

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydicom.encaps import encapsulate
 
 from samples.objects import SYNTAX, encode, pattern_image, set_pixels, to_bytes
 from shared import errors
@@ -127,6 +128,56 @@ def test_no_damage_gives_another_frame(data: st.DataObject, syntax: str) -> None
     except AssertionError:
         # a stream that lost a part within can decode to other pixels of its own frame; it is never mixed with another
         assert change != "doubled" or len(fragments) > frames
+
+
+@pytest.mark.parametrize(
+    ("syntax", "known"),
+    [("explicit", False), ("explicit", True), ("implicit", False), ("implicit", True), ("deflated", True)],
+)
+def test_items_under_an_uncompressed_syntax_are_no_pixels(syntax: str, known: bool) -> None:
+    """However long Pixel Data says it is, a table and fragments are told from samples."""
+    ds = pattern_image(1, "items")
+    set_pixels(ds, [film(0)], 8, "explicit")
+    stream = STREAMS[JPEG + "80"](film(0))
+    stream += b"\0" * (len(stream) % 2)
+    items = b"".join(struct.pack("<HHL", 0xFFFE, 0xE000, len(item)) + item for item in (b"", stream))
+    ds.PixelData = items + b"\xfe\xff\xdd\xe0" + bytes(4)
+    assert len(ds.PixelData) >= film(0).size  # long enough to pass for samples
+    content = to_bytes(ds, SYNTAX[syntax])
+    if not known:
+        at = content.rindex(b"\xe0\x7f\x10\x00") + (4 if syntax == "implicit" else 8)
+        content = content[:at] + b"\xff" * 4 + content[at + 4 :]
+    for read in (taken_in, open_pixels):
+        with pytest.raises(errors.UndecodablePixels, match=r"transfer syntax \(0002,0010\)"):
+            read(content)
+
+
+@pytest.mark.parametrize("number", ["90", "91", "201", "202", "203"])
+@pytest.mark.parametrize("coder", ["90", "201"])
+def test_either_coder_of_jpeg_2000_is_read_under_either_name(number: str, coder: str) -> None:
+    """A stream says itself which block coder it has."""
+    content = encapsulated(JPEG + number, 1, b"", [STREAMS[JPEG + coder](film(1))])
+    taken_in(content)
+    np.testing.assert_array_equal(open_pixels(content).stored(0), film(1))
+
+
+@pytest.mark.parametrize(("bits", "read"), [(17, True), (24, True), (25, False), (32, False)])
+def test_jpeg_2000_is_read_as_far_as_it_is_exact(bits: int, read: bool) -> None:
+    """OpenJPEG gives other values beyond 24 bits, without a word."""
+    pixels = np.random.default_rng(bits).integers(0, 1 << bits, (24, 20)).astype("u4")
+    ds = pattern_image(1, "deep")
+    set_pixels(ds, [film(0)], 8, "jpegls", [b"\0\0"])
+    ds.BitsAllocated, ds.BitsStored, ds.HighBit = 32, bits, bits - 1
+    stream = bytes(imagecodecs.jpeg2k_encode(pixels, codecformat="J2K", reversible=True, bitspersample=bits))
+    ds.PixelData = encapsulate([stream])
+    ds["PixelData"].is_undefined_length = True
+    content = to_bytes(ds, JPEG + "90")
+    if read:
+        taken_in(content)
+        np.testing.assert_array_equal(open_pixels(content).stored(0), pixels)
+    else:
+        with pytest.raises(errors.UnsupportedPixels, match="up to 24"):
+            taken_in(content)
 
 
 # -- what intake takes, the decoder does not refuse for a reason that intake could see ------------------------------
