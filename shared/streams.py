@@ -166,7 +166,7 @@ def place(stream: Stream | None, samples: Samples) -> tuple[int, int]:
     A stream that reaches the High Bit holds whole cells, with old overlays above the value or below it, and a value
     without its sign. A narrower one holds values alone, from bit 0 on; its own width is that of their sign.
     Raises UndecodablePixels where the two cannot be told from each other, or where the stream has a sign and the
-    header has none: three writers mean three things by that.
+    header has none: some writers mean its bits by that, others its values.
     """
     if stream is None:  # RLE keeps the cells
         return samples.bits_stored, samples.high_bit

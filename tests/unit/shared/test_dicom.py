@@ -19,12 +19,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydicom import dcmread
+from pydicom.dataelem import RawDataElement
 from pydicom.dataset import Dataset
+from pydicom.tag import Tag
 
 from samples.objects import SYNTAX, pattern_image, report, set_pixels, to_bytes
 from shared import errors
 from shared.dicom import age_years, date_of, read_header, time_of
-from shared.elements import MAX_READS
+from shared.elements import MAX_READS, decimals, decode_iso2022
 from shared.image import ImageLimits
 from shared.settings import ROOT
 from shared.study import Header
@@ -453,6 +455,66 @@ def test_what_is_taken_in_can_be_decoded() -> None:
     from shared.vision.codecs import _DECODERS
 
     assert DECODABLE == {*NATIVE, *_DECODERS, SYNTAX["rle"]}
+
+
+# -- texts and numbers ----------------------------------------------------------------------------------------------
+
+SCRIPTS = {
+    "ISO 2022 IR 87": ("iso2022_jp", "山田太郎やまだたろう東京都"),
+    "ISO 2022 IR 149": ("euc_kr", "김희중길동洪吉洞"),
+    "ISO 2022 IR 58": ("gb2312", "张小东王明中文"),
+    "ISO 2022 IR 144": ("iso8859_5", "Иванов"),
+    "ISO 2022 IR 126": ("iso8859_7", "Διονυσιος"),
+    "ISO 2022 IR 166": ("tis_620", "นามสกุล"),
+    "ISO 2022 IR 101": ("iso8859_2", "Wałęsa"),
+}
+ESCAPES = {"ISO 2022 IR 87": b"\x1b$B", "ISO 2022 IR 149": b"\x1b$)C", "ISO 2022 IR 58": b"\x1b$)A",
+           "ISO 2022 IR 144": b"\x1b-L", "ISO 2022 IR 126": b"\x1b-F", "ISO 2022 IR 166": b"\x1b-T",
+           "ISO 2022 IR 101": b"\x1b-B"}  # fmt: skip
+
+
+@given(st.data(), st.sampled_from(list(SCRIPTS)))
+def test_names_with_code_extensions_are_decoded(data: st.DataObject, charset: str) -> None:
+    """Groups and components in ASCII and another set, in any mixture, come back; no escape sequence is left."""
+    codec, letters = SCRIPTS[charset]
+    raw, expected = b"", ""
+    for number in range(data.draw(st.integers(1, 6))):
+        delimiter = data.draw(st.sampled_from("^=")) if number else ""
+        ascii_part = data.draw(st.text("ABCdef 'x-", max_size=4))
+        other = data.draw(st.text(letters, max_size=5))
+        packed = other.encode(codec)
+        if charset != "ISO 2022 IR 87" and other:
+            packed = ESCAPES[charset] + packed
+        raw += delimiter.encode() + ascii_part.encode() + packed
+        expected += delimiter + ascii_part + other
+    assert decode_iso2022(raw, "iso8859") == expected
+
+
+@given(st.binary(max_size=60), st.sampled_from(["iso8859", "shift_jis", "iso2022_jp", "iso_ir_58", "euc_kr", "UTF8"]))
+def test_any_bytes_decode_to_some_text(noise: bytes, first: str) -> None:
+    """Whatever stands in a name, decoding it neither fails nor leaves an escape sequence that DICOM knows."""
+    text = decode_iso2022(b"\x1b$B" + noise, first)
+    assert "\x1b$B" not in text
+
+
+@given(st.floats(-1e6, 1e6), st.sampled_from([".6f", ".3e", "g"]), st.booleans())
+def test_a_decimal_comma_is_a_point(number: float, form: str, several: bool) -> None:
+    """The same number by either sign, alone or with others."""
+    told = format(number, form)
+    ds = Dataset()
+    raw = told.replace(".", ",") + ("\\2,5" if several else "")
+    ds[0x00281053] = RawDataElement(Tag(0x00281053), "DS", len(raw), raw.encode(), 0, False, True)
+    assert decimals(ds, "RescaleSlope") == [float(told), *([2.5] if several else [])]
+
+
+@pytest.mark.parametrize("text", ["1,024.5", "1.024,5", "1,2,3", "one", "1 2", "0x10", "--1", "inf"])
+def test_what_is_no_number_is_refused_by_its_tag(text: str) -> None:
+    """Both signs, or two of one, leave more than one meaning."""
+    raw = text.encode()
+    ds = Dataset()
+    ds[0x00281053] = RawDataElement(Tag(0x00281053), "DS", len(raw), raw, 0, False, True)
+    with pytest.raises(errors.BadAttributes, match=r"RescaleSlope \(0028,1053\)"):
+        decimals(ds, "RescaleSlope")
 
 
 # -- age and scanner ------------------------------------------------------------------------------------------------

@@ -269,7 +269,7 @@ def test_a_stream_of_values_alone_gives_them(data: st.DataObject, syntax: str, s
 @pytest.mark.parametrize("syntax", [JPEG + "90", JPEG + "91"])
 @pytest.mark.parametrize(("allocated", "bits", "width"), [(16, 12, 16), (16, 16, 16), (16, 12, 12), (8, 8, 8)])
 def test_a_sign_that_the_header_does_not_know_is_refused(syntax: str, allocated: int, bits: int, width: int) -> None:
-    """A signed codestream under Pixel Representation 0: writers mean three things by that, so none is guessed."""
+    """A signed codestream under Pixel Representation 0: some mean its bits, others its values, so none is guessed."""
     film = ramp(f"i{allocated // 8}", min(bits, width))
     stream = _jpeg2000(film, width)
     content = make([film.view(f"u{allocated // 8}")], syntax, bits, frames=[stream])
