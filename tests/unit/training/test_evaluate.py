@@ -340,7 +340,7 @@ def test_no_film_has_a_say_in_its_own_judgement(number: int, logit: float, label
     after = cross_fitted(answers(films, changed))
     own = np.arange(2 * SIDES) // SIDES == number // SIDES
     others = own & (np.arange(2 * SIDES) != number)
-    for part in ("chance", "unclear", "positive"):
+    for part in ("chance", "possible", "likely"):
         np.testing.assert_array_equal(getattr(after, part)[others], getattr(before, part)[others])
 
     far = after.answers.only(~own & (after.answers.fractured != MISSING))
