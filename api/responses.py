@@ -21,6 +21,7 @@ RECEIPT: JsonDict = {
     "conflict": 0,
     "correction": 0,
     "comparing": 0,
+    "skipped": 0,
     "files": [
         {
             "file": "wrist.dcm",
@@ -164,6 +165,7 @@ class Outcome(StrEnum):
     CONFLICT = "conflict"  # of another patient, or with other pixels
     CORRECTION = "correction"  # a stored image with another header
     COMPARING = "comparing"  # a worker will tell what it is
+    SKIPPED = "skipped"  # no image by design: a DICOMDIR, or what lies beside the images in an archive
 
 
 class FileReceipt(BaseModel):
@@ -171,7 +173,9 @@ class FileReceipt(BaseModel):
 
     file: str = Field(description="the file's name as it was sent; of archive members, archive!member")
     outcome: Outcome
-    reason: str | None = Field(None, description="stable word for scripts, when rejected or kept for a decision")
+    reason: str | None = Field(
+        None, description="stable word for scripts, when rejected, skipped or kept for a decision"
+    )
     failure: str | None = Field(None, description="DICOM Failure Reason (0008,1197), hexadecimal, when rejected")
     text: str | None = Field(None, description="what was wrong and what to do, in plain words")
     study_id: UUID | None = None
@@ -198,6 +202,7 @@ class Receipt(BaseModel):
     conflict: int = Field(0, description="stored, of another patient or with other pixels: an administrator decides")
     correction: int = Field(0, description="stored, an image with another header: an administrator applies it")
     comparing: int = Field(0, description="stored, and compared with the image of its UID by a worker")
+    skipped: int = Field(0, description="no images by design, as a DICOMDIR; no failure")
     files: list[FileReceipt]
     studies: list[StudyReceipt]
 

@@ -30,6 +30,7 @@ from shared.dicom import read_header
 from shared.errors import BadRequest, ObjectMissing, Rejected, TooLarge, Unavailable
 from shared.held import Kind, State
 from shared.image import ImageLimits
+from shared.media import PassedBy, passed_by
 from shared.repository.access import Key
 from shared.repository.held import known_files, routed
 from shared.repository.intake import Known, Standing, Taken, lock_upload, look_up, take_in
@@ -248,6 +249,7 @@ class Taking:
                 return earlier, True
         lines: list[FileReceipt] = []
         sound: dict[int, tuple[SpooledFile, Header]] = {}  # by index in lines
+        top = set(files)
         for file, why in self._members(files):
             name = file if isinstance(file, str) else file.name
             lines.append(FileReceipt(file=name, outcome=Outcome.STORED))  # filled in when its row is written
@@ -257,7 +259,7 @@ class Taking:
                 assert isinstance(file, SpooledFile)
                 sound[len(lines) - 1] = file, self._header(file)
             except Rejected as reason:
-                lines[-1] = _rejected(name, reason)
+                lines[-1] = self._passed_by(file, inside=file not in top) or _rejected(name, reason)
         keeping = self._keep(lines, sound)
         return self._commit(lines, keeping, idempotency_key, content)
 
@@ -291,6 +293,16 @@ class Taking:
             return header
         issuer = self.key.issuer or settings.patient_id_issuer
         return replace(header, identity=replace(identity, issuer=issuer))
+
+    def _passed_by(self, file: SpooledFile | str, *, inside: bool) -> FileReceipt | None:
+        """The line of a file that was not accepted but is no failure; inside: it came in an archive."""
+        if isinstance(file, str):
+            return None
+        with self.spool.open(file) as reader:
+            why = passed_by(reader, file.size_bytes, file.name, header_limits(self.parts.settings))
+        if why is None or (why is not PassedBy.DIRECTORY and not inside):  # what was sent by itself is answered for
+            return None
+        return FileReceipt(file=file.name, outcome=Outcome.SKIPPED, reason=why, text=why.words)
 
     def _keep(self, lines: list[FileReceipt], sound: dict[int, tuple[SpooledFile, Header]]) -> "Keeping":
         """Make the bytes of all files that are new durable, and return those; the lines of the others are filled in."""
@@ -472,6 +484,7 @@ def _receipt(session: Session, lines: list[FileReceipt], new: dict[UUID, int]) -
         conflict=count[Outcome.CONFLICT],
         correction=count[Outcome.CORRECTION],
         comparing=count[Outcome.COMPARING],
+        skipped=count[Outcome.SKIPPED],
         files=lines,
         studies=studies,
     )

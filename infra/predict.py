@@ -26,7 +26,7 @@ from shared.image import ImageLimits
 from shared.settings import Settings, cpu_count
 from shared.vision.tensors import UInt8Image, content_box
 from worker.batching import Batcher
-from worker.decoding import Decoded, Decoders, DecodingFailed, FileJob
+from worker.decoding import Decoded, Decoders, DecodingFailed, FileJob, PassedOver
 
 if TYPE_CHECKING:
     from worker.pipeline import Failed, ModelBatcher, Seen
@@ -164,8 +164,9 @@ class Predictor:
         self._batcher.close()
 
     def read(self, files: Iterable[FileToRead]) -> Generator[list[Row], None, None]:
-        """The rows of each file, in order, as they come; one that cannot be read gives one row with its error.
+        """The rows of each file, in order, as they come.
 
+        A file that cannot be read gives one row with its error, one that is no image by design gives none.
         A file's heatmaps are written before its rows are given. Close the iterator to give up.
         """
         with contextlib.closing(self.findings(files)) as outcomes:
@@ -198,6 +199,8 @@ class Predictor:
 
         name = outcome.image.name
         if not isinstance(outcome, Seen):
+            if isinstance(outcome.error, PassedOver):
+                return []
             return [Row(name, error=_words(outcome.error, decoded=outcome.decoded))]
         if self._heatmaps is not None:
             for finding, preview in zip(outcome.findings, outcome.previews, strict=True):

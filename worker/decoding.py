@@ -29,9 +29,10 @@ from pebble import ProcessExpired, ProcessPool
 
 from shared.archives import Bounds, member_of
 from shared.comparison import Verdict, facts_of
-from shared.errors import ObjectMissing, OsteonError, TooLarge
+from shared.errors import ObjectMissing, OsteonError, Rejected, TooLarge
 from shared.image import ImageLimits
 from shared.logs import configure_logs
+from shared.media import passed_by
 from shared.storage import Store, film_key, open_store, original_key, preview_key, sha256_of
 from shared.vision.frames import open_image
 from shared.vision.pixels import PixelSource, open_pixels
@@ -48,6 +49,10 @@ KEPT_BYTES = 128 * 2**20  # at most, by a child between two images
 FILM_FIRST = -1  # a person waits for it: before urgent studies
 PAIRS_LAST = 1000  # nobody waits for a comparison
 PREVIEW_QUALITY = 95  # of JPEG: no difference to be seen, and ten times as fast as PNG
+
+
+class PassedOver(OsteonError):
+    """A file that lies beside images, and is none."""
 
 
 class DecodingFailed(OsteonError):
@@ -295,10 +300,18 @@ def nothing(_job: FilmJob) -> None:
 def decode_file(job: FileJob) -> Decoded:
     """Read, check and decode one file of this machine.
 
-    Raises Rejected for an image that can never be analysed; OSError and MemoryError.
+    Raises Rejected for an image that can never be analysed, PassedOver for what is no image by design; OSError and
+    MemoryError.
     """
     assert _bench is not None
-    image = open_image(_content(job), _bench.limits)
+    content = _content(job)
+    try:
+        image = open_image(content, _bench.limits)
+    except Rejected:
+        why = passed_by(io.BytesIO(content), len(content), job.member or job.path.name, _bench.limits)
+        if why is None:
+            raise
+        raise PassedOver(why.words) from None
     squares, previews = [], []
     for frame in image.frames(job.size):
         squares.append(frame.square)

@@ -121,7 +121,7 @@ def predict(
             watching(len(left), quiet=quiet or (csv is None and not as_json and out.is_terminal))
         )
         failed = any(row.error for row in earlier)
-        read = 0
+        read = passed = 0
         try:
             for rows in closing.enter_context(contextlib.closing(predictor.read(left))):
                 if table is not None:
@@ -132,6 +132,7 @@ def predict(
                         failed = True
                         _say(f"{row.file}: {row.error}")
                 read += 1
+                passed += not rows
                 bar(read)
         except KeyboardInterrupt:
             # a second one waits for nothing
@@ -143,6 +144,8 @@ def predict(
             )
             _say(f"osteon: interrupted after {len(done) + read} of {len(files)} files: {on}")
             raise typer.Exit(130) from None
+    if passed:
+        _say(f"{passed} files are no images by design, as a DICOMDIR or a viewer, and were skipped")
     if not as_json and csv is None:
         line(RESEARCH_USE, style="yellow")
     if failed:

@@ -3,6 +3,7 @@
 import contextlib
 import signal
 import sys
+import tempfile
 from collections.abc import Iterator
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -70,8 +71,10 @@ def submit(
     is sent again. A manifest's first line names its columns: sop_instance_uid, study_instance_uid, accession_number,
     images (other common spellings are understood); each row is a promise, and what never came is said.
 
-    Exit code 0: all is stored. 1: some file was rejected, could not be read, or was not sent. 3: something that the
-    manifest promised did not come. 130: interrupted.
+    What lies on a patient's disc beside the images (DICOMDIR, viewer, texts) is skipped, and no failure.
+
+    Exit code 0: all is stored. 1: some file was rejected, could not be read, or was not sent; with --wait also when a
+    study is quarantined. 3: something that the manifest promised did not come. 130: interrupted.
     """
     from infra.sending import manifest as manifests
     from infra.sending import receipt as receipts
@@ -85,11 +88,12 @@ def submit(
         if remembered is not None:
             closing.enter_context(remembered)
         sending = Submission(client, places, priority, jobs, give_up_after, remembered, identify=promises is not None)
-        with watching(sending, errors, quiet=quiet or as_json), _interruptible(sending) as interrupted:
-            sending.run()
+        # until the receipt is written: whatever happens, it names every file
+        interrupted = closing.enter_context(_interruptible(sending))
+        failure = _run(sending, watching(sending, errors, quiet=quiet or as_json), interrupted)
         lines = sending.lines
         if not lines:
-            raise OsteonError("There is no file to send")
+            raise failure or OsteonError("There is no file to send")
         rows = None if promises is None else manifests.reconcile(promises, sending.identified)
         where = receipt or _usual_receipt(places)
         summary: dict[str, Any] = {
@@ -101,20 +105,20 @@ def submit(
         _write(where, sending, summary, rows, wanted=receipt is not None)
         if not as_json:
             _print(sending, summary)
-        summary["reports"] = []
-        ended_early = interrupted or sending.uploader.failure is not None
-        if wait and sending.tally.studies and not ended_early:
-            summary["reports"] = _wait(client, sorted(sending.tally.studies), as_json=as_json)
+        interrupted.over()
+        summary["reports"], summary["quarantined"] = [], []
+        if wait and sending.tally.studies and not interrupted and failure is None:
+            summary["reports"], summary["quarantined"] = _wait(client, sending, as_json=as_json)
         if as_json:
             print_json(summary | {"files": [asdict(each) for each in lines]})
-    if sending.uploader.failure is not None:
-        raise sending.uploader.failure
-    kept = sum(summary["counts"][fate] for fate in receipts.KEPT)
+    if failure is not None:
+        raise failure
+    fine = sum(summary["counts"][fate] for fate in receipts.FINE)
     if interrupted:
         raise typer.Exit(INTERRUPTED)
     if rows is not None and any(row.kept in ("missing", "incomplete", "rejected") for row in rows):
         raise typer.Exit(MISSING)
-    if kept < len(lines):
+    if fine < len(lines) or summary["quarantined"]:
         raise typer.Exit(REJECTED)
 
 
@@ -167,10 +171,24 @@ def _write(
             summary["reconciled"] = where.with_name(f"{where.stem}-manifest.csv")
             manifests.write(summary["reconciled"], rows)
     except OSError as wrong:
+        summary["receipt"] = other = _elsewhere(where, sending, summary)
+        put = f"it is at {other}" if other else "nor in the folder for temporary files"
+        why = f"No receipt can be written at {where} ({wrong.strerror}), {put}"
         if wanted:
-            raise
-        summary["receipt"] = None
-        errors.print(f"No receipt can be written at {where} ({wrong.strerror}); name another place with --receipt.")
+            raise OsteonError(why) from None
+        errors.print(f"{why}; name another place with --receipt.", markup=False, highlight=False, soft_wrap=True)
+
+
+def _elsewhere(where: Path, sending: "Submission", summary: dict[str, Any]) -> Path | None:
+    """A receipt where there is room: a full disk must not cost it."""
+    from infra.sending import receipt as receipts
+
+    try:
+        other = Path(tempfile.mkdtemp(prefix="osteon-receipt-")) / where.name
+        receipts.write(other, sending.lines, summary)
+    except OSError:
+        return None
+    return other
 
 
 def _usual_receipt(places: list[Path]) -> Path:
@@ -180,52 +198,117 @@ def _usual_receipt(places: list[Path]) -> Path:
     return state_folder() / "receipts" / f"{moment}-{places[0].resolve().name or 'root'}.csv"
 
 
-@contextlib.contextmanager
-def _interruptible(sending: "Submission") -> Iterator[list[int]]:
-    """Ctrl-C or SIGTERM finishes what is on its way and sends no more; a second one waits for nothing.
+class _Interrupts:
+    """How often this run was asked to end, by Ctrl-C, SIGTERM or the terminal that was closed.
 
-    Yields a list that is not empty once that happened.
+    The first one finishes what is on its way and sends no more. The second waits for no answer; what was found and not
+    sent is still listed. The third lists no further. The receipt is written in any case.
     """
-    caught: list[int] = []
 
-    def handle(number: int, _frame: FrameType | None) -> None:
-        if caught:
+    def __init__(self, sending: "Submission") -> None:
+        self._sending, self._count = sending, 0
+        self._before: dict[int, Any] = {}
+        self.abandoning = False
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            if signal.getsignal(number) != signal.SIG_IGN:  # as under nohup
+                self._before[number] = signal.signal(number, self._handle)
+
+    def __bool__(self) -> bool:
+        return self._count > 0
+
+    def enough(self) -> bool:
+        """Whether a third one came."""
+        return self._count > 2
+
+    def over(self) -> None:
+        """From here on signals do what they did before."""
+        while self._before:
+            signal.signal(*self._before.popitem())
+
+    def _handle(self, _number: int, _frame: FrameType | None) -> None:
+        self._count += 1
+        if self._count == 1:
+            self._sending.uploader.stop()
+            self._sending.tally.notice = STOPPING
+            if not errors.is_terminal:
+                with contextlib.suppress(OSError):  # the terminal may be gone
+                    sys.stderr.write(f"{STOPPING}\n")
+        elif not self.abandoning:
+            self.abandoning = True
             raise KeyboardInterrupt
-        caught.append(number)
-        sending.uploader.stop()
-        sending.tally.notice = STOPPING
-        if not errors.is_terminal:
-            sys.stderr.write(f"{STOPPING}\n")
 
-    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+
+@contextlib.contextmanager
+def _interruptible(sending: "Submission") -> Iterator[_Interrupts]:
+    interrupts = _Interrupts(sending)
     try:
-        yield caught
-    except KeyboardInterrupt:
-        sending.abandon()  # the journal and the receipt have what was answered
+        yield interrupts
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        interrupts.over()
 
 
-def _wait(client: Any, study_ids: list[str], *, as_json: bool) -> list[dict[str, Any]]:  # noqa: ANN401 - as above
-    """Wait until these are analysed; returns their reports for scripts, and tells people how many failed."""
+def _run(
+    sending: "Submission", shown: contextlib.AbstractContextManager[None], interrupts: _Interrupts
+) -> BaseException | None:
+    """Send; returns what ended it early, but for a wish to end. Afterwards each file that was found has a line."""
+    failure: BaseException | None = None
+    try:
+        with shown:
+            sending.run()
+    except KeyboardInterrupt:
+        sending.abandon(interrupts.enough)
+    except Exception as wrong:  # noqa: BLE001 - raised again once the receipt is written
+        failure = wrong
+        interrupts.abandoning = True
+        sending.abandon(interrupts.enough)
+    interrupts.abandoning = True  # nothing but the receipt is left to do
+    return failure or sending.uploader.failure
+
+
+def _wait(
+    client: Any,  # noqa: ANN401 - as above
+    sending: "Submission",
+    *,
+    as_json: bool,
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Wait until all studies are analysed; returns their reports for scripts, and those that are quarantined.
+
+    Each of the latter is told with its reason and the files that were sent of it.
+    """
+    from infra.sending.receipt import shown
+
+    study_ids = sorted(sending.tally.studies)
     with progress(quiet=as_json) as bar:
         task = bar.add_task("analysing", total=len(study_ids))
         ended = client.wait_for_states(study_ids, STALLED_S, lambda count: bar.update(task, completed=count))
+    files: dict[str, list[str]] = {}
+    for each in sending.lines:
+        if each.study_id:
+            files.setdefault(each.study_id, []).append(each.file)
+    failed = [
+        {"study": state["id"], "reason": state["reason"], "files": files.get(state["id"], [])}
+        for state in ended.values()
+        if state["status"] == "quarantined"
+    ]
     if as_json:
-        return [client.report(study_id) for study_id in study_ids]
-    failed = [state for state in ended.values() if state["status"] == "quarantined"]
+        return [client.report(study_id) for study_id in study_ids], failed
     line(f"{len(ended) - len(failed)} studies analysed, {len(failed)} quarantined")
-    for state in failed[:MOST_NAMED]:
-        line(f"quarantined {state['id']}: {state['reason']}")
-    return []
+    left = MOST_NAMED
+    for one in failed:
+        line(f"quarantined {one['study']}: {one['reason']}")
+        for name in one["files"][:left]:
+            line(f"  {shown(name)}")
+        left = max(0, left - len(one["files"]))
+    if failed and sum(len(one["files"]) for one in failed) > MOST_NAMED:
+        line("… and more; the receipt has the files of each study")
+    return [], failed
 
 
 def _print(sending: "Submission", summary: dict[str, Any]) -> None:
-    from infra.sending.receipt import HELD, KEPT, shown
+    from infra.sending.receipt import FINE, HELD, shown
 
     counts = summary["counts"]
-    bad = [each for each in sending.lines if each.outcome not in KEPT]
+    bad = [each for each in sending.lines if each.outcome not in FINE]
     unsent = counts["unsent"]
     named = [each for each in bad if each.outcome != "unsent"][:MOST_NAMED]
     for each in named:
@@ -239,7 +322,7 @@ def _print(sending: "Submission", summary: dict[str, Any]) -> None:
         for reason, count in reasons.items():
             table.add_row(Text(reason), f"{count:,}")
         out.print(table)
-    more = "".join(f", {counts[name]} {name}" for name in (*HELD, "unreadable", "unsent") if counts[name])
+    more = "".join(f", {counts[name]} {name}" for name in (*HELD, "skipped", "unreadable", "unsent") if counts[name])
     line(
         f"{counts['stored']} stored, {counts['duplicate']} duplicate, {counts['rejected']} rejected{more}; "
         f"{len(sending.tally.studies)} studies"

@@ -155,7 +155,7 @@ def reconcile(promises: Sequence[Promise], sent: Iterable[tuple[Line, Identifier
                 text = "the manifest has no such row"
                 row = Reconciled("unpromised", None, **told, promised=None, came=1, file=line.file, text=text)
                 unpromised.setdefault(uid, row)
-        elif line.outcome is not Fate.UNSENT:
+        elif line.outcome not in (Fate.UNSENT, Fate.SKIPPED):
             for key in keys:
                 rejected.setdefault(key, []).append(line)
     kept = [_kept(promise, len(came.get(promise.key, ())), rejected.get(promise.key, [])) for promise in promises]

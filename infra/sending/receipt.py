@@ -20,12 +20,14 @@ class Fate(StrEnum):
     CONFLICT = "conflict"  # stored; an administrator of the API decides what becomes of it
     CORRECTION = "correction"  # stored, until an administrator applies it
     COMPARING = "comparing"  # stored; the API compares it with an image that it has
+    SKIPPED = "skipped"  # no image by design
     UNREADABLE = "unreadable"  # this computer could not read it
     UNSENT = "unsent"  # interrupted, or given up
 
 
 HELD = (Fate.CONFLICT, Fate.CORRECTION, Fate.COMPARING)  # stored, and nothing that a sender could do better
 KEPT = (Fate.STORED, Fate.DUPLICATE, *HELD)
+FINE = (*KEPT, Fate.SKIPPED)  # nothing is to be done about these
 EARLIER = "stored by an earlier run of this command, and unchanged since: not sent again"
 
 
@@ -56,7 +58,7 @@ def counts(lines: Iterable[Line]) -> dict[str, int]:
 
 def reasons(lines: Iterable[Line]) -> dict[str, int]:
     """How many files were not kept for each reason, the most frequent first."""
-    found = Counter(line.reason or "" for line in lines if line.outcome not in KEPT)
+    found = Counter(line.reason or "" for line in lines if line.outcome not in FINE)
     return dict(found.most_common())
 
 

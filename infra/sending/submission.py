@@ -4,20 +4,22 @@ import contextlib
 import threading
 import time
 import zipfile
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, cast
 
 from infra.client import Client
 from infra.sending import manifest
-from infra.sending.body import Unsendable, sha256_of
+from infra.sending.body import Unsendable, opened, sha256_of
 from infra.sending.journal import Journal, Known
-from infra.sending.receipt import EARLIER, KEPT, Fate, Line
+from infra.sending.receipt import EARLIER, FINE, KEPT, Fate, Line
 from infra.sending.upload import FIRST_PAUSE_S, LONGEST_PAUSE_S, Answered, Ears, Uploader
 from infra.sending.walk import Archive, Item, Unreadable, groups, walk
 from shared.archives import DAMAGED
 from shared.errors import OsteonError, Unavailable
+from shared.image import ImageLimits
+from shared.media import passed_by
 
 Place = tuple[int, int]  # in the walk, and within an archive
 
@@ -58,6 +60,7 @@ class Submission:
         self.started = time.monotonic()
         self._told: list[tuple[Place, Line, manifest.Identifiers]] = []
         self._place: dict[Item, Place] = {}  # of what is on its way
+        self._inside: dict[Item, tuple[Item, ...]] = {}  # of archives that are sent as they are
         self._abandoned = False
         self._lock = threading.Lock()
         ears = Ears(self._answered, self._refused, self._unsent, self._sent, self._trouble)
@@ -69,10 +72,40 @@ class Submission:
         threading.Thread(target=self._count, daemon=True).start()
         self.uploader.run(groups(self._plan(found)))
 
-    def abandon(self) -> None:
-        """Say of what is on its way that it was not sent; its answers are no longer waited for."""
-        self._unsent(list(self._place))
-        self._abandoned = True
+    def abandon(self, enough: Callable[[], bool] = lambda: False) -> None:
+        """Say of all that was not answered for that it was not sent; answers are no longer waited for.
+
+        What the walk had not reached is looked for once more, without being opened or sent, until `enough` says so.
+        """
+        with self._lock:
+            self._abandoned = True
+            told = {place for place, _, _ in self._told}
+            on_its_way = dict(self._place)
+        for item, place in on_its_way.items():
+            for at, line in self._not_sent(item, place):
+                if at not in told:
+                    self._add(at, line)
+                    told.add(at)
+        with contextlib.suppress(OSError, OsteonError):
+            for number, each in enumerate(walk(self.places)):
+                if enough():
+                    return
+                if isinstance(each, Unreadable):
+                    if (number, 0) not in told:
+                        self._add((number, 0), Line(each.name, Fate.UNREADABLE, "unreadable", text=each.why))
+                    continue
+                for index, item in enumerate(each.members if isinstance(each, Archive) else (each,)):
+                    if (number, index) not in told:
+                        self._add((number, index), _unsent(item))
+
+    def _not_sent(self, item: Item, place: Place) -> list[tuple[Place, Line]]:
+        """A line for each file in it."""
+        number, first = place
+        return [((number, first + i), _unsent(each)) for i, each in enumerate(self._inside.get(item, (item,)))]
+
+    def _add(self, place: Place, line: Line) -> None:
+        with self._lock:
+            self._told.append((place, line, manifest.Identifiers()))
 
     @property
     def lines(self) -> list[Line]:
@@ -109,11 +142,13 @@ class Submission:
             places = {item: (number, index) for index, item in enumerate(files)}
             new = [item for item in files if not self._earlier(places[item], item)]
             if isinstance(each, Archive) and each.sendable and len(new) == len(files):
-                self._place[each.whole] = number, 0
+                self._place[each.whole], self._inside[each.whole] = (number, 0), each.members
                 yield each.whole
-            else:
-                self._place |= {item: places[item] for item in new}
-                yield from new
+                continue
+            for item in new:
+                if not self._skipped(places[item], item):
+                    self._place[item] = places[item]
+                    yield item
 
     def _earlier(self, place: Place, item: Item) -> bool:
         """Whether an earlier run's answer stands for this file; if so, that is told."""
@@ -128,6 +163,20 @@ class Submission:
             self.tally.skipped_files += 1
             self.tally.skipped_bytes += item.size_bytes
         self._tell(place, line, item)
+        return True
+
+    def _skipped(self, place: Place, item: Item) -> bool:
+        """Whether this is no image by design; if so, that is told. What cannot be read is left to the uploader."""
+        try:
+            with opened(item) as file:
+                why = passed_by(cast("BinaryIO", file), item.size_bytes, item.name, ImageLimits())
+        except Unsendable:
+            return False
+        if why is None:
+            return False
+        with self._lock:
+            self.tally.skipped_bytes += item.size_bytes
+        self._tell(place, Line(item.name, Fate.SKIPPED, why, text=why.words, bytes=item.size_bytes), item)
         return True
 
     # -- in the uploader's threads
@@ -168,9 +217,8 @@ class Submission:
 
     def _unsent(self, items: list[Item]) -> None:
         for item in items:
-            text = "not sent: the run ended before"
-            line = Line(item.name, Fate.UNSENT, "unsent", text=text, bytes=item.size_bytes)
-            self._tell(self._place.pop(item, (0, 0)), line, item)
+            for place, line in self._not_sent(item, self._place.pop(item, (0, 0))):
+                self._tell(place, line, item)
 
     def _sent(self, size: int) -> None:
         with self._lock:
@@ -188,7 +236,7 @@ class Submission:
                 return
             self._told.append((place, line, header))
             self.tally.files += line.outcome is not Fate.UNSENT
-            self.tally.rejected += line.outcome not in (*KEPT, Fate.UNSENT)
+            self.tally.rejected += line.outcome not in (*FINE, Fate.UNSENT)
             if line.study_id and line.outcome in KEPT:
                 self.tally.studies.add(line.study_id)
 
@@ -214,6 +262,10 @@ def _member(archive: Item, name: str) -> tuple[Item, str]:
             return item, sha256_of(item)
         return item, ""
     return Item(f"{archive.name}!{name}", archive.path, archive.stamp, 0, name), ""
+
+
+def _unsent(item: Item) -> Line:
+    return Line(item.name, Fate.UNSENT, "unsent", text="not sent: the run ended before", bytes=item.size_bytes)
 
 
 def _line(item: Item, sha256: str, told: dict[str, Any], seconds: float) -> Line:

@@ -79,6 +79,7 @@ def predicted(tmp_path_factory: pytest.TempPathFactory) -> Predicted:
     shutil.copy(BROKEN / "text.dcm", films / "b.dcm")
     shutil.copy(STUDIES / "24-leg/1-oblique.dcm", inner / "c.dcm")
     (films / ".hidden").write_text("not a film")
+    (films / "README.txt").write_text("Dear patient")
     gray = np.random.default_rng(0).integers(0, 255, (90, 140)).astype(np.uint8)
     cv2.imwrite(str(folder / "d.png"), gray)
     cv2.imwrite(str(folder / "e.jpg"), gray)
@@ -150,6 +151,7 @@ def test_bad_file_does_not_stop_the_others(predicted: Predicted) -> None:
     assert errors["other/bomb.zip"].startswith("too-large: ")
     assert errors["f.png"].startswith("unsupported-pixels: ")
     assert "b.dcm: not-dicom" in predicted.done.stderr
+    assert "1 files are no images by design" in predicted.done.stderr
     assert "Traceback" not in predicted.done.stderr
 
 

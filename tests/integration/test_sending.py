@@ -159,6 +159,45 @@ def test_what_is_wanted_sooner_is_sent_again(sender: Sender) -> None:
         assert sender.told(sender.folder, "--priority", again)["sent_earlier"] == 2
 
 
+def test_a_patients_disc(sender: Sender) -> None:
+    """DICOMDIR, viewer and texts are skipped, not rejected, in a folder and in an archive; the exit code is 0.
+
+    What may be a damaged image is rejected as ever.
+    """
+    sender.write("IMAGES/IM1", 1)
+    directory = pydicom.Dataset()
+    directory.FileSetID = "DISC"
+    directory.file_meta = pydicom.dataset.FileMetaDataset()
+    directory.file_meta.MediaStorageSOPClassUID = pydicom.uid.MediaStorageDirectoryStorage
+    directory.file_meta.MediaStorageSOPInstanceUID = pydicom.uid.generate_uid()
+    directory.file_meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
+    directory.save_as(sender.folder / "DICOMDIR", enforce_file_format=True)
+    beside = {
+        "Thumbs.db": b"\xd0\xcf\x11\xe0",
+        "viewer.exe": b"MZ" + bytes(9000),
+        "README.txt": b"Dear patient",
+        "AUTORUN.INF": b"",
+    }
+    for name, content in beside.items():
+        (sender.folder / name).write_bytes(content)
+    told = sender.told(sender.folder)
+    outcomes = {line["file"]: line["outcome"] for line in told["files"]}
+    assert outcomes == dict.fromkeys([*beside, "DICOMDIR"], "skipped") | {"IMAGES/IM1": "stored"}
+    assert (told["counts"]["skipped"], told["counts"]["rejected"], told["reasons"]) == (5, 0, {})
+    disc = sender.home / "disc.zip"
+    with zipfile.ZipFile(disc, "w") as archive:
+        for path in sorted(sender.folder.rglob("*")):
+            if path.is_file():
+                archive.write(path, path.relative_to(sender.folder))
+    code, out, err = sender.run(disc)
+    assert code == 0, err
+    assert "0 stored, 1 duplicate, 0 rejected, 5 skipped" in out
+    (sender.folder / "IMAGES/IM2").write_bytes(bytes(4000))
+    (sender.folder / "torn.dcm").write_bytes(b"torn")
+    told = sender.told(sender.folder, code=1)
+    assert {line["file"] for line in told["files"] if line["outcome"] == "rejected"} == {"IMAGES/IM2", "torn.dcm"}
+
+
 def test_receipts_are_their_owner_s(sender: Sender) -> None:
     """File names and accession numbers may tell of patients: nobody else of this computer reads them."""
     sender.write("doe_jane.dcm", 0)
@@ -217,6 +256,45 @@ def test_interrupted(sender: Sender) -> None:
     assert (rest["counts"]["stored"], rest["sent_earlier"]) == (told["counts"]["unsent"], told["counts"]["stored"])
 
 
+def test_interrupted_twice(sender: Sender) -> None:
+    """A second Ctrl-C waits for nothing: the receipt names every file all the same, and the next run sends the rest."""
+    for number in range(400):
+        sender.write(f"{number}.dcm", number)
+    process = sender.start(sender.folder, "--jobs", "1", "--json")
+    until(lambda: len(sender.journal()) >= 50, 100, every_s=0.005)
+    process.send_signal(signal.SIGINT)
+    process.send_signal(signal.SIGTERM)
+    out, err = process.communicate(timeout=LIMIT_S)
+    assert process.returncode == 130, err
+    told = json.loads(out)
+    assert len({line["file"] for line in told["files"]}) == len(told["files"]) == 400
+    assert told["counts"]["stored"] + told["counts"]["unsent"] == 400
+    with Path(told["receipt"]).open(newline="") as file:
+        assert [line["file"] for line in csv.DictReader(file)] == [line["file"] for line in told["files"]]
+    assert sender.told(sender.folder)["counts"]["duplicate"] >= told["counts"]["stored"]
+    assert sender.stored() == 400
+
+
+def test_a_study_that_is_quarantined_fails_the_wait(sender: Sender) -> None:
+    """--wait ends with exit code 1 and names the files of what could not be analysed."""
+    sender.write("bad/one.dcm", 1)
+    sender.write("good.dcm", 2)
+    process = sender.start(sender.folder, "--wait")
+    until(lambda: sender.stored() == 2, 100)
+    bad, good = film_uid(sender.label, 1), film_uid(sender.label, 2)
+    connection = psycopg2.connect(sender.plant.postgres.url.replace("+psycopg2", ""))
+    with connection, connection.cursor() as cursor:
+        settled = "UPDATE studies SET status = %s, reason = %s WHERE study_instance_uid = %s"
+        cursor.execute(settled, ("quarantined", "no image could be read", bad))
+        cursor.execute(settled, ("analysed", "", good))
+    connection.close()
+    out, err = process.communicate(timeout=LIMIT_S)
+    assert process.returncode == 1, err
+    assert "1 studies analysed, 1 quarantined" in out
+    assert re.search(r"quarantined [0-9a-f-]{36}: no image could be read\n  bad/one\.dcm\n", out)
+    assert "good.dcm" not in out
+
+
 def test_data_that_the_api_lost(sender: Sender) -> None:
     """A journal does not outlive the data: what the API no longer has is sent again, though unchanged here."""
     for number in range(3):
@@ -262,10 +340,10 @@ def test_archives_by_member(sender: Sender) -> None:
     archive = sender.folder / "nacht.zip"
     with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as packed:
         packed.writestr("ärm/1.dcm", film(sender.label, 1))
-        packed.writestr("2.txt", "no film")
+        packed.writestr("2.dcm", "no film")
     told = sender.told(sender.folder, code=1)
     assert [(line["file"], line["outcome"]) for line in told["files"]] == [
-        ("nacht.zip!ärm/1.dcm", "stored"), ("nacht.zip!2.txt", "rejected"),
+        ("nacht.zip!ärm/1.dcm", "stored"), ("nacht.zip!2.dcm", "rejected"),
     ]  # fmt: skip
     assert all(re.fullmatch("[0-9a-f]{64}", line["sha256"]) for line in told["files"])
     before = uploads(sender.plant)
@@ -306,10 +384,10 @@ def test_names_of_all_kinds(sender: Sender) -> None:
 def test_receipt_in_csv_and_json_agree(sender: Sender) -> None:
     """Both receipts say the same of every file, in the order of the folder."""
     sender.write("b.dcm", 1)
-    (sender.folder / "a.txt").write_text("no film")
+    (sender.folder / "a.dcm").write_text("no film")
     table = sender.home / "receipt.csv"
     told = sender.told(sender.folder, "--receipt", table, code=1)
-    assert [line["file"] for line in told["files"]] == ["a.txt", "b.dcm"]
+    assert [line["file"] for line in told["files"]] == ["a.dcm", "b.dcm"]
     assert told["reasons"] == {"not-dicom": 1}
     with table.open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))

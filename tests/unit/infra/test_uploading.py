@@ -3,6 +3,7 @@
 import json
 import re
 import threading
+import zipfile
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -115,9 +116,10 @@ def files(folder: Path, count: int) -> Path:
 
 @pytest.fixture(autouse=True)
 def _hasty(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Retries come at once."""
+    """Retries come at once, and any bytes are sent."""
     monkeypatch.setattr(upload_module, "FIRST_PAUSE_S", 0.001)
     monkeypatch.setattr(upload_module, "LONGEST_PAUSE_S", 0.002)
+    monkeypatch.setattr("infra.sending.submission.passed_by", lambda *_: None)  # what is sent here is no DICOM
 
 
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -269,3 +271,35 @@ def test_pace() -> None:
     assert pace.left_s() == 90.0
     assert sentences(tally, pace)[0].startswith("10 of 100 files")
     assert sentences(tally, pace)[1].endswith("0:01:30 left")
+
+
+@pytest.mark.parametrize("walked", [0, 3, 130, 1000])
+def test_an_abandoned_run_names_every_file(tmp_path: Path, walked: int) -> None:
+    """However far the walk came, and whatever was on its way: each file has one line, those not answered "unsent"."""
+    folder = files(tmp_path / "day", 230)
+    with zipfile.ZipFile(folder / "zz.zip", "w") as archive:
+        for number in range(5):
+            archive.writestr(f"{number}", f"inside {number}")
+    server = Server(["hang up"] * 1000)
+    seen = 0
+
+    def stop(_self: Submission, _place: object, _item: object) -> bool:
+        nonlocal seen
+        seen += 1
+        if seen > walked:
+            raise KeyboardInterrupt
+        return False
+
+    with serving(server) as url, Client(url, "key") as client, pytest.MonkeyPatch.context() as patch:
+        sending = Submission(client, [folder], "routine", 2, 60, None)
+        patch.setattr(Submission, "_skipped", stop)
+        if walked < 230:
+            with pytest.raises(KeyboardInterrupt):
+                sending.run()
+        else:
+            threading.Timer(0.2, sending.uploader.stop).start()
+            sending.run()
+        sending.abandon()
+    names = [f"{number:04}" for number in range(230)] + [f"zz.zip!{number}" for number in range(5)]
+    assert [line.file for line in sending.lines] == names
+    assert {line.outcome for line in sending.lines} == {Fate.UNSENT}

@@ -1,0 +1,67 @@
+"""What lies on a patient's disc beside the images: passed by, neither stored nor rejected.
+
+A viewer, its settings, a text to read, and the DICOMDIR that lists the images (PS3.10 8, PS3.12). What may be an image,
+though a damaged one, is never passed by: its sender must hear of it.
+"""
+
+import re
+from enum import StrEnum
+from pathlib import PurePosixPath
+from typing import BinaryIO
+
+from shared.dicom import PREAMBLE, read_header
+from shared.errors import Rejected
+from shared.image import ImageLimits
+
+HEAD_BYTES = 4096
+DIRECTORY_UID = b"1.2.840.10008.1.3.10"  # Media Storage Directory Storage
+DICOM_ROOT = b"1.2.840.10008."  # stands in the first bytes of every DICOM file: syntax and class are named by it
+_MEDIA_CLASS = re.compile(rb"\x02\x00\x02\x00UI..([0-9.]*)", re.DOTALL)  # (0002,0002)
+IMAGE_NAMES = frozenset({".dcm", ".dicom", ".dic", ".ima", ".acr"})
+
+
+class PassedBy(StrEnum):
+    """Why a file is passed by; `words` says it in full."""
+
+    DIRECTORY = "dicomdir"
+    OTHER = "no-dicom"
+
+    @property
+    def words(self) -> str:
+        """For people."""
+        if self is PassedBy.DIRECTORY:
+            return "a DICOMDIR, the list of a disc's images; it is none itself"
+        return "no DICOM file, and nothing that was one: no DICOM mark, no data set, no such name"
+
+
+def passed_by(file: BinaryIO, size_bytes: int, name: str, limits: ImageLimits) -> PassedBy | None:
+    """Why a file is no business of ours; None for one that is an image, or may be a damaged one.
+
+    file: seekable, at its start; name: what it is called where it lies, folders and archive before it or not. A file
+    that read_header accepts is never passed by.
+    """
+    head = file.read(HEAD_BYTES)
+    file.seek(0)
+    if head[PREAMBLE : PREAMBLE + 4] == b"DICM" or head[:4] == b"\x02\x00\x00\x00":
+        told = _MEDIA_CLASS.search(head)
+        if told is None or told[1] != DIRECTORY_UID:
+            return None
+        try:
+            read_header(file, size_bytes, limits)
+        except Rejected:
+            return PassedBy.DIRECTORY
+        return None  # an image whose meta information says otherwise
+    return None if _may_be_damaged(head, name) else PassedBy.OTHER
+
+
+def _may_be_damaged(head: bytes, name: str) -> bool:
+    """Whether a file without a DICOM mark may have been an image: by its name, its first element, or what is left."""
+    if head[:2] in (b"\x08\x00", b"\x00\x08") and head[2:4] != b"\xff\xff":
+        return True  # a data set without meta information
+    suffix = PurePosixPath(re.split(r"[/\\!]", name)[-1]).suffix.lower()
+    if suffix in IMAGE_NAMES:
+        return True
+    if suffix and not suffix[1:].isdigit():
+        return False
+    # as on a disc, or a UID: no suffix tells what it is. Nothing, or zeros, is what a broken copy leaves
+    return not head.strip(b"\0") or (DICOM_ROOT in head and b"\0" in head)
