@@ -47,7 +47,7 @@ from shared.jobs import Doorbell, celery_app
 from shared.logs import configure_logs
 from shared.repository import Database
 from shared.repository.access import LastAdmin, Vault
-from shared.settings import Settings
+from shared.settings import Settings, one_sentence
 from shared.storage import open_store
 
 STATUS_OF: list[tuple[type[OsteonError], int]] = [
@@ -74,8 +74,13 @@ DOCS_POLICY = (
 
 
 def create_app(settings: Settings | None = None) -> FastAPI:
-    """Build the API. Raises OsteonError when a secret is missing or a URL is wrong."""
-    settings = settings or Settings()
+    """Build the API; settings: None in a process of its own, which then ends with a sentence if one is wrong.
+
+    Raises OsteonError when a secret is missing or a URL is wrong.
+    """
+    if settings is None:
+        with one_sentence():
+            return create_app(Settings())
     configure_logs(settings.log_level)
     if len(settings.session_secret.get_secret_value()) < 16:
         raise OsteonError("Set OSTEON_SESSION_SECRET to at least 16 random characters: it signs the login cookie")

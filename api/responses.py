@@ -173,9 +173,7 @@ class FileReceipt(BaseModel):
 
     file: str = Field(description="the file's name as it was sent; of archive members, archive!member")
     outcome: Outcome
-    reason: str | None = Field(
-        None, description="stable word for scripts, when rejected, skipped or kept for a decision"
-    )
+    reason: str | None = Field(None, description="stable word for scripts, when rejected, skipped or held")
     failure: str | None = Field(None, description="DICOM Failure Reason (0008,1197), hexadecimal, when rejected")
     text: str | None = Field(None, description="what was wrong and what to do, in plain words")
     study_id: UUID | None = None

@@ -16,7 +16,7 @@ from shared.image import ImageLimits
 from shared.repository import Database, examinations
 from shared.repository.access import Role, Vault, add_key
 from shared.repository.bundles import activate_bundle, active_bundle, add_bundle
-from shared.settings import Settings, settings
+from shared.settings import Settings, one_sentence, settings
 from shared.storage import Store, bundle_key, open_store, original_key, sha256_of
 from shared.study import Header
 
@@ -132,7 +132,8 @@ def _header(config: Settings, store: Store, sha256: str, size_bytes: int) -> Hea
 
 def main() -> int:
     """Prepare a migrated database; exit code 1 with one line on what is wrong."""
-    config = settings()
+    with one_sentence():
+        config = settings()
     database = Database(config.database_url.get_secret_value(), 1)
     try:
         with database.transaction() as session:

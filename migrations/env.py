@@ -5,10 +5,11 @@ import time
 from alembic import context
 from sqlalchemy import create_engine, pool
 
-from shared.settings import Settings
+from shared.settings import Settings, one_sentence
 from shared.tables import Base
 
-url = Settings().database_url.get_secret_value()
+with one_sentence():
+    url = Settings().database_url.get_secret_value()
 
 if context.is_offline_mode():
     context.configure(url=url, target_metadata=Base.metadata, literal_binds=True)

@@ -1,13 +1,42 @@
 """All settings, read from OSTEON_* variables; units stand in the names."""
 
+import difflib
 import functools
 import os
+import re
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
-from pydantic import Field, SecretStr
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import Field, SecretStr, ValidationError, field_validator
+from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
+from shared.errors import OsteonError
+
+PREFIX = "OSTEON_"
+# variables that are no settings: who asks, the keys that are made known, how tests run (CONTRIBUTING)
+OTHERS = frozenset(
+    {
+        "OSTEON_API_URL", "OSTEON_KEY", "OSTEON_KEYS_FILE", "OSTEON_KEY_SUBMITTER", "OSTEON_KEY_RADIOLOGIST",
+        "OSTEON_KEY_ADMIN", "OSTEON_TEST_ARTIFACTS", "OSTEON_SHOTS", "OSTEON_FUZZ_CASES",
+    }
+)  # fmt: skip
+# what Kubernetes puts into each container for a service called osteon-api: OSTEON_API_SERVICE_HOST,
+# OSTEON_API_PORT=tcp://10.0.0.1:8000, OSTEON_API_PORT_8000_TCP_ADDR. Source:
+# kubernetes.io, "Service", "Discovering services"
+_SERVICE = re.compile(
+    r"OSTEON(_[A-Z0-9_]+)?_(SERVICE_HOST|SERVICE_PORT(_[A-Z0-9_]+)?|PORT_[0-9]+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)"
+)
+_PORT = re.compile(r"OSTEON(_[A-Z0-9_]+)?_PORT")
+_ADDRESS = re.compile(r"(tcp|udp|sctp)://")
 ROOT = Path(__file__).resolve().parent.parent
+
+
+class BadSettings(OsteonError):
+    """A setting is wrong; the message names the variable."""
 
 
 class Settings(BaseSettings):
@@ -16,7 +45,34 @@ class Settings(BaseSettings):
     `osteon up` fills the URLs and secrets of the embedded parts in; a variable already set replaces that part.
     """
 
-    model_config = SettingsConfigDict(env_prefix="OSTEON_", env_ignore_empty=True)
+    model_config = SettingsConfigDict(env_prefix=PREFIX, env_ignore_empty=True)
+
+    def __init__(self, **values: Any) -> None:  # noqa: ANN401 - of any field
+        """values: take precedence over the variables. Raises BadSettings."""
+        if unknown := misspelt(os.environ):
+            raise BadSettings("; ".join(unknown))
+        try:
+            super().__init__(**values)
+        except ValidationError as wrong:
+            # a value may be a secret: it is not repeated
+            told = [f"{PREFIX}{str(one['loc'][0]).upper()}: {one['msg']}" for one in wrong.errors()]
+            raise BadSettings("; ".join(told)) from None
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],  # noqa: ARG003 - pydantic's signature
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """The variables, but for those that Kubernetes sets for services, whose names may be those of settings."""
+        if isinstance(env_settings, EnvSettingsSource):
+            env_settings.env_vars = {
+                name: value for name, value in env_settings.env_vars.items() if not _of_a_service(name, value or "")
+            }
+        return init_settings, env_settings, dotenv_settings, file_secret_settings
 
     # where things are
     home: Path = Field(Path(".osteon"), description="state of the embedded stack")
@@ -109,12 +165,51 @@ class Settings(BaseSettings):
     nightly_max_studies: int = Field(5000, ge=0, description="chosen in a night at most")
     nightly_in_flight: int = Field(256, ge=1, description="of a run's studies out at a time; more where they go fast")
 
-    log_level: str = Field("INFO", description="DEBUG, INFO, WARNING or ERROR")
+    log_level: str = Field(
+        "INFO", pattern="^(DEBUG|INFO|WARNING|ERROR|CRITICAL)$", description="DEBUG, INFO, WARNING or ERROR"
+    )
+
+    @field_validator("nightly_timezone")
+    @classmethod
+    def _is_a_zone(cls, name: str) -> str:
+        try:
+            ZoneInfo(name)
+        except (ZoneInfoNotFoundError, ValueError, OSError):
+            raise ValueError("there is no such time zone; name one as Europe/Berlin") from None
+        return name
 
     @property
     def cache(self) -> Path:
         """Where workers keep converted networks: what can be made anew."""
         return self.cache_dir or self.home / "cache"
+
+
+def misspelt(environment: Mapping[str, str]) -> list[str]:
+    """A sentence for each OSTEON_ variable that nothing reads, with the nearest name that something does."""
+    known = {f"{PREFIX}{name.upper()}" for name in Settings.model_fields} | OTHERS
+    told = []
+    for name in sorted(environment):
+        spelled = name.upper()
+        if not spelled.startswith(PREFIX) or spelled in known or _of_a_service(name, environment[name]):
+            continue
+        near = difflib.get_close_matches(spelled, sorted(known), 1)
+        told.append(f"{name} is no setting" + (f"; did you mean {near[0]}?" if near else ""))
+    return told
+
+
+def _of_a_service(name: str, value: str) -> bool:
+    """Whether Kubernetes set this variable for a service."""
+    name = name.upper()
+    return bool(_SERVICE.fullmatch(name) or (_PORT.fullmatch(name) and _ADDRESS.match(value)))
+
+
+@contextmanager
+def one_sentence() -> Iterator[None]:
+    """Where a process begins: what Osteon knows to be wrong ends it with exit code 1 and a sentence."""
+    try:
+        yield
+    except OsteonError as wrong:
+        sys.exit(f"osteon: {wrong}")
 
 
 @functools.cache

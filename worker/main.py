@@ -24,7 +24,7 @@ from shared.jobs import (
     celery_app,
 )
 from shared.logs import configure_logs
-from shared.settings import settings
+from shared.settings import one_sentence, settings
 from shared.study import Priority
 from shared.transport import places_of
 
@@ -33,7 +33,8 @@ if TYPE_CHECKING:
     from worker.sweeps import Sweeper
     from worker.tasks import Engine
 
-app = celery_app(settings())
+with one_sentence():  # beat and Flower begin here too
+    app = celery_app(settings())
 app.conf.worker_consumer = "worker.consumer:Consumer"
 _engine: "Engine | None" = None
 _sweeper: "Sweeper | None" = None
@@ -130,8 +131,9 @@ def main() -> None:
     from worker.tasks import Engine, threads_for  # noqa: PLC0415
 
     configure_logs(settings().log_level)
-    serve(settings())
-    _engine = Engine(settings())
+    with one_sentence():
+        serve(settings())
+        _engine = Engine(settings())
     _engine.warm_up()
     app.worker_main(
         [
