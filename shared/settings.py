@@ -24,9 +24,8 @@ OTHERS = frozenset(
         "OSTEON_KEY_ADMIN", "OSTEON_TEST_ARTIFACTS", "OSTEON_SHOTS", "OSTEON_FUZZ_CASES",
     }
 )  # fmt: skip
-# what Kubernetes puts into each container for a service called osteon-api: OSTEON_API_SERVICE_HOST,
-# OSTEON_API_PORT=tcp://10.0.0.1:8000, OSTEON_API_PORT_8000_TCP_ADDR. Source:
-# kubernetes.io, "Service", "Discovering services"
+# what Kubernetes puts into each container for a service called osteon-api: API_SERVICE_HOST, API_PORT=tcp://10.0.0.1:8000,
+# API_PORT_8000_TCP_ADDR behind our prefix. Source: kubernetes.io, "Service", "Discovering services"
 _SERVICE = re.compile(
     r"OSTEON(_[A-Z0-9_]+)?_(SERVICE_HOST|SERVICE_PORT(_[A-Z0-9_]+)?|PORT_[0-9]+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)"
 )

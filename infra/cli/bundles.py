@@ -28,6 +28,9 @@ def bundles(url: Url = None, key: KeyOption = None, as_json: Json = False) -> No
     if as_json:
         print_json(found)
         return
+    if not found:
+        line("No bundle is stored. Store one with: osteon activate FILE")
+        return
     table = Table("bundle", "state", "added", "AUROC", "shadow run", box=box.SIMPLE_HEAD)
     for one in found:
         auroc = one["metrics"].get("fracture_auroc")
@@ -107,6 +110,8 @@ def backlog(
         found = client.get("/backlog" if night is None else f"/backlog/{night}")
     if as_json:
         print_json(found)
+    elif night is None and not found:
+        line("No nightly or shadow run yet.")
     elif night is None:
         table = Table("run", "bundle", "failed", "stranded", "outdated", "state", box=box.SIMPLE_HEAD)
         for run in found:

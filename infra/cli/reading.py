@@ -53,6 +53,10 @@ def worklist(
 
 def print_worklist(page: dict[str, Any]) -> None:
     """The worklist as a table; a narrow terminal gets fewer columns."""
+    if not page["entries"]:
+        line("No study is on this list.")
+        line(page["notice"], style="yellow")
+        return
     wide = ["#", "finding", "score", "state", "waiting", "why", "study"]
     names = wide if out.width >= WIDE else ["#", "waiting", "why", "study"]
     table = Table(*names, title="Worklist", box=box.SIMPLE_HEAD)

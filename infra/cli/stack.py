@@ -113,12 +113,23 @@ def _say_where(urls: dict[str, str], home: Path, *, as_json: bool = False) -> No
 @honest
 def down(
     delete: Annotated[bool, typer.Option("--delete", help="remove all its data too: studies, findings, keys")] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="with --delete: do not ask")] = False,
     as_json: Json = False,
 ) -> None:
-    """Stop the stack of OSTEON_HOME, wherever it was started."""
+    """Stop the stack of OSTEON_HOME, wherever it was started.
+
+    --delete asks before it removes anything; where nobody can be asked it does nothing without --yes, and ends with 2.
+    """
     from infra import state
 
     home = Settings().home.absolute()
+    if delete and not yes:
+        if not sys.stdin.isatty():
+            raise typer.BadParameter(
+                f"removes all data in {home}, and nobody can be asked here; add --yes if that is meant",
+                param_hint="--delete",
+            )
+        typer.confirm(f"Remove all data in {home}: images, findings, answers, keys?", abort=True, err=True)
     ran = state.down(home, delete=delete)
     if as_json:
         print_json({"ran": ran, "deleted": delete})

@@ -70,6 +70,6 @@ def test_demo_twice_then_gone(tmp_path: Path) -> None:
     assert (home / "secrets.json").read_bytes() == key
     assert processes_of(home) == []
 
-    code, said, _ = osteon(home, "down", "--delete")
+    code, said, _ = osteon(home, "down", "--delete", "--yes")
     assert code == 0, said
     assert not home.exists()

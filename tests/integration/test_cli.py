@@ -11,6 +11,7 @@ import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import cv2
@@ -368,9 +369,26 @@ def test_up_in_the_background(tmp_path: Path) -> None:
         done = process("submit", STUDIES / "21-leg", "--wait")
         assert done.returncode == 0, done.stderr
     finally:
-        stopped = process("down", "--delete", "--json")
+        stopped = process("down", "--delete", "--yes", "--json")
     assert json.loads(stopped.stdout) == {"ran": True, "deleted": True}
     assert not (tmp_path / "home").exists()
+
+
+def test_data_is_not_deleted_without_a_word(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a terminal --delete does nothing and names --yes; at one it asks, and "no" leaves all as it was."""
+    kept = tmp_path / "home" / "secrets.json"
+    kept.parent.mkdir()
+    kept.write_text("{}")
+    done = osteon("down", "--delete")
+    assert done.exit_code == 2
+    assert "--yes" in done.stderr
+    monkeypatch.setattr("infra.cli.stack.sys", SimpleNamespace(stdin=SimpleNamespace(isatty=lambda: True)))
+    done = CliRunner().invoke(cli.app, ["down", "--delete"], input="n\n")
+    assert done.exit_code == 1
+    assert kept.exists()
+    done = CliRunner().invoke(cli.app, ["down", "--delete"], input="y\n")
+    assert done.exit_code == 0, done.stderr
+    assert not kept.exists()
 
 
 def test_up_does_not_touch_a_foreign_folder(tmp_path: Path) -> None:

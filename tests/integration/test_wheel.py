@@ -298,7 +298,7 @@ def test_demo(install: Callable[[str | None], Environment]) -> None:
     embedded = install("embedded")
     assert " 0 surprises" in embedded.osteon("demo", "--once")
     assert [file.name for file in embedded.folder.iterdir()] == [".osteon"], "it wrote beside its home"
-    embedded.osteon("down", "--delete")
+    embedded.osteon("down", "--delete", "--yes")
 
 
 def test_benchmarks(install: Callable[[str | None], Environment]) -> None:

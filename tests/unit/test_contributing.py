@@ -13,7 +13,7 @@ from starlette.routing import Match
 import shared
 from api import pages
 from api.pages.render import ROOMS
-from shared.settings import ROOT, Settings
+from shared.settings import OTHERS, ROOT, Settings
 from tests.unit.training.test_adapters import TREES
 from training.datasets import ADAPTERS, LAYOUTS
 from training.export import SOURCES
@@ -170,6 +170,7 @@ def test_variables_are_settings_or_told() -> None:
     table = {
         name for line in CONTRIBUTING.splitlines() if line.startswith("| `OSTEON_") for name in VARIABLE.findall(line)
     }
+    assert table == OTHERS
     used = {name for path in CODE for name in VARIABLE.findall(path.read_text())}
     assert used - settings - table - {"OSTEON_KEY"} == set()
     tests = {name for path in (ROOT / "tests").rglob("*.py") for name in VARIABLE.findall(path.read_text())}
