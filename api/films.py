@@ -19,7 +19,7 @@ ImageNumber = Annotated[int, Query(ge=1, le=100_000, description="number of the 
 FrameNumber = Annotated[int, Query(ge=1, le=100_000)]
 ABOUT = "Osteon-Film"  # the header that describes the pixels
 CACHED = "private, no-cache"  # kept by the browser, but each time we are asked whether its reader still may
-VERSION = 1  # of the films that workers make
+VERSION = 2  # of the films that workers make
 RETRY_AFTER_S = 1
 DESCRIBED = {
     200: {

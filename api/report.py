@@ -14,7 +14,16 @@ from api.answers import AnswerView, answers_view
 from api.dependencies import Parts
 from api.responses import FindingView, InstanceReport, StudyReport
 from api.studies import heatmap_png, study_report
-from shared.findings import AbstentionReason, Assessment, Heatmap, Severity, gravity, shown_score, unread_words
+from shared.findings import (
+    AbstentionReason,
+    Assessment,
+    ExposedField,
+    Heatmap,
+    Severity,
+    gravity,
+    shown_score,
+    unread_words,
+)
 from shared.repository import reading
 from shared.repository.access import Key
 from shared.repository.answers import answered_findings
@@ -73,8 +82,9 @@ def overlay_jpeg(parts: Parts, key: Key, study_id: UUID, image: int, frame: int,
         row, finding = reading.frame_finding(session, key.site_id, study_id, image, frame)
         drawn = unveiled or finding.abstention is None
         found = Heatmap(finding.heatmap, finding.heatmap_height, finding.heatmap_width) if drawn else None
+        field = reading.field_of(finding, row)
         marks = reading_marks(answers_view(session, parts, key, study_id, words=False).entries, image, frame)
-    return compose(parts.store.get(preview_key(row.sha256, frame)), found, (row.rows, row.columns), marks)
+    return compose(parts.store.get(preview_key(row.sha256, frame)), found, field, marks)
 
 
 def reading_marks(entries: Sequence[AnswerView], image: int, frame: int) -> list[tuple[float, float, float, float]]:
@@ -89,15 +99,15 @@ def reading_marks(entries: Sequence[AnswerView], image: int, frame: int) -> list
 
 
 def compose(
-    preview: bytes, heatmap: Heatmap | None, shape: tuple[int, int], marks: Sequence[tuple[float, float, float, float]]
+    preview: bytes, heatmap: Heatmap | None, field: ExposedField, marks: Sequence[tuple[float, float, float, float]]
 ) -> bytes:
-    """preview: a JPEG of any size; heatmap: None draws none; shape: (rows, columns) of the film; marks: in shares.
+    """preview: a JPEG of the whole image; heatmap: None draws none; field: where it belongs; marks: in shares.
 
     Returns an RGB JPEG.
     """
     film = Image.open(io.BytesIO(preview)).convert("RGB")
     if heatmap is not None:
-        colours = Image.open(io.BytesIO(heatmap_png(heatmap, *shape))).resize(film.size, Image.Resampling.BILINEAR)
+        colours = Image.open(io.BytesIO(heatmap_png(heatmap, field))).resize(film.size, Image.Resampling.BILINEAR)
         film.paste(colours, mask=colours.getchannel("A").point(lambda level: round(level * OPACITY)))
     draw, (width, height) = ImageDraw.Draw(film), film.size
     for x, y, wide, high in marks:

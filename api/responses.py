@@ -12,6 +12,7 @@ from shared.held import Kind, State
 from shared.study import Priority, StudyStatus
 from shared.worklist import ALLOWANCES
 
+Shares = tuple[float, float, float, float]
 # the OpenAPI document's examples; tests/integration/test_upload.py holds them to the models
 STUDY_ID = "3f0c2b1e-6f0e-4a53-9c1c-0d7b1d0e8a11"
 RECEIPT: JsonDict = {
@@ -90,6 +91,9 @@ STUDY: JsonDict = {
                     "abstention_detail": "",
                     "abstention_words": "",
                     "bundle": "second-look",
+                    "rows": 2500,
+                    "columns": 2048,
+                    "field": [0.0, 0.0, 1.0, 1.0],
                     "heatmap_url": f"/studies/{STUDY_ID}/heatmap.png?image=1&frame=1",
                     "preview_url": f"/studies/{STUDY_ID}/preview.jpg?image=1&frame=1",
                 }
@@ -233,12 +237,17 @@ class FindingView(Scored):
     specific_threshold: float | None = Field(None, description="positive from here on")
     severity: Severity = Field(description="extent, by annotation; not a clinical grade")
     bundle: str
+    rows: int = Field(description="of the image in square pixels, as people see it")
+    columns: int
+    field: Shares = Field(
+        description="left, top, width, height of the exposed field, in shares of the image; the model saw nothing else"
+    )
     heatmap_url: str
     preview_url: str
 
 
 class HeatmapView(BaseModel):
-    """One frame's heatmap as numbers, row by row. It covers the network's square, in which the film lies centred."""
+    """One frame's heatmap as numbers, row by row. It covers the network's square, in which the field lies centred."""
 
     height: int
     width: int
@@ -247,7 +256,8 @@ class HeatmapView(BaseModel):
     local: list[float] = Field(
         description="what the film's calibrated probability would be with the evidence around this cell alone"
     )
-    film: tuple[float, float, float, float] = Field(description="left, top, width, height of the film, in cells")
+    film: Shares = Field(description="left, top, width, height of the whole image, in cells; may reach beyond the map")
+    field: Shares = Field(description="the same of the exposed field, outside of which the map says nothing")
     assessment: Assessment
     sensitive_threshold: float
     specific_threshold: float

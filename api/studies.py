@@ -11,13 +11,13 @@ from api.dependencies import Admin, AnyReader, Parts, PartsDep, Radiologist, Sub
 from api.evidence import cell_levels, local_probability
 from api.films import FrameNumber, ImageNumber
 from api.responses import FindingView, HeatmapView, InstanceReport, StatesWanted, StudyReport, StudyState, StudyStates
-from shared.findings import Assessment, Heatmap, Severity, abstention_of, shown_score
+from shared.findings import Assessment, ExposedField, Heatmap, Severity, abstention_of, shown_score
 from shared.repository import reading, work
 from shared.repository.access import Key
 from shared.repository.bundles import manifests, thresholds
 from shared.storage import preview_key
 from shared.study import Priority, StudyStatus
-from shared.tables import FindingRow
+from shared.tables import FindingRow, InstanceRow
 
 router = APIRouter(tags=["read"])
 # findings never change, but a newer bundle may supersede them: let browsers keep pictures for a minute
@@ -56,7 +56,9 @@ def study_report(parts: Parts, key: Key, study_id: UUID) -> StudyReport:
             rows=view.row.rows,
             columns=view.row.columns,
             frames=view.row.frames,
-            findings=[_finding(f, study_id, number, points.get(f.bundle, (None, None))) for f in view.findings],
+            findings=[
+                _finding(f, view.row, study_id, number, points.get(f.bundle, (None, None))) for f in view.findings
+            ],
             error=view.row.error_text or None,
             error_reason=view.row.error_reason or None,
         )
@@ -85,8 +87,11 @@ def study_report(parts: Parts, key: Key, study_id: UUID) -> StudyReport:
     )
 
 
-def _finding(row: FindingRow, study_id: UUID, number: int, points: tuple[float | None, float | None]) -> FindingView:
+def _finding(
+    row: FindingRow, image: InstanceRow, study_id: UUID, number: int, points: tuple[float | None, float | None]
+) -> FindingView:
     where = f"image={number}&frame={row.frame}"
+    field = reading.field_of(row, image)
     return FindingView(
         frame=row.frame,
         region=row.region,
@@ -100,6 +105,9 @@ def _finding(row: FindingRow, study_id: UUID, number: int, points: tuple[float |
         abstention=abstention_of(row.abstention),
         abstention_detail=row.abstention_detail,
         bundle=row.bundle,
+        rows=field.rows,
+        columns=field.columns,
+        field=field.shares,
         heatmap_url=f"/studies/{study_id}/heatmap.png?{where}",
         preview_url=f"/studies/{study_id}/preview.jpg?{where}",
     )
@@ -128,7 +136,7 @@ def preview(
 ) -> Response:
     """The image as people look at it: VOI window applied, at most 1024 pixels a side, 8-bit gray."""
     with parts.database.transaction() as session:
-        row, _ = reading.picture(session, key.site_id, study_id, image, frame)
+        row, _, _ = reading.picture(session, key.site_id, study_id, image, frame)
     return Response(parts.store.get(preview_key(row.sha256, frame)), media_type="image/jpeg", headers=PICTURE)
 
 
@@ -138,8 +146,8 @@ def heatmap(
 ) -> Response:
     """Where the fracture head looks, as a coloured, transparent picture of the preview's shape, to lay over it."""
     with parts.database.transaction() as session:
-        row, found = reading.picture(session, key.site_id, study_id, image, frame)
-    return Response(heatmap_png(found, row.rows, row.columns), media_type="image/png", headers=PICTURE)
+        _, found, field = reading.picture(session, key.site_id, study_id, image, frame)
+    return Response(heatmap_png(found, field), media_type="image/png", headers=PICTURE)
 
 
 @router.get("/studies/{study_id}/heatmap.json")
@@ -158,8 +166,11 @@ def heatmap_values(
     response.headers.update(PICTURE)
     found = Heatmap(finding.heatmap, finding.heatmap_height, finding.heatmap_width)
     cells = cell_levels(found, manifest)
-    longest = max(row.rows, row.columns)
-    width, height = found.width * row.columns / longest, found.height * row.rows / longest
+    field = reading.field_of(finding, row)
+    longest = max(field.height, field.width)
+    across, down = found.width / longest, found.height / longest  # cells for one pixel
+    width, height = field.width * across, field.height * down
+    left, top = (found.width - width) / 2, (found.height - height) / 2
     return HeatmapView(
         height=found.height,
         width=found.width,
@@ -168,25 +179,29 @@ def heatmap_values(
         local=[
             round(chance, 5) for chance in local_probability(cells, found.width, finding.fracture_probability, manifest)
         ],
-        film=((found.width - width) / 2, (found.height - height) / 2, width, height),
+        film=(left - field.left * across, top - field.top * down, field.columns * across, field.rows * down),
+        field=(left, top, width, height),
         assessment=Assessment(finding.assessment),
         sensitive_threshold=manifest["sensitive"],
         specific_threshold=manifest["specific"],
     )
 
 
-def heatmap_png(heatmap: Heatmap, rows: int, columns: int) -> bytes:
-    """Colour a heatmap. The map covers the network's square; the film lies centred in it, so its margin is cut off.
+def heatmap_png(heatmap: Heatmap, field: ExposedField) -> bytes:
+    """Colour a heatmap. The map covers the network's square; the field lies centred in it, so its margin is cut off.
 
-    rows, columns: of the film. Returns an RGBA PNG of the film's shape, longer side 512 pixels.
+    Returns an RGBA PNG of the whole image's shape, longer side 512 pixels, transparent outside of the field.
     """
-    side, longest = 512, max(rows, columns)
+    scale = 512 / max(field.rows, field.columns)
+    side = max(1, round(max(field.height, field.width) * scale))
     square = Image.frombytes("L", (heatmap.width, heatmap.height), heatmap.values).resize(
         (side, side), Image.Resampling.BICUBIC
     )
-    width, height = max(1, round(side * columns / longest)), max(1, round(side * rows / longest))
+    width, height = max(1, round(field.width * scale)), max(1, round(field.height * scale))
     left, top = (side - width) // 2, (side - height) // 2
-    film = square.crop((left, top, left + width, top + height))
+    film = Image.new("L", (max(1, round(field.columns * scale)), max(1, round(field.rows * scale))))
+    seen = square.crop((left, top, left + width, top + height))
+    film.paste(seen, (round(field.left * scale), round(field.top * scale)))
     coloured = Image.frombytes("P", film.size, film.tobytes())
     coloured.putpalette(PALETTE, "RGBA")
     out = io.BytesIO()

@@ -254,10 +254,15 @@ def draw(path: Path, preview: UInt8Image, finding: Finding) -> None:
     """Write the preview, (H, W), with its heatmap laid over. Raises OsteonError, OSError."""
     height, width = preview.shape
     gray = preview.astype(np.float32)
-    side = max(height, width)
-    top, left, fitted_h, fitted_w = content_box(height, width, side)
+    share_x, share_y, wide, high = finding.field.shares if finding.field else (0.0, 0.0, 1.0, 1.0)
+    begin_x, begin_y = round(share_x * width), round(share_y * height)
+    end_x, end_y = max(begin_x + 1, round((share_x + wide) * width)), max(begin_y + 1, round((share_y + high) * height))
+    side = max(end_x - begin_x, end_y - begin_y)
+    top, left, fitted_h, fitted_w = content_box(end_y - begin_y, end_x - begin_x, side)
     grid = np.frombuffer(finding.heatmap.values, np.uint8).reshape(finding.heatmap.height, finding.heatmap.width)
-    heat = cv2.resize(grid, (side, side), interpolation=cv2.INTER_CUBIC)[top : top + fitted_h, left : left + fitted_w]
+    square = cv2.resize(grid, (side, side), interpolation=cv2.INTER_CUBIC)
+    heat = np.zeros((height, width), np.uint8)  # nothing outside of the field
+    heat[begin_y:end_y, begin_x:end_x] = square[top : top + fitted_h, left : left + fitted_w]
     strength = (heat.astype(np.float32) / 255)[..., None] * 0.6
     amber = np.array([30, 120, 255], np.float32)  # blue, green, red
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -99,6 +99,42 @@ class Heatmap:
 
 
 @dataclass(frozen=True)
+class ExposedField:
+    """Where in an image the radiograph lies; the network looked nowhere else. All in square pixels of the whole image.
+
+    Pixels that are not square count as many as their proportions are.
+    """
+
+    rows: int  # of the whole image
+    columns: int
+    top: int
+    left: int
+    height: int
+    width: int
+
+    @classmethod
+    def whole(cls, rows: int, columns: int) -> "ExposedField":
+        """An image of (rows, columns) square pixels that is all exposed."""
+        return cls(rows, columns, 0, 0, rows, columns)
+
+    @property
+    def numbers(self) -> list[int]:
+        """As the database keeps it; `ExposedField(*numbers)` is the field again."""
+        return [self.rows, self.columns, self.top, self.left, self.height, self.width]
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether the field is the whole image."""
+        return (self.height, self.width) == (self.rows, self.columns)
+
+    @property
+    def shares(self) -> tuple[float, float, float, float]:
+        """Left, top, width and height of the field, in shares of the image."""
+        rows, columns = self.rows, self.columns
+        return self.left / columns, self.top / rows, self.width / columns, self.height / rows
+
+
+@dataclass(frozen=True)
 class Finding:
     """One frame's result by one bundle; immutable, superseded by another bundle's, never overwritten."""
 
@@ -113,6 +149,7 @@ class Finding:
     score: float | None = None  # `OperatingPoints.score`; raw where the model abstains; None: meaningless
     abstention: AbstentionReason | None = None  # None: in scope
     abstention_detail: str = ""  # the value that the reason is about, where it has one
+    field: ExposedField | None = None  # None: the whole image, and of square pixels
 
 
 @dataclass(frozen=True)

@@ -50,6 +50,7 @@ WANTED = [
         "VOILUTFunction", "RescaleIntercept", "RescaleSlope", "ModalityLUTSequence", "VOILUTSequence",
         "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence", "ExtendedOffsetTable",
         "ExtendedOffsetTableLengths", "PixelSpacing", "ImagerPixelSpacing",
+        "NominalScannedPixelSpacing",
     )
 ] + list(_OVERLAY_BITS)  # fmt: skip
 _GRAY = ("MONOCHROME1", "MONOCHROME2")
@@ -283,7 +284,7 @@ def _check_size(rows: int, columns: int, frames: int, allocated: int, limits: Im
 
 def _values(dataset: Dataset, i: int, stored_ends: tuple[int, int], budget: Budget) -> Values:
     """Raises BadAttributes for a rescale or modality LUT that has no meaning; such a VOI LUT is left out."""
-    holder = _macro(dataset, i, "PixelValueTransformationSequence", budget)
+    holder = macro(dataset, i, "PixelValueTransformationSequence", budget)
     slope, intercept = _decimal(holder, "RescaleSlope", 1.0), _decimal(holder, "RescaleIntercept", 0.0)
     table = _first_table(holder, "ModalityLUTSequence", budget, signed=stored_ends[0] < 0)
     reach = max(abs(end) for end in stored_ends) * abs(slope) + abs(intercept)
@@ -292,8 +293,8 @@ def _values(dataset: Dataset, i: int, stored_ends: tuple[int, int], budget: Budg
     plain = Values(slope, intercept, table, None, None)
     low, high = (0.0, table.top) if table else (end * slope + intercept for end in stored_ends)
     try:
-        macro = _macro(dataset, i, "FrameVOILUTSequence", budget)
-        window, voi_table = _voi(macro, budget, signed=min(low, high) < 0)
+        voi = macro(dataset, i, "FrameVOILUTSequence", budget)
+        window, voi_table = _voi(voi, budget, signed=min(low, high) < 0)
     except TooLarge:
         raise
     except Exception:  # noqa: BLE001 - a broken preview setting is no reason to refuse the film
@@ -313,7 +314,7 @@ def _voi(holder: Dataset, budget: Budget, *, signed: bool) -> tuple[tuple[float,
     return (center, width, function) if usable else None, None
 
 
-def _macro(dataset: Dataset, i: int, keyword: str, budget: Budget) -> Dataset:
+def macro(dataset: Dataset, i: int, keyword: str, budget: Budget) -> Dataset:
     """Where frame i has the attributes: its functional group, the shared one, or the data set. PS3.3 C.7.6.16.1."""
     for groups, at in (("PerFrameFunctionalGroupsSequence", i), ("SharedFunctionalGroupsSequence", 0)):
         items = items_of(dataset, groups, budget)
@@ -384,7 +385,7 @@ def spacing_of(dataset: Dataset) -> tuple[float, float] | None:
 
     None where the file does not say. Source: PS3.3 10.7.1 and C.8.11.4.
     """
-    for keyword in ("PixelSpacing", "ImagerPixelSpacing"):
+    for keyword in ("PixelSpacing", "ImagerPixelSpacing", "NominalScannedPixelSpacing"):
         try:
             down, across = decimals(dataset, keyword)
         except Exception:  # noqa: BLE001 - absent or broken: no reason to refuse the film

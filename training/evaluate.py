@@ -13,10 +13,11 @@ from sklearn.metrics import average_precision_score
 from tqdm import tqdm
 
 from shared.errors import BadDataset
+from shared.findings import ExposedField
 from shared.vision.bundle import Calibration, Manifest
 from shared.vision.engines import Engine
 from shared.vision.reader import shown
-from training.datasets import MISSING, REGIONS, Film, outline_mask, read_film
+from training.datasets import MISSING, REGIONS, Film, outline_mask, read_exposed
 
 Floats = npt.NDArray[np.float64]
 Flags = npt.NDArray[np.bool_]
@@ -38,6 +39,7 @@ class Answers:
     heatmaps: Floats  # (N, h, w) logits
     strangeness: Floats  # (N,)
     hardware: Floats  # (N,) logits
+    fields: list[ExposedField] | None = None  # what each square shows of its film; None: all of it
 
     @property
     def fractured(self) -> Ints:
@@ -57,6 +59,7 @@ class Answers:
     def only(self, keep: Flags) -> "Answers":
         """The films where `keep` (N,) is true."""
         films = [film for film, kept in zip(self.films, keep, strict=True) if kept]
+        fields = [field for field, kept in zip(self.fields, keep, strict=True) if kept] if self.fields else None
         return Answers(
             films,
             self.fracture[keep],
@@ -65,6 +68,7 @@ class Answers:
             self.heatmaps[keep],
             self.strangeness[keep],
             self.hardware[keep],
+            fields,
         )
 
 
@@ -73,12 +77,13 @@ def answer(engine: Engine, films: list[Film], size: int, batch: int = 16) -> Ans
 
     engine: the one that serves on this machine, from `shared.vision.engines`; size: the bundle's input size, pixels.
     """
-    said = [
-        engine(np.stack([read_film(film.path, size) for film in films[start : start + batch]]))
-        for start in tqdm(range(0, len(films), batch), desc="evaluate", unit="batch")
-    ]
-    fields = [np.concatenate([getattr(part, name) for part in said]).astype(np.float64) for name in said[0]._fields]
-    return Answers(films, **dict(zip(ANSWER_FIELDS, fields, strict=True)))
+    said, fields = [], []
+    for start in tqdm(range(0, len(films), batch), desc="evaluate", unit="batch"):
+        read = [read_exposed(film.path, size) for film in films[start : start + batch]]
+        said.append(engine(np.stack([square for square, _ in read])))
+        fields += [field for _, field in read]
+    parts = [np.concatenate([getattr(part, name) for part in said]).astype(np.float64) for name in said[0]._fields]
+    return Answers(films, **dict(zip(ANSWER_FIELDS, parts, strict=True)), fields=fields)
 
 
 # in the order of engines.Answer
@@ -218,11 +223,14 @@ def pointing(answers: Answers) -> Pointing:
     """Play the pointing game."""
     inside, near, films = [], [], []
     margin = np.ones((2 * round(NEAR * FINE) + 1,) * 2, np.uint8)
-    for film, heatmap in zip(answers.films, shown(answers.heatmaps) if answers.films else (), strict=True):
+    fields: Sequence[ExposedField | None] = answers.fields or [None] * len(answers.films)
+    for film, field, heatmap in zip(
+        answers.films, fields, shown(answers.heatmaps) if answers.films else (), strict=True
+    ):
         if film.fractured == 1 and film.outlines:
             drawn = cv2.resize(heatmap, (FINE, FINE), interpolation=cv2.INTER_CUBIC)
             row, column = np.unravel_index(int(drawn.argmax()), drawn.shape)
-            box = outline_mask(film, FINE, boxes=True)
+            box = outline_mask(film, FINE, field, boxes=True)
             inside.append(box[row, column] > 0)
             near.append(cv2.dilate(box, margin)[row, column] > 0)
             films.append(film)

@@ -21,7 +21,7 @@ from shared.errors import BadDataset
 from shared.findings import RESEARCH_USE, Severity
 from shared.vision.bundle import Manifest
 from shared.vision.reader import shown
-from training.datasets import MISSING, REGIONS, Film, outline_mask, read_film
+from training.datasets import MISSING, REGIONS, Film, outline_mask, read_exposed
 from training.evaluate import FEWEST, FINE, Floats, Ints, Judged, as_shipped, interval, measure, pointing
 
 UInt8Picture = npt.NDArray[np.uint8]  # (H, W, 3), blue first as OpenCV has it
@@ -311,11 +311,13 @@ def overlay(film: Film, heatmap: Floats, full: float) -> UInt8Picture:
     """
     drawn = cv2.resize(shown(heatmap[None])[0], (FINE, FINE), interpolation=cv2.INTER_CUBIC)
     heat = np.clip(drawn / full, 0, 1).astype(np.float32)[..., None]
-    gray = read_film(film.path, FINE)[..., None]
+    square, field = read_exposed(film.path, FINE)
+    gray = square[..., None]
     mixed = gray * (1 - STRENGTH * heat) + (WEAK * (1 - heat) + STRONG * heat) * STRENGTH * heat
     picture = np.ascontiguousarray(np.rint(mixed), np.uint8)
     for boxes, thickness in ((True, 2), (False, 4)):
-        edges, _ = cv2.findContours(outline_mask(film, FINE, boxes=boxes), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
+        mask = outline_mask(film, FINE, field, boxes=boxes)
+        edges, _ = cv2.findContours(mask, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
         cv2.drawContours(picture, edges, -1, SKY, thickness)
     row, column = np.unravel_index(int(drawn.argmax()), drawn.shape)
     for colour, thickness in (((0, 0, 0), 7), ((255, 255, 255), 3)):

@@ -17,6 +17,7 @@ from shared.findings import Assessment
 from shared.vision.engines import half_precision
 from shared.vision.network import DIRECTIONS, BoneNet
 from shared.vision.pixels import open_pixels
+from shared.vision.radiograph import radiograph
 from shared.vision.reader import Reader
 from shared.vision.tensors import UInt8Image, prepare
 from training.datasets import MISSING, REGIONS, Film, read_film
@@ -180,6 +181,6 @@ def _dicom(folder: Path, size: int) -> Iterator[tuple[UInt8Image, str, str]]:
         if path.is_file():
             try:
                 source = open_pixels(path.read_bytes())
-                yield prepare(source.frame(0), size), source.modality or "unknown", source.body_part
+                yield radiograph(source, 0).square(size), source.modality or "unknown", source.body_part
             except Rejected:
                 continue

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 from shared.errors import BadDataset
+from shared.findings import ExposedField
 from shared.vision.network import CELL
 from shared.vision.tensors import content_box
-from training.datasets import MISSING, Film, outline_mask, read_film
+from training.datasets import MISSING, Film, in_square, outline_mask, read_exposed
 
 Point = tuple[float, float]  # x, y in 0..1 of the prepared square
 UInt8Square = npt.NDArray[np.uint8]
@@ -45,8 +46,12 @@ class FilmCache:
         # where else to look in a film: what a model wrongly takes for a fracture; filled by training
         self.suspects: list[list[Point]] = [[] for _ in films]
         with ThreadPoolExecutor(4) as pool:
-            self.images = list(pool.map(lambda film: read_film(film.path, size), films))
-            self.masks = [_evidence(film, size) if film.outlines else None for film in films]
+            read = list(pool.map(lambda film: read_exposed(film.path, size), films))
+        self.images, self._fields = [square for square, _ in read], [field for _, field in read]
+        self.masks = [
+            _evidence(film, size, field) if film.outlines else None
+            for film, field in zip(films, self._fields, strict=True)
+        ]
         fractured = np.array([film.fractured for film in films])
         self._yes, self._no = np.flatnonzero(fractured == 1), np.flatnonzero(fractured != 1)
 
@@ -82,18 +87,25 @@ class FilmCache:
     def _crop(self, index: int, size: int, zoom: tuple[float, float], dice: np.random.Generator) -> "_View":
         scale = float(np.exp(dice.uniform(np.log(zoom[0]), np.log(zoom[1]))))
         film = self.films[index]
-        centre, shift = self._anywhere(film, dice), np.zeros(2)
+        centre, shift = self._anywhere(index, dice), np.zeros(2)
         if film.outlines and dice.random() < 0.8:
             outline = film.outlines[dice.integers(len(film.outlines))]
-            centre = _in_square(film, outline[dice.integers(len(outline))], self.size)
+            centre = self._in_square(index, outline[dice.integers(len(outline))])
             shift = dice.uniform(-0.3, 0.3, 2)
         elif self.suspects[index] and dice.random() < 0.6:
             centre = self.suspects[index][dice.integers(len(self.suspects[index]))]
             shift = dice.uniform(-0.3, 0.3, 2)
         return _View(index, _view(centre, scale * self.size / size, shift, dice), whole=False)
 
-    def _anywhere(self, film: Film, dice: np.random.Generator) -> Point:
-        return _in_square(film, dice.uniform(0.1, 0.9, 2), self.size)
+    def _anywhere(self, index: int, dice: np.random.Generator) -> Point:
+        _, _, height, width = content_box(self._fields[index].height, self._fields[index].width, self.size)
+        x, y = 0.5 + (dice.uniform(0.1, 0.9, 2) - 0.5) * [width, height] / self.size
+        return float(x), float(y)
+
+    def _in_square(self, index: int, point: npt.NDArray[np.floating]) -> Point:
+        """A point of the film, 0..1, as a point of its prepared square."""
+        x, y = in_square(point[None], self.films[index], self.size, self._fields[index])[0] / self.size
+        return float(x), float(y)
 
     def batch(self, views: list["_View"], size: int, dice: np.random.Generator) -> Batch:
         """The tensors of some views, each (size, size)."""
@@ -134,13 +146,6 @@ def _seen(film: Film, here: float, view: _View) -> int:
     return 0 if here == 0 else MISSING
 
 
-def _in_square(film: Film, point: npt.NDArray[np.floating], size: int) -> Point:
-    """A point of the film, 0..1, as a point of its prepared square."""
-    width, height = film.original_size
-    top, left, fitted_h, fitted_w = content_box(height, width, size)
-    return (left + float(point[0]) * fitted_w) / size, (top + float(point[1]) * fitted_h) / size
-
-
 def _view(
     centre: Point, zoom: float, shift: npt.NDArray[np.float64], dice: np.random.Generator
 ) -> npt.NDArray[np.float64]:
@@ -179,9 +184,9 @@ def _warp(image: UInt8Square, unit: npt.NDArray[np.float64], size: int) -> UInt8
     return np.asarray(cv2.warpAffine(image, matrix, (size, size), flags=cv2.INTER_LINEAR), np.uint8)
 
 
-def _evidence(film: Film, size: int) -> UInt8Square:
+def _evidence(film: Film, size: int, field: ExposedField) -> UInt8Square:
     """Where the fracture is: full inside the outline, half in the rest of the box around it."""
-    return np.maximum(outline_mask(film, size), outline_mask(film, size, boxes=True) // 2)
+    return np.maximum(outline_mask(film, size, field), outline_mask(film, size, field, boxes=True) // 2)
 
 
 def _place(mask: UInt8Square | None, unit: npt.NDArray[np.float64], size: int) -> tuple[npt.NDArray[np.float32], float]:

@@ -30,6 +30,7 @@ from pebble import ProcessExpired, ProcessPool
 from shared.archives import Bounds, member_of
 from shared.comparison import Verdict, facts_of
 from shared.errors import ObjectMissing, OsteonError, Rejected, TooLarge
+from shared.findings import ExposedField
 from shared.image import ImageLimits
 from shared.logs import configure_logs
 from shared.media import passed_by
@@ -102,6 +103,7 @@ class Decoded:
     squares: list[UInt8Image]  # (S, S) uint8, one a frame
     modality: str  # as OpenedImage has it
     body_part: str  # DICOM's Body Part Examined
+    fields: list[ExposedField]  # what each square shows of its frame
     previews: list[UInt8Image] = field(default_factory=list)  # (H, W), one a frame, of a file of which they are wanted
 
 
@@ -284,13 +286,14 @@ def decode(job: Job) -> Decoded:
     assert _bench is not None
     assert _bench.store is not None
     image = open_image(_original(_bench, job.sha256), _bench.limits)
-    squares = []
+    squares, fields = [], []
     for frame in image.frames(job.size):
         # one frame in memory at a time; of earlier ones only the small squares are left
         squares.append(frame.square)
+        fields.append(frame.exposed)
         picture = preview(frame.preview())
         _bench.store.put(preview_key(job.sha256, frame.number), io.BytesIO(picture), len(picture))
-    return Decoded(squares, image.modality, image.body_part)
+    return Decoded(squares, image.modality, image.body_part, fields)
 
 
 def nothing(_job: FilmJob) -> None:
@@ -312,12 +315,13 @@ def decode_file(job: FileJob) -> Decoded:
         if why is None:
             raise
         raise PassedOver(why.words) from None
-    squares, previews = [], []
+    squares, fields, previews = [], [], []
     for frame in image.frames(job.size):
         squares.append(frame.square)
+        fields.append(frame.exposed)
         if job.previews:
             previews.append(frame.preview())
-    return Decoded(squares, image.modality, image.body_part, previews)
+    return Decoded(squares, image.modality, image.body_part, fields, previews)
 
 
 def _content(job: FileJob) -> bytes:

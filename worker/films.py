@@ -4,12 +4,11 @@
 
 The pixels are uint16, little endian, row by row, MONOCHROME1 mirrored. They are the stored values, shifted so that the
 least is 0: nothing is lost. Only what does not fit into 16 bits, or comes out of a modality LUT with fractions, is
-scaled, and says so.
+scaled, and says so. Padding, which is no image, has the value that is shown darkest.
 """
 
 import gzip
 import json
-import math
 import time
 from typing import Any
 
@@ -17,11 +16,11 @@ import numpy as np
 import numpy.typing as npt
 
 from shared.vision.pixels import PREVIEW_PERCENTILES, PixelSource, Transform
+from shared.vision.radiograph import radiograph, values_of
 from shared.vision.tensors import Float32Image
 
 UInt16Image = npt.NDArray[np.uint16]  # (H, W)
 TOP = 65535
-SAMPLES = 1_000_000  # place a percentile well enough
 LEAST_SEEN = 1 / 255  # of the gray scale; a window that shows less shows nothing
 FAILURE_STANDS_S = 300  # a decoder that died may live the next time
 
@@ -32,15 +31,18 @@ def picture(source: PixelSource, i: int) -> tuple[UInt16Image, dict[str, Any]]:
     Returns (rows, columns) uint16, and a description: rows, columns; bits that the file stores; exact (whether nothing
     was lost); slope and intercept (slope * pixel + intercept is what PixelSource.frame gives, bone is the greater);
     window ([black, white] in pixels), window_from ("file" or "percentiles"), window_shape ("LINEAR" or "SIGMOID");
-    spacing in mm from row to row and column to column, or None.
+    spacing in mm from row to row and column to column, or None. Pixels need not be square: the page that shows them
+    knows the image's proportions from its finding.
     Raises as PixelSource.frame. Source: PS3.3 C.7.6.3.1.2, C.11.1, C.11.2.
     """
     transform = source.transform(i)
     mirrored = source.photometric == "MONOCHROME1"
     low, high = source.ends
+    stored = source.stored(i)
+    seen = radiograph(source, i, stored)
     if transform.lut is None and high - low <= TOP:
-        stored = source.stored(i).astype(np.int32)
-        values = low + high - stored if mirrored else stored
+        wide = stored.astype(np.int32)
+        values = low + high - wide if mirrored else wide
         base = min(low, int(values.min()))
         slope, intercept = transform.slope, transform.intercept + transform.slope * base
         exact = int(values.max()) - base <= TOP
@@ -48,8 +50,11 @@ def picture(source: PixelSource, i: int) -> tuple[UInt16Image, dict[str, Any]]:
     else:
         pixels = None
     if pixels is None:
-        pixels, slope, intercept, exact = _scaled(source.frame(i))
-    window, origin, shape = _window(pixels, slope, intercept, transform, source if mirrored else None)
+        pixels, slope, intercept, exact = _scaled(seen.image)
+    if seen.padded is not None:
+        image = pixels[~seen.padded]
+        pixels[seen.padded] = image.min() if slope > 0 else image.max()
+    window, origin, shape = _window(pixels, values_of(pixels, seen.exposure), slope, intercept, transform, source)
     return pixels, {
         "rows": source.rows,
         "columns": source.columns,
@@ -74,14 +79,18 @@ def _scaled(frame: Float32Image) -> tuple[UInt16Image, float, float, bool]:
 
 
 def _window(
-    pixels: UInt16Image, slope: float, intercept: float, transform: Transform, mirrored: PixelSource | None
+    pixels: UInt16Image,
+    few: Float32Image,
+    slope: float,
+    intercept: float,
+    transform: Transform,
+    source: PixelSource,
 ) -> tuple[list[float], str, str]:
-    """[black, white] in pixels, "file" or "percentiles", and the window's shape."""
-    step = max(1, math.isqrt(pixels.size // SAMPLES))
-    few = pixels[::step, ::step]
+    """[black, white] in pixels, "file" or "percentiles", and the window's shape. few: values of the exposed field."""
+    mirrored = source.photometric == "MONOCHROME1"
     if transform.window and not transform.voi_lut:
-        units = few.astype(np.float32) * np.float32(slope) + np.float32(intercept)
-        ends = sum(transform.ends(*mirrored.ends)) if mirrored else None
+        units = few * np.float32(slope) + np.float32(intercept)
+        ends = sum(transform.ends(*source.ends)) if mirrored else None
         shown = transform.voi(units if ends is None else np.float32(ends) - units)
         center, width, shape = transform.window
         if shown is not None and float(shown.max() - shown.min()) >= LEAST_SEEN:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any, Generic, Protocol, TypeVar
 
-from shared.findings import Finding
+from shared.findings import ExposedField, Finding
 from shared.settings import cpu_count
 from shared.vision.reader import RawReading, Reader
 from shared.vision.tensors import UInt8Image
@@ -129,7 +129,7 @@ class _Way(Generic[ImageT]):
         except Exception as wrong:  # noqa: BLE001 - whoever asked knows what it means
             return Failed(image, wrong, decoded=False)
         squares = [self._batcher.submit((self._reader, square), self._priority) for square in decoded.squares]
-        return _Readings(image, decoded.modality, decoded.body_part, decoded.previews, squares)
+        return _Readings(image, decoded.modality, decoded.body_part, decoded.fields, decoded.previews, squares)
 
     def _outcome(self, one: "_Readings[ImageT] | Failed[ImageT]") -> Seen[ImageT] | Failed[ImageT] | None:
         """None: the model still works on it."""
@@ -142,8 +142,8 @@ class _Way(Generic[ImageT]):
         except Exception as wrong:  # noqa: BLE001 - as above
             return Failed(one.image, wrong, decoded=True)
         findings = [
-            self._reader.finding(reading, frame, one.modality, one.body_part)
-            for frame, reading in enumerate(readings, start=1)
+            self._reader.finding(reading, frame, one.modality, one.body_part, exposed)
+            for frame, (reading, exposed) in enumerate(zip(readings, one.fields, strict=True), start=1)
         ]
         return Seen(one.image, findings, one.previews)
 
@@ -161,6 +161,7 @@ class _Readings(Generic[ImageT]):
     image: ImageT
     modality: str
     body_part: str
+    fields: list[ExposedField]  # one a frame
     previews: list[UInt8Image]
     futures: "list[Future[RawReading]]"  # one a frame
 

@@ -27,7 +27,7 @@ from sqlalchemy.dialects.postgresql import distinct_on
 from sqlalchemy.orm import Session
 
 from shared.errors import NotFound
-from shared.findings import Assessment, Heatmap, Severity, abstention_of
+from shared.findings import Assessment, ExposedField, Heatmap, Severity, abstention_of
 from shared.study import Priority, StudyStatus
 from shared.tables import BundleRow, FindingRow, InstanceRow, SiteRow, StudyRow
 from shared.tables.studies import AGE_BAND, CALMNESS, DUE_MINUTE
@@ -365,13 +365,21 @@ def sha256_of_instance(session: Session, instance_id: UUID) -> str | None:
     return session.scalar(select(InstanceRow.sha256).where(InstanceRow.id == instance_id))
 
 
-def picture(session: Session, site_id: UUID, study_id: UUID, instance: int, frame: int) -> tuple[InstanceRow, Heatmap]:
-    """The instance behind a picture (its number in the study, 1 for the first) and its frame's newest heatmap.
+def picture(
+    session: Session, site_id: UUID, study_id: UUID, instance: int, frame: int
+) -> tuple[InstanceRow, Heatmap, ExposedField]:
+    """The instance behind a picture (its number in the study, 1 for the first), its frame's newest heatmap and field.
 
     Raises NotFound as `frame_finding`.
     """
     row, finding = frame_finding(session, site_id, study_id, instance, frame)
-    return row, Heatmap(finding.heatmap, finding.heatmap_height, finding.heatmap_width)
+    found = Heatmap(finding.heatmap, finding.heatmap_height, finding.heatmap_width)
+    return row, found, field_of(finding, row)
+
+
+def field_of(finding: FindingRow, image: InstanceRow) -> ExposedField:
+    """Where in the image the model looked for a finding."""
+    return ExposedField(*finding.field) if finding.field else ExposedField.whole(image.rows, image.columns)
 
 
 def frame_finding(

@@ -29,7 +29,16 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
-from shared.findings import Assessment, Finding, Heatmap, InstanceResult, Severity, abstention_of, summarise
+from shared.findings import (
+    Assessment,
+    ExposedField,
+    Finding,
+    Heatmap,
+    InstanceResult,
+    Severity,
+    abstention_of,
+    summarise,
+)
 from shared.repository.allowances import allowances_of
 from shared.repository.notices import worklist_changed
 from shared.study import Claim, InstanceToAnalyse, Priority, StudyStatus, may_become
@@ -240,6 +249,7 @@ def write_findings(session: Session, done: Iterable[Analysed]) -> None:
             "heatmap": finding.heatmap.values,
             "heatmap_height": finding.heatmap.height,
             "heatmap_width": finding.heatmap.width,
+            "field": finding.field.numbers if finding.field else None,
         }
         for one in done
         for result in one.results
@@ -497,4 +507,5 @@ def _finding(row: FindingRow) -> Finding:
         row.score,
         abstention_of(row.abstention),
         row.abstention_detail,
+        ExposedField(*row.field) if row.field else None,
     )

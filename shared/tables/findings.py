@@ -4,7 +4,7 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID, uuid4
 
-from sqlalchemy import ForeignKey, Index, LargeBinary, String, UniqueConstraint, func, text
+from sqlalchemy import ARRAY, ForeignKey, Index, Integer, LargeBinary, String, UniqueConstraint, func, text
 from sqlalchemy.orm import Mapped, mapped_column
 
 from shared.tables.base import Base, assessed
@@ -43,5 +43,7 @@ class FindingRow(Base):
     heatmap: Mapped[bytes] = mapped_column(LargeBinary)
     heatmap_height: Mapped[int]
     heatmap_width: Mapped[int]
+    # ExposedField.numbers; null: the whole image (all findings before version 0.2)
+    field: Mapped[list[int] | None] = mapped_column(ARRAY(Integer))
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
     __table_args__ = (UniqueConstraint("instance_id", "frame", "bundle"), *assessed("findings"))

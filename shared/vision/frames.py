@@ -11,9 +11,11 @@ import cv2
 import numpy as np
 
 from shared.errors import UnsupportedPixels
+from shared.findings import ExposedField
 from shared.image import ImageLimits
-from shared.vision.pixels import PixelSource, display, open_pixels
-from shared.vision.tensors import UInt8Image, prepare, shrink
+from shared.vision.pixels import PixelSource, open_pixels
+from shared.vision.radiograph import of_picture, radiograph
+from shared.vision.tensors import UInt8Image, shrink
 
 PREVIEW_SIDE = 1024  # pixels
 PICTURES = (b"\x89PNG", b"\xff\xd8\xff")
@@ -25,7 +27,8 @@ class PreparedFrame:
     """One frame, ready for the model."""
 
     number: int  # 1 for the first
-    square: UInt8Image  # (S, S), as `tensors.prepare` makes it
+    square: UInt8Image  # (S, S), as Radiograph.square makes it
+    exposed: ExposedField  # what the square shows of the frame
     preview: Callable[[], UInt8Image] = field(repr=False)  # gives (H, W) for people, longer side PREVIEW_SIDE at most
 
 
@@ -41,12 +44,13 @@ class OpenedImage:
         """The frames in order. size: side of the squares, pixels. Raises as PixelSource.frame."""
         source = self.source
         if not isinstance(source, PixelSource):
-            yield PreparedFrame(1, prepare(source, size), partial(_whole, source))
+            seen = of_picture(source)
+            yield PreparedFrame(1, seen.square(size), seen.field, partial(_whole, source))
             return
         for index in range(source.frames):
-            frame = source.frame(index)
-            small = partial(shrink, frame, PREVIEW_SIDE)
-            yield PreparedFrame(index + 1, prepare(frame, size), partial(_shown, source, index, small))
+            seen = radiograph(source, index)
+            preview = partial(seen.preview, source, index, PREVIEW_SIDE)
+            yield PreparedFrame(index + 1, seen.square(size), seen.field, preview)
 
 
 def open_image(content: bytes, limits: ImageLimits) -> OpenedImage:
@@ -55,10 +59,6 @@ def open_image(content: bytes, limits: ImageLimits) -> OpenedImage:
         return OpenedImage("", "", _picture(content))
     source = open_pixels(content, limits)
     return OpenedImage(source.modality or UNKNOWN, source.body_part, source)
-
-
-def _shown(source: PixelSource, index: int, small: Callable[[], np.ndarray]) -> UInt8Image:
-    return display(source, index, small())
 
 
 def _whole(picture: UInt8Image) -> UInt8Image:

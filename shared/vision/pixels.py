@@ -39,11 +39,14 @@ from shared.image import (
     describe,
     ends_of,
     locate,
+    macro,
     read_until_pixels,
     spacing_of,
 )
 from shared.streams import ENCAPSULATED, Pieces, Samples, whole
 from shared.vision.codecs import decode_frame, inflate, significant
+from shared.vision.exposure import BoolImage
+from shared.vision.surround import SURROUND, Surround, padding_of, shutter_of, stretch_of
 from shared.vision.tensors import Float32Image, UInt8Image
 
 PREVIEW_PERCENTILES = (0.5, 99.5)
@@ -138,6 +141,7 @@ class PixelSource:
     swapped_bytes: bool  # 8-bit samples in big endian words, PS3.5 8.1.1 and A.3
     overlays: bool  # whether old overlays lie in unused bits of the samples
     spacing: tuple[float, float] | None  # mm from row to row and from column to column, where the file says so
+    surround: Surround = field(repr=False)  # padding, shutter, and the proportions of a pixel
     transforms: tuple[Transform, ...] = field(repr=False)  # one for all frames, or one for each
     data: bytes = field(repr=False)
     start: int = field(repr=False)  # where in data the value of Pixel Data begins
@@ -155,8 +159,21 @@ class PixelSource:
         the same frame to the bit. Raises IndexError, UndecodablePixels, TruncatedPixels, UnsupportedPixels.
         Source: PS3.3 C.7.6.3.1.2, C.11.1.
         """
+        return self.units(self.stored(i), i)
+
+    def padded(self, stored: npt.NDArray[Any]) -> BoolImage | None:
+        """Where a frame, as `stored` gives it, is padding that reaches the image's edge; None: nowhere."""
+        return self.surround.padding.mask(stored) if self.surround.padding else None
+
+    def shuttered(self) -> BoolImage | None:
+        """Where the header's shutter covers the image, (rows, columns); None: nowhere."""
+        surround = self.surround
+        return surround.shutter.mask(self.rows, self.columns, surround.stretch) if surround.shutter else None
+
+    def units(self, stored: npt.NDArray[Any], i: int) -> Float32Image:
+        """What `frame` gives, of frame i as `stored` gave it."""
         transform = self.transform(i)
-        values = transform.modality(self.stored(i))
+        values = transform.modality(stored)
         if self.photometric == "MONOCHROME1":
             np.subtract(
                 np.float32(sum(transform.ends(*ends_of(self.bits_stored, signed=self.signed)))), values, out=values
@@ -194,10 +211,13 @@ class PixelSource:
         return samples.reshape(self.rows, self.columns)
 
 
-def display(source: PixelSource, i: int, frame: Float32Image | None = None) -> UInt8Image:
+def display(
+    source: PixelSource, i: int, frame: Float32Image | None = None, field_values: npt.NDArray[Any] | None = None
+) -> UInt8Image:
     """The preview of frame i for people, 0 for the first.
 
-    frame: what source.frame(i) gave, or that made smaller; saves decoding it again.
+    frame: what source.frame(i) gave, or that made smaller; saves decoding it again. field_values: those of the
+    exposed field, to place a window by; by default all of the frame.
     Returns uint8 of the frame's shape, 0..255, bone is white: through the file's VOI LUT (the first, where it has
     several), or a 0.5..99.5 percentile window where it has none or one that leaves nothing to see. A blank image is
     all 0.
@@ -212,9 +232,10 @@ def display(source: PixelSource, i: int, frame: Float32Image | None = None) -> U
         shown = 1 - shown
     if shown is None or float(shown.max() - shown.min()) < 1 / 255:
         step = max(1, math.isqrt(frame.size // 1_000_000))  # a million samples place a percentile well enough
-        low, high = np.percentile(frame[::step, ::step], PREVIEW_PERCENTILES)
+        values = frame[::step, ::step] if field_values is None else field_values
+        low, high = np.percentile(values, PREVIEW_PERCENTILES)
         if high <= low:
-            low, high = float(frame.min()), float(frame.max())
+            low, high = float(values.min()), float(values.max())
         shown = np.clip((frame - np.float32(low)) / np.float32(high - low or 1), 0, 1)
     return np.rint(shown * 255).astype(np.uint8)
 
@@ -262,7 +283,7 @@ def _open(data: bytes, limits: ImageLimits) -> PixelSource:
         more = int(len(data) == limits.max_header_bytes)
     file, budget = io.BytesIO(data), Budget(limits.max_header_bytes)
     file.seek(at)
-    dataset, pixels = read_until_pixels(file, syntax, budget, WANTED, len(data), len(data) + more)
+    dataset, pixels = read_until_pixels(file, syntax, budget, [*WANTED, *SURROUND], len(data), len(data) + more)
     if more and pixels.tag == 0:
         raise TooLarge("The DICOM header is larger than this installation reads")
     image = describe(dataset, pixels, syntax, limits, budget)
@@ -271,6 +292,7 @@ def _open(data: bytes, limits: ImageLimits) -> PixelSource:
         data = inflate(packed, packed_at, image.start + image.native_bytes)
     pieces = locate(image, dataset, pixels, syntax, whole(data), len(data))
     samples = image.samples
+    spacing = spacing_of(macro(dataset, 0, "PixelMeasuresSequence", budget)) or spacing_of(dataset)
     return PixelSource(
         rows=samples.rows,
         columns=samples.columns,
@@ -285,7 +307,8 @@ def _open(data: bytes, limits: ImageLimits) -> PixelSource:
         transfer_syntax=syntax,
         swapped_bytes=image.swapped_bytes,
         overlays=image.overlays,
-        spacing=spacing_of(dataset),
+        spacing=spacing,
+        surround=Surround(padding_of(dataset, syntax, samples), shutter_of(dataset), stretch_of(dataset, spacing)),
         transforms=tuple(_transform(values) for values in image.values),
         data=data,
         start=image.start,

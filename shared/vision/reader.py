@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from shared.findings import SCORED, AbstentionReason, Assessment, Finding, Heatmap, Severity
+from shared.findings import SCORED, AbstentionReason, Assessment, ExposedField, Finding, Heatmap, Severity
 from shared.settings import cpu_count
 from shared.vision.bundle import Manifest, load_bundle, pick_device
 from shared.vision.engines import Engine, lanes, pick_engine, torch_engine
@@ -115,10 +115,13 @@ class Reader:
             for i in range(len(stacked))
         ]
 
-    def finding(self, reading: RawReading, frame: int, modality: str, body_part: str = "") -> Finding:
+    def finding(
+        self, reading: RawReading, frame: int, modality: str, body_part: str = "", field: ExposedField | None = None
+    ) -> Finding:
         """Judge a reading by the bundle's thresholds.
 
-        frame: 1 for the first; modality, body_part: DICOM's, "" for a plain picture or where the file says nothing.
+        frame: 1 for the first; modality, body_part: DICOM's, "" for a plain picture or where the file says nothing;
+        field: what the square shows of the image, None for all of it.
         """
         manifest = self.manifest
         best = int(reading.region.argmax())
@@ -143,6 +146,7 @@ class Reader:
             score=score,
             abstention=abstention,
             abstention_detail=detail,
+            field=field,
         )
 
     def _abstention(

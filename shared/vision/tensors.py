@@ -11,12 +11,16 @@ LOW_PERCENTILE, HIGH_PERCENTILE = 1.0, 99.0
 ROUNDING = 1e-6  # of the greatest value: what resizing in float32 adds to an image of one value
 
 
-def prepare(image: npt.NDArray[np.number], size: int) -> UInt8Image:
+def prepare(
+    image: npt.NDArray[np.number], size: int, covered: npt.NDArray[np.bool_] | None = None, stretch: float = 1.0
+) -> UInt8Image:
     """Fit an image into the network's square.
 
     image: (H, W), any numeric dtype, 1/white is bone (MONOCHROME2 sense).
     size: side of the square, pixels.
-    Returns (size, size) uint8, 0..255: longer side scaled to `size`, centred, padded with 0.
+    covered: (H, W), True where there is no image: no part of the window, and filled with what is next to it.
+    stretch: height of a pixel over its width.
+    Returns (size, size) uint8, 0..255: longer side scaled to `size`, true in proportions, centred, padded with 0.
 
     Resizing by area comes first, so that the median and the percentiles cost the small image only; on
     2000x2500 films this changes the square by less than one gray level on average.
@@ -25,13 +29,18 @@ def prepare(image: npt.NDArray[np.number], size: int) -> UInt8Image:
     """
     if image.ndim != 2 or 0 in image.shape:
         raise ValueError(f"need a (H, W) image, got shape {image.shape}")
-    small = _fit(np.ascontiguousarray(image, dtype=np.float32), size)
+    values = np.ascontiguousarray(image, dtype=np.float32)
+    if covered is not None and not covered.all():
+        values = _filled(values, covered)
+    small = _fit(values, size, stretch=stretch)
     small = np.asarray(cv2.medianBlur(small, 3), np.float32)
-    low, high = np.percentile(small, [LOW_PERCENTILE, HIGH_PERCENTILE])
-    rounding = ROUNDING * float(np.abs(small).max())
+    open_ = None if covered is None else _fitted(covered.astype(np.float32), small.shape) < 0.5
+    seen = small if open_ is None or not open_.any() else small[open_]
+    low, high = np.percentile(seen, [LOW_PERCENTILE, HIGH_PERCENTILE])
+    rounding = ROUNDING * float(np.abs(seen).max())
     if high - low <= rounding:
         # nearly everything one value: widen to the extremes before calling it blank
-        low, high = small.min(), small.max()
+        low, high = seen.min(), seen.max()
     square = np.zeros((size, size), np.uint8)
     if high - low > rounding:
         height, width = small.shape
@@ -48,21 +57,67 @@ def shrink(image: npt.NDArray[np.number], side: int) -> Float32Image:
     return small if max(small.shape) <= side else _fit(small, side, halve_from=2)
 
 
-def content_box(height: int, width: int, size: int) -> tuple[int, int, int, int]:
+def true_size(shape: tuple[int, ...], stretch: float) -> tuple[int, int]:
+    """Height and width of an image of shape (H, W) in square pixels as small as its pixels' shorter side.
+
+    stretch: height of a pixel over its width.
+    """
+    height, width = shape
+    return (round(height * stretch), width) if stretch >= 1 else (height, round(width / stretch))
+
+
+def resample(image: Float32Image, stretch: float, side: int) -> Float32Image:
+    """image: (H, W) of pixels whose height is `stretch` times their width. Returns it in square pixels.
+
+    The longer side is at most `side` pixels. An image of square pixels comes back as it is.
+    """
+    if stretch == 1:
+        return image
+    height, width = true_size(image.shape, stretch)
+    scale = min(1.0, side / max(height, width))
+    return _fitted(image, (max(1, round(height * scale)), max(1, round(width * scale))))
+
+
+def content_box(height: float, width: float, size: int) -> tuple[int, int, int, int]:
     """Where `prepare` puts a (height, width) image in its square: top, left, height, width in pixels."""
     scale = size / max(height, width)
     fitted_h, fitted_w = max(1, round(height * scale)), max(1, round(width * scale))
     return (size - fitted_h) // 2, (size - fitted_w) // 2, fitted_h, fitted_w
 
 
-def _fit(image: Float32Image, size: int, *, halve_from: int = 4) -> Float32Image:
-    """halve_from: how many times the wanted side an image is halved from."""
+def _fit(image: Float32Image, size: int, *, halve_from: int = 4, stretch: float = 1.0) -> Float32Image:
+    """halve_from: how many times the wanted side an image is halved from; stretch: as `prepare` has it."""
     height, width = image.shape
-    _, _, fitted_h, fitted_w = content_box(height, width, size)
+    _, _, fitted_h, fitted_w = content_box(height * stretch, width, size)
+    if stretch != 1:
+        return _fitted(image, (fitted_h, fitted_w))
     # halving by area first is several times faster than one large fractional step, and exact
     while max(height, width) >= halve_from * size and min(height, width) > 1:
         height, width = height // 2, width // 2
         even = image[: 2 * height, : 2 * width]
         image = np.asarray(cv2.resize(even, (width, height), interpolation=cv2.INTER_AREA), np.float32)
-    how = cv2.INTER_AREA if fitted_h <= height else cv2.INTER_LINEAR
-    return np.asarray(cv2.resize(image, (fitted_w, fitted_h), interpolation=how), np.float32)
+    return _fitted(image, (fitted_h, fitted_w))
+
+
+def _filled(image: Float32Image, covered: npt.NDArray[np.bool_]) -> Float32Image:
+    """Each covered pixel with the value of the nearest that is not."""
+    _, labels = cv2.distanceTransformWithLabels(
+        covered.astype(np.uint8), cv2.DIST_L2, 5, labelType=cv2.DIST_LABEL_PIXEL
+    )
+    value_of = np.zeros(int(labels.max()) + 1, np.float32)
+    value_of[labels[~covered]] = image[~covered]
+    return np.where(covered, value_of[labels], image)
+
+
+def _fitted(image: Float32Image, shape: tuple[int, ...]) -> Float32Image:
+    """An image of another shape (height, width): by area where it gets smaller, linear where it grows."""
+    height, width = shape
+    if (height < image.shape[0]) != (width < image.shape[1]):  # OpenCV has one way for both
+        first = (height, image.shape[1]) if height < image.shape[0] else (image.shape[0], width)
+        image = _resized(image, first, cv2.INTER_AREA)
+    how = cv2.INTER_AREA if height <= image.shape[0] and width <= image.shape[1] else cv2.INTER_LINEAR
+    return _resized(image, (height, width), how)
+
+
+def _resized(image: Float32Image, shape: tuple[int, int], how: int) -> Float32Image:
+    return np.asarray(cv2.resize(image, shape[::-1], interpolation=how), np.float32)

@@ -29,8 +29,8 @@ from shared.storage import original_key, preview_key, sha256_of
 from shared.study import Priority, StudyStatus
 from shared.vision.bundle import load_bundle, save_bundle
 from shared.vision.pixels import open_pixels
+from shared.vision.radiograph import radiograph
 from shared.vision.reader import Reader
-from shared.vision.tensors import prepare
 from tests import poisons
 from tests.pace import LIMIT_S, slowness, until
 from tests.ward import Ward
@@ -169,7 +169,7 @@ def test_studies_at_the_same_time_get_their_own_answers(ward: Ward, engine: Any)
     for study, content in zip(together, contents, strict=True):
         (found,) = ward.findings(study)
         reader = engine.reader.current()
-        alone = reader.read([prepare(open_pixels(content).frame(0), reader.size)])[0]
+        alone = reader.read([radiograph(open_pixels(content), 0).square(reader.size)])[0]
         assert found.fracture_probability == pytest.approx(alone.fracture, abs=0.02)
         assert found.region_probability == pytest.approx(float(alone.region.max()), abs=0.02)
 

@@ -24,8 +24,8 @@ from shared.vision.engines import (
 )
 from shared.vision.network import ARCHITECTURES, BoneNet, Reading
 from shared.vision.pixels import open_pixels
+from shared.vision.radiograph import radiograph
 from shared.vision.reader import shown
-from shared.vision.tensors import prepare
 
 # of probability; OpenVINO computes in bfloat16 where the processor has it
 TOLERANCE = {"fracture": 0.01, "region": 0.01, "severity": 0.02, "hardware": 0.05}
@@ -38,7 +38,7 @@ def test_openvino_agrees_with_torch() -> None:
     compiled = openvino_engine(network, manifest.input_size)
     plain = torch_engine(network, torch.device("cpu"))
     films = sorted((ROOT / "samples/studies").rglob("*.dcm"))[:9]
-    squares = np.stack([prepare(open_pixels(film.read_bytes()).frame(0), manifest.input_size) for film in films])
+    squares = np.stack([radiograph(open_pixels(film.read_bytes()), 0).square(manifest.input_size) for film in films])
     theirs = plain(squares)
     parts = [compiled(squares[start : start + size]) for start, size in ((0, 1), (1, 5), (6, 3))]
     mine = Answer(*(np.concatenate(pieces) for pieces in zip(*parts, strict=True)))
@@ -116,7 +116,7 @@ def test_half_precision_answers_as_on_a_gpu() -> None:
     """What a GPU computes (folded, convolutions in bfloat16, under autocast), computed here, is near to float32 on films."""
     network, manifest = load_bundle(Settings().bundle_path.read_bytes())
     films = sorted((ROOT / "samples/studies").rglob("*.dcm"))[:6]
-    squares = np.stack([prepare(open_pixels(film.read_bytes()).frame(0), manifest.input_size) for film in films])
+    squares = np.stack([radiograph(open_pixels(film.read_bytes()), 0).square(manifest.input_size) for film in films])
     theirs = torch_engine(network, CPU)(squares)
     ready = halved(folded(network))
     assert {m.weight.dtype for m in ready.modules() if isinstance(m, torch.nn.Conv2d)} == {torch.bfloat16}

@@ -3,8 +3,8 @@
 from shared.findings import Finding
 from shared.settings import ROOT, Settings
 from shared.vision.pixels import open_pixels
+from shared.vision.radiograph import radiograph
 from shared.vision.reader import Reader
-from shared.vision.tensors import prepare
 
 FILMS = ROOT / "tests/data/dicom/files"
 ENCODINGS = ("explicit_le", "implicit_le", "big_endian", "deflated", "rle", "mono2", "signed16", "no_preamble")
@@ -13,7 +13,7 @@ ENCODINGS = ("explicit_le", "implicit_le", "big_endian", "deflated", "rle", "mon
 def finding(reader: Reader, name: str) -> Finding:
     """What the bundle says of the first frame of a file."""
     source = open_pixels((FILMS / name).read_bytes())
-    return reader.finding(reader.read([prepare(source.frame(0), reader.size)])[0], 1, source.modality)
+    return reader.finding(reader.read([radiograph(source, 0).square(reader.size)])[0], 1, source.modality)
 
 
 def test_the_encodings_of_the_tibia_film_give_the_same_finding() -> None:

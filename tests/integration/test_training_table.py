@@ -15,7 +15,7 @@ from infra.training_table import Exported, export
 from shared.errors import OsteonError
 from shared.findings import Assessment
 from shared.vision.pixels import open_pixels
-from shared.vision.tensors import prepare
+from shared.vision.radiograph import radiograph
 from tests.answered import ONE, analyse, say, study_file
 from training.datasets import MISSING, REGIONS, films, read_film
 
@@ -62,7 +62,7 @@ def test_training_reads_back_what_readers_said(in_process: Any, tmp_path: Path) 
     assert [*outline[0], *outline[2]] == pytest.approx([0.25, 0.1, 0.75, 0.3], abs=1e-3)
     assert (found[0, 0].region, found[0, 0].outlines) == (REGIONS.index("leg"), [])
     assert found[1, 2].region == MISSING
-    assert np.array_equal(read_film(right.path, 64), prepare(open_pixels(content).frame(0), 64))
+    assert np.array_equal(read_film(right.path, 64), radiograph(open_pixels(content), 0).square(64))
 
 
 def test_a_readers_last_word_contradicts_nobody(in_process: Any, tmp_path: Path) -> None:

@@ -131,8 +131,8 @@ FAULTS = (
         "heatmap-mirrored",
         "The heatmap lies over the film the wrong way round: the evidence is shown on the other side.",
         "api/studies.py",
-        "    film = square.crop((left, top, left + width, top + height))\n",
-        "    film = square.crop((left, top, left + width, top + height)).transpose(Image.Transpose.FLIP_LEFT_RIGHT)\n",
+        "    seen = square.crop((left, top, left + width, top + height))\n",
+        "    seen = square.crop((left, top, left + width, top + height)).transpose(Image.Transpose.FLIP_LEFT_RIGHT)\n",
         ("tests/integration/test_reading.py::test_heatmap_lies_where_the_evidence_is",),
     ),
     Fault(
@@ -147,8 +147,8 @@ FAULTS = (
         "training-sees-other-pixels",
         "Training prepares the stored values, serving the modality values: the network meets films it never learned.",
         "training/datasets/film.py",
-        "open_pixels(data).frame(0)",
-        "open_pixels(data).stored(0)",
+        "radiograph(open_pixels(data), 0)",
+        "of_picture(open_pixels(data).stored(0))",
         ("tests/unit/training/test_datasets.py::test_training_evaluation_and_worker_see_one_tensor",),
     ),
     # -- worklist

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from shared.errors import BadDataset
-from training.datasets.film import MISSING, REGIONS, Film, outline_mask, read_film, split
+from training.datasets.film import MISSING, REGIONS, Film, in_square, outline_mask, read_exposed, read_film, split
 from training.datasets.fracatlas import extent, fracatlas
 from training.datasets.grazpedwri import grazpedwri
 from training.datasets.mura import NAME, TABLES, mura
@@ -19,8 +19,10 @@ __all__ = [
     "films",
     "fracatlas",
     "grazpedwri",
+    "in_square",
     "mura",
     "outline_mask",
+    "read_exposed",
     "read_film",
     "split",
     "tables",

@@ -11,8 +11,10 @@ import numpy.typing as npt
 from PIL import Image
 
 from shared.errors import BadDataset, Rejected
+from shared.findings import ExposedField
 from shared.vision.pixels import open_pixels
-from shared.vision.tensors import content_box, prepare
+from shared.vision.radiograph import Radiograph, of_picture, radiograph
+from shared.vision.tensors import content_box
 
 REGIONS = ("hand", "elbow", "shoulder", "hip", "leg")
 MISSING = -1
@@ -58,21 +60,31 @@ def split(films: list[Film], seed: int, held_out: float = 0.2) -> tuple[list[Fil
 
 
 def read_film(path: Path, size: int) -> npt.NDArray[np.uint8]:
-    """Prepare one film as the worker does: (size, size) uint8.
+    """The square of `read_exposed`."""
+    return read_exposed(path, size)[0]
+
+
+def read_exposed(path: Path, size: int) -> tuple[npt.NDArray[np.uint8], ExposedField]:
+    """Prepare one film as the worker does: (size, size) uint8, and which part of the film that is.
 
     path: JPEG or PNG of 8 or 16 bits (colour is turned gray), or DICOM, whose first frame is taken.
     Raises BadDataset, naming the file, if it cannot be read.
     """
+    seen = _read(path)
+    return seen.square(size), seen.field
+
+
+def _read(path: Path) -> Radiograph:
     try:
         data = path.read_bytes()
         if _says_dicom(path, data):
-            return prepare(open_pixels(data).frame(0), size)
+            return radiograph(open_pixels(data), 0)
     except (OSError, Rejected) as wrong:
         raise BadDataset(f"{path} is not a readable image: {wrong}") from wrong
     image = _picture(data)
     if image is None:
         raise BadDataset(f"{path} is not a readable image: mend it, or take its row out of the table")
-    return prepare(image, size)
+    return of_picture(image)
 
 
 def _picture(data: bytes) -> npt.NDArray[np.number] | None:
@@ -132,16 +144,31 @@ def yolo_box(parts: Sequence[str]) -> Outline:
     return corners(cx - w / 2, cy - h / 2, cx + w / 2, cy + h / 2)
 
 
-def outline_mask(film: Film, size: int, *, boxes: bool = False) -> npt.NDArray[np.uint8]:
+def in_square(
+    points: npt.NDArray[np.floating], film: Film, size: int, field: ExposedField | None
+) -> npt.NDArray[np.floating]:
+    """Points (N, 2) of a film, x and y in 0..1 of it, in pixels of its prepared square.
+
+    field: what the square shows of the film, None for all of it.
+    """
+    width, height = film.original_size
+    shown = field or ExposedField.whole(height, width)
+    top, left, fitted_h, fitted_w = content_box(shown.height, shown.width, size)
+    begin_x, begin_y, wide, high = shown.shares
+    return (points - [begin_x, begin_y]) / [wide, high] * [fitted_w, fitted_h] + [left, top]
+
+
+def outline_mask(
+    film: Film, size: int, field: ExposedField | None = None, *, boxes: bool = False
+) -> npt.NDArray[np.uint8]:
     """Where the fractures are, in the prepared square: (size, size) uint8, 255 inside.
 
+    field: as `in_square` has it.
     boxes: fill the boxes around the outlines instead, as the pointing game counts.
     """
     mask = np.zeros((size, size), np.uint8)
     if film.outlines:
-        width, height = film.original_size
-        top, left, fitted_h, fitted_w = content_box(height, width, size)
         outlines = [corners(*o.min(0), *o.max(0)) for o in film.outlines] if boxes else film.outlines
-        rings = [np.rint(o * [fitted_w, fitted_h] + [left, top]).astype(np.int32) for o in outlines]
+        rings = [np.rint(in_square(o, film, size, field)).astype(np.int32) for o in outlines]
         cv2.fillPoly(mask, rings, 255)
     return mask

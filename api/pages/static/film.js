@@ -5,21 +5,27 @@ const TOP = 65536;
 
 class Film {
   // pixels: Uint16Array, row by row; rows, columns: of these pixels; width, height: of the film as it was sent.
+  // They need not be square; width and height are in square ones.
+  // field: {x, y, width, height} of the exposed field, in shares. Presets and ranges go by what lies in it.
   // window: [black, white] in pixels; slope * pixel + intercept are the file's units.
-  constructor({ pixels, rows, columns, width, height, window, shape = "LINEAR", slope = 1, intercept = 0, words }) {
-    Object.assign(this, { width, height, window, shape, slope, intercept, words });
+  constructor({ pixels, rows, columns, width, height, field, window, shape = "LINEAR", slope = 1, intercept = 0, words }) {
+    Object.assign(this, { width, height, field, window, shape, slope, intercept, words });
     this.levels = [{ pixels, rows, columns }];
     this.lut = new Uint32Array(TOP);
     this.scratch = document.createElement("canvas");
     const histogram = new Uint32Array(TOP);
-    for (let i = 0; i < pixels.length; i++) histogram[pixels[i]]++;
+    const [left, top] = [Math.floor(field.x * columns), Math.floor(field.y * rows)];
+    const right = Math.min(columns, Math.max(left + 1, Math.round((field.x + field.width) * columns)));
+    const bottom = Math.min(rows, Math.max(top + 1, Math.round((field.y + field.height) * rows)));
+    for (let y = top; y < bottom; y++) for (let i = y * columns + left; i < y * columns + right; i++) histogram[pixels[i]]++;
+    this.counted = (bottom - top) * (right - left);
     this.histogram = histogram;
     this.least = histogram.findIndex((count) => count > 0);
     this.most = histogram.findLastIndex((count) => count > 0);
   }
 
   // A preview: a decoded JPEG that already went through the file's own window.
-  static ofPreview(image, width, height) {
+  static ofPreview(image, { width, height, field }) {
     const canvas = document.createElement("canvas");
     [canvas.width, canvas.height] = [image.naturalWidth, image.naturalHeight];
     const context = canvas.getContext("2d", { willReadFrequently: true });
@@ -28,20 +34,20 @@ class Film {
     const pixels = new Uint16Array(data.length / 4);
     for (let i = 0; i < pixels.length; i++) pixels[i] = data[4 * i];
     const words = "preview, 8 bit";
-    return new Film({ pixels, rows: canvas.height, columns: canvas.width, width, height, window: [0, 255], words });
+    return new Film({ pixels, rows: canvas.height, columns: canvas.width, width, height, field, window: [0, 255], words });
   }
 
   // A full film, as GET /studies/{id}/film answers it; the browser has unpacked it already.
-  static ofAnswer(buffer, about) {
+  static ofAnswer(buffer, about, { width, height, field }) {
     const { rows, columns, bits, slope, intercept, window, window_shape: shape, exact } = about;
     const words = `full film, ${bits} bit${exact ? "" : ", scaled"}`;
     const pixels = new Uint16Array(buffer); // little endian, as every browser's machine is
-    return new Film({ pixels, rows, columns, width: columns, height: rows, window, shape, slope, intercept, words });
+    return new Film({ pixels, rows, columns, width, height, field, window, shape, slope, intercept, words });
   }
 
-  // The gray value below which a share of all pixels lies.
+  // The gray value below which a share of the field's pixels lies.
   quantile(share) {
-    let left = share * this.levels[0].pixels.length;
+    let left = share * this.counted;
     for (let value = this.least; value < this.most; value++) {
       left -= this.histogram[value];
       if (left <= 0) return value;

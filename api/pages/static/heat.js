@@ -35,9 +35,12 @@ class Heat {
     context.save();
     context.globalAlpha = opacity;
     context.imageSmoothingEnabled = true;
-    const [, , width, height] = this.film;
+    const [across, down, width, height] = this.field;
     context.beginPath(); // the square's margin holds no film
-    context.rect(-view.x * view.scale, -view.y * view.scale, width * x * view.scale, height * y * view.scale);
+    context.rect(
+      ((across - left) * x - view.x) * view.scale, ((down - top) * y - view.y) * view.scale,
+      width * x * view.scale, height * y * view.scale,
+    );
     context.clip();
     context.drawImage(
       this.canvas,

@@ -86,6 +86,8 @@ function openViewer() {
     if (sameStudy) history.replaceState(null, "", `#image=${image}&frame=${frame}`); // what came with the address stays at first
     offerFrames();
     drawHeat();
+    const { field } = shapeOf(finding);
+    byId("shutter").hidden = field.width === 1 && field.height === 1;
     byId("unloadable").hidden = true;
     const mine = thumbs.length > 1 ? `image ${image} of ${thumbs.length}` : `image ${image}`;
     byId("canvas").setAttribute("aria-label", `Radiograph, ${mine}, frame ${frame}. The model says: ${finding.dataset.words}.`);
@@ -131,14 +133,14 @@ function openViewer() {
   }
 
   async function showPreview(signal, same) {
-    const [mine, { rows, columns }] = [finding, thumb.dataset];
+    const mine = finding;
     let film = previews.get(mine);
     if (!film) {
       const still = byId("still");
       const image = still.getAttribute("src") === mine.dataset.preview ? still : Object.assign(new Image(), { src: mine.dataset.preview });
       try {
         await image.decode();
-        film = Film.ofPreview(image, Number(columns), Number(rows));
+        film = Film.ofPreview(image, shapeOf(mine));
         previews.keep(mine, film);
       } catch {
         if (!signal.aborted) unloadable("The preview could not be loaded.");
@@ -163,7 +165,7 @@ function openViewer() {
     quality(`${preview}; the full film is coming`);
     const begun = performance.now();
     try {
-      const film = await fetchFilm(root.dataset.study, mine.dataset.image, mine.dataset.frame, signal, (trouble) => {
+      const film = await fetchFilm(root.dataset.study, mine.dataset, signal, (trouble) => {
         const late = performance.now() - begun > PATIENCE_MS;
         if (late || trouble) quality(preview, `The full film does not come${trouble ? `: ${trouble}` : "; perhaps no worker runs."} Still asking.`);
       });
@@ -185,7 +187,7 @@ function openViewer() {
         const { image, frame } = mine.dataset;
         const answer = await fetch(`/studies/${root.dataset.study}/heatmap.json?image=${image}&frame=${frame}`, { signal });
         if (!answer.ok) throw new Error(answer.statusText);
-        const heat = new Heat(await answer.json(), { width: Number(thumb.dataset.columns), height: Number(thumb.dataset.rows) });
+        const heat = new Heat(await answer.json(), shapeOf(mine));
         const silent = heat.assessment === "abstained"; // no line where the model does not answer
         const levels = [["sensitive", heat.sensitive_threshold], ["specific", heat.specific_threshold]];
         told = { heat, outlines: silent ? [] : levels.map(([name, level]) => ({ name, level, lines: heat.outline(level) })) };
@@ -285,6 +287,12 @@ function openViewer() {
     if (told && abstains()) tellDrawn(told);
   }
 
+  function setShutter(on) {
+    press("shutter", on);
+    viewer.shutter = on;
+    viewer.paint();
+  }
+
   function setLines(on) {
     press("outline", on);
     viewer.showLines = on;
@@ -326,6 +334,7 @@ function openViewer() {
     setWindowing(false);
     setHeat(!abstains());
     setLines(true);
+    setShutter(true);
     setOpacity(45);
     setThreshold(0);
     choosePreset("default");
@@ -348,6 +357,7 @@ function openViewer() {
     whole: () => viewer.zoomTo(1 / (window.devicePixelRatio || 1)), windowing: () => setWindowing(!pressed("windowing")),
     invert: () => setInvert(!pressed("invert")), overlay: () => setHeat(!pressed("overlay")),
     outline: () => setLines(!pressed("outline")), reset,
+    shutter: () => byId("shutter").hidden || setShutter(!pressed("shutter")),
     "frame-before": () => stepFrame(-1), "frame-after": () => stepFrame(1),
   };
   for (const [id, act] of Object.entries(clicks)) byId(id).addEventListener("click", act);
@@ -360,7 +370,7 @@ function openViewer() {
 
   const keys = {
     "+": clicks.larger, "=": clicks.larger, "-": clicks.smaller, 0: clicks.fit, 1: clicks.whole, w: clicks.windowing,
-    i: clicks.invert, h: clicks.overlay, t: clicks.outline, r: reset,
+    i: clicks.invert, h: clicks.overlay, t: clicks.outline, b: clicks.shutter, r: reset,
     ",": () => stepFrame(-1), ".": () => stepFrame(1), "[": () => stepImage(-1), "]": () => stepImage(1),
   };
   const moves = { ArrowLeft: [60, 0], ArrowRight: [-60, 0], ArrowUp: [0, 60], ArrowDown: [0, -60] };
@@ -415,6 +425,12 @@ class Kept {
   }
 }
 
+// A finding's image as people see it: its size in square pixels, and its exposed field in shares.
+function shapeOf({ dataset: { rows, columns, field } }) {
+  const [x, y, width, height] = field.split(" ").map(Number);
+  return { width: Number(columns), height: Number(rows), field: { x, y, width, height } };
+}
+
 const pause = (ms, signal) =>
   new Promise((done) => {
     setTimeout(done, ms);
@@ -422,14 +438,15 @@ const pause = (ms, signal) =>
   });
 
 // Ask until the worker has made the film; waiting(trouble) is called each time it is not there.
-async function fetchFilm(study, image, frame, signal, waiting) {
+async function fetchFilm(study, finding, signal, waiting) {
+  const { image, frame } = finding;
   for (let wait = 250; ; wait = Math.min(5000, wait * 1.5)) {
     let trouble = "";
     try {
       const answer = await fetch(`/studies/${study}/film?image=${image}&frame=${frame}`, { signal });
       if (answer.status === 200) {
         const about = JSON.parse(answer.headers.get("Osteon-Film"));
-        return Film.ofAnswer(await answer.arrayBuffer(), about);
+        return Film.ofAnswer(await answer.arrayBuffer(), about, shapeOf({ dataset: finding }));
       }
       const { detail } = await answer.json();
       if (answer.status < 500 && answer.status !== 202) throw new Refused(detail);

@@ -26,7 +26,7 @@ class Viewer {
     this.fitted = true;
     this.window = [0, 255];
     this.inverted = this.windowing = this.blank = false;
-    this.showHeat = this.showLines = true;
+    this.showHeat = this.showLines = this.shutter = true;
     this.opacity = 0.45;
     this.outlines = [];
     this.marks = [];
@@ -88,8 +88,25 @@ class Viewer {
     }
     const device = { x: view.x, y: view.y, scale: view.scale * dense };
     film.draw(context, device);
+    if (this.shutter) this.paintShutter(device);
     if (this.heat && this.showHeat) this.heat.draw(context, device, this.opacity);
     this.paintLines();
+  }
+
+  // Black over what lies outside the exposed field.
+  paintShutter(device) {
+    const { context, film } = this;
+    const at = (x, y) => [(x * film.width - device.x) * device.scale, (y * film.height - device.y) * device.scale];
+    const { field } = film;
+    const [left, top] = at(0, 0).map(Math.floor);
+    const [right, bottom] = at(1, 1).map(Math.ceil);
+    const [from, above] = at(field.x, field.y).map(Math.round);
+    const [to, below] = at(field.x + field.width, field.y + field.height).map(Math.round);
+    context.fillStyle = "#000";
+    if (field.y > 0) context.fillRect(left, top, right - left, above - top);
+    if (field.y + field.height < 1) context.fillRect(left, below, right - left, bottom - below);
+    if (field.x > 0) context.fillRect(left, above, from - left, below - above);
+    if (field.x + field.width < 1) context.fillRect(to, above, right - to, below - above);
   }
 
   paintLines() {

@@ -12,7 +12,8 @@ import torch
 from shared.errors import BadDataset
 from shared.vision.engines import Answer
 from shared.vision.pixels import open_pixels
-from shared.vision.tensors import content_box, prepare
+from shared.vision.radiograph import radiograph
+from shared.vision.tensors import content_box
 from tests.films import dicom_of, fracatlas_tree, grazpedwri_tree, mura_tree, read_labels, table_tree, write_labels
 from training.datasets import MISSING, REGIONS, Film, extent, films, fracatlas, outline_mask, read_film, split
 from training.evaluate import answer
@@ -304,7 +305,7 @@ def test_training_sees_what_serving_sees(tree: Path, photometric: str, size: int
     for film in fracatlas(tree)[:4]:
         image = cv2.imread(str(film.path), cv2.IMREAD_GRAYSCALE)
         assert image is not None
-        served = prepare(open_pixels(dicom_of(image, photometric)).frame(0), size)
+        served = radiograph(open_pixels(dicom_of(image, photometric)), 0).square(size)
         np.testing.assert_array_equal(read_film(film.path, size), served)
 
 
@@ -329,7 +330,7 @@ def stored(folder: Path, kind: str) -> tuple[Path, bytes]:
 def test_training_evaluation_and_worker_see_one_tensor(tmp_path: Path, kind: str, size: int) -> None:
     """What training warps, what evaluation feeds and what the worker makes of a film are equal to the bit."""
     path, sent = stored(tmp_path, kind)
-    served = prepare(open_pixels(sent).frame(0), size)
+    served = radiograph(open_pixels(sent), 0).square(size)
     film = Film(path, "block", MISSING, 0, 0, 0, (410, 523))
     fed = []
 

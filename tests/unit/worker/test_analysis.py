@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from shared.errors import Rejected
+from shared.findings import ExposedField
 from shared.study import InstanceToAnalyse, Priority
 from worker.analysis import analyse
 from worker.batching import Batcher
@@ -20,7 +21,7 @@ from worker.decoding import Decoded, DecodingFailed, Job
 from worker.pipeline import LARGE_PIXELS
 
 SIDE = 8
-READER: Any = SimpleNamespace(size=SIDE, finding=lambda reading, frame, modality, body_part: (reading, frame))
+READER: Any = SimpleNamespace(size=SIDE, finding=lambda reading, frame, *_: (reading, frame))
 
 
 class Squares:
@@ -49,7 +50,8 @@ class Squares:
             raise DecodingFailed("dead")
         if number == self.odd:
             raise KeyError("DOE^JANE")
-        return Decoded([self._square(number * 1000 + frame) for frame in range(self._frames)], "DX", "HAND")
+        squares = [self._square(number * 1000 + frame) for frame in range(self._frames)]
+        return Decoded(squares, "DX", "HAND", [ExposedField.whole(SIDE, SIDE)] * self._frames)
 
     def _square(self, mark: int) -> np.ndarray:
         square = np.full((SIDE, SIDE), mark, np.int64)
