@@ -49,7 +49,7 @@ _KEYWORDS = (
     "ManufacturerModelName", "IssuerOfPatientID", "PatientSex", "StudyTime", "StudyDescription", "SeriesDescription",
     "Laterality", "ImageLaterality", "ViewPosition", "ViewCodeSequence",
 )  # fmt: skip
-WANTED = sorted({*image.WANTED, *(Tag(keyword) for keyword in _KEYWORDS)})
+WANTED = sorted({*image.WANTED, *(int(Tag(keyword)) for keyword in _KEYWORDS)})
 OLDEST = 90  # years; of the few who are older an age would tell who they are
 AGE_PATTERN = re.compile(r"([0-9]{3})([DWMY])")
 DATE_PATTERN = re.compile(r"[0-9]{4}(0[1-9]|1[0-2])(0[1-9]|[12][0-9]|3[01])")

@@ -111,10 +111,16 @@ class CountedFile:
             self._value = (place + 12, -1) if vr.decode() in EXPLICIT_VR_LENGTH_32 else (place + 8, length)
             return start
         self._value = (-1, 0)
-        odd = (vr == b"\0\0" and length) or (vr.isascii() and vr.decode().isprintable() and not vr.isalpha())
-        if group == _ITEM_GROUP or not odd:
+        capitals = vr.isalpha() and vr.isupper()
+        odd = (vr == b"\0\0" and length) or (vr.isascii() and vr.decode().isprintable() and not capitals)
+        if group != _ITEM_GROUP and capitals and length == 0 and self._is_long(place, group):
+            self._value = (place + 12, -1)
+            return start[:4] + b"UN\0\0"
+        if group == _ITEM_GROUP or not (odd or capitals):
             return start
         self._value = (place + 8, length)
+        if capitals:  # pydicom does as much
+            return start
         try:
             known = dictionary_VR(BaseTag(group << 16 | element))[:2]  # the first of "US or SS"
         except KeyError:
@@ -123,6 +129,18 @@ class CountedFile:
             return start[:4] + known.encode() + start[6:]
         self._owed = struct.pack(f"{self._order}L", length)
         return start[:4] + known.encode() + b"\0\0"
+
+    def _is_long(self, place: int, group: int) -> bool:
+        """Whether an element of a VR that is not known yet has a length of four bytes, as PS3.5 6.2 wants it.
+
+        Told by what follows: another element.
+        """
+        rest = self.at(place + 8, 4)
+        (length,) = struct.unpack(f"{self._order}L", rest) if len(rest) == 4 else (0,)
+        following = self.at(place + 12 + length, 8)
+        self.seek(place + 8)
+        known = len(following) == 8 and following[4:6] in _VRS
+        return known and group <= struct.unpack(f"{self._order}H", following[:2])[0]
 
 
 def in_our_words(broken: BaseException) -> Rejected | MemoryError:

@@ -42,8 +42,8 @@ UNDEFINED_LENGTH = 0xFFFFFFFF
 _FLOAT, _DOUBLE, _PIXELS = 0x7FE00008, 0x7FE00009, 0x7FE00010
 _OVERLAY_BITS = tuple(Tag(0x6000 + 2 * number, 0x0102) for number in range(16))
 # all that is read of a data set for its image
-WANTED = [
-    Tag(keyword)
+WANTED: list[int] = [
+    int(Tag(keyword))
     for keyword in (
         "Modality", "BodyPartExamined", "SamplesPerPixel", "PhotometricInterpretation", "NumberOfFrames", "Rows",
         "Columns", "BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation", "WindowCenter", "WindowWidth",
@@ -52,7 +52,7 @@ WANTED = [
         "ExtendedOffsetTableLengths", "PixelSpacing", "ImagerPixelSpacing",
         "NominalScannedPixelSpacing",
     )
-] + list(_OVERLAY_BITS)  # fmt: skip
+] + [int(tag) for tag in _OVERLAY_BITS]  # fmt: skip
 _GRAY = ("MONOCHROME1", "MONOCHROME2")
 _LUMINANCE = ("YBR_FULL", "YBR_FULL_422", "YBR_PARTIAL_422", "YBR_PARTIAL_420", "YBR_ICT", "YBR_RCT")
 _COLOUR = ("RGB", "PALETTE COLOR", "HSV", "ARGB", "CMYK", "XYB", *_LUMINANCE)
@@ -119,7 +119,7 @@ class PixelElement:
 
 
 def read_until_pixels(
-    file: BinaryIO, syntax: str, budget: Budget, wanted: list[BaseTag], readable: int, size: int
+    file: BinaryIO, syntax: str, budget: Budget, wanted: list[int], readable: int, size: int
 ) -> tuple[Dataset, PixelElement]:
     """Read the wanted elements of a data set, up to its pixels, and find these.
 
@@ -131,16 +131,17 @@ def read_until_pixels(
 
     def at_pixels(tag: BaseTag, vr: str | None, length: int) -> bool:
         nonlocal pixels
-        if tag >= _FLOAT:
-            pixels = PixelElement(int(tag), vr or "OW", file.tell(), length)
-        return bool(tag >= _FLOAT)
+        number = int(tag)  # a BaseTag compares several times as slowly
+        if number >= _FLOAT:
+            pixels = PixelElement(number, vr or "OW", file.tell(), length)
+        return number >= _FLOAT
 
     dataset = read_dataset(
         counted,  # type: ignore[arg-type]
         is_implicit_VR=syntax == IMPLICIT_LE,
         is_little_endian=syntax != BIG_ENDIAN,
         stop_when=at_pixels,
-        specific_tags=list(wanted),
+        specific_tags=wanted,
     )
     if counted.cut_short or file.tell() > readable:  # values that nobody asked for are stepped over, past the end too
         if readable < size:

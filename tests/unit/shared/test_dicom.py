@@ -457,6 +457,41 @@ def test_what_is_taken_in_can_be_decoded() -> None:
     assert DECODABLE == {*NATIVE, *_DECODERS, SYNTAX["rle"]}
 
 
+# -- VRs that are none ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("vr", [b"--", b"??", b"  ", b"us", b"o1", b"\0\0", b"ZZ"])
+@pytest.mark.parametrize("size", [2, 6, 8, 300])
+@pytest.mark.parametrize("tag", [b"\x10\x00\x40\x00", b"\x09\x00\x10\x10", b"\x10\x00\x02\x10"])
+def test_an_element_of_no_vr_is_stepped_over(vr: bytes, size: int, tag: bytes) -> None:
+    """Two bytes of length, as DCMTK takes it; of known tags, private ones, and sequences; at the top and in items."""
+    odd = tag + vr + struct.pack("<H", size) + b"x" * size
+    at = SOUND.index(b"\x10\x00\x40\x00CS", META_END) if tag[:2] == b"\x10\0" else SOUND.index(b"\x10\x00\x10\x00PN")
+    data = SOUND[:at] + odd + SOUND[at:]
+    assert (read(data).rows, read(data).identity) == (read(SOUND).rows, read(SOUND).identity)
+    assert open_pixels(data).rows == 128
+    nested = SEQUENCE + ITEM + b"\x09\x00\x01\x10LO\x02\0ab" + odd + ITEM_END + SEQUENCE_END
+    assert read(before_rows(SOUND, nested)).rows == 128
+
+
+@pytest.mark.parametrize("size", [0, 2, 8, 70_000])
+def test_a_vr_of_the_future_has_a_length_of_four_bytes(size: int) -> None:
+    """PS3.5 6.2: two reserved bytes, then the length."""
+    data = before_rows(SOUND, b"\x21\x00\x10\x10XQ\0\0" + struct.pack("<L", size) + b"x" * size)
+    assert read(data).rows == 128
+    short = before_rows(SOUND, b"\x21\x00\x10\x10XQ\0\0")  # none at all, in the short form
+    assert read(short).rows == 128
+
+
+@pytest.mark.parametrize("vr", [b"--", b"??", b"us"])
+def test_a_wanted_element_of_no_vr_is_read_by_its_tag(vr: bytes) -> None:
+    """Rows and a name are what the dictionary says that they are."""
+    data = SOUND.replace(b"\x28\x00\x10\x00US", b"\x28\x00\x10\x00" + vr).replace(
+        b"\x10\x00\x10\x00PN", b"\x10\x00\x10\x00" + vr
+    )
+    assert (read(data).rows, read(data).identity.patient_name) == (128, MARKER)
+
+
 # -- texts and numbers ----------------------------------------------------------------------------------------------
 
 SCRIPTS = {
