@@ -20,6 +20,9 @@ from shared.study import Priority, StudyStatus
 from shared.tables import FindingRow, InstanceRow
 
 router = APIRouter(tags=["read"])
+StudyId = Annotated[
+    str, Path(pattern="^[0-9a-fA-F-]{4,36}$", description="a study's id, or its first digits where no other has them")
+]
 # findings never change, but a newer bundle may supersede them: let browsers keep pictures for a minute
 PICTURE = {"Cache-Control": "private, max-age=60"}
 
@@ -37,9 +40,14 @@ PALETTE = _colours()
 
 
 @router.get("/studies/{study_id}")
-def study(study_id: Annotated[UUID, Path()], parts: PartsDep, key: AnyReader) -> StudyReport:
+def study(study_id: StudyId, parts: PartsDep, key: AnyReader) -> StudyReport:
     """A study's state, timings, errors, and the findings of every image."""
-    return study_report(parts, key, study_id)
+    return study_report(parts, key, _named(parts, key, study_id))
+
+
+def _named(parts: Parts, key: Key, start: str) -> UUID:
+    with parts.database.transaction() as session:
+        return reading.named(session, key.site_id, start)
 
 
 def study_report(parts: Parts, key: Key, study_id: UUID) -> StudyReport:
@@ -114,20 +122,20 @@ def _finding(
 
 
 @router.post("/studies/{study_id}/release", tags=["administer"])
-def release(study_id: UUID, parts: PartsDep, key: Admin) -> StudyReport:
+def release(study_id: StudyId, parts: PartsDep, key: Admin) -> StudyReport:
     """Try a quarantined study again, or the images of an analysed one that broke their decoder; with all attempts.
 
     404 if it is unknown, 409 if nothing of it was set aside so.
     """
+    whole = _named(parts, key, study_id)
     with parts.database.transaction() as session:
-        reading.study(session, key.site_id, study_id)
-        to_send = work.release(session, key.site_id, study_id, work.clock(session))
+        to_send = work.release(session, key.site_id, whole, work.clock(session))
     if to_send is None:
         raise HTTPException(409, "Neither this study nor an image of it was set aside; there is nothing to release")
     if parts.doorbell.ring([to_send]):
         with parts.database.transaction() as session:
-            work.sending_failed(session, [study_id])
-    return study_report(parts, key, study_id)
+            work.sending_failed(session, [whole])
+    return study_report(parts, key, whole)
 
 
 @router.get("/studies/{study_id}/preview.jpg", response_class=Response)

@@ -22,6 +22,7 @@ from shared.study import Priority, StudyStatus
 from shared.worklist import WorklistEntry
 
 router = APIRouter(tags=["read"])
+SHOWN_DIGITS = 8  # of an id, where it is shown short: so many find its study
 
 
 @router.get("/worklist")
@@ -50,7 +51,10 @@ def worklist(
 
 @router.post("/worklist/search")
 def search(parts: PartsDep, key: Radiologist, desk: Desk, wanted: Search) -> WorklistPage:
-    """The studies with exactly this accession number or patient id, read or not. Each search is on record."""
+    """The studies with exactly this accession number or patient id, read or not, or whose own id begins so.
+
+    Each search is on record.
+    """
     noted_search(parts, key, wanted.number)
     return found_page(parts, key, desk, wanted.number)
 
@@ -66,6 +70,8 @@ def found_page(parts: Parts, key: Key, desk: str, number: str) -> WorklistPage:
     """The rows of studies with this number, and the files with it that wait for a decision or were rejected."""
     with parts.database.transaction() as session:
         found = parts.vault.matching(session, key, number)
+        if len(number.strip()) >= SHOWN_DIGITS:
+            found += reading.starting_with(session, key.site_id, number)
         waiting = held.matching(session, parts.vault, key, number)
         entries = reading.worklist_of(session, key.site_id, found)
         counts = parts.counts.of(session, key.site_id)

@@ -19,6 +19,7 @@ from shared.settings import ROOT
 BENCHMARKS = {
     "worker": "stored films to rows, against what the cores could do if they never waited: at least 0.9",
     "usual_way": "the same films through a worker as it is usually written: at least 5 times",
+    "predict": "osteon predict on 500 radiographs, its start included, to a warm worker's pace: at least 0.85",
     "peers": "ready squares through our batcher, against LitServe with the same model: at least as fast",
     "urgent": "an urgent study beside 10,000 routine ones, less its time in an idle system: p95 at most 2 batch times",
     "night": "what a night of second looks adds to the wait of a live study: at most 1 batch time",

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Self
+from urllib.parse import quote
 
 import httpx
 
@@ -159,8 +160,8 @@ class Client:
             time.sleep(pause_s)
 
     def release(self, study_id: str) -> dict[str, Any]:
-        """Try a quarantined study again. Raises Refused, Unavailable."""
-        return self._call("POST", f"/studies/{study_id}/release")
+        """Try a quarantined study again; study_id: or its first digits. Raises Refused, Unavailable."""
+        return self._call("POST", f"/studies/{quote(study_id, safe='')}/release")
 
     def get(self, path: str, **wanted: str | int | None) -> Any:  # noqa: ANN401 - whatever that path answers
         """What a path answers. Raises OsteonError, Unavailable."""

@@ -2,7 +2,6 @@
 
 from pathlib import Path
 from typing import Annotated
-from uuid import UUID
 
 import typer
 
@@ -17,7 +16,9 @@ app = typer.Typer()
 @app.command()
 @honest
 def release(
-    studies: Annotated[list[UUID], typer.Argument(help="ids of studies, as worklist and logs show them")],
+    studies: Annotated[
+        list[str], typer.Argument(help="ids of studies, as worklist and logs show them; first digits are enough")
+    ],
     url: Url = None,
     key: KeyOption = None,
     as_json: Json = False,
@@ -30,11 +31,11 @@ def release(
     with calling(url, key, "admin") as client:
         for study in studies:
             try:
-                released.append(client.release(str(study))["id"])
+                released.append(client.release(study)["id"])
             except Unavailable:
                 raise
             except OsteonError as wrong:
-                refused[str(study)] = str(wrong)
+                refused[study] = str(wrong)
     if as_json:
         print_json({"released": released, "refused": refused})
     else:

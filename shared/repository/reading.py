@@ -1,5 +1,6 @@
 """What people and programs read: the worklist, one study, its pictures."""
 
+import re
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -26,7 +27,7 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import distinct_on
 from sqlalchemy.orm import Session
 
-from shared.errors import NotFound
+from shared.errors import BadRequest, NotFound
 from shared.findings import Assessment, ExposedField, Heatmap, Severity, abstention_of
 from shared.study import Priority, StudyStatus
 from shared.tables import BundleRow, FindingRow, InstanceRow, SiteRow, StudyRow
@@ -86,6 +87,8 @@ _SHOWN = select(
     StudyRow.reason,
     StudyRow.read_at,
 )
+MOST_ALIKE = 5
+SHORT_ID = re.compile(r"[0-9a-f]{4,32}")  # the first digits of an id, without dashes
 _HOLDERS = text("""
     SELECT study_id, name, claimed_at, key_id, desk FROM study_claims JOIN api_keys ON api_keys.id = key_id
     WHERE ended_at IS NULL AND until >= now() AND api_keys.site_id = :site
@@ -289,6 +292,29 @@ def study(session: Session, site_id: UUID, study_id: UUID) -> StudyRow:
     if row is None:
         raise NotFound(f"there is no study {study_id} here")
     return row
+
+
+def starting_with(session: Session, site_id: UUID, start: str) -> list[UUID]:
+    """The site's studies whose ids begin so, at most MOST_ALIKE of them; none for what is no beginning of an id."""
+    digits = start.strip().lower().replace("-", "")
+    if not SHORT_ID.fullmatch(digits):
+        return []
+    first, last = UUID(digits.ljust(32, "0")), UUID(digits.ljust(32, "f"))
+    found = session.scalars(
+        select(StudyRow.id).where(StudyRow.site_id == site_id, StudyRow.id.between(first, last)).order_by(StudyRow.id)
+    )
+    return list(found.fetchmany(MOST_ALIKE))
+
+
+def named(session: Session, site_id: UUID, start: str) -> UUID:
+    """The one study whose id begins so. Raises NotFound, and BadRequest, which names them, where there are several."""
+    found = starting_with(session, site_id, start)
+    if not found:
+        raise NotFound(f"there is no study {start} here")
+    if len(found) > 1:
+        more = ", …" if len(found) == MOST_ALIKE else ""
+        raise BadRequest(f"{start} begins several ids: {', '.join(map(str, found))}{more}; give more of one")
+    return found[0]
 
 
 def states(session: Session, site_id: UUID, study_ids: Sequence[UUID]) -> Sequence[Row[UUID, str, str, int]]:

@@ -77,6 +77,34 @@ def test_what_stands_in_quarantine_is_told_and_released(in_process: InProcessApi
     assert (view.quarantine, view.queues[1].waiting) == ([], 1)
 
 
+def test_a_study_is_named_by_its_first_digits(in_process: InProcessApi) -> None:
+    """As lists show it: for its report, its release and the search; several alike are named, a stranger's is unknown."""
+    study = set_aside(in_process)
+    http, admin = in_process.http, in_process.headers("admin")
+    for start in (study[:8], study[:8].upper(), study[:13], study.replace("-", ""), study):
+        assert http.get(f"/studies/{start}", headers=admin).json()["id"] == study
+    found = http.post("/worklist/search", json={"number": study[:8]}, headers=in_process.headers("radiologist")).json()
+    assert [row["study_id"] for row in found["entries"]] == [study]
+    assert http.post("/worklist/search", json={"number": study[:4]}, headers=admin).json()["entries"] == []
+    unknown = "0" if study[0] != "0" else "1"
+    assert http.get(f"/studies/{unknown * 8}", headers=admin).status_code == 404
+    assert http.get("/studies/xyz", headers=admin).status_code == 422
+    twin = study[:-1] + ("0" if study[-1] != "0" else "1")
+    with in_process.database.transaction() as session:
+        session.execute(
+            text(
+                "INSERT INTO studies SELECT (jsonb_populate_record(s, jsonb_build_object('id', CAST(:twin AS text), "
+                "'study_instance_uid', '2.25.4711'))).* FROM studies s"
+            ),
+            {"twin": twin},
+        )
+    answer = http.post(f"/studies/{study[:8]}/release", headers=admin)
+    assert answer.status_code == 400
+    assert study in answer.json()["detail"]
+    assert twin in answer.json()["detail"]
+    assert http.post(f"/studies/{study}/release", headers=admin).json()["status"] == "queued"
+
+
 def test_what_is_tried_again_is_listed(in_process: InProcessApi) -> None:
     """A study that failed is told of with its reason and the time of its next attempt, to its own site's administrator."""
     (study,) = in_process.post({"film.dcm": FILM}).json()["studies"]
