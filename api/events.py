@@ -15,6 +15,8 @@ RETRY_MS = 3000
 async def events(parts: PartsDep, key: Radiologist) -> StreamingResponse:
     """Server-sent events: `worklist` when something in your site's list changed, at most one a second.
 
+    `revised` follows when another number of revised findings waits to be seen.
+
     An event says only that; ask for the list anew. The stream ends after ten minutes: connect again. 429 when your key
     has too many open.
     """
@@ -25,7 +27,7 @@ async def events(parts: PartsDep, key: Radiologist) -> StreamingResponse:
     async def lines() -> AsyncIterator[str]:
         with parts.events.place(key.id):
             yield f"retry: {RETRY_MS}\n\n"
-            async for changed in parts.events.changes(key.site_id):
-                yield "event: worklist\ndata: changed\n\n" if changed else ": alive\n\n"
+            async for changes in parts.events.changes(key.site_id):
+                yield "".join(f"event: {change}\ndata: changed\n\n" for change in changes) or ": alive\n\n"
 
     return StreamingResponse(lines(), media_type="text/event-stream", headers={"X-Accel-Buffering": "no"})

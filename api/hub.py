@@ -8,15 +8,16 @@ import socket
 import threading
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterable, Iterator
 from contextlib import contextmanager, suppress
+from enum import StrEnum
 from types import FrameType
 from uuid import UUID
 
 import psycopg2
 from psycopg2.extensions import ISOLATION_LEVEL_AUTOCOMMIT
 
-from shared.repository.notices import CHANNEL
+from shared.repository.notices import CHANNEL, REVISED
 
 log = logging.getLogger(__name__)
 AGAIN_S = 2.0  # between attempts to connect
@@ -25,13 +26,28 @@ COALESCE_S = 1.0  # at most one event in this time, however much happens
 LIFE_S = 600.0  # then the browser comes again, and shows its key again
 
 
+class Change(StrEnum):
+    """What a stream tells of."""
+
+    WORKLIST = "worklist"  # something in the list
+    REVISED = "revised"  # how many revised findings wait to be seen
+
+
+class _Ear:
+    """One open stream."""
+
+    def __init__(self) -> None:
+        self.woken = asyncio.Event()
+        self.changes: set[Change] = set()  # since it was told last
+
+
 class Events:
     """Tells open pages that their site's worklist changed."""
 
     def __init__(self, database_url: str) -> None:
         """database_url: SQLAlchemy's; it is connected to when the first page listens."""
         self._url = database_url.replace("+psycopg2", "")
-        self._waiting: dict[UUID, set[asyncio.Event]] = {}  # by site
+        self._waiting: dict[UUID, set[_Ear]] = {}  # by site
         self._open: Counter[UUID] = Counter()  # by key
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
@@ -86,39 +102,41 @@ class Events:
             if not self._open[key_id]:
                 del self._open[key_id]
 
-    async def changes(self, site_id: UUID) -> AsyncIterator[bool]:
-        """True each time the site's worklist changed, at most once in COALESCE_S; False as a sign of life."""
+    async def changes(self, site_id: UUID) -> AsyncIterator[list[Change]]:
+        """What changed at the site, at most once in COALESCE_S; empty as a sign of life."""
         if self._thread is None:
             self._thread = threading.Thread(target=self._listen, name="listener", daemon=True)
             self._thread.start()
-        changed = asyncio.Event()
-        self._waiting.setdefault(site_id, set()).add(changed)
+        ear = _Ear()
+        self._waiting.setdefault(site_id, set()).add(ear)
         assert self._loop is not None
         end = self._loop.time() + LIFE_S
         try:
-            yield False  # the answer begins
+            yield []  # the answer begins
             while not self._stopping and self._loop.time() < end:
                 try:
-                    await asyncio.wait_for(changed.wait(), HEARTBEAT_S)
+                    await asyncio.wait_for(ear.woken.wait(), HEARTBEAT_S)
                 except TimeoutError:
-                    yield False
+                    yield []
                     continue
-                changed.clear()
+                ear.woken.clear()
                 if self._stopping:
                     return
-                yield True
+                told, ear.changes = sorted(ear.changes, reverse=True), set()
+                yield told
                 await asyncio.sleep(COALESCE_S)
         finally:
-            self._waiting[site_id].discard(changed)
+            self._waiting[site_id].discard(ear)
 
-    def _poke(self, site_id: UUID | None) -> None:
+    def _poke(self, site_id: UUID | None, changes: Iterable[Change] = Change) -> None:
         """Wake those who wait for a site, or all; from any thread."""
 
         def wake() -> None:
             for site, waiting in self._waiting.items():
                 if site_id in (None, site):
-                    for one in waiting:
-                        one.set()
+                    for ear in waiting:
+                        ear.changes.update(changes)
+                        ear.woken.set()
 
         if self._loop is not None:
             with suppress(RuntimeError):  # the loop has ended
@@ -147,9 +165,10 @@ class Events:
                 while not self._stopping:
                     sources.select(HEARTBEAT_S)
                     connection.poll()
-                    sites = {notice.payload for notice in connection.notifies}
+                    payloads = {notice.payload for notice in connection.notifies}
                     connection.notifies.clear()
-                    for site in sites:
-                        self._poke(UUID(site))
+                    for payload in payloads:
+                        site, _, more = payload.partition(" ")
+                        self._poke(UUID(site), Change if more == REVISED else [Change.WORKLIST])
         finally:
             connection.close()

@@ -162,18 +162,21 @@ class Headers:
         await self.app(scope, receive, send_more if scope["type"] == "http" else send)
 
 
-def _answer(request: Request, status: int, detail: str, headers: dict[str, str] | None = None) -> Response:
-    """An error, as a page for people and as problem+json for programs."""
+def _answer(
+    request: Request, status: int, detail: str, headers: dict[str, str] | None = None, **more: object
+) -> Response:
+    """An error, as a page for people and as problem+json for programs; more: members that this kind of error adds."""
     title = http.HTTPStatus(status).phrase
     if pages.wants_page(request):
         return pages.problem_page(status, title, detail)
-    body = Problem(title=title, status=status, detail=detail).model_dump()
+    body = Problem(title=title, status=status, detail=detail).model_dump(exclude_none=True) | more
     return JSONResponse(body, status, headers, media_type="application/problem+json")
 
 
 async def _known(request: Request, wrong: Exception) -> Response:
     status = next(status for kind, status in STATUS_OF if isinstance(wrong, kind))
-    return _answer(request, status, str(wrong), {"Retry-After": "5"} if status == 503 else None)
+    more = {"code": wrong.code, **wrong.more} if isinstance(wrong, NotNow) and wrong.code else {}
+    return _answer(request, status, str(wrong), {"Retry-After": "5"} if status == 503 else None, **more)
 
 
 async def _http(request: Request, wrong: Exception) -> Response:

@@ -14,6 +14,7 @@ from api.answers import AnswerView, answers_view
 from api.dependencies import Parts
 from api.responses import FindingView, InstanceReport, StudyReport
 from api.studies import heatmap_png, study_report
+from shared.answers import Verdict
 from shared.findings import (
     AbstentionReason,
     Assessment,
@@ -63,7 +64,8 @@ class Report:
 
     study: StudyReport
     identity: Identity
-    headline: str
+    headline: str  # the readers' once one of them contradicts the model
+    beside: str  # then the model's
     films: list[Film]
     bundles: dict[str, list[str]]  # name to what it learned from, and its limits
     answers: list[str]
@@ -133,7 +135,8 @@ def report_of(parts: Parts, key: Key, study_id: UUID, *, unveiled: bool = False)
     return Report(
         study=study,
         identity=identity,
-        headline=_headline(study),
+        headline=study.readers.words if study.readers else _headline(study),
+        beside=f"Model: {_headline(study)}" if study.readers else "",
         films=_films(study.instances, unveiled=unveiled),
         bundles={name: bundle_facts(manifest) for name, manifest in sorted(told.items())},
         answers=[answer_words(entry) for entry in said if _is_current(entry, study)],
@@ -160,6 +163,8 @@ def _earlier_words(entry: AnswerView, assessment: Assessment, score: float | Non
 
 def _headline(study: StudyReport) -> str:
     """The study's finding in a sentence, and how many images it says nothing of."""
+    if not study.instances:
+        return f"This study holds no images, so there is nothing to report. {SILENCE}"
     found = _found(study)
     if study.assessment is None or not study.failed_images:
         return found
@@ -233,7 +238,7 @@ def answer_words(entry: AnswerView) -> str:
     """An entry of the ledger in a sentence."""
     verbs = {
         "agree": "agrees", "disagree": "disagrees", "supplement": "adds", "done": "marked the study as read",
-        "reopened": "reopened the study",
+        "reopened": "reopened the study", "withdrawn": "withdrew an answer", "seen": "has seen the revised finding",
     }  # fmt: skip
     where = ""
     if entry.image:
@@ -246,6 +251,8 @@ def answer_words(entry: AnswerView) -> str:
         f"“{entry.text}”" if entry.text else "",
     ]
     more = ", ".join(word for word in seen if word)
+    if entry.verdict is Verdict.SEEN:
+        where = f" of {entry.bundle}"
     who = f"{entry.answered_at:%Y-%m-%d %H:%M} UTC, {entry.reader}"
     return f"{who} {verbs[entry.verdict]}{where}{': ' + more if more else ''}"
 

@@ -7,6 +7,7 @@ from uuid import UUID
 from pydantic import BaseModel, ConfigDict, Field, computed_field
 from pydantic.config import JsonDict
 
+from api.readers import ReaderView
 from shared.findings import RESEARCH_USE, AbstentionReason, Assessment, Severity, abstention_words
 from shared.held import Kind, State
 from shared.study import Priority, StudyStatus
@@ -298,6 +299,9 @@ class StudyReport(Scored):
     fracture_probability: float | None
     failed_images: int = Field(0, description="images that can never be analysed")
     instances: list[InstanceReport]
+    readers: ReaderView | None = Field(
+        None, description="what readers say, once one of them contradicts the model; the study's headline from then on"
+    )
     notice: str = RESEARCH_USE
 
 
@@ -459,3 +463,4 @@ class Problem(BaseModel):
     title: str
     status: int
     detail: str
+    code: str | None = Field(None, description="stable word for programs, where they can go on from here")

@@ -11,6 +11,7 @@ from pydantic.config import JsonDict
 from api.responses import STUDY_ID
 from shared.backlog import BacklogRun, Forecast
 from shared.findings import RESEARCH_USE, Assessment, OperatingPoints, shown_score
+from shared.repository.alerts import Revised
 from shared.repository.reports import Comparison, Stratum
 from shared.tables import AlertRow
 
@@ -50,7 +51,10 @@ ALERT: JsonDict = {
     "old_score": 2.1,
     "new_score": 9.5,
     "created_at": "2026-01-12T02:10:00Z",
+    "earlier_at": "2025-11-03T09:12:00Z",
+    "read_at": "2025-11-03T10:40:00Z",
     "seen_at": None,
+    "seen_by": None,
 }
 CHANGES: JsonDict = {"negative": {"negative": 280, "positive": 1}, "positive": {"positive": 27}}
 STRATUM: JsonDict = {"studies": 308, "changes": CHANGES, "probability_change": 0.004, "abstention_change": 0}
@@ -118,12 +122,15 @@ class AlertView(BaseModel):
     old_score: float | None = Field(None, description="0 to 10: unclear from 3, positive from 7")
     new_score: float | None = None
     created_at: datetime
+    earlier_at: datetime | None = Field(None, description="when the old bundle had assessed the study")
+    read_at: datetime | None = Field(None, description="when the study was marked as read; null: it is unread")
     seen_at: datetime | None = None
+    seen_by: str | None = Field(None, description="the name of the key that has seen it")
 
     @classmethod
-    def of(cls, row: AlertRow, points: Mapping[str, tuple[float, float]]) -> "AlertView":
-        """From the row and the operating points of its bundles."""
-        names = cls.model_fields.keys() - {"url", "old_score", "new_score"}
+    def of(cls, row: AlertRow, points: Mapping[str, tuple[float, float]], **more: object) -> "AlertView":
+        """From the row and the operating points of its bundles; more: what neither holds."""
+        names = cls.model_fields.keys() - {"url", "old_score", "new_score", "earlier_at", "read_at", "seen_by"}
         scores = {
             f"{age}_score": shown_score(OperatingPoints(*points[bundle]).score(probability))
             for age, bundle, probability in (
@@ -132,7 +139,21 @@ class AlertView(BaseModel):
             )
             if bundle in points
         }
-        return cls(**{name: getattr(row, name) for name in names}, **scores, url=f"/studies/{row.study_id}")
+        known = {name: getattr(row, name) for name in names} | {"url": f"/studies/{row.study_id}"}
+        return cls.model_validate(known | scores | more)
+
+    @classmethod
+    def revised(cls, one: Revised, points: Mapping[str, tuple[float, float]]) -> "AlertView":
+        """With what has become of its study."""
+        return cls.of(one.alert, points, earlier_at=one.earlier_at, read_at=one.read_at, seen_by=one.seen_by)
+
+
+class AlertCount(BaseModel):
+    """How many revised findings nobody has seen."""
+
+    unseen: int
+    at_least: bool = Field(description="not counted further")
+    notice: str = RESEARCH_USE
 
 
 class AlertPage(BaseModel):

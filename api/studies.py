@@ -10,6 +10,7 @@ from PIL import Image
 from api.dependencies import Admin, AnyReader, Parts, PartsDep, Radiologist, Submitter
 from api.evidence import cell_levels, local_probability
 from api.films import FrameNumber, ImageNumber
+from api.readers import reader_view
 from api.responses import FindingView, HeatmapView, InstanceReport, StatesWanted, StudyReport, StudyState, StudyStates
 from shared.findings import Assessment, ExposedField, Heatmap, Severity, abstention_of, shown_score
 from shared.repository import reading, work
@@ -56,6 +57,7 @@ def study_report(parts: Parts, key: Key, study_id: UUID) -> StudyReport:
         row = reading.study(session, key.site_id, study_id)
         views = reading.instances(session, study_id)
         points = thresholds(session, {finding.bundle for view in views for finding in view.findings})
+        readers = reader_view(session, study_id, views)
     instances = [
         InstanceReport(
             number=number,
@@ -92,6 +94,7 @@ def study_report(parts: Parts, key: Key, study_id: UUID) -> StudyReport:
         abstention_detail=row.abstention_detail,
         failed_images=sum(1 for image in instances if image.error_reason),
         instances=instances,
+        readers=readers,
     )
 
 

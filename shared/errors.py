@@ -114,7 +114,14 @@ class BadRequest(OsteonError):
 
 
 class NotNow(OsteonError):
-    """As things stand this cannot be done; look at the present state first."""
+    """As things stand this cannot be done; look at the present state first.
+
+    code: a stable word for programs, with `more` that they need to go on.
+    """
+
+    def __init__(self, text: str, code: str = "", **more: object) -> None:
+        super().__init__(text)
+        self.code, self.more = code, more
 
 
 class Unavailable(OsteonError):

@@ -72,3 +72,8 @@ def say(api: Any, study: str, key: str | None = None, role: str = "radiologist",
     """Answer over HTTP."""
     headers = api.headers(role) | ({"Idempotency-Key": key} if key else {})
     return api.http.post(f"/studies/{study}/answers", json=said, headers=headers)
+
+
+def leave(*images: int, bundle: str = "first") -> dict[str, Any]:
+    """The choice to be done with a study although these positive images have no answer."""
+    return {"choice": "leave", "findings": [{"image": image, "frame": 1, "bundle": bundle} for image in images]}

@@ -5,7 +5,7 @@ from fastapi import APIRouter, Response
 from api.agreement import FEW, RateView, agreement_of
 from api.dependencies import PartsDep, Radiologist
 from api.drift import ANSWERS_PER_FALSE_ALARM, BASELINE, LEAST
-from api.pages.render import render
+from api.pages.render import header, render
 
 router = APIRouter(include_in_schema=False)
 DAYS = (30, 90, 365, 3650)
@@ -18,10 +18,9 @@ def agreement(parts: PartsDep, key: Radiologist, days: int = 365) -> Response:
     days = days if days in DAYS else 365
     found = agreement_of(parts, key, days)
     with parts.database.transaction() as session:
-        counts = parts.counts.of(session, key.site_id)
+        head = header(parts, session, key)
     context = {
-        "key": key,
-        "counts": counts,
+        **head,
         "found": found,
         "days": days,
         "choices": DAYS,

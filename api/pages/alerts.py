@@ -1,4 +1,4 @@
-"""Second looks as a page: what an older bundle called negative, until a radiologist has seen it."""
+"""Revised findings as a page: what an older bundle called negative, until a radiologist has seen it."""
 
 from urllib.parse import urlencode
 from uuid import UUID
@@ -8,33 +8,54 @@ from fastapi.responses import RedirectResponse
 
 from api.alerts import alert_page, mark_seen
 from api.dependencies import PartsDep, Radiologist
-from api.pages.render import render
+from api.pages.render import header, render
 
 router = APIRouter(include_in_schema=False)
 ROWS = 50
+PLACES = {  # of the page: whether its studies were read, and its words
+    "read": (True, "Already read"),
+    "unread": (False, "Not read yet"),
+}
 
 
 @router.get("/second-looks")
 def alerts(request: Request, parts: PartsDep, key: Radiologist) -> Response:
-    """The alerts that nobody has seen."""
-    after = request.query_params.get("after") or None
-    page = alert_page(parts, key, after, ROWS)
+    """The revised findings that nobody has seen, those of studies that were read apart: nobody comes back to them."""
+    given = {name: request.query_params.get(name) or None for name in PLACES}
+    found = [
+        (place, alert_page(parts, key, given[place], ROWS, read=read), words) for place, (read, words) in PLACES.items()
+    ]
     with parts.database.transaction() as session:
-        identities = parts.vault.identities(session, key, [alert.study_id for alert in page.alerts])
-        counts = parts.counts.of(session, key.site_id)
-    context = {
-        "key": key,
-        "counts": counts,
-        "page": page,
-        "identities": identities,
-        "first_page": "/second-looks" if after else "",
-        "next_page": f"/second-looks?{urlencode({'after': page.next})}" if page.next else "",
-    }
-    return render("alerts.html", 200, **context)
+        shown = {alert.study_id for _, page, _ in found for alert in page.alerts}
+        identities = parts.vault.identities(session, key, list(shown))
+        head = header(parts, session, key)
+    sections = [
+        {
+            "name": place,
+            "words": words,
+            "alerts": page.alerts,
+            "first_page": _address(given | {place: None}) if given[place] else "",
+            "next_page": _address(given | {place: page.next}) if page.next else "",
+        }
+        for place, page, words in found
+    ]
+    return render("alerts.html", 200, identities=identities, sections=sections, **head)
 
 
 @router.post("/second-looks/{alert_id}/seen")
 def seen(alert_id: UUID, parts: PartsDep, key: Radiologist) -> Response:
-    """Take an alert off the list; one that somebody else has just seen is gone all the same."""
+    """Take a revised finding off the list; one that somebody else has just seen is gone all the same."""
     mark_seen(parts, key, alert_id)
     return RedirectResponse("/second-looks", 303)
+
+
+@router.post("/view/{study_id}/seen/{alert_id}")
+def seen_on_the_study(study_id: UUID, alert_id: UUID, parts: PartsDep, key: Radiologist) -> Response:
+    """The same, from the study's own page."""
+    mark_seen(parts, key, alert_id)
+    return RedirectResponse(f"/view/{study_id}", 303)
+
+
+def _address(places: dict[str, str | None]) -> str:
+    query = urlencode({name: after for name, after in places.items() if after})
+    return f"/second-looks?{query}" if query else "/second-looks"

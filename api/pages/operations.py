@@ -9,7 +9,7 @@ from api.dependencies import Admin, PartsDep
 from api.operations import LISTED, overview_of
 from api.overview import Operations, Point, Range
 from api.pages.plots import Plot, Value, length, plot
-from api.pages.render import render, version_of
+from api.pages.render import header, render, version_of
 from shared.errors import BadRequest
 from shared.repository.access import Role
 from shared.repository.samples import GRACE
@@ -30,8 +30,10 @@ def operations(request: Request, parts: PartsDep, key: Admin) -> Response:
     version = version_of(view, key)
     if request.headers.get("if-none-match") == version:
         return Response(status_code=304, headers={"ETag": version})
+    with parts.database.transaction() as session:
+        head = header(parts, session, key)
     context = {
-        "key": key,
+        **head,
         "counts": view.counts,
         "view": view,
         "version": version,

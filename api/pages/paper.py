@@ -182,6 +182,8 @@ def _story(report: Report, pictures: Mapping[int, bytes], height: float) -> list
         return Paragraph(markup.replace("\n", "<br/>"), style)
 
     story = [words("Osteon report", TITLE), Spacer(1, 3), _identity(report, words), words(report.headline, STRONG)]
+    if report.beside:
+        story.append(words(report.beside))
     story += _films(report.films, pictures, height, words)
     story += [words("Heatmaps show where the model looks; they outline nothing. Blue boxes are readers' marks.", SMALL)]
     story += [words("What extent means", HEAD), words(EXTENT)]

@@ -8,16 +8,21 @@ from fastapi import Response
 from fastapi.responses import HTMLResponse
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from pydantic import BaseModel
+from sqlalchemy.orm import Session
 
+from api.alerts import MOST_COUNTED
+from api.dependencies import Parts
 from api.responses import FindingView
 from shared.findings import RESEARCH_USE, Assessment, Severity, gravity, unread_words
 from shared.repository.access import Key, Role
+from shared.repository.alerts import unseen_count
 from shared.worklist import span
 
 HERE = Path(__file__).parent
+REVISED_PATH = "/second-looks"
 ROOMS = [
     ("/", "Worklist", Role.RADIOLOGIST),
-    ("/second-looks", "Second looks", Role.RADIOLOGIST),
+    (REVISED_PATH, "Revised findings", Role.RADIOLOGIST),
     ("/agreement.html", "Agreement", Role.RADIOLOGIST),
     ("/admin", "Operations", Role.ADMIN),
 ]
@@ -70,6 +75,20 @@ def digest(*parts: bytes) -> str:
 ASSETS = digest(*(file.read_bytes() for file in sorted(HERE.glob("static/*")) + sorted(HERE.glob("templates/*"))))
 
 
+def revised_words(count: int) -> str:
+    """How many revised findings wait, as the navigation says it: no one counts further than MOST_COUNTED."""
+    return f"{count - 1}+" if count >= MOST_COUNTED else str(count)
+
+
+def header(parts: Parts, session: Session, key: Key) -> dict[str, object]:
+    """What every page's header shows: whose key it is, and what waits at their site."""
+    return {
+        "key": key,
+        "counts": parts.counts.of(session, key.site_id),
+        "revised": unseen_count(session, key.site_id, MOST_COUNTED),
+    }
+
+
 def rooms(key: Key) -> list[tuple[str, str]]:
     """The pages that a key opens, as (path, name)."""
     return [(path, name) for path, name, role in ROOMS if key.may(role)]
@@ -83,7 +102,7 @@ def _environment() -> Environment:
     filters = (person, dicom_date, percent, span, reason_alone, gravest, gravity_of, unread_words)
     environment.filters.update({function.__name__: function for function in filters})
     environment.globals.update(RESEARCH_USE=RESEARCH_USE, ASSETS=ASSETS, Assessment=Assessment, Severity=Severity)
-    environment.globals.update(key=None, rooms=rooms)
+    environment.globals.update(key=None, rooms=rooms, revised_words=revised_words, REVISED_PATH=REVISED_PATH)
     return environment
 
 

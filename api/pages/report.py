@@ -8,7 +8,7 @@ from fastapi import APIRouter, Query, Response
 from api.dependencies import PartsDep, Radiologist
 from api.films import FrameNumber, ImageNumber
 from api.pages.paper import pdf
-from api.pages.render import render
+from api.pages.render import header, render
 from api.report import EARLIER, EXTENT, overlay_jpeg, report_of
 from api.studies import PICTURE
 from shared.errors import ObjectMissing
@@ -21,7 +21,9 @@ Unveiled = Annotated[bool, Query(description="draw the heatmaps of abstentions, 
 def page(study_id: UUID, parts: PartsDep, key: Radiologist, *, unveiled: Unveiled = False) -> Response:
     """The study as a page that prints well: identity, pictures, findings, limits, answers. Read under audit."""
     report = report_of(parts, key, study_id, unveiled=unveiled)
-    context = {"key": key, "report": report, "extent": EXTENT, "earlier": EARLIER, "unveiled": unveiled}
+    with parts.database.transaction() as session:
+        context = header(parts, session, key)
+    context |= {"report": report, "extent": EXTENT, "earlier": EARLIER, "unveiled": unveiled}
     return render("report.html", 200, **context)
 
 

@@ -5,9 +5,10 @@ from uuid import UUID
 
 from fastapi import APIRouter, Request, Response
 
+from api.alerts import revised_of
 from api.dependencies import PartsDep, Radiologist
 from api.operations import flower_link
-from api.pages.render import gravest, render, version_of
+from api.pages.render import gravest, header, render, version_of
 from api.pages.words import SILENCE, model_words, plain_reason
 from api.responses import InstanceReport, StudyReport
 from api.studies import study_report
@@ -29,17 +30,18 @@ def study(request: Request, study_id: str, parts: PartsDep, key: Radiologist) ->
         report = study_report(parts, key, UUID(study_id))
     except ValueError:
         raise NotFound(f"there is no study {study_id} here") from None
-    version = version_of(report, key)
+    revisions = revised_of(parts, key, report.id)
+    version = version_of(report, key, *(one.model_dump_json() for one in revisions))
     if request.headers.get("if-none-match") == version:
         return Response(status_code=304, headers={"ETag": version})
     with parts.database.transaction() as session:
         identity = parts.vault.identities(session, key, [report.id]).get(report.id, Identity())
-        counts = parts.counts.of(session, key.site_id)
+        head = header(parts, session, key)
         told = manifests(session, {finding.bundle for image in report.instances for finding in image.findings})
     films = [image for image in report.instances if image.findings]
     context = {
-        "key": key,
-        "counts": counts,
+        **head,
+        "revisions": revisions,
         "report": report,
         "identity": identity,
         "why": _why(report),

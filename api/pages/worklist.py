@@ -10,6 +10,7 @@ from fastapi.responses import RedirectResponse
 from sqlalchemy.orm import Session
 from starlette.concurrency import run_in_threadpool
 
+from api.alerts import MOST_COUNTED
 from api.dependencies import Desk, Parts, PartsDep, Radiologist
 from api.filters import chosen_filter, only_filters
 from api.pages.render import render, version_of
@@ -17,15 +18,15 @@ from api.responses import WorklistPage
 from api.worklist import found_page, noted_search, worklist_page
 from shared.errors import BadRequest, OsteonError
 from shared.findings import Assessment, Severity
-from shared.repository import alerts, reading, reading_room
+from shared.repository import reading, reading_room
 from shared.repository.access import Key
+from shared.repository.alerts import unseen_count
 from shared.repository.bundles import active_bundle
 from shared.repository.reading import AgeBand, ReadState
 from shared.study import Priority, StudyStatus
 
 router = APIRouter(include_in_schema=False)
 ROWS = 50
-MOST_COUNTED = 100  # second looks
 FORM_BYTES = 1024
 LABELS = {
     "state": "Show",
@@ -51,8 +52,8 @@ def worklist(request: Request, parts: PartsDep, key: Radiologist, desk: Desk) ->
         page = worklist_page(parts, key, desk, chosen, given.get("after") or None, ROWS)
     with parts.database.transaction() as session:
         saved = [(row.id, row.name, row.query) for row in reading_room.saved_filters(session, key)]
-        second_looks = alerts.unseen_count(session, key.site_id, MOST_COUNTED)
-        beside = [second_looks, *((str(id_), *rest) for id_, *rest in saved)]
+        revised = unseen_count(session, key.site_id, MOST_COUNTED)
+        beside = [revised, *((str(id_), *rest) for id_, *rest in saved)]
         version = version_of(page, key, json.dumps(beside))
         before = request.headers.get("if-none-match")  # sent by a list that renews itself
         if before == version:
@@ -69,7 +70,7 @@ def worklist(request: Request, parts: PartsDep, key: Radiologist, desk: Desk) ->
         "filters": filters,
         "query": urlencode(filters),
         "saved": saved,
-        "second_looks": second_looks,
+        "revised": revised,
         "most_counted": MOST_COUNTED,
         "labels": LABELS,
         "options": options,

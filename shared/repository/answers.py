@@ -2,19 +2,19 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any, TypeVar
-from uuid import UUID, uuid4
+from uuid import UUID, uuid4, uuid5
 
 from sqlalchemy import Select, and_, func, insert, or_, select
 from sqlalchemy.orm import Session, aliased
 
 from shared.answers import GENESIS, OF_STUDY, Entry, Mark, Verdict
-from shared.errors import NotFound
+from shared.errors import NotFound, NotNow
 from shared.findings import Assessment
 from shared.repository.access import Key
 from shared.repository.reading import PLACE, ReadState, WorklistFilter, choose
-from shared.repository.reading_room import lock_claims, mark_read, unread
+from shared.repository.reading_room import Claimed, HeldBy, lock_claims, mark_read, resume, unread
 from shared.repository.work import clock
 from shared.study import StudyStatus
 from shared.tables import (
@@ -29,6 +29,7 @@ from shared.tables import (
     StudyRow,
 )
 
+AGREED_AT_DONE = UUID("5f0f5a5e-0a3c-4e0e-9d64-6d0b9f6d7a11")  # a namespace
 JUDGES = (Verdict.AGREE, Verdict.DISAGREE)  # of these a reader has one at a time on a finding
 Query = TypeVar("Query", bound=Select[*tuple[Any, ...]])
 
@@ -76,7 +77,7 @@ def append(session: Session, reader: Key, request_id: str, said: Said, desk: str
 
     So is the reader's standing verdict on the finding, when this one says the same and adds nothing.
     A verdict on a finding takes the place of the reader's earlier one. "done" marks the study read, "reopened" takes
-    that back. desk: which login of the reader's key says it.
+    that back; a reader's "done" that stands is not written again. desk: which login of the reader's key says it.
     Raises NotNow for "done" while somebody else holds the study (see `mark_read`).
     Raises NotFound when `supersedes` names no entry that still stands and that the reader may correct: their own on
     the same finding.
@@ -89,7 +90,7 @@ def append(session: Session, reader: Key, request_id: str, said: Said, desk: str
     if known is not None:
         return known
     replaced = _replaced(session, reader, said)
-    if replaced is not None and (standing := _nothing_new(session, replaced, said)):
+    if replaced is not None and (standing := _nothing_new(session, reader, replaced, said)):
         return standing
     number, previous = _end(session, reader.site_id)
     entry = Entry(
@@ -106,6 +107,71 @@ def append(session: Session, reader: Key, request_id: str, said: Said, desk: str
         else:
             unread(session, said.study_id, reader)
     return entry
+
+
+def agree_request(request_id: str, instance_id: UUID, frame: int, bundle: str) -> str:
+    """The request that agrees with this finding on behalf of a "done" request which agrees with all that is left."""
+    return str(uuid5(AGREED_AT_DONE, f"{request_id} {instance_id} {frame} {bundle}"))
+
+
+@dataclass(frozen=True)
+class Undone:
+    """A study that is back on the list."""
+
+    holder: Claimed | HeldBy | None  # who reads it now; None: nobody does, as before
+
+
+def undo_done(
+    session: Session, reader: Key, study_id: UUID, done_id: UUID, request_id: str, desk: str, lease: timedelta
+) -> Undone:
+    """Take a reader's "done" back: the study stands on the list as it did, and what the "done" agreed with is open.
+
+    Their claim goes on if it ended by that "done" and nobody else holds the study. The same request again changes
+    nothing. Raises NotFound if the reader wrote no such "done" on this study; NotNow, with a code, if it does not stand
+    any more, or if the request wrote something else.
+    """
+    hold(session, reader.site_id, study_id)
+    done = session.get(AnswerRow, done_id)
+    if done is None or (done.study_id, done.verdict, done.key_id) != (study_id, Verdict.DONE, reader.id):
+        raise NotFound("you have not marked this study as read by such an entry")
+    later = session.execute(
+        select(AnswerRow.verdict, AnswerRow.request_id, KeyRow.name)
+        .join(KeyRow, KeyRow.id == AnswerRow.key_id)
+        .where(AnswerRow.supersedes == done_id)
+    ).one_or_none()
+    known = of_request(session, reader.site_id, request_id)
+    if known is not None and known.supersedes != done_id:
+        raise NotNow("This Idempotency-Key came with another answer before; make a new one", "request-reused")
+    if later is None:
+        for row in _agreed_at(session, done):
+            taken_back = Said(
+                study_id, Verdict.WITHDRAWN, row.instance_id, row.frame, row.bundle, supersedes=row.id
+            )  # fmt: skip
+            append(session, reader, str(uuid4()), taken_back)
+        append(session, reader, request_id, Said(study_id, Verdict.REOPENED))
+    elif later.request_id != request_id and later.verdict == Verdict.REOPENED:
+        raise NotNow(f"This study is on the list again already: {later.name} put it back.", "undone-already")
+    elif later.request_id != request_id:
+        raise NotNow(
+            f"{later.name} has marked this study as read since; it stays off the list. Open it to reopen it.",
+            "read-by-another",
+        )
+    return Undone(resume(session, study_id, reader, desk, done.answered_at, clock(session), lease))
+
+
+def _agreed_at(session: Session, done: AnswerRow) -> list[AnswerRow]:
+    """The entries that a "done" wrote because its reader agreed with all that was left, as far as they stand."""
+    query = select(AnswerRow).where(
+        AnswerRow.study_id == done.study_id, AnswerRow.key_id == done.key_id, AnswerRow.verdict == Verdict.AGREE
+    )
+    rows = session.scalars(_standing(query).order_by(AnswerRow.number)).all()
+    return [
+        row
+        for row in rows
+        if row.instance_id and row.request_id == agree_request(
+            done.request_id, row.instance_id, row.frame or 1, row.bundle or ""
+        )
+    ]  # fmt: skip
 
 
 def of_request(session: Session, site_id: UUID, request_id: str) -> Entry | None:
@@ -158,6 +224,24 @@ def sites(session: Session) -> list[UUID]:
 def words_were_read(session: Session, reader: Key, study_id: UUID) -> None:
     """Free text may name a patient, so its reading leaves the same audit row as an identity's."""
     session.execute(insert(IdentityReadRow).values(study_id=study_id, key_id=reader.id))
+
+
+def answered_by(session: Session, reader: Key, study_id: UUID) -> set[tuple[UUID | None, int | None, str | None]]:
+    """Instance, frame and bundle of each finding of a study to which an answer of this reader stands."""
+    query = _standing(select(AnswerRow.instance_id, AnswerRow.frame, AnswerRow.bundle)).where(
+        AnswerRow.study_id == study_id,
+        AnswerRow.key_id == reader.id,
+        AnswerRow.verdict.in_((*JUDGES, Verdict.SUPPLEMENT)),
+    )
+    return {(row.instance_id, row.frame, row.bundle) for row in session.execute(query)}
+
+
+def assessment_of(session: Session, instance_id: UUID, frame: int, bundle: str) -> Assessment:
+    """What a bundle says of a frame. Raises sqlalchemy.exc.NoResultFound."""
+    query = select(FindingRow.assessment).where(
+        FindingRow.instance_id == instance_id, FindingRow.frame == frame, FindingRow.bundle == bundle
+    )
+    return Assessment(session.scalars(query).one())
 
 
 def has_finding(session: Session, instance_id: UUID, frame: int, bundle: str) -> bool:
@@ -260,7 +344,7 @@ def labelled(session: Session, site_id: UUID, since: datetime | None = None) -> 
             FindingRow.frame == AnswerRow.frame,
             FindingRow.bundle == AnswerRow.bundle,
         ))
-        .where(AnswerRow.site_id == site_id)
+        .where(AnswerRow.site_id == site_id, AnswerRow.verdict != Verdict.WITHDRAWN)
         .order_by(AnswerRow.number)
     )  # fmt: skip
     if since is not None:
@@ -348,14 +432,20 @@ def _replaced(session: Session, reader: Key, said: Said) -> UUID | None:
                 "no answer of yours to this finding has that id, or it was corrected already; load the page again"
             )
         return said.supersedes
-    if said.verdict is Verdict.SUPPLEMENT:
+    if said.verdict in (Verdict.SUPPLEMENT, Verdict.SEEN):
         return None
     same = of_study if said.verdict in OF_STUDY else and_(AnswerRow.verdict.in_(JUDGES), same_finding)
     return session.scalar(standing.where(same).order_by(AnswerRow.number.desc()).limit(1))
 
 
-def _nothing_new(session: Session, standing_id: UUID, said: Said) -> Entry | None:
+def _nothing_new(session: Session, reader: Key, standing_id: UUID, said: Said) -> Entry | None:
     """The standing verdict, if the reader only says it again; a correction that names it may take words back."""
+    if said.verdict is Verdict.DONE:
+        entry = _entry(session.get_one(AnswerRow, standing_id))
+        # a late image puts a study back on the list without an entry
+        read_at = session.scalar(select(StudyRow.read_at).where(StudyRow.id == said.study_id))
+        mine = (entry.verdict, entry.key_id, entry.answered_at) == (Verdict.DONE, reader.id, read_at)
+        return entry if mine else None
     if said.verdict not in JUDGES or said.supersedes is not None or said.words or said.marks:
         return None
     standing = _entry(session.get_one(AnswerRow, standing_id))

@@ -119,7 +119,7 @@ def mark_read(session: Session, study_id: UUID, key: Key, now: datetime, desk: s
         if held.until >= now:
             name = session.get_one(KeyRow, held.key_id).name
             who = f"Another login of your own key, {name}," if held.key_id == key.id else name
-            raise NotNow(f"{who} reads this study now. Load its page again and take it over first.")
+            raise NotNow(f"{who} reads this study now. Load its page again and take it over first.", "held")
         _end(held, held.until, "expired")
         session.flush()
     session.execute(_of_site(study_id, key).values(read_at=now))
@@ -138,6 +138,40 @@ def unread(session: Session, study_id: UUID, key: Key) -> None:
     """Put a study of the key's site back on the list."""
     session.execute(_of_site(study_id, key).values(read_at=None))
     worklist_changed(session, [key.site_id])
+
+
+def resume(
+    session: Session, study_id: UUID, key: Key, desk: str, read_at: datetime, now: datetime, lease: timedelta
+) -> Claimed | HeldBy | None:
+    """Let the claim go on that a reader's "done" ended at read_at, unless somebody else holds the study by now.
+
+    None if they held none then, as a program does, or at another desk: nobody holds the study afterwards.
+    """
+    held = _held(session, study_id)
+    if held is not None and held.until < now:
+        _end(held, held.until, "expired")
+        session.flush()
+        held = None
+    if held is not None and (held.key_id, held.desk) == (key.id, desk):
+        return Claimed(held.token, held.claimed_at, held.until)
+    if held is not None:
+        name = session.get_one(KeyRow, held.key_id).name
+        return HeldBy(name, held.claimed_at, held.until, held.key_id == key.id)
+    last = _last(session, study_id)
+    mine = select(StudyClaimRow).where(
+        StudyClaimRow.study_id == study_id, StudyClaimRow.key_id == key.id, StudyClaimRow.desk == desk,
+        StudyClaimRow.ended == "read", StudyClaimRow.ended_at == read_at, StudyClaimRow.claimed_at < read_at,
+    )  # fmt: skip
+    ended = session.scalar(mine)
+    if ended is None:
+        return None
+    until = now + lease
+    if last is ended:  # nobody has had it since
+        ended.ended_at, ended.ended, ended.until = None, "", until
+        return Claimed(ended.token, ended.claimed_at, until)
+    made = StudyClaimRow(study_id=study_id, key_id=key.id, desk=desk, token=uuid4(), claimed_at=now, until=until)
+    session.add(made)
+    return Claimed(made.token, now, until)
 
 
 def holder(session: Session, study_id: UUID, now: datetime) -> HeldBy | None:

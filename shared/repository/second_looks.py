@@ -15,7 +15,7 @@ from shared.backlog import LookState, Purpose, newly_positive
 from shared.findings import Assessment, Finding, Heatmap, Severity, StudySummary, abstention_of, summarise
 from shared.repository.allowances import allowances_of
 from shared.repository.bundles import active_bundle
-from shared.repository.notices import worklist_changed
+from shared.repository.notices import findings_revised, worklist_changed
 from shared.repository.work import (
     DIED,
     NOT_ALONE,
@@ -180,7 +180,9 @@ def settle(session: Session, looks: Sequence[SecondLookRow], now: datetime) -> N
         session.execute(update(StudyRow), switched)
     if alerts:
         session.execute(insert(AlertRow).on_conflict_do_nothing(), alerts)
-    if switched:
+    revised = {look.site_id for look in looks} if alerts else set()
+    findings_revised(session, revised)
+    if switched and not revised:
         worklist_changed(session, {look.site_id for look in looks})
 
 

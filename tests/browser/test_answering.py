@@ -3,19 +3,15 @@
 import io
 import os
 import re
-import threading
-import time
-from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
-import uvicorn
 from axe_playwright_python.sync_playwright import Axe
 from PIL import Image
-from playwright.sync_api import Browser, Dialog, Page, Route, expect
+from playwright.sync_api import Browser, Page, Route, expect
 from sqlalchemy import insert, select
 
 from shared.answers import GENESIS, Entry
@@ -26,47 +22,10 @@ from shared.storage import preview_key, sha256_of
 from shared.tables import AnswerRow, FindingRow, InstanceRow, StudyRow
 from tests.answered import analyse, study_file
 from tests.browsing import needs_chromium
-from tests.pace import limit_s
 
 SCRIPT = "<img src=x onerror=alert(1)>"
 
 pytestmark = needs_chromium
-
-
-@pytest.fixture
-def url(in_process: Any) -> Iterator[str]:
-    """The test's own API behind a real port."""
-    server = uvicorn.Server(uvicorn.Config(in_process.http.app, port=0, lifespan="off", log_config=None))
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    while not server.started:
-        time.sleep(0.02)
-    yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
-    server.should_exit = True
-    thread.join()
-
-
-@pytest.fixture
-def reader(browser: Browser, in_process: Any, url: str) -> Iterator[Page]:
-    """A radiologist's page; the test fails if a script threw, or the policy was violated."""
-    context = browser.new_context(viewport={"width": 1440, "height": 900}, timezone_id="Asia/Kathmandu", base_url=url)
-    page = context.new_page()
-    page.set_default_timeout(limit_s(20) * 1000)
-    errors: list[str] = []
-    page.on("pageerror", lambda error: errors.append(str(error)))
-    page.on("console", lambda message: errors.append(message.text) if "Content Security" in message.text else None)
-
-    def refuse(dialog: Dialog) -> None:
-        errors.append(dialog.message)
-        dialog.dismiss()
-
-    page.on("dialog", refuse)
-    page.goto("/login")
-    page.get_by_label("Your key").fill(in_process.keys["radiologist"])
-    page.get_by_role("button", name="Log in").click()
-    yield page
-    context.close()
-    assert errors == []
 
 
 def add(api: Any, number: int, images: int = 1, assessment: Assessment = Assessment.POSITIVE) -> str:
@@ -114,14 +73,12 @@ def row(page: Page, image: int) -> Any:
 
 
 def test_agree_by_click_and_by_key(reader: Page, in_process: Any, study: str, tmp_path: Path) -> None:
-    """One click agrees; a and Enter agree with the next finding; the history says who and when, in the reader's zone."""
+    """One click agrees, and so does one key with the next finding; the history says who and when, in the reader's zone."""
     view(reader, study)
     expect(reader.locator("#reply-state")).to_have_text("2 of 2 not answered by you.")
     row(reader, 1).get_by_role("button", name="Agree", exact=False).first.click()
     expect(reader.locator("#reply-state")).to_have_text("1 of 2 not answered by you.")
     reader.keyboard.press("a")
-    assert len(ledger(in_process)) == 1  # a letter hit by mistake writes nothing
-    reader.keyboard.press("Enter")
     expect(reader.locator("#reply-state")).to_have_text("All findings are answered.")
     reader.locator("#history summary").click()
     expect(reader.locator("#entries li")).to_have_count(2)
@@ -133,7 +90,7 @@ def test_agree_by_click_and_by_key(reader: Page, in_process: Any, study: str, tm
 
 
 def test_disagree_with_words_choice_and_mark(reader: Page, in_process: Any, study: str, tmp_path: Path) -> None:
-    """d opens the form; what is typed, chosen and marked is stored, shown as text, and handed to the viewer."""
+    """d disagrees at once, and again opens the form; what is typed, chosen and marked is stored, and shown as text."""
     view(reader, study)
     reader.evaluate("""() => {
         window.started = 0; window.shown = null;
@@ -141,8 +98,13 @@ def test_disagree_with_words_choice_and_mark(reader: Page, in_process: Any, stud
         document.addEventListener("osteon:marks", (event) => { window.shown = event.detail.marks; });
     }""")
     reader.keyboard.press("d")
-    expect(reader.get_by_role("heading", name="Disagree with image 1")).to_be_visible()
+    expect(reader.locator("#reply-state")).to_have_text("1 of 2 not answered by you.")
+    (at_once,) = ledger(in_process)
+    assert (at_once.verdict, at_once.fracture) == ("disagree", "no")
+    reader.keyboard.press("d")
+    expect(reader.get_by_role("heading", name="Disagree with image 1, corrected")).to_be_visible()
     expect(reader.get_by_label("I see a fracture")).to_have_value("no")
+    reader.get_by_label("I see a fracture").select_option("unsure")
     reader.get_by_label("Region").last.select_option("leg")
     reader.keyboard.press("Tab")
     reader.get_by_label("In words").fill("hidas 0+- " + SCRIPT)
@@ -157,8 +119,8 @@ def test_disagree_with_words_choice_and_mark(reader: Page, in_process: Any, stud
     expect(reader.locator("#reply-form")).to_be_hidden()
     reader.locator("#history summary").click()
     expect(reader.locator("#entries .said")).to_have_text("hidas 0+- " + SCRIPT)
-    (entry,) = ledger(in_process)
-    assert (entry.verdict, entry.fracture, entry.region, entry.marks[0]["width"]) == ("disagree", "no", "leg", 0.5)
+    first, entry = ledger(in_process)
+    assert (entry.verdict, entry.fracture, entry.region, entry.marks[0]["width"]) == ("disagree", "unsure", "leg", 0.5)
     assert [one["x"] for one in reader.evaluate("window.shown")] == [0.25]
     shoot(reader, "panel-history", tmp_path)
     reader.get_by_role("button", name=re.compile("^Correct: disagrees on image 1")).click()
@@ -168,7 +130,7 @@ def test_disagree_with_words_choice_and_mark(reader: Page, in_process: Any, stud
     reader.get_by_role("button", name="Store", exact=True).click()
     expect(reader.locator("#entries .past .said")).to_have_text("hidas 0+- " + SCRIPT)
     expect(reader.locator("#entries li:not(.past) .said")).to_have_text("an old break")
-    assert [one.supersedes for one in ledger(in_process)] == [None, entry.id]
+    assert [one.supersedes for one in ledger(in_process)] == [None, first.id, entry.id]
 
 
 def test_typing_is_not_taken_for_the_pages_keys(reader: Page, study: str) -> None:
@@ -236,6 +198,7 @@ def test_done_leads_to_the_next_study_and_can_be_undone(reader: Page, in_process
     other = add(in_process, 2)
     view(reader, study)
     reader.get_by_role("button", name="Done, next study").click()
+    reader.get_by_role("button", name="Mark as read without answers").click()
     expect(reader).to_have_url(re.compile(f"/view/{other}$"))
     expect(reader.locator("#done")).to_have_text("Done")
     view(reader, study)
@@ -328,7 +291,7 @@ def test_the_panel_fits(reader: Page, study: str, width: int) -> None:
     """On a tablet and on a telephone the panel with its form open needs no scrolling sideways."""
     reader.set_viewport_size({"width": width, "height": 1180})
     view(reader, study)
-    reader.keyboard.press("d")
+    reader.keyboard.press("s")
     assert reader.evaluate("document.documentElement.scrollWidth") <= width
 
 
@@ -357,7 +320,6 @@ def test_keys_answer_the_film_that_is_shown(reader: Page, in_process: Any) -> No
         reader.keyboard.press("]")
     shown(reader, 3)
     reader.keyboard.press("a")
-    reader.keyboard.press("Enter")
     expect(reader.locator("#reply-state")).to_have_text("2 of 3 not answered by you.")
     assert [entry["image"] for entry in entries(in_process, study)] == [3]
     shown(reader, 1)
@@ -392,7 +354,7 @@ def test_a_box_drawn_on_the_film_is_stored(reader: Page, in_process: Any, study:
     """From Mark where over a drag on the film to the ledger, nothing in between replaced."""
     view(reader, study)
     shown(reader, 1)
-    reader.keyboard.press("d")
+    reader.keyboard.press("s")
     reader.get_by_role("button", name="Mark where").click()
     x, y = middle(reader)
     reader.mouse.click(x, y)  # draws nothing
@@ -415,7 +377,7 @@ def test_no_begun_box_is_lost(reader: Page, in_process: Any, study: str) -> None
     """Store takes a box that was moved by keys, tells of one that was only begun, and Cancel gives it up."""
     view(reader, study)
     shown(reader, 1)
-    reader.keyboard.press("d")
+    reader.keyboard.press("s")
     reader.get_by_role("button", name="Mark where").click()
     reader.get_by_role("button", name="Store", exact=True).click()
     expect(reader.locator("#reply-wrong")).to_contain_text("A box is begun on the film")
@@ -423,7 +385,7 @@ def test_no_begun_box_is_lost(reader: Page, in_process: Any, study: str) -> None
     reader.get_by_role("button", name="Cancel").click()
     expect(reader.locator("#stage")).not_to_have_class(re.compile("marking"))
     expect(reader.locator("#lines .drawing")).to_have_count(0)
-    reader.keyboard.press("d")
+    reader.keyboard.press("s")
     reader.get_by_role("button", name="Mark where").click()
     reader.mouse.click(*middle(reader))
     reader.keyboard.press("ArrowRight")
@@ -438,7 +400,7 @@ def test_a_box_on_another_film_is_not_taken(reader: Page, study: str) -> None:
     """Mark where shows the answer's film; who leafs on and draws there is told."""
     view(reader, study)
     shown(reader, 1)
-    reader.keyboard.press("d")
+    reader.keyboard.press("s")
     reader.locator("#stage").focus()
     reader.keyboard.press("]")
     shown(reader, 2)
@@ -492,7 +454,7 @@ def test_a_refresh_waits_for_who_writes(reader: Page, in_process: Any, study: st
 def test_a_draft_outlives_answers_that_cannot_be_fetched(reader: Page, study: str) -> None:
     """The regions to choose from come with the answers; without them the draft's own stays chosen."""
     view(reader, study)
-    reader.keyboard.press("d")
+    reader.keyboard.press("s")
     reader.get_by_label("Region").last.select_option("leg")
     reader.route("**/answers", lambda route: route.abort())
     reader.reload()

@@ -14,7 +14,7 @@ from shared.repository import answers
 from shared.repository.access import Role, add_key
 from shared.repository.work import clock
 from shared.tables import AnswerRow, IdentityReadRow
-from tests.answered import ONE, analyse, say, study_file
+from tests.answered import ONE, analyse, leave, say, study_file
 
 SECRET = "Mrs Zebra fell from a ladder"
 
@@ -51,7 +51,7 @@ def test_an_answer_is_kept_with_who_and_when(in_process: Any, study: str) -> Non
     """Verdict, what the reader sees instead, marks and words come back as they were said, with who and when."""
     mark = {"image": 2, "frame": 1, "x": 0.25, "y": 0.5, "width": 0.125, "height": 0.0625}
     said = ONE | {"verdict": "disagree", "fracture": "no", "region": "leg", "marks": [mark], "text": f" {SECRET} "}
-    answer = say(in_process, study, **said)
+    answer = say(in_process, study, **said, contradiction_meant=True)
     assert answer.status_code == 201, answer.text
     (entry,) = entries(in_process, study)
     assert answer.json()["entries"] == [entry]
@@ -219,9 +219,9 @@ def test_done_marks_the_study_read_and_leads_on(in_process: Any, study: str) -> 
     """Done sets when it was read and names the next unread study; reopening clears it; both are entries."""
     other = in_process.post({"c": study_file(2, 1)}).json()["studies"][0]["id"]
     analyse(in_process, other)
-    done = say(in_process, study, verdict="done").json()
+    done = say(in_process, study, verdict="done", unanswered=leave(1, 2)).json()
     assert (done["next_study"], done["read_at"]) == (f"/view/{other}", done["entries"][0]["answered_at"])
-    assert say(in_process, other, verdict="done").json()["next_study"] is None
+    assert say(in_process, other, verdict="done", unanswered=leave(1)).json()["next_study"] is None
     reopened = say(in_process, study, verdict="reopened").json()
     assert reopened["read_at"] is None
     assert [entry["verdict"] for entry in reopened["entries"]] == ["done", "reopened"]
@@ -235,7 +235,8 @@ def test_done_speaks_of_the_images_that_were_shown(in_process: Any, study: str) 
     assert refused.status_code == 409
     assert "3 images by now" in refused.json()["detail"]
     assert entries(in_process, study) == []
-    assert say(in_process, study, verdict="done", images=3).json()["read_at"] is not None
+    done = say(in_process, study, verdict="done", images=3, unanswered=leave(1, 2)).json()
+    assert done["read_at"] is not None
 
 
 def test_a_request_is_its_readers_own(in_process: Any, study: str) -> None:
@@ -258,7 +259,8 @@ def test_done_ends_the_claim_and_passes_by_what_others_read(in_process: Any, stu
     in_process.keys["other"] = "osk_other_reader"
     for one, role in ((study, "radiologist"), (theirs, "other")):
         assert in_process.http.post(f"/studies/{one}/claim", headers=in_process.headers(role)).json()["mine"]
-    assert say(in_process, study, verdict="done").json()["next_study"] == f"/view/{free}"
+    done = say(in_process, study, verdict="done", unanswered=leave(1, 2)).json()
+    assert done["next_study"] == f"/view/{free}"
     history = in_process.http.get(f"/studies/{study}/claims", headers=in_process.headers()).json()
     assert [(one["name"], one["ended"]) for one in history] == [("radiologist", "read")]
 

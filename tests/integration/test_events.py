@@ -19,7 +19,7 @@ from api.hub import COALESCE_S
 from infra.process import free_port
 from shared.repository import Database
 from shared.repository.access import Key, Role, add_key, find_key
-from shared.repository.notices import worklist_changed
+from shared.repository.notices import findings_revised, worklist_changed
 from shared.settings import ROOT
 from tests.pace import LIMIT_S, until
 
@@ -88,9 +88,10 @@ def test_who_is_told_and_how_often(api: Api, database: Database, key: Key) -> No
         lines = answer.iter_lines()
         assert next(line for line in lines if line) == "retry: 3000"
         until(lambda: listening(database) == 1, 30)
-        assert (
-            next(line for line in lines if line.startswith("event")) == "event: worklist"
-        )  # what was before it listened
+        # what was before it listened
+        assert [next(line for line in lines if line.startswith("event")) for _ in range(2)] == [
+            "event: worklist", "event: revised"
+        ]  # fmt: skip
         time.sleep(1.5)
         tell(database, uuid4())  # another site's
         with suppress(RuntimeError), database.transaction() as session:
@@ -104,6 +105,11 @@ def test_who_is_told_and_how_often(api: Api, database: Database, key: Key) -> No
         # were each of the fifty an event, fifty would come before this sign of life
         rest = list(itertools.takewhile(lambda line: not line.startswith(": alive"), lines))
         assert sum(line.startswith("event") for line in rest) <= 3 + periods
+        assert "event: revised" not in rest
+        with database.transaction() as session:
+            findings_revised(session, [key.site_id])
+        told = [next(line for line in lines if line.startswith("event")) for _ in range(2)]
+        assert told == ["event: worklist", "event: revised"]
 
 
 def test_strangers_and_too_many_are_refused(api: Api, key: Key) -> None:

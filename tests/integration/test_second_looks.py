@@ -9,14 +9,16 @@ from uuid import UUID, uuid4
 
 import pytest
 from sqlalchemy import select, update
+from sqlalchemy.orm import Session
 
 from shared.backlog import LookState
 from shared.findings import AbstentionReason, Assessment, Finding, Heatmap, InstanceResult, Severity
+from shared.repository import answers as ledger
 from shared.repository import nights, reports, second_looks, work
 from shared.repository.access import Role, Vault, add_key
 from shared.repository.bundles import activate_bundle, add_bundle
 from shared.study import Claim, Priority, StudyStatus
-from shared.tables import AlertRow, AllowancesRow, BundleRow, IdentityReadRow, KeyRow, SecondLookRow
+from shared.tables import AlertRow, AllowancesRow, AnswerRow, BundleRow, IdentityReadRow, KeyRow, SecondLookRow, SiteRow
 from shared.worklist import ALLOWANCES
 from tests.conftest import InProcessApi
 from tests.ward import Ward
@@ -101,6 +103,10 @@ class History:
     def one(self, study: UUID, bundle: str = "b") -> SecondLookRow:
         with self.ward.database.transaction() as session:
             return session.get_one(SecondLookRow, (study, bundle))
+
+    def site(self, session: Session) -> str:
+        """The name of the ward's site."""
+        return session.get_one(SiteRow, self.ward.site_id).name
 
     def alerts(self) -> list[AlertRow]:
         with self.ward.database.transaction() as session:
@@ -386,6 +392,115 @@ def test_the_page_marks_and_audits(history: History, in_process: InProcessApi) -
     assert "Nothing to look at again" in in_process.http.get("/second-looks", headers=mine).text
     with in_process.database.transaction() as session:
         assert session.scalars(select(IdentityReadRow.study_id)).all() == [study]
+
+
+def revised(history: History, api: InProcessApi, read: int, unread: int) -> tuple[list[UUID], list[UUID]]:
+    """Studies whose finding was revised: so many that had been read before, and so many that had not."""
+    history.ward.vault = Vault(api.settings.identity_key.get_secret_value())
+    studies = [history.study() for _ in range(read + unread)]
+    if read:
+        history.ward.set(*studies[:read], read_at=TWO)
+    history.activate("b")
+    history.begin_night()
+    for study in studies:
+        history.look(study)
+    return studies[:read], studies[read:]
+
+
+def test_revised_findings_of_read_studies_stand_apart(history: History, in_process: InProcessApi) -> None:
+    """The API and the page tell those of studies that were read, to which nobody comes back, from the unread ones."""
+    read, unread = revised(history, in_process, 2, 1)
+    mine = in_process.headers("radiologist")
+
+    def studies(**query: Any) -> set[str]:
+        found = in_process.http.get("/alerts", params=query, headers=mine).json()["alerts"]
+        assert all((one["read_at"] is not None) == (UUID(one["study_id"]) in read) for one in found)
+        assert all(one["earlier_at"] for one in found)
+        return {one["study_id"] for one in found}
+
+    assert studies() == {str(one) for one in read + unread}
+    assert studies(read=True) == {str(one) for one in read}
+    assert studies(read=False) == {str(one) for one in unread}
+    page = in_process.http.get("/second-looks", headers=mine).text
+    first, second = page.index('id="revised-read"'), page.index('id="revised-unread"')
+    assert first < second
+    assert all(first < page.index(f"/view/{one}") < second for one in read)
+    assert page.index(f"/view/{unread[0]}") > second
+
+
+def test_every_page_counts_what_waits_to_be_seen(history: History, in_process: InProcessApi) -> None:
+    """The navigation of each page has the count of this site's revised findings, for those who may open them."""
+    (study,), _ = revised(history, in_process, 1, 0)
+    mine, admin = in_process.headers("radiologist"), in_process.headers("admin")
+    with in_process.database.transaction() as session:
+        add_key(session, "elsewhere", "other", Role.RADIOLOGIST, "osk_elsewhere")
+    other = {"Authorization": "Bearer osk_elsewhere"}
+    paths = ["/", "/second-looks", "/agreement.html", f"/view/{study}", f"/studies/{study}/report.html"]
+    count = re.compile(r'id="revised-count" class="pill" data-count="(\d+)"')
+
+    def counted(path: str, headers: dict[str, str]) -> list[str]:
+        return count.findall(in_process.http.get(path, headers=headers).text)
+
+    for path, headers in [*((path, mine) for path in paths), ("/admin", admin)]:
+        assert counted(path, headers) == ["1"], path
+    assert counted("/", other) == ["0"]
+    told = in_process.http.get("/alerts/count", headers=mine).json()
+    assert (told["unseen"], told["at_least"]) == (1, False)
+    assert in_process.http.get("/alerts/count", headers=other).json()["unseen"] == 0
+    assert in_process.http.get("/alerts/count", headers=in_process.headers("submitter")).status_code == 403
+
+
+def test_a_study_says_that_it_was_revised_until_somebody_has_seen_it(
+    history: History, in_process: InProcessApi
+) -> None:
+    """Its page tells both assessments, both models and when; Seen there is kept in the ledger with who and when."""
+    (study,), _ = revised(history, in_process, 1, 0)
+    mine = in_process.headers("radiologist")
+
+    def page() -> str:
+        return " ".join(in_process.http.get(f"/view/{study}", headers=mine).text.split())
+
+    text = page().partition('class="revision"')[2].partition("</section>")[0]
+    for words in (
+        "Revised finding: positive",
+        "b found this",
+        "a had said",
+        "<strong>negative</strong>",
+        "was marked as read",
+    ):
+        assert words in text, words
+    version = in_process.http.get(f"/view/{study}", headers=mine).headers["etag"]
+    (action,) = re.findall(r'action="(/view/[^"]+/seen/[^"]+)"', text)
+    for _ in range(2):  # pressed again, or by a colleague, it is the same
+        done = in_process.http.post(action, headers=mine, follow_redirects=False)
+        assert (done.status_code, done.headers["location"]) == (303, f"/view/{study}")
+    assert 'class="revision"' not in page()
+    assert "Seen by radiologist" in page()
+    assert in_process.http.get(f"/view/{study}", headers=mine).headers["etag"] != version
+    told = in_process.http.get(f"/studies/{study}/answers", headers=mine).json()
+    assert [(one["verdict"], one["bundle"], one["reader"]) for one in told["entries"]] == [("seen", "b", "radiologist")]
+    assert told["read_at"] is not None  # nothing else changed
+    report = in_process.http.get(f"/studies/{study}/report.html", headers=mine).text
+    assert "radiologist has seen the revised finding of b" in report
+    with in_process.database.transaction() as session:
+        assert ledger.check(session, history.site(session)).problems == []
+
+
+def test_seen_at_once_is_seen_by_one(history: History, in_process: InProcessApi) -> None:
+    """Two readers press at the same moment: one entry; the other one is told."""
+    revised(history, in_process, 1, 0)
+    (alert,) = in_process.http.get("/alerts", headers=in_process.headers("radiologist")).json()["alerts"]
+    url = f"/alerts/{alert['id']}/seen"
+    with ThreadPoolExecutor(4) as pool:
+        statuses = list(
+            pool.map(
+                lambda role: in_process.http.post(url, headers=in_process.headers(role)).status_code,
+                ["radiologist", "admin"] * 2,
+            )
+        )
+    assert sorted(statuses) == [204, 409, 409, 409]
+    with in_process.database.transaction() as session:
+        assert [row.verdict for row in session.scalars(select(AnswerRow))] == ["seen"]
 
 
 # -- the report -----------------------------------------------------------------------------------------------------

@@ -42,7 +42,8 @@ def test_training_reads_back_what_readers_said(in_process: Any, tmp_path: Path) 
     say(in_process, agreed, **ONE | {"marks": [mark]})
     wrong, _ = study(in_process, 2)
     say(in_process, wrong, **ONE)
-    say(in_process, wrong, **ONE | {"verdict": "disagree", "fracture": "no", "region": "leg", "marks": [mark]})
+    say(in_process, wrong, **ONE | {"verdict": "disagree", "fracture": "no", "region": "leg", "marks": [mark]},
+        contradiction_meant=True)  # fmt: skip
     missed, _ = study(in_process, 3, Assessment.NEGATIVE)
     say(in_process, missed, **ONE | {"verdict": "disagree", "fracture": "yes", "severity": "moderate"})
     fought, _ = study(in_process, 4)

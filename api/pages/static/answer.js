@@ -1,5 +1,6 @@
 "use strict";
-// The reader's answer: one entry a finding, a form for what needs words, a draft that outlives the page, the history.
+// The reader's answer: one entry a finding, a form for what needs words, a draft that outlives the page, the history;
+// and what is asked before a study leaves the list.
 
 (() => {
   const panel = document.getElementById("answer");
@@ -17,7 +18,7 @@
 
   // -- what stands ------------------------------------------------------------------------------------------------
 
-  const standing = () => known.entries.filter((entry) => !entry.superseded_by);
+  const standing = () => known.entries.filter((entry) => !entry.superseded_by && entry.verdict !== "withdrawn");
   const about = (row) => ({ image: Number(row.dataset.image), frame: Number(row.dataset.frame), bundle: row.dataset.bundle });
   const isAbout = (entry, row) =>
     entry.image === Number(row.dataset.image) && entry.frame === Number(row.dataset.frame) && entry.bundle === row.dataset.bundle;
@@ -30,13 +31,23 @@
         button.setAttribute("aria-pressed", said.some((entry) => entry.mine && entry.verdict === button.dataset.verdict));
       }
       row.querySelector(".reply-said").textContent = said.map(inShort).join(" · ");
+      row.querySelector("[data-more]").hidden = !mine(row, "disagree");
+      row.querySelector("[data-withdraw]").hidden = !verdictOn(row);
     }
+    showReaders(answers.readers);
     part("reply-state").textContent = answers.read_at ? "This study is marked as read." : words(rows.filter(unanswered).length);
     part("reopen").hidden = !answers.read_at;
     part("done").textContent = answers.next_study ? "Done, next study" : "Done";
     answers.regions.forEach(offerRegion);
     showHistory();
     showMarks();
+  }
+
+  // What readers say stands before the model's word as soon as one of them contradicts it.
+  function showReaders(readers) {
+    part("readers-word").hidden = !readers;
+    part("readers-words").textContent = readers?.words ?? "";
+    part("model-word").classList.toggle("beside", Boolean(readers));
   }
 
   function offerRegion(region) {
@@ -46,6 +57,8 @@
 
   const mine = (row, verdict) =>
     standing().some((entry) => entry.mine && isAbout(entry, row) && (!verdict || entry.verdict === verdict));
+  const verdictOn = (row) =>
+    standing().find((entry) => entry.mine && isAbout(entry, row) && ["agree", "disagree"].includes(entry.verdict));
   const unanswered = (row) => !mine(row);
   const graver = (a, b) =>
     b.dataset.gravity - a.dataset.gravity || b.dataset.probability - a.dataset.probability;
@@ -60,10 +73,10 @@
     return `${whom}: ${entry.verdict}${entry.text || entry.marks.length ? ", with more in the history" : ""}`;
   }
 
-  const VERDICTS = { agree: "agrees", disagree: "disagrees", supplement: "adds", done: "marks the study as read", reopened: "reopens the study" };
+  const VERDICTS = { agree: "agrees", disagree: "disagrees", supplement: "adds", withdrawn: "withdraws the answer", done: "marks the study as read", reopened: "reopens the study", seen: "has seen the revised finding" };
 
   function sentence(entry) {
-    const where = entry.image ? ` on image ${entry.image}${entry.frame > 1 ? `, frame ${entry.frame}` : ""} (${entry.bundle})` : "";
+    const where = entry.image ? ` on image ${entry.image}${entry.frame > 1 ? `, frame ${entry.frame}` : ""} (${entry.bundle})` : entry.bundle ? ` of ${entry.bundle}` : "";
     const seen = [
       entry.fracture && `fracture: ${entry.fracture}`, entry.region, entry.severity && `extent ${entry.severity}`,
       entry.marks.length && `${entry.marks.length} mark${entry.marks.length > 1 ? "s" : ""}`,
@@ -91,11 +104,7 @@
         correct.type = "button";
         correct.textContent = "Correct";
         correct.setAttribute("aria-label", `Correct: ${sentence(entry)}`);
-        correct.addEventListener("click", () => {
-          const { verdict, image, frame, bundle, marks } = entry;
-          open({ verdict, image, frame, bundle, marks, supersedes: entry.id, request: crypto.randomUUID() }, entry);
-          form.elements.text.focus();
-        });
+        correct.addEventListener("click", () => correctEntry(entry));
         item.append(" ", correct);
       }
       if (entry.text) {
@@ -122,8 +131,9 @@
     box.firstElementChild.textContent = text;
   }
 
-  // The answers, or null after saying in words why there are none. A retry of the same request writes nothing twice.
-  async function ask(said, request) {
+  // The answers; or null after saying in words why there are none; or what must be asked first, which has a `code` that
+  // `questions` names. A retry of the same request writes nothing twice.
+  async function ask(said, request, questions = []) {
     const [what, cure] = said ? ["Not stored", "What you wrote is kept here; try again."] : ["Answers cannot be shown", "Load the page again."];
     let answer;
     try {
@@ -137,19 +147,20 @@
     }
     if (answer.ok) return answer.json();
     const problem = await answer.json().catch(() => ({}));
+    if (questions.includes(problem.code)) return problem;
     const why = answer.status === 401 ? "you are logged out. Log in again in another tab." : typeof problem.detail === "string" ? problem.detail : `the server answers ${answer.status}.`;
     wrong(`${what}: ${why} ${cure}`);
-    part("older").hidden = answer.status !== 409;
+    part("older").hidden = problem.code !== "newer-finding";
     return null;
   }
 
-  async function store(said, request) {
+  async function store(said, request, questions) {
     if (busy) return null;
     busy = true;
     panel.setAttribute("aria-busy", "true");
     try {
-      const answers = await ask(said, request);
-      if (answers) {
+      const answers = await ask(said, request, questions);
+      if (answers?.entries) {
         wrong("");
         show(answers);
       }
@@ -199,45 +210,76 @@
     showMarks();
   }
 
-  const agreeing = new Map(); // row to request: pressed again after an answer that got lost, it is the same request
+  const pressing = new Map(); // row and verdict to request: pressed again after an answer that got lost, it is the same
 
+  // What disagreeing most often means; the reader may say otherwise afterwards.
+  const opposite = (row) => ({ positive: "no", unclear: "no", negative: "yes" })[row.dataset.assessment];
+
+  function correctEntry(entry) {
+    const { verdict, image, frame, bundle, marks } = entry;
+    open({ verdict, image, frame, bundle, marks, supersedes: entry.id, request: crypto.randomUUID() }, entry);
+    form.elements.text.focus();
+  }
+
+  function elsewhereWriting(row) {
+    if (!writing || isAbout(writing, row)) return false;
+    form.scrollIntoView({ block: "nearest" });
+    wrong("Store or cancel the answer that you are writing first.");
+    return true;
+  }
+
+  // Agree and Disagree answer at once. Disagree again says more: region, extent, a box, words.
   async function press(row, verdict) {
     choose(row);
-    if (verdict === "agree") {
-      if (mine(row, "agree")) return; // said already
-      if (!agreeing.has(row)) agreeing.set(row, crypto.randomUUID());
-      if (await store({ ...about(row), verdict }, agreeing.get(row))) {
-        agreeing.delete(row);
-        moveOn();
-      }
+    if (verdict === "supplement") return supplement(row);
+    const before = verdictOn(row);
+    if (before?.verdict === verdict) {
+      if (verdict === "disagree" && !elsewhereWriting(row) && !writing) correctEntry(before);
       return;
     }
-    const request = crypto.randomUUID();
-    if (!writing || writing.verdict !== verdict || writing.supersedes || !isAbout(writing, row)) {
-      // what disagreeing most often means; the reader may say otherwise
-      const opposite = { positive: "no", unclear: "no", negative: "yes" }[row.dataset.assessment];
-      if (writing && !isAbout(writing, row)) {
-        form.scrollIntoView({ block: "nearest" });
-        return wrong("Store or cancel the answer that you are writing first.");
-      }
-      const typed = writing ? form.elements.text.value : "";
-      open({ ...about(row), verdict, marks: [], request }, { fracture: verdict === "disagree" ? opposite : "", text: typed });
+    const key = `${row.dataset.image} ${row.dataset.frame} ${row.dataset.bundle} ${verdict}`;
+    if (!pressing.has(key)) pressing.set(key, crypto.randomUUID());
+    const said = { ...about(row), verdict };
+    if (verdict === "disagree" && opposite(row)) said.fracture = opposite(row);
+    if (!(await store(said, pressing.get(key)))) return;
+    pressing.delete(key);
+    if (verdict === "agree") moveOn();
+  }
+
+  function supplement(row) {
+    if (elsewhereWriting(row)) return;
+    if (!writing || writing.verdict !== "supplement" || writing.supersedes) {
+      const text = writing ? form.elements.text.value : "";
+      open({ ...about(row), verdict: "supplement", marks: [], request: crypto.randomUUID() }, { text });
     }
     form.elements.text.focus();
   }
 
-  async function submit(older) {
+  async function withdraw(row) {
+    choose(row);
+    const before = verdictOn(row);
+    if (!before) return;
+    const { image, frame, bundle } = before;
+    if (await store({ verdict: "withdrawn", image, frame, bundle, supersedes: before.id, older_bundle: true }, crypto.randomUUID())) {
+      row.querySelector("[data-verdict=agree]").focus();
+    }
+  }
+
+  async function submit({ older = false, meant = false } = {}) {
     if (!writing) return;
     document.dispatchEvent(new CustomEvent("osteon:mark-take")); // a box that was moved by keys, and is seen on the film
     if (marking) return wrong("A box is begun on the film: draw it, or press Enter there to take it as it is, or Escape to give it up.");
     const { request, ...said } = writing;
     for (const name of FIELDS) if (form.elements[name].value) said[name] = form.elements[name].value;
     if (older) said.older_bundle = true;
+    if (meant) said.contradiction_meant = true;
     if (said.verdict === "supplement" && !said.marks.length && !FIELDS.some((name) => said[name])) {
       return wrong("A supplement says something: write a word, choose what is missing, or mark where.");
     }
     const row = rows.find((one) => isAbout(said, one));
-    if (await store(said, request)) {
+    const answers = await store(said, request, ["contradictory"]);
+    if (answers?.code) return doubt(answers, { older });
+    if (answers) {
       close();
       row?.querySelector(`[data-verdict=${said.verdict}]`).focus();
       moveOn();
@@ -246,7 +288,7 @@
 
   form.addEventListener("submit", (event) => {
     event.preventDefault();
-    submit(false);
+    submit();
   });
   form.addEventListener("input", () => {
     if (writing) writing.request = crypto.randomUUID(); // other words are another request
@@ -255,10 +297,10 @@
   form.addEventListener("keydown", (event) => {
     event.stopPropagation(); // letters are text here, not the page's keys
     if (event.key === "Escape") close();
-    if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) submit(false);
+    if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) submit();
   });
   part("cancel").addEventListener("click", close);
-  part("older").addEventListener("click", () => submit(true));
+  part("older").addEventListener("click", () => submit({ older: true }));
   part("mark").addEventListener("click", () => {
     showFilm(writing);
     document.dispatchEvent(new CustomEvent("osteon:mark-start"));
@@ -292,24 +334,128 @@
     tellMarks();
   });
 
+  // -- questions: a dialog whose buttons have one key each -----------------------------------------------------------
+
+  // choices: [button id, key, act]; Escape and the button `back` close it, and the focus returns to where it was.
+  function question(dialog, choices, back) {
+    let leaving = false; // one stroke, one choice
+    const byKey = Object.fromEntries(choices.map(([id, key]) => [key, part(id)]));
+    for (const [id, , act] of choices) {
+      part(id).addEventListener("click", () => {
+        if (leaving) return;
+        leaving = true;
+        dialog.close();
+        act();
+      });
+    }
+    back.addEventListener("click", () => dialog.close());
+    dialog.addEventListener("keydown", (event) => {
+      event.stopPropagation(); // the page below is covered
+      if (event.ctrlKey || event.metaKey || event.altKey) return;
+      if (event.repeat && event.key !== "Tab") return event.preventDefault(); // a key that is still down from before
+      const chosen = byKey[event.key.toLowerCase()];
+      if (chosen && !chosen.hidden) {
+        event.preventDefault();
+        chosen.click();
+      } else if (event.key === "Tab") {
+        const buttons = [...dialog.querySelectorAll("button")].filter((button) => !button.hidden);
+        const next = buttons[buttons.indexOf(document.activeElement) + (event.shiftKey ? -1 : 1)];
+        event.preventDefault();
+        (next ?? buttons.at(event.shiftKey ? -1 : 0)).focus();
+      }
+    });
+    return () => {
+      leaving = false;
+      dialog.showModal();
+      back.focus(); // of all choices the one that changes nothing: a key that is pressed twice chooses no other
+    };
+  }
+
   // -- done -------------------------------------------------------------------------------------------------------
 
-  const requests = { done: crypto.randomUUID(), reopened: crypto.randomUUID() };
+  let asked = []; // positive findings that the reader is asked about
+  const requests = {}; // verdict and choice to request: the same press again, after an answer that got lost
+  const showQuestion = question(part("ask"), [
+    ["ask-agree", "a", () => whole("done", "agree")],
+    ["ask-leave", "r", () => whole("done", "leave")],
+    ["ask-load", "l", () => location.reload()],
+  ], part("ask-back"));
 
-  async function whole(verdict) {
+  const findingOf = ({ image, frame, bundle }) => ({ image, frame, bundle });
+  const openPositives = () => rows.filter((row) => row.dataset.assessment === "positive" && unanswered(row)).map(about);
+
+  function askAbout(findings) {
+    asked = findings.map(findingOf);
+    const unknown = asked.filter((finding) => !rows.some((row) => isAbout(finding, row)));
+    const images = [...new Set(asked.map((finding) => finding.image))];
+    const many = images.length > 1;
+    part("ask-title").textContent = `${images.length} positive image${many ? "s are" : " is"} not answered`;
+    part("ask-which").replaceChildren(...asked.map((finding) => {
+      const item = document.createElement("li");
+      const row = rows.find((one) => isAbout(finding, one));
+      const what = row ? row.querySelector(".reply-about > .quiet").textContent : `${finding.bundle} has found this since you opened the page; you have not seen it`;
+      item.textContent = `Image ${finding.image}${finding.frame > 1 ? `, frame ${finding.frame}` : ""}: ${what}`;
+      return item;
+    }));
+    part("ask-agree").hidden = unknown.length > 0; // nobody agrees with what is not on the screen
+    part("ask-load").hidden = !unknown.length;
+    part("ask-agree").firstElementChild.textContent = asked.length > 1 ? "Agree with all, and go on" : "Agree, and go on";
+    part("ask-leave").firstElementChild.textContent = asked.length > 1 ? "Mark as read without answers" : "Mark as read without an answer";
+    showQuestion();
+  }
+  part("ask").addEventListener("close", () => {
+    const first = asked.map((finding) => rows.find((row) => isAbout(finding, row))).find(Boolean);
+    if (first && !busy) choose(first);
+  });
+
+  async function whole(verdict, choice) {
     if (writing) {
       form.scrollIntoView({ block: "nearest" });
       return wrong("Store or cancel the answer that you are writing first.");
     }
-    const seen = verdict === "done" ? { images: Number(panel.dataset.images) } : {};
-    const answers = await store({ verdict, ...seen }, requests[verdict]);
+    if (busy || part("done").disabled) return;
+    if (verdict === "done" && !choice) {
+      const open = openPositives();
+      if (open.length) return askAbout(open);
+    }
+    const said = verdict === "done" ? { verdict, images: Number(panel.dataset.images) } : { verdict };
+    if (choice) said.unanswered = { choice, findings: asked };
+    const key = JSON.stringify(said);
+    requests[key] ??= crypto.randomUUID();
+    const answers = await store(said, requests[key], ["positive-unanswered"]);
     if (!answers) return;
-    for (const each of Object.keys(requests)) requests[each] = crypto.randomUUID();
-    if (verdict === "done") location.assign(answers.next_study ?? `/${sessionStorage.getItem("worklist") ?? ""}`);
+    if (answers.code) return askAbout(answers.findings);
+    for (const each of Object.keys(requests)) delete requests[each];
+    if (verdict !== "done") return;
+    part("done").disabled = true; // the page is left
+    const done = answers.entries.findLast((entry) => entry.verdict === "done" && entry.mine && !entry.superseded_by);
+    if (done) Undo.offer({ study: panel.dataset.study, entry: done.id, key: panel.dataset.key, agreed: choice === "agree" ? asked.length : 0 });
+    location.assign(answers.next_study ?? `/${sessionStorage.getItem("worklist") ?? ""}`);
   }
 
   part("done").addEventListener("click", () => whole("done"));
   part("reopen").addEventListener("click", () => whole("reopened"));
+  addEventListener("pageshow", (event) => event.persisted && (part("done").disabled = false));
+
+  // -- an answer that contradicts itself ----------------------------------------------------------------------------
+
+  let doubted = {}; // how it was to be stored
+  const showDoubt = question(part("doubt"), [
+    ["doubt-fracture", "f", () => {
+      form.elements.fracture.value = "yes";
+      writing.request = crypto.randomUUID();
+      keep();
+      submit(doubted);
+    }],
+    ["doubt-store", "s", () => submit({ ...doubted, meant: true })],
+  ], part("doubt-back"));
+
+  function doubt(problem, how) {
+    doubted = how;
+    part("doubt-why").textContent = problem.detail.replace(/^This answer contradicts itself\. /, "");
+    part("doubt-fracture").hidden = !problem.contradictions.includes("box-without-fracture") || writing.verdict === "agree";
+    showDoubt();
+  }
 
   // -- keys, hashes, start ----------------------------------------------------------------------------------------
 
@@ -342,16 +488,17 @@
     for (const button of row.querySelectorAll("[data-verdict]")) {
       button.addEventListener("click", () => press(row, button.dataset.verdict));
     }
+    row.querySelector("[data-more]").addEventListener("click", () => press(row, "disagree"));
+    row.querySelector("[data-withdraw]").addEventListener("click", () => withdraw(row));
   }
 
-  // Agreeing takes two strokes, a and Enter: one alone, hit by mistake, would write for good.
   const reach = (button) => {
     button?.scrollIntoView({ block: "nearest" });
     button?.focus();
   };
   const focus = (verdict) => reach(current?.querySelector(`[data-verdict=${verdict}]`));
   const KEYS = {
-    a: () => focus("agree"), d: () => current && press(current, "disagree"), s: () => current && press(current, "supplement"),
+    a: () => current && press(current, "agree"), d: () => current && press(current, "disagree"), s: () => current && press(current, "supplement"),
     n: () => reach(part("done")),
   };
   document.addEventListener("keydown", (event) => {
@@ -381,6 +528,10 @@
     followHash();
   }
 
+  document.addEventListener("osteon:answered", async () => {
+    const answers = await ask();
+    if (answers) show(answers);
+  });
   addEventListener("hashchange", followHash);
   start();
 })();

@@ -492,4 +492,11 @@ async function lookAgain() {
   else location.reload();
 }
 if (main.dataset.refresh) setInterval(lookAgain, main.dataset.refresh * 1000);
+// A revised finding may be of this very study: films that somebody looks at are not taken away for it.
+document.addEventListener("osteon:revised", async () => {
+  if (document.querySelector(".revision-seen[role=status]")) return; // this page said so itself
+  const headers = { Accept: "text/html", "If-None-Match": main.dataset.version };
+  const answer = await fetch(location.href, { headers }).catch(() => null);
+  if (answer?.ok) byId("news").hidden = false;
+});
 byId("reload").addEventListener("click", () => location.reload());

@@ -47,7 +47,7 @@ async function ask() {
 
 function replace(fresh) {
   const focused = document.activeElement?.closest("#list a")?.getAttribute("href");
-  for (const id of ["list", "counts"]) {
+  for (const id of ["list", "counts", "revised-count"]) {
     const part = fresh.getElementById(id);
     if (part) document.getElementById(id).replaceWith(document.adoptNode(part));
   }
