@@ -31,6 +31,7 @@ from api import (
     metrics,
     operations,
     pages,
+    quarantine,
     studies,
     uploads,
     worklist,
@@ -120,7 +121,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.add_middleware(Headers)
     app.add_middleware(metrics.Measured)
     reading = (studies, films, claims, answers, agreement, worklist, events, filters, alerts)
-    operating = (allowances, backlog, bundles, held, operations, keys, health, metrics)
+    operating = (allowances, backlog, bundles, held, operations, quarantine, keys, health, metrics)
     for router in (*(room.router for room in (uploads, *reading, *operating)), pages.papers, pages.router):
         app.include_router(router)
     app.mount("/static", pages.STATIC)

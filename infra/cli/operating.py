@@ -1,9 +1,14 @@
-"""What an administrator does: release, activate, revoke."""
+"""What an administrator does: release, quarantine, activate, revoke."""
 
+import sys
 from pathlib import Path
 from typing import Annotated
+from urllib.parse import quote
 
 import typer
+from rich import box
+from rich.table import Table
+from rich.text import Text
 
 from infra.cli.terminal import Json, KeyOption, Url, calling, connected, honest, line, out, print_json
 from shared.errors import OsteonError, Unavailable
@@ -44,6 +49,70 @@ def release(
             line(f"not released {study_id}: {why}")
     if refused:
         raise typer.Exit(1)
+
+
+quarantine = typer.Typer(no_args_is_help=True, help="Studies that were set aside: list, dismiss, delete them.")
+app.add_typer(quarantine, name="quarantine")
+Reason = Annotated[str, typer.Option(help="why; it is kept on record, encrypted")]
+Study = Annotated[str, typer.Argument(help="a study's id, or its first digits")]
+
+
+@quarantine.command("list")
+@honest
+def list_quarantine(
+    limit: Annotated[int, typer.Option(min=1, max=500, help="studies to print")] = 50,
+    after: Annotated[str | None, typer.Option(help="the `next` of the page before")] = None,
+    url: Url = None,
+    key: KeyOption = None,
+    as_json: Json = False,
+) -> None:
+    """List the studies in quarantine that were not dismissed, the latest first, each with its reason."""
+    with calling(url, key, "admin") as client:
+        page = client.get("/quarantine", limit=limit, after=after)
+    if as_json:
+        print_json(page)
+        return
+    if not page["studies"]:
+        line("Nothing is in quarantine.")
+        return
+    table = Table("study", "since", "attempts", "images", "reason", box=box.SIMPLE_HEAD)
+    for one in page["studies"]:
+        since = (one["since"] or "")[:16].replace("T", " ")
+        table.add_row(*map(Text, (one["id"][:8], since, str(one["attempts"]), str(one["images"]), one["reason"])))
+    out.print(table)
+    if page["next"]:
+        line(f"more: osteon quarantine list --after {page['next']}")
+
+
+@quarantine.command()
+@honest
+def dismiss(study: Study, reason: Reason, url: Url = None, key: KeyOption = None, as_json: Json = False) -> None:
+    """Take a study out of the quarantine and the worklist: nothing is to be done about it."""
+    _decide("dismiss", study, reason, url, key, as_json=as_json)
+
+
+@quarantine.command()
+@honest
+def delete(
+    study: Study,
+    reason: Reason,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="do not ask")] = False,
+    url: Url = None,
+    key: KeyOption = None,
+    as_json: Json = False,
+) -> None:
+    """Delete a study that was set aside, with the patient's identity. Only sending it again brings it back."""
+    if not yes:
+        if not sys.stdin.isatty():
+            raise typer.BadParameter("nobody can be asked here; add --yes if you mean it", param_hint="--yes")
+        typer.confirm(f"Delete study {study} for good?", abort=True, err=True)
+    _decide("delete", study, reason, url, key, as_json=as_json)
+
+
+def _decide(what: str, study: str, reason: str, url: str | None, key: str | None, *, as_json: bool) -> None:
+    with calling(url, key, "admin") as client:
+        answer = client.post(f"/quarantine/{quote(study, safe='')}/{what}", {"reason": reason})
+    print_json(answer) if as_json else line(f"{answer['id']} {answer['decision']}")
 
 
 @app.command()

@@ -9,6 +9,7 @@ from sqlalchemy import case, delete, func, select, text
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
+from shared.repository.quarantine import dismissed
 from shared.repository.work import ToSend, clock, release
 from shared.study import Priority, StudyStatus
 from shared.tables import RefusalRow, StudyRow, WorkerRow
@@ -141,7 +142,7 @@ def quarantine_reasons(session: Session, site_id: UUID) -> list[Reason]:
     since = func.min(StudyRow.quarantined_at), func.max(StudyRow.quarantined_at)
     rows = session.execute(
         select(StudyRow.reason, func.count().label("studies"), *since)
-        .where(StudyRow.site_id == site_id, StudyRow.status == StudyStatus.QUARANTINED)
+        .where(StudyRow.site_id == site_id, StudyRow.status == StudyStatus.QUARANTINED, ~dismissed())
         .group_by(StudyRow.reason)
         .order_by(text("studies DESC"), StudyRow.reason)
         .limit(MOST_REASONS)
@@ -153,7 +154,7 @@ def quarantined(session: Session, site_id: UUID, most: int) -> Sequence[StudyRow
     """The studies of the site in quarantine, the latest first."""
     return session.scalars(
         select(StudyRow)
-        .where(StudyRow.site_id == site_id, StudyRow.status == StudyStatus.QUARANTINED)
+        .where(StudyRow.site_id == site_id, StudyRow.status == StudyStatus.QUARANTINED, ~dismissed())
         .order_by(StudyRow.quarantined_at.desc().nulls_last())
         .limit(most)
     ).all()
@@ -163,7 +164,12 @@ def release_reason(session: Session, site_id: UUID, reason: str) -> list[ToSend]
     """Give the site's studies that were set aside for this reason all their attempts again, MOST_RELEASED at a time."""
     ids = session.scalars(
         select(StudyRow.id)
-        .where(StudyRow.site_id == site_id, StudyRow.status == StudyStatus.QUARANTINED, StudyRow.reason == reason)
+        .where(
+            StudyRow.site_id == site_id,
+            StudyRow.status == StudyStatus.QUARANTINED,
+            StudyRow.reason == reason,
+            ~dismissed(),
+        )
         .order_by(StudyRow.id)
         .limit(MOST_RELEASED)
         .with_for_update(skip_locked=True)

@@ -12,6 +12,7 @@ from sqlalchemy.orm import Session
 from shared.backlog import LookState, Purpose, Stage
 from shared.repository import second_looks
 from shared.repository.history import ORDER, outdated
+from shared.repository.quarantine import dismissed
 from shared.repository.reports import NIGHT
 from shared.repository.work import DIED, ToSend, unanswered
 from shared.study import Priority, StudyStatus, may_become
@@ -80,7 +81,9 @@ def _leftovers(
         SecondLookRow.study_id == StudyRow.id, SecondLookRow.bundle == run.bundle, SecondLookRow.run_id == run.id
     )
     # a study that killed its workers would do so every night, with its neighbours: it is left to people
-    failed = (StudyRow.status == StudyStatus.QUARANTINED) & ~StudyRow.reason.contains(DIED, autoescape=True)
+    failed = (
+        (StudyRow.status == StudyStatus.QUARANTINED) & ~StudyRow.reason.contains(DIED, autoescape=True) & ~dismissed()
+    )
     # an image that can never be analysed does not become readable overnight
     healable = select(InstanceRow.study_id).where(InstanceRow.error_reason == "")
     before = now - STRANDED_AFTER

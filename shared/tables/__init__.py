@@ -6,7 +6,7 @@ from shared.tables.base import Base
 from shared.tables.findings import BundleRow, FindingRow
 from shared.tables.held import HeldFileRow, HeldTokenRow
 from shared.tables.nights import AlertRow, BacklogRunRow, SecondLookRow
-from shared.tables.operations import HoldingRow, RefusalRow, SampleRow, WorkerRow
+from shared.tables.operations import HoldingRow, QuarantineDecisionRow, RefusalRow, SampleRow, WorkerRow
 from shared.tables.reading_room import (
     AllowancesRow,
     IdentitySearchRow,
@@ -33,6 +33,7 @@ __all__ = [
     "IdentityTokenRow",
     "InstanceRow",
     "KeyRow",
+    "QuarantineDecisionRow",
     "RefusalRow",
     "SampleRow",
     "SavedFilterRow",

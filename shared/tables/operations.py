@@ -1,9 +1,9 @@
 """What the administrator sees: workers, one sample a minute, what is stored, and what was refused."""
 
 from datetime import datetime
-from uuid import UUID
+from uuid import UUID, uuid4
 
-from sqlalchemy import BigInteger, ForeignKey, String, func
+from sqlalchemy import BigInteger, ForeignKey, LargeBinary, String, Text, func
 from sqlalchemy.orm import Mapped, mapped_column
 
 from shared.tables.base import Base
@@ -67,3 +67,17 @@ class RefusalRow(Base):
     text: Mapped[str]  # of the last one
     files: Mapped[int]
     last_at: Mapped[datetime]
+
+
+class QuarantineDecisionRow(Base):
+    """Who dismissed or deleted a study of the quarantine, and why. It outlives the study."""
+
+    __tablename__ = "quarantine_decisions"
+    id: Mapped[UUID] = mapped_column(primary_key=True, default=uuid4)
+    site_id: Mapped[UUID] = mapped_column(ForeignKey("sites.id"))
+    study_id: Mapped[UUID] = mapped_column(index=True)
+    decision: Mapped[str] = mapped_column(String(16))
+    set_aside_for: Mapped[str] = mapped_column(Text)  # the study's reason
+    why: Mapped[bytes] = mapped_column(LargeBinary)  # encrypted: free text may name a patient
+    key_id: Mapped[UUID] = mapped_column(ForeignKey("api_keys.id"))
+    decided_at: Mapped[datetime] = mapped_column(server_default=func.now())

@@ -9,13 +9,14 @@ import pytest
 from cryptography.fernet import Fernet
 from fastapi.testclient import TestClient
 from prometheus_client.parser import text_string_to_metric_families
-from sqlalchemy import select, text, update
+from sqlalchemy import func, select, text, update
 
 from api.main import create_app
 from api.overview import Operations
 from shared.repository import operations
 from shared.settings import Settings
-from shared.tables import KeyRow, RefusalRow, StudyRow, WorkerRow
+from shared.study import StudyStatus
+from shared.tables import KeyRow, QuarantineDecisionRow, RefusalRow, StudyRow, WorkerRow
 from tests.conftest import SAMPLES, InProcessApi
 
 FILM = (SAMPLES / "studies" / "01-hand" / "1-pa.dcm").read_bytes()
@@ -75,6 +76,75 @@ def test_what_stands_in_quarantine_is_told_and_released(in_process: InProcessApi
     }  # fmt: skip
     view = overview(in_process)
     assert (view.quarantine, view.queues[1].waiting) == ([], 1)
+
+
+def test_a_study_is_dismissed_with_a_reason(in_process: InProcessApi) -> None:
+    """It leaves quarantine and list, the reason stays on record and can be read by nobody without the key."""
+    study = set_aside(in_process)
+    http, admin = in_process.http, in_process.headers("admin")
+    assert [one["id"] for one in http.get("/quarantine", headers=admin).json()["studies"]] == [study]
+    for role, status in (("radiologist", 403), ("submitter", 403)):
+        answer = http.post(f"/quarantine/{study}/dismiss", json={"reason": "x"}, headers=in_process.headers(role))
+        assert answer.status_code == status
+    assert http.post(f"/quarantine/{study}/dismiss", json={"reason": " "}, headers=admin).status_code == 422
+    answer = http.post(f"/quarantine/{study[:8]}/dismiss", json={"reason": "a phantom"}, headers=admin)
+    assert answer.json() == {"id": study, "decision": "dismissed"}
+    assert http.get("/quarantine", headers=admin).json() == {"studies": [], "next": None}
+    view = overview(in_process)
+    assert (view.quarantine, view.quarantined, view.counts[StudyStatus.QUARANTINED]) == ([], [], 0)
+    release = {"reason": "the object is missing"}
+    assert http.post("/quarantine/release", json=release, headers=admin).json()["released"] == 0
+    with in_process.database.transaction() as session:
+        row = session.scalars(select(QuarantineDecisionRow)).one()
+        assert (row.decision, row.set_aside_for) == ("dismissed", "the object is missing")
+        assert b"phantom" not in row.why
+        # set aside once more, after a late image: it is to be seen again
+        session.execute(update(StudyRow).values(quarantined_at=func.clock_timestamp(), read_at=None))
+    assert [one["id"] for one in http.get("/quarantine", headers=admin).json()["studies"]] == [study]
+
+
+def test_a_study_is_deleted_with_a_reason(in_process: InProcessApi) -> None:
+    """All its rows go, the decision stays; only what is in quarantine can be deleted, and what is sent again comes anew."""
+    study = set_aside(in_process)
+    http, admin = in_process.http, in_process.headers("admin")
+    with in_process.database.transaction() as session:
+        session.execute(update(StudyRow).values(status="analysed"))
+    assert http.post(f"/quarantine/{study}/delete", json={"reason": "x"}, headers=admin).status_code == 409
+    with in_process.database.transaction() as session:
+        session.execute(update(StudyRow).values(status="quarantined"))
+    answer = http.post(f"/quarantine/{study}/delete", json={"reason": "wrong patient"}, headers=admin)
+    assert answer.json() == {"id": study, "decision": "deleted"}
+    assert http.get(f"/studies/{study}", headers=admin).status_code == 404
+    with in_process.database.transaction() as session:
+        for table in ("studies", "instances", "identities"):
+            assert session.scalar(text(f"SELECT count(*) FROM {table}")) == 0
+        assert session.scalars(select(QuarantineDecisionRow.decision)).all() == ["deleted"]
+    assert in_process.post({"film.dcm": FILM}).json()["stored"] == 1
+
+
+def test_the_quarantine_is_paged(in_process: InProcessApi) -> None:
+    """Each study comes once, the latest first, however few a page holds."""
+    first = set_aside(in_process)
+    with in_process.database.transaction() as session:
+        for number in range(6):
+            session.execute(
+                text(
+                    "INSERT INTO studies SELECT (jsonb_populate_record(s, jsonb_build_object('id', gen_random_uuid(), "
+                    "'study_instance_uid', '2.25.' || :number, 'quarantined_at', now() - :number / 2 * interval '1 s')"
+                    ")).* FROM studies s WHERE id = CAST(:first AS uuid)"
+                ),
+                {"number": number, "first": first},
+            )
+    seen: list[str] = []
+    after = None
+    while True:
+        wanted = {"limit": 2} | ({"after": after} if after else {})
+        page = in_process.http.get("/quarantine", params=wanted, headers=in_process.headers("admin")).json()
+        seen += [one["id"] for one in page["studies"]]
+        after = page["next"]
+        if after is None:
+            break
+    assert len(seen) == len(set(seen)) == 7
 
 
 def test_a_study_is_named_by_its_first_digits(in_process: InProcessApi) -> None:

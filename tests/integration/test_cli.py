@@ -201,7 +201,7 @@ HELP = {
     "up": "Start the whole system", "down": "Stop the stack", "status": "which parts run", "submit": "Upload studies",
     "worklist": "most urgent first", "demo": "sample studies", "predict": "without any server", "activate": "active one",
     "train": "Train a network", "compare": "side by side", "card": "model card",
-    "evaluate": "held-out films", "export": "write it as a bundle", "release": "quarantined studies", "revoke": "invalid at once",
+    "evaluate": "held-out films", "export": "write it as a bundle", "release": "quarantined studies", "quarantine": "were set aside", "revoke": "invalid at once",
     "backtest": "Replay arrivals", "arrivals": "no identities",
     "bundles": "stored bundles", "shadow": "unseen by radiologists", "compare-bundles": "two bundles side by side",
     "backlog": "with a forecast",
