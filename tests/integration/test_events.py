@@ -135,7 +135,7 @@ def test_the_listener_comes_back(api: Api, database: Database, key: Key) -> None
     """A connection that Postgres closes is made anew, and whoever waits is told to look: they may have missed something."""
     with stream(api) as answer:
         lines = answer.iter_lines()
-        assert next(line for line in lines if line.startswith("event"))
+        assert next(line for line in lines if line == "event: worklist")
         until(lambda: listening(database) == 1, 30)
         with database.transaction() as session:
             session.execute(
@@ -143,9 +143,9 @@ def test_the_listener_comes_back(api: Api, database: Database, key: Key) -> None
                     "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'osteon listener' AND datname = current_database()"
                 )
             )
-        assert next(line for line in lines if line.startswith("event")) == "event: worklist"
+        assert next(line for line in lines if line == "event: worklist")
         tell(database, key.site_id)
-        assert next(line for line in lines if line.startswith("event")) == "event: worklist"
+        assert next(line for line in lines if line == "event: worklist")
 
 
 def test_open_streams_do_not_hold_the_server(api: Api, key: Key) -> None:

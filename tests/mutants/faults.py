@@ -165,8 +165,8 @@ FAULTS = (
         "any-key-releases",
         "A route asks for any key where it should ask for an administrator's.",
         "api/studies.py",
-        "def release(study_id: UUID, parts: PartsDep, key: Admin)",
-        "def release(study_id: UUID, parts: PartsDep, key: AnyReader)",
+        "def release(study_id: StudyId, parts: PartsDep, key: Admin)",
+        "def release(study_id: StudyId, parts: PartsDep, key: AnyReader)",
         ("tests/integration/test_upload.py::test_roles",),
     ),
     Fault(
