@@ -155,10 +155,22 @@ def decision(held_id: UUID, choice: Choice, parts: PartsDep, key: Admin) -> Deci
     return DecisionMade(state=STATE_OF[choice.decision], files=made.files, study_ids=made.study_ids)
 
 
+def corrections_of(session: Session, parts: Parts, study_id: UUID) -> list[HeldView]:
+    """The corrections of a study that are in force, the earliest first; whoever shows them has noted the reading."""
+    rows = held.corrections(session, study_id)
+    return _described(session, parts, {}, [(row, 1) for row in rows if row.state == State.APPLIED])
+
+
 def _views(
     session: Session, parts: Parts, key: Key, rows: Sequence[tuple[HeldFileRow, int]], *, renewed: bool
 ) -> list[HeldView]:
     known = parts.vault.identities(session, key, list({row.study_id for row, _ in rows}), renewed=renewed)
+    return _described(session, parts, known, rows)
+
+
+def _described(
+    session: Session, parts: Parts, known: dict[UUID, Identity], rows: Sequence[tuple[HeldFileRow, int]]
+) -> list[HeldView]:
     deciders = select(KeyRow.id, KeyRow.name).where(KeyRow.id.in_({row.decided_by for row, _ in rows}))
     names = {id_: name for id_, name in session.execute(deciders)}  # noqa: C416 - rows are no tuples to the type checker
     images = {one for row, _ in rows for one in (row.instance_id, row.new_instance_id) if one}

@@ -33,7 +33,7 @@ from api.overview import (
     WorkerView,
 )
 from api.responses import Health
-from shared.repository import bundles, operations, samples, work
+from shared.repository import bundles, held, operations, samples, work
 from shared.repository.access import Key
 from shared.settings import Settings
 from shared.storage import disk_of
@@ -94,6 +94,7 @@ def overview_of(parts: Parts, key: Key, chosen: Range) -> Operations:
             ],
             quarantined=[_quarantined(row, settings) for row in operations.quarantined(session, site, LISTED)],
             refusals=[RefusalView(**vars(one)) for one in operations.refusals(session, site, now - REFUSALS_OF)],
+            held=held.open_counts(session, site),
             nights=run_views(session),
             bundles=[
                 BundleLine(

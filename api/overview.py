@@ -10,6 +10,7 @@ from pydantic import BaseModel, Field
 from api.keys import KeyView
 from api.responses import Health
 from api.retrospect import RunView
+from shared.held import Kind
 from shared.study import Priority, StudyStatus
 
 
@@ -169,6 +170,7 @@ class Operations(BaseModel):
     quarantine: list[ReasonView]
     quarantined: list[QuarantinedStudy]
     refusals: list[RefusalView]
+    held: dict[Kind, int] = Field(default_factory=dict, description="stored files that wait for a decision, by why")
     nights: list[RunView]
     bundles: list[BundleLine]
     storage: StorageView

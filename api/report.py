@@ -12,9 +12,11 @@ from PIL import Image, ImageDraw
 
 from api.answers import AnswerView, answers_view
 from api.dependencies import Parts
+from api.examination import dicom_date, examined, image_words, joined, patient, when
 from api.responses import FindingView, InstanceReport, StudyReport
 from api.studies import heatmap_png, study_report
 from shared.answers import Verdict
+from shared.dicom import one_line
 from shared.findings import (
     AbstentionReason,
     Assessment,
@@ -64,6 +66,7 @@ class Report:
 
     study: StudyReport
     identity: Identity
+    facts: list[tuple[str, str]]  # who and what, each under its name; what is not known has no line or a dash
     headline: str  # the readers' once one of them contradicts the model
     beside: str  # then the model's
     films: list[Film]
@@ -135,6 +138,7 @@ def report_of(parts: Parts, key: Key, study_id: UUID, *, unveiled: bool = False)
     return Report(
         study=study,
         identity=identity,
+        facts=_facts(study, identity),
         headline=study.readers.words if study.readers else _headline(study),
         beside=f"Model: {_headline(study)}" if study.readers else "",
         films=_films(study.instances, unveiled=unveiled),
@@ -145,6 +149,19 @@ def report_of(parts: Parts, key: Key, study_id: UUID, *, unveiled: bool = False)
         generated_at=now,
         generated_by=key.name,
     )
+
+
+def _facts(study: StudyReport, who: Identity) -> list[tuple[str, str]]:
+    """Patient and examination, as page and PDF show them."""
+    what = examined(who.study_description, study.body_part, study.views, study.laterality)
+    facts = [
+        ("Patient ID", joined(one_line(who.patient_id), one_line(who.issuer), mark=" · ") or "-"),
+        ("Born", joined(dicom_date(one_line(who.birth_date)), patient(study.sex, study.age_years), mark=" · ") or "-"),
+        ("Accession", one_line(who.accession_number) or "-"),
+        ("Examination", what),
+        ("Made", joined(when(study.study_date, study.study_time), study.scanner, mark=" · ")),
+    ]
+    return [(name, text) for name, text in facts if text]
 
 
 def _is_current(entry: AnswerView, study: StudyReport) -> bool:
@@ -204,7 +221,7 @@ def _gravity(finding: FindingView) -> tuple[int, float]:
 
 
 def _film(image: InstanceReport, *, unveiled: bool) -> Film:
-    size = f"{image.modality}, {image.columns} x {image.rows} px"
+    size = joined(image_words(image.view, image.laterality), image.modality, f"{image.columns} x {image.rows} px")
     if image.frames > 1:
         size += f", {image.frames} frames"
     if not image.findings:

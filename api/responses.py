@@ -1,6 +1,6 @@
 """What the API answers, as pydantic models: the OpenAPI document is made from these."""
 
-from datetime import datetime
+from datetime import date, datetime, time
 from enum import StrEnum
 from uuid import UUID
 
@@ -273,6 +273,11 @@ class InstanceReport(BaseModel):
     rows: int
     columns: int
     frames: int
+    body_part: str = ""
+    laterality: str = Field("", description="R, L or B")
+    view: str = ""
+    manufacturer: str = ""
+    model: str = ""
     findings: list[FindingView]
     error: str | None = Field(None, description="why this image can never be analysed")
     error_reason: str | None = None
@@ -298,6 +303,15 @@ class StudyReport(Scored):
     region: str
     fracture_probability: float | None
     failed_images: int = Field(0, description="images that can never be analysed")
+    sex: str = Field("", description="M, F or O; empty: not told")
+    age_years: int | None = Field(None, description="of the patient at the study; 90 for all who are older")
+    study_date: date | None = None
+    study_time: time | None = Field(None, description="on the clock of the hospital")
+    body_part: str = ""
+    laterality: str = Field("", description="R, L, or B for both sides")
+    views: str = Field("", description="of all images, each once")
+    header_version: int = Field(0, description="changes when a correction of the header is applied")
+    scanner: str = Field("", description="manufacturer and model")
     instances: list[InstanceReport]
     readers: ReaderView | None = Field(
         None, description="what readers say, once one of them contradicts the model; the study's headline from then on"
@@ -353,6 +367,14 @@ class WorklistRow(Scored):
     reader: str = Field("", description="the name of the key that reads this study now; empty: nobody does")
     reading_since: datetime | None = None
     mine: bool = Field(False, description="whether you read it, at this login of your key")
+    sex: str = Field("", description="M, F or O; empty: not told")
+    age_years: int | None = Field(None, description="of the patient at the study; 90 for all who are older")
+    study_date: date | None = None
+    study_time: time | None = Field(None, description="on the clock of the hospital")
+    body_part: str = ""
+    laterality: str = Field("", description="R, L, or B for both sides")
+    views: str = Field("", description="of all images, each once")
+    header_version: int = Field(0, description="changes when a correction of the header is applied")
 
 
 class HeldFound(BaseModel):

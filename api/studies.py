@@ -6,6 +6,7 @@ from uuid import UUID
 
 from fastapi import APIRouter, HTTPException, Path, Response
 from PIL import Image
+from sqlalchemy.orm import Session
 
 from api.dependencies import Admin, AnyReader, Parts, PartsDep, Radiologist, Submitter
 from api.evidence import cell_levels, local_probability
@@ -66,6 +67,11 @@ def study_report(parts: Parts, key: Key, study_id: UUID) -> StudyReport:
             rows=view.row.rows,
             columns=view.row.columns,
             frames=view.row.frames,
+            body_part=view.row.body_part,
+            laterality=view.row.laterality,
+            view=view.row.view,
+            manufacturer=view.row.manufacturer,
+            model=view.row.model,
             findings=[
                 _finding(f, view.row, study_id, number, points.get(f.bundle, (None, None))) for f in view.findings
             ],
@@ -93,9 +99,27 @@ def study_report(parts: Parts, key: Key, study_id: UUID) -> StudyReport:
         abstention=abstention_of(row.abstention),
         abstention_detail=row.abstention_detail,
         failed_images=sum(1 for image in instances if image.error_reason),
+        sex=row.sex,
+        age_years=row.age_years,
+        study_date=row.study_date,
+        study_time=row.study_time,
+        body_part=row.body_part,
+        laterality=row.laterality,
+        views=row.views,
+        header_version=row.header_version,
+        scanner=row.scanner,
         instances=instances,
         readers=readers,
     )
+
+
+def series_descriptions(session: Session, parts: Parts, study_id: UUID) -> dict[int, str]:
+    """What the images' series are called, by the images' numbers; free text, which is kept encrypted."""
+    return {
+        number: str(parts.vault.open(view.row.description))
+        for number, view in enumerate(reading.instances(session, study_id), start=1)
+        if view.row.description
+    }
 
 
 def _finding(

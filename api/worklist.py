@@ -135,6 +135,14 @@ def _row(rank: int, entry: WorklistEntry, now: datetime, asking: tuple[UUID, str
         reader=entry.reader,
         reading_since=entry.reading_since,
         mine=(entry.reader_key, entry.reader_desk) == asking,
+        sex=entry.sex,
+        age_years=entry.age_years,
+        study_date=entry.study_date,
+        study_time=entry.study_time,
+        body_part=entry.body_part,
+        laterality=entry.laterality,
+        views=entry.views,
+        header_version=entry.header_version,
     )
 
 

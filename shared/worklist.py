@@ -7,7 +7,7 @@ kept-up list can have.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, time, timedelta
 from itertools import pairwise
 from uuid import UUID
 
@@ -97,6 +97,15 @@ class WorklistEntry:
     failed_images: int
     reason: str  # why quarantined or retrying
     read_at: datetime | None = None
+    # the examination, as shared.tables has it
+    sex: str = ""
+    age_years: int | None = None
+    study_date: date | None = None
+    study_time: time | None = None
+    body_part: str = ""
+    laterality: str = ""
+    views: str = ""
+    header_version: int = 0
     reader: str = ""  # who reads it now; empty: nobody
     reading_since: datetime | None = None
     reader_key: UUID | None = None  # names are not unique

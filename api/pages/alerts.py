@@ -9,6 +9,7 @@ from fastapi.responses import RedirectResponse
 from api.alerts import alert_page, mark_seen
 from api.dependencies import PartsDep, Radiologist
 from api.pages.render import header, render
+from shared.repository import reading
 
 router = APIRouter(include_in_schema=False)
 ROWS = 50
@@ -28,6 +29,7 @@ def alerts(request: Request, parts: PartsDep, key: Radiologist) -> Response:
     with parts.database.transaction() as session:
         shown = {alert.study_id for _, page, _ in found for alert in page.alerts}
         identities = parts.vault.identities(session, key, list(shown))
+        studies = reading.studies(session, key.site_id, list(shown))
         head = header(parts, session, key)
     sections = [
         {
@@ -39,7 +41,7 @@ def alerts(request: Request, parts: PartsDep, key: Radiologist) -> Response:
         }
         for place, page, words in found
     ]
-    return render("alerts.html", 200, identities=identities, sections=sections, **head)
+    return render("alerts.html", 200, identities=identities, studies=studies, sections=sections, **head)
 
 
 @router.post("/second-looks/{alert_id}/seen")

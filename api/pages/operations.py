@@ -6,16 +6,36 @@ from fastapi import APIRouter, Request, Response
 
 from api.allowances import allowances
 from api.dependencies import Admin, PartsDep
+from api.held import held_page
 from api.operations import LISTED, overview_of
 from api.overview import Operations, Point, Range
 from api.pages.plots import Plot, Value, length, plot
 from api.pages.render import header, render, version_of
 from shared.errors import BadRequest
+from shared.held import Decision, Kind, State
 from shared.repository.access import Role
 from shared.repository.samples import GRACE
 
 router = APIRouter(include_in_schema=False)
 RANGES = {Range.HOUR: "1 hour", Range.DAY: "24 hours", Range.MONTH: "30 days"}
+KINDS = {
+    Kind.PATIENT: "Another patient",
+    Kind.PIXELS: "Other pixels",
+    Kind.CORRECTION: "Corrected header",
+    Kind.COMPARING: "Being compared",
+}
+DECISIONS = {  # what a button says, and what is asked before
+    Decision.ANOTHER_STUDY: ("Another study", "Make them a study of their own, under a new Study Instance UID?"),
+    Decision.SAME_PATIENT: ("Same patient", "Add them to the study that they came for, as images of its patient?"),
+    Decision.APPLY: ("Apply", "Let the corrected header count from now on? What it replaces is kept."),
+    Decision.REJECT: ("Reject", "Reject: nothing of it is ever analysed, its bytes stay stored. Say why."),
+}
+STATES = {
+    State.ANOTHER_STUDY: "made a study of its own",
+    State.SAME_PATIENT: "added to its study",
+    State.APPLIED: "correction applied",
+    State.REJECTED: "rejected",
+}
 STEPS = {Range.HOUR: "minute", Range.DAY: "15 minutes", Range.MONTH: "6 hours"}
 
 
@@ -27,8 +47,10 @@ def operations(request: Request, parts: PartsDep, key: Admin) -> Response:
     except ValueError:
         raise BadRequest(f"Choose one of: {', '.join(Range)}") from None
     view = overview_of(parts, key, chosen)
-    version = version_of(view, key)
-    if request.headers.get("if-none-match") == version:
+    before = request.headers.get("if-none-match")  # sent by a page that renews itself
+    waiting = held_page(parts, key, renewed=before is not None)
+    version = version_of(view, key, waiting.model_dump_json())
+    if before == version:
         return Response(status_code=304, headers={"ETag": version})
     with parts.database.transaction() as session:
         head = header(parts, session, key)
@@ -38,6 +60,10 @@ def operations(request: Request, parts: PartsDep, key: Admin) -> Response:
         "view": view,
         "version": version,
         "plots": plots(view),
+        "held": waiting,
+        "kinds": KINDS,
+        "decisions": DECISIONS,
+        "states": STATES,
         "ranges": RANGES,
         "roles": list(Role),
         "allowances": allowances(parts, key),

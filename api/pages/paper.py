@@ -5,6 +5,7 @@ import io
 import unicodedata
 from collections.abc import Mapping
 from datetime import UTC
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 from xml.sax.saxutils import escape
@@ -20,7 +21,7 @@ from reportlab.pdfbase.ttfonts import TTFont
 from reportlab.pdfgen.canvas import Canvas
 from reportlab.platypus import Image, KeepTogether, Paragraph, SimpleDocTemplate, Spacer, Table
 
-from api.pages.render import dicom_date, person
+from api.pages.render import person
 from api.report import EARLIER, EXTENT, Film, Report
 from shared.findings import RESEARCH_USE
 
@@ -211,12 +212,14 @@ def _identity(report: Report, words: Any) -> Table:  # noqa: ANN401 - a local fu
     who, study = report.identity, report.study
     received = f"{study.received_at.astimezone(UTC):%Y-%m-%d %H:%M} UTC"
     analysed = f"{study.analysed_at.astimezone(UTC):%Y-%m-%d %H:%M} UTC" if study.analysed_at else "not yet"
-    cells = [
-        ("Patient", person(who.patient_name) or "name not given", "Received", received),
-        ("Patient ID", who.patient_id or "-", "Analysed", analysed),
-        ("Born", dicom_date(who.birth_date) or "-", "Priority", str(study.priority)),
-        ("Accession", who.accession_number or "-", "State", str(study.status)),
+    left = [("Patient", person(who.patient_name) or "name not given"), *report.facts]
+    right = [
+        ("Received", received),
+        ("Analysed", analysed),
+        ("Priority", str(study.priority)),
+        ("State", str(study.status)),
     ]
+    cells = [(*one, *other) for one, other in zip_longest(left, right, fillvalue=("", ""))]
     rows = [[words(cell, SMALL if place % 2 == 0 else TEXT) for place, cell in enumerate(row)] for row in cells]
     table = Table(rows, colWidths=[20 * mm, WIDTH / 2 - 20 * mm, 20 * mm, WIDTH / 2 - 20 * mm], hAlign="LEFT")
     line = HexColor("#999999")

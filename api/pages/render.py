@@ -12,7 +12,9 @@ from sqlalchemy.orm import Session
 
 from api.alerts import MOST_COUNTED
 from api.dependencies import Parts
+from api.examination import cut, dicom_date, examined, image_words, joined, patient, when
 from api.responses import FindingView
+from shared.dicom import one_line
 from shared.findings import RESEARCH_USE, Assessment, Severity, gravity, unread_words
 from shared.repository.access import Key, Role
 from shared.repository.alerts import unseen_count
@@ -31,16 +33,11 @@ ROOMS = [
 def person(name: str) -> str:
     """A DICOM person name as people write it: "DOE^JANE" is "DOE, JANE". Source: PS3.5 6.2.1."""
     groups = []
-    for group in name.split("="):
+    for group in one_line(name).split("="):
         family, *rest = (part.strip() for part in group.split("^"))
         given = " ".join(part for part in rest if part)
         groups.append(f"{family}, {given}" if family and given else family or given)
     return " / ".join(group for group in groups if group)
-
-
-def dicom_date(text: str) -> str:
-    """A DICOM date as ISO 8601, anything else as it is."""
-    return f"{text[:4]}-{text[4:6]}-{text[6:]}" if len(text) == 8 and text.isdigit() else text
 
 
 def percent(probability: float) -> str:
@@ -101,6 +98,8 @@ def _environment() -> Environment:
     )  # fmt: skip
     filters = (person, dicom_date, percent, span, reason_alone, gravest, gravity_of, unread_words)
     environment.filters.update({function.__name__: function for function in filters})
+    environment.globals.update(examined=examined, when=when, patient=patient, image_words=image_words, joined=joined)
+    environment.filters.update(cut=cut, one_line=one_line)
     environment.globals.update(RESEARCH_USE=RESEARCH_USE, ASSETS=ASSETS, Assessment=Assessment, Severity=Severity)
     environment.globals.update(key=None, rooms=rooms, revised_words=revised_words, REVISED_PATH=REVISED_PATH)
     return environment

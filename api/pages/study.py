@@ -7,13 +7,16 @@ from fastapi import APIRouter, Request, Response
 
 from api.alerts import revised_of
 from api.dependencies import PartsDep, Radiologist
+from api.held import corrections_of
 from api.operations import flower_link
 from api.pages.render import gravest, header, render, version_of
 from api.pages.words import SILENCE, model_words, plain_reason
 from api.responses import InstanceReport, StudyReport
-from api.studies import study_report
+from api.studies import series_descriptions, study_report
 from shared.errors import NotFound
 from shared.findings import gravity
+from shared.held import Kind
+from shared.repository import held
 from shared.repository.access import Role
 from shared.repository.bundles import manifests
 from shared.study import Identity, StudyStatus
@@ -31,13 +34,17 @@ def study(request: Request, study_id: str, parts: PartsDep, key: Radiologist) ->
     except ValueError:
         raise NotFound(f"there is no study {study_id} here") from None
     revisions = revised_of(parts, key, report.id)
-    version = version_of(report, key, *(one.model_dump_json() for one in revisions))
+    with parts.database.transaction() as session:
+        waiting = held.waiting(session, report.id)
+    version = version_of(report, key, str(sorted(waiting.items())), *(one.model_dump_json() for one in revisions))
     if request.headers.get("if-none-match") == version:
         return Response(status_code=304, headers={"ETag": version})
     with parts.database.transaction() as session:
         identity = parts.vault.identities(session, key, [report.id]).get(report.id, Identity())
         head = header(parts, session, key)
         told = manifests(session, {finding.bundle for image in report.instances for finding in image.findings})
+        series = series_descriptions(session, parts, report.id)
+        corrected = corrections_of(session, parts, report.id)
     films = [image for image in report.instances if image.findings]
     context = {
         **head,
@@ -56,6 +63,9 @@ def study(request: Request, study_id: str, parts: PartsDep, key: Radiologist) ->
         "full_films": parts.settings.full_films,
         "flower_url": flower_link(parts.settings, report.id) if key.role is Role.ADMIN else "",
         "version": version,
+        "waiting": {kind.value: waiting.get(kind, 0) for kind in Kind},
+        "series": series,
+        "corrected": corrected,
     }
     return render("study.html", 200, {"ETag": version}, **context)
 

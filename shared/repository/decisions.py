@@ -134,6 +134,7 @@ def _apply(session: Session, vault: Vault, rows: Sequence[HeldFileRow]) -> None:
             setattr(instance, name, value)
         instance.body_part, instance.header_sha256 = header.body_part, row.sha256
     assert header is not None
+    study.header_version += 1
     session.flush()
     _renew(session, study, header)
     if header.identity != known:

@@ -86,6 +86,14 @@ _SHOWN = select(
     StudyRow.failed_images,
     StudyRow.reason,
     StudyRow.read_at,
+    StudyRow.sex,
+    StudyRow.age_years,
+    StudyRow.study_date,
+    StudyRow.study_time,
+    StudyRow.body_part,
+    StudyRow.laterality,
+    StudyRow.views,
+    StudyRow.header_version,
 )
 MOST_ALIKE = 5
 SHORT_ID = re.compile(r"[0-9a-f]{4,32}")  # the first digits of an id, without dashes
@@ -315,6 +323,12 @@ def named(session: Session, site_id: UUID, start: str) -> UUID:
         more = ", …" if len(found) == MOST_ALIKE else ""
         raise BadRequest(f"{start} begins several ids: {', '.join(map(str, found))}{more}; give more of one")
     return found[0]
+
+
+def studies(session: Session, site_id: UUID, study_ids: Sequence[UUID]) -> dict[UUID, StudyRow]:
+    """These studies of a site, by id."""
+    rows = session.scalars(select(StudyRow).where(StudyRow.site_id == site_id, StudyRow.id.in_(study_ids)))
+    return {row.id: row for row in rows}
 
 
 def states(session: Session, site_id: UUID, study_ids: Sequence[UUID]) -> Sequence[Row[UUID, str, str, int]]:

@@ -77,24 +77,35 @@ async function call(url, options = {}) {
   return null;
 }
 
-function agreed(words) {
+// Whether somebody said yes; where a reason is wanted, also which one.
+function agreed(words, wantsReason = false) {
   document.getElementById("ask-words").textContent = words;
+  document.getElementById("ask-why").hidden = !wantsReason;
+  const field = document.getElementById("ask-reason");
+  field.value = "";
+  field.required = wantsReason;
   ask.returnValue = "no";
   ask.showModal();
+  if (wantsReason) field.focus();
   return new Promise((resolve) => ask.addEventListener("close", () => resolve(ask.returnValue === "yes"), { once: true }));
 }
 
 function done(button, value) {
-  const words = button.textContent.trim();
+  const words = button.firstChild.textContent.trim();
   if (value.released !== undefined) return `${value.released} released${value.left ? `, ${value.left} left: release again for the next ones` : ""}.`;
   return `Done: ${words.charAt(0).toLowerCase()}${words.slice(1)}.`;
 }
 
+// no submit button: Enter in the reason's field would press it, the first one
+document.getElementById("ask-no").addEventListener("click", () => ask.close("no"));
+
 document.addEventListener("click", async (event) => {
   const button = event.target.closest("button[data-post], button[data-show]");
   if (!button) return;
-  const { post, body, show: source, ask: question } = button.dataset;
-  if (question && !(await agreed(question))) return;
+  const { post, show: source, ask: question, reason } = button.dataset;
+  let { body } = button.dataset;
+  if (question && !(await agreed(question, reason !== undefined))) return;
+  if (reason !== undefined) body = JSON.stringify({ ...JSON.parse(body), reason: document.getElementById("ask-reason").value });
   button.setAttribute("aria-disabled", "true");
   const value = source
     ? await call(source)
