@@ -771,6 +771,7 @@ def test_sites_do_not_see_each_other(in_process: Any) -> None:
     study = in_process.post({"a": image()}).json()["studies"][0]["id"]
     for path in ("", "/preview.jpg", "/heatmap.png", "/heatmap.json", "/film"):
         assert in_process.http.get(f"/studies/{study}{path}", headers=other).status_code == 404
+    assert in_process.http.post(f"/studies/{study}/claim", headers=other).status_code == 404
     page = in_process.http.get("/worklist", headers=other).json()
     assert (page["entries"], set(page["counts"].values())) == ([], {0})
     receipt = in_process.http.post("/studies", files=[("f", ("a", image()))], headers=other).json()
