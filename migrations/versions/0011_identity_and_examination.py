@@ -60,7 +60,7 @@ def upgrade() -> None:
         sa.Column("new_instance_id", sa.Uuid(), nullable=True),
         sa.Column("before", sa.LargeBinary(), nullable=True),
         sa.ForeignKeyConstraint(["site_id"], ["sites.id"], name=op.f("fk_held_files_site_id")),
-        sa.ForeignKeyConstraint(["study_id"], ["studies.id"], name=op.f("fk_held_files_study_id"), ondelete="CASCADE"),
+        sa.ForeignKeyConstraint(["study_id"], ["studies.id"], name=op.f("fk_held_files_study_id")),
         sa.ForeignKeyConstraint(["instance_id"], ["instances.id"], name=op.f("fk_held_files_instance_id")),
         sa.ForeignKeyConstraint(["decided_by"], ["api_keys.id"], name=op.f("fk_held_files_decided_by")),
         sa.ForeignKeyConstraint(

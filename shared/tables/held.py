@@ -15,7 +15,8 @@ class HeldFileRow(Base):
     __tablename__ = "held_files"
     id: Mapped[UUID] = mapped_column(primary_key=True, default=uuid4)
     site_id: Mapped[UUID] = mapped_column(ForeignKey("sites.id"))
-    study_id: Mapped[UUID] = mapped_column(ForeignKey("studies.id", ondelete="CASCADE"))  # that it came for
+    # that it came for; it cannot be deleted before: the file may be another patient's
+    study_id: Mapped[UUID] = mapped_column(ForeignKey("studies.id"))
     instance_id: Mapped[UUID | None] = mapped_column(ForeignKey("instances.id"))  # that has its SOP Instance UID
     kind: Mapped[str] = mapped_column(String(16))  # as shared.held.Kind
     state: Mapped[str] = mapped_column(String(16))  # as shared.held.State

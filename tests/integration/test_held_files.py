@@ -272,6 +272,19 @@ def test_decisions_at_once(in_process: Any) -> None:
         assert session.scalar(select(func.count()).select_from(InstanceRow)) in (1, 3)
 
 
+def test_a_study_with_held_files_is_not_deleted(in_process: Any) -> None:
+    """Deleting a quarantined study would take another patient's files with it: it is refused, and they stay."""
+    api = in_process
+    (first,) = sent(api, image())
+    sent(api, image(1, 2, **ROE))
+    with api.database.transaction() as session:
+        session.execute(update(StudyRow).values(status="quarantined", quarantined_at=func.now()))
+    body = {"reason": "test"}
+    answer = api.http.post(f"/quarantine/{first['study_id']}/delete", json=body, headers=api.headers())
+    assert answer.status_code == 409, answer.text
+    assert counts(api) == (1, 1, 1)
+
+
 def test_who_may_decide(in_process: Any) -> None:
     """Only administrators of the same site see and decide; others learn nothing."""
     api = in_process
