@@ -29,6 +29,7 @@ BoolImage = npt.NDArray[np.bool_]  # (H, W)
 ROUNDS = 4
 MIDDLE = 0.35, 0.65  # of each side: within every field that has borders of up to 30 %
 LEAST_SIDE, LEAST_SHARE = 0.2, 0.05  # of the image: a smaller field is no certain one
+FEWEST = 2  # lines of a border; one alone could be the beginning of a slope
 STRAY = 0.005  # of a line: pixels that may differ from the rest of it
 # of the middle's range: how far values of one border differ; dark lines could be background that holds faint anatomy
 BRIGHT_TOLERANCE, DARK_TOLERANCE = 0.012, 0.002
@@ -154,8 +155,8 @@ def _sides(image: Float32Image) -> Iterator[Float32Image]:
 
 def _without_flat_lines(image: Float32Image) -> Box:
     """What is left without the lines at the sides that have one value."""
-    box = whole = Box(0, 0, *image.shape)
-    bright = []
+    box = Box(0, 0, *image.shape)
+    bright: list[tuple[float, Box]] = []  # values that were cut away, and what was left before
     for _ in range(2 * ROUNDS):  # where two sides have other values, the corner belongs to one of them
         part = image[box.cut]
         low, high = _range(part, 1, 99)
@@ -164,7 +165,7 @@ def _without_flat_lines(image: Float32Image) -> Box:
             depths.append(_flat_lines(lines, low, high))
             if depths[-1]:
                 value = float(np.median(lines[0]))
-                bright += [value] if value >= (low + high) / 2 else []
+                bright += [(value, box)] if value >= (low + high) / 2 else []
                 break
         depths += [0] * (4 - len(depths))
         top, bottom, left, right = depths
@@ -175,8 +176,10 @@ def _without_flat_lines(image: Float32Image) -> Box:
     step = max(1, max(box.height, box.width) // SAMPLES)
     few = image[box.cut][::step, ::step]
     low, high = _range(image[box.cut], 1, 99)
-    alike = [float((np.abs(few - value) <= BRIGHT_TOLERANCE * (high - low)).mean()) for value in bright]
-    return whole if alike and max(alike) > MOST_ALIKE else box
+    for value, before in bright:
+        if (np.abs(few - value) <= BRIGHT_TOLERANCE * (high - low)).mean() > MOST_ALIKE:
+            return before
+    return box
 
 
 def _flat_lines(lines: Float32Image, low: float, high: float) -> int:
@@ -192,6 +195,8 @@ def _flat_lines(lines: Float32Image, low: float, high: float) -> int:
         other = np.count_nonzero(np.abs(lines[begin : begin + 32] - value) > tolerance, axis=1) > stray
         if other.any():
             depth = begin + int(other.argmax())
+            if depth < FEWEST or abs(float(np.median(lines[depth - 1])) - value) > tolerance / 4:
+                return 0  # a slope, which has no end
             return depth if bright or _ends(np.abs(lines[depth:] - value) > tolerance) else 0
     return 0  # blank: nothing tells border from image
 
@@ -265,8 +270,8 @@ def _bright_depth(lines: Float32Image) -> int:
 def _corners(image: Float32Image, box: Box, hidden: BoolImage | None) -> BoolImage | None:
     """Areas of one value at the box's corners that leave a convex field, (height, width); None: there are none.
 
-    They go on from a border outside of the box, or there is one at each corner, bright or darker than all of the
-    image: else it is background. hidden: (height, width).
+    They go on from a border outside of the box, or there is one of the same value at each corner, bright or darker
+    than all of the image: else it is background. hidden: (height, width).
     """
     part = image[box.cut]
     low, high = _range(part, 0, 99)
@@ -290,7 +295,8 @@ def _corners(image: Float32Image, box: Box, hidden: BoolImage | None) -> BoolIma
                 )
             )
             foreign.append(value >= low + BRIGHT * spread or value < low - 0.05 * spread)
-    if sum(foreign) < 4:
+    values_there = [float(part[y, x]) for x, y in seeds]
+    if sum(foreign) < 4 or max(values_there) - min(values_there) > tolerance:
         seeds = [seed for seed, goes_on in zip(seeds, joined, strict=True) if goes_on]
     if not seeds:
         return None

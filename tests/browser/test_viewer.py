@@ -16,6 +16,8 @@ from playwright.sync_api import Browser, ConsoleMessage, Locator, Page, expect
 
 from infra.client import Client
 from samples.objects import pattern_image, set_pixels, to_bytes, uid
+from shared.vision.pixels import open_pixels
+from tests.bordered import TOP, Border, Stored, as_dicom, bordered
 from tests.browsing import WATCH_POLICY, leave, needs_chromium
 from tests.forked import ForkedProcess
 from tests.pace import LIMIT_S, limit_s
@@ -24,6 +26,7 @@ from tests.plant import KEYS, Plant
 SAMPLES = Path(__file__).parents[2] / "samples" / "studies"
 SHOTS = os.environ.get("OSTEON_SHOTS")  # a folder, for those who want to look
 CELLS = 28
+SCORES = {"positive": 9.0, "unclear": 4.0, "negative": 0.2, "abstained": 8.0}  # as their assessments go
 GRAVE = ("serious", "critical")
 LARGE = (2500, 2000)  # rows and columns of a film of 5 megapixels
 
@@ -55,9 +58,9 @@ class Room:
     ) -> None:
         """Have the model say this of all frames of a study. cells: (CELLS, CELLS) uint8."""
         self.sql(
-            "UPDATE findings SET assessment = %s, fracture_probability = %s, abstention = %s, heatmap = %s, "
+            "UPDATE findings SET assessment = %s, fracture_probability = %s, score = %s, abstention = %s, heatmap = %s, "
             "heatmap_height = %s, heatmap_width = %s WHERE instance_id IN (SELECT id FROM instances WHERE study_id = %s)",
-            assessment, probability, abstention, psycopg2.Binary(cells.tobytes()), *cells.shape, self.studies[study],
+            assessment, probability, SCORES[assessment], abstention, psycopg2.Binary(cells.tobytes()), *cells.shape, self.studies[study],
         )  # fmt: skip
 
 
@@ -80,6 +83,25 @@ def gradient(name: str, shape: tuple[int, int]) -> bytes:
     return to_bytes(ds, "1.2.840.10008.1.2.1")
 
 
+def hand() -> Stored:
+    """A sample film of 12 bits, (H, W), bone is the greater."""
+    frame = open_pixels((SAMPLES / "05-hand/1-pa.dcm").read_bytes()).frame(0)
+    return np.asarray(np.rint((frame - frame.min()) * (TOP / np.ptp(frame))), np.uint16)
+
+
+def bordered_hand() -> bytes:
+    """White above, and to the left."""
+    border = Border("straight", "white", (0.3, 0, 0.1, 0), 0, 0, padded=False, mirrored=False)
+    ids = {"SOPInstanceUID": uid("viewer/bordered/1"), "StudyInstanceUID": uid("viewer/bordered")}
+    return as_dicom(bordered(hand(), border), border, **ids)
+
+
+def squashed_hand() -> bytes:
+    """Every second column left away, and said so."""
+    ids: dict[str, Any] = {"SOPInstanceUID": uid("viewer/squashed/1"), "StudyInstanceUID": uid("viewer/squashed")}
+    return as_dicom(hand()[:, ::2], PixelAspectRatio=[1, 2], **ids)
+
+
 @pytest.fixture(scope="module")
 def room(standing: Plant, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Room]:
     standing.begin()
@@ -88,6 +110,9 @@ def room(standing: Plant, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
     large = tmp_path_factory.mktemp("films") / "large.dcm"
     large.write_bytes(gradient("large", LARGE))
     files["large"] = [large]
+    for name, content in (("bordered", bordered_hand()), ("squashed", squashed_hand())):
+        files[name] = [large.with_name(f"{name}.dcm")]
+        files[name][0].write_bytes(content)
     studies = {}
     with Client(standing.url, KEYS["submitter"]) as client:
         for name, paths in files.items():
@@ -96,6 +121,8 @@ def room(standing: Plant, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
     made = Room(standing, worker, studies)
     made.find("05-hand", "positive", 0.9, spot(14, 14))
     made.find("large", "positive", 0.9, spot(7, 14))
+    made.find("bordered", "positive", 0.9, spot(14, 14))
+    made.find("squashed", "positive", 0.9, spot(14, 14))
     made.find("24-leg", "unclear", 0.1, spot(10, 12, peak=60))
     made.find("21-leg", "abstained", 0.9, spot(14, 14), "metal")
     made.find("15-shoulder", "negative", 0.001, spot(14, 14, peak=0))
@@ -171,6 +198,71 @@ def gray(page: Page, x: float = 0.5, y: float = 0.5) -> Any:
 def view(page: Page) -> list[float]:
     """The part of the film that the stage shows: left, top, width, height in its pixels."""
     return [float(number) for number in str(page.locator("#lines").get_attribute("viewBox")).split()]
+
+
+# -- the exposed field ----------------------------------------------------------------------------------------------
+
+
+def outlined(page: Page) -> list[float]:
+    """Middle of what the outlines surround, in shares of the film."""
+    return list(
+        page.evaluate(
+            """() => {
+                const boxes = [...document.querySelectorAll("#lines path.outline")].map((path) => path.getBBox());
+                const [left, top] = [Math.min(...boxes.map((box) => box.x)), Math.min(...boxes.map((box) => box.y))];
+                const right = Math.max(...boxes.map((box) => box.x + box.width));
+                const bottom = Math.max(...boxes.map((box) => box.y + box.height));
+                const { columns, rows } = document.querySelector(".finding:not([hidden])").dataset;
+                return [(left + right) / 2 / columns, (top + bottom) / 2 / rows];
+            }"""
+        )
+    )
+
+
+def test_a_shutter_covers_borders_and_can_be_lifted(page: Page, room: Room) -> None:
+    """Black over what lies outside the field, by button and key; the outline lies where the field's evidence is."""
+    stage = look(page, room, "bordered")
+    shutter = page.get_by_role("button", name="Shutter")
+    expect(shutter).to_have_attribute("aria-pressed", "true")
+    page.locator("#overlay").click()
+    assert gray(page, 0.5, 0.05) == 0
+    shot(page, "shutter-closed")
+    stage.press("b")
+    expect(shutter).to_have_attribute("aria-pressed", "false")
+    assert gray(page, 0.5, 0.05) > 200
+    shot(page, "shutter-lifted")
+    page.locator("#invert").click()
+    shutter.click()
+    assert gray(page, 0.5, 0.05) == 0  # whatever else is inverted
+    page.locator("#reset").click()
+    assert outlined(page) == pytest.approx([(0.1 + 0.5) / 1.1, (0.3 + 0.5) / 1.3], abs=0.03)
+    for width, height in ((1024, 768), (390, 844)):
+        page.set_viewport_size({"width": width, "height": height})
+        shot(page, f"shutter-{width}")
+
+
+def test_where_all_is_exposed_there_is_no_shutter(page: Page, room: Room) -> None:
+    """Its button is not shown, and its key does nothing."""
+    stage = look(page, room, "large")
+    expect(page.locator("#shutter")).to_be_hidden()
+    before = gray(page)
+    stage.press("b")
+    assert gray(page) == before
+    expect(page.locator("#shutter")).to_have_attribute("aria-pressed", "true")
+
+
+def test_pixels_that_are_not_square_are_drawn_in_true_proportions(page: Page, room: Room) -> None:
+    """Twice as broad as high; preview, film and outlines agree on that."""
+    height, width = hand().shape
+    look(page, room, "squashed")
+    told = page.locator(".finding:not([hidden])")
+    expect(told).to_have_attribute("data-columns", str(2 * ((width + 1) // 2)))
+    expect(told).to_have_attribute("data-rows", str(height))
+    still = page.locator(".thumb img, #still").first
+    ratio = still.evaluate("image => image.naturalWidth / image.naturalHeight")
+    assert ratio == pytest.approx(width / height, abs=0.02)
+    assert outlined(page) == pytest.approx([0.5, 0.5], abs=0.03)
+    shot(page, "squashed")
 
 
 # -- the picture, and how it is drawn -------------------------------------------------------------------------------
