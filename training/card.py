@@ -22,7 +22,7 @@ WHAT = (
 ABSTAINS = (
     "Modalities other than {modalities}; body parts such as chest, spine or skull; a blank, inverted or almost wholly "
     "collimated image; metal in view; an image unlike those learned from; a region that is not recognised (probability "
-    "under {manifest.least_region_probability})."
+    "of the likeliest, or of the likeliest two neighbours together, under {manifest.least_region_probability})."
 )
 LIMITS = (
     "One source of films, without patient ids: neighbours in id order were kept on one side of the split. No hospital, "
@@ -93,12 +93,20 @@ def _group(name: str, group: dict[str, Any]) -> str:
     return f"| {name} ({group.get('films', 0)}) | {group.get('fractured', 0)} | {' | '.join(figures)} |"
 
 
+def reasons_in_words(counts: dict[str, Any]) -> str:
+    """As "metal 2, region 1"; bundles of before did not count reasons."""
+    return ", ".join(f"{reason} {count}" for reason, count in counts.get("reasons", {}).items())
+
+
 def _scope(scope: dict[str, Any]) -> list[str]:
     if not scope:
         return []
     return [
-        "| kind | images | abstained |",
-        "| --- | --- | --- |",
-        *(f"| {kind} | {counts['images']} | {counts['abstained']} |" for kind, counts in scope.items()),
+        "| kind | images | abstained | why |",
+        "| --- | --- | --- | --- |",
+        *(
+            f"| {kind} | {counts['images']} | {counts['abstained']} | {reasons_in_words(counts)} |"
+            for kind, counts in scope.items()
+        ),
         "",
     ]

@@ -116,9 +116,7 @@ def cross_fitted(answers: Answers) -> Judged:
     For films that will themselves choose the bundle's calibration: so no film has a say in its own judgement.
     Raises BadDataset if one half lacks a class.
     """
-    blocks = sorted({film.block for film in answers.films})
-    half = set(blocks[::2])
-    side = np.array([film.block in half for film in answers.films], bool)
+    side = halves_of(answers.films)
     chance, possible, likely = np.empty(len(side)), np.empty(len(side), bool), np.empty(len(side), bool)
     for own in (side, ~side):
         other = answers.only(~own & (answers.fractured != MISSING))
@@ -127,6 +125,12 @@ def cross_fitted(answers: Answers) -> Judged:
         chance[own] = probability(answers.fracture[own], calibration)
         possible[own], likely[own] = chance[own] >= sensitive, chance[own] >= specific
     return Judged(answers, chance, possible, likely)
+
+
+def halves_of(films: Sequence[Film]) -> Flags:
+    """(N,) which radiographs stand in the first half of the blocks; the rest is the second half."""
+    half = set(sorted({film.block for film in films})[::2])
+    return np.array([film.block in half for film in films], bool)
 
 
 def interval(films: Sequence[Film], figure: Callable[[Ints], float]) -> list[float] | None:

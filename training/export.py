@@ -24,14 +24,13 @@ from training.evaluate import (
     fit_calibration,
     operating_points,
     probability,
-    sigmoid,
 )
 from training.report import write_report
-from training.scope import fit_scope, measure_scope
+from training.scope import fit_limits, fit_scope, measure_scope
 from training.train import held_out, learned_from
 
-# which share of held-out films each reason for abstaining may cost; together well under 5 %
-STRANGE, METAL, NO_REGION = 0.015, 0.01, 0.005
+# regions that share a bone: a film of the thigh shows hip and knee
+NEIGHBOURS = (("hand", "elbow"), ("elbow", "shoulder"), ("hip", "leg"))
 # body parts (PS3.16 annex L) that no region stands for; what is not listed is judged by its pixels
 OTHER_BODY_PARTS = (
     "ABDOMEN", "ABDOMENPELVIS", "BREAST", "CHEST", "CHESTABDOMEN", "CHESTABDPELVIS", "CSPINE", "CTSPINE", "HEAD",
@@ -41,7 +40,7 @@ OTHER_BODY_PARTS = (
 
 
 @dataclass(frozen=True)
-class Assessment:
+class Evaluation:
     """A model's answers on some films, judged, with a manifest that describes it and a note on which films."""
 
     network: BoneNet
@@ -62,7 +61,7 @@ def load_run(run: Path) -> tuple[BoneNet, dict[str, Any]]:
     return network.eval(), recipe
 
 
-def assess_run(run: Path, name: str) -> Assessment:
+def evaluate_run(run: Path, name: str) -> Evaluation:
     """A finished run on its held-out films, with fp16 weights as it will be shipped.
 
     What the bundle needs beside weights is fitted here: the scope on the films that were learned from; calibration,
@@ -78,10 +77,10 @@ def assess_run(run: Path, name: str) -> Assessment:
     engine = pick_engine(network, size)
     answers = answer(engine, unseen, size)
     note = f"{len(unseen)} films held out by block, seed {recipe['seed']}; calibration and thresholds cross-fitted"
-    return Assessment(network, engine, cross_fitted(answers), _describe(answers, name, recipe, note), note)
+    return Evaluation(network, engine, cross_fitted(answers), _describe(answers, name, recipe, note), note)
 
 
-def assess_bundle(bundle: Path, data: list[Path], *, everything: bool) -> Assessment:
+def evaluate_bundle(bundle: Path, data: list[Path], *, everything: bool) -> Evaluation:
     """A bundle on the films of some data sets.
 
     everything: all films, judged by the bundle's own calibration, for sets that it was not trained on. Else only those
@@ -96,23 +95,23 @@ def assess_bundle(bundle: Path, data: list[Path], *, everything: bool) -> Assess
     if everything:
         sets = ", ".join(path.name for path in data)
         note = f"all {len(chosen)} films of {sets}; the bundle's own calibration and thresholds"
-        return Assessment(network, engine, as_shipped(answers, manifest), manifest, note)
+        return Evaluation(network, engine, as_shipped(answers, manifest), manifest, note)
     note = f"{len(chosen)} films held out by block, seed {manifest.data.get('seed')}; calibration cross-fitted"
-    return Assessment(network, engine, cross_fitted(answers), manifest, note)
+    return Evaluation(network, engine, cross_fitted(answers), manifest, note)
 
 
 def _all_films(data: list[Path]) -> list[Film]:
     return [film for path in data for film in films(path)]
 
 
-def report(assessment: Assessment, out: Path, strangers: Path | None) -> dict[str, Any]:
+def report(evaluation: Evaluation, out: Path, strangers: Path | None) -> dict[str, Any]:
     """Write metrics.json and report.html to `out`; returns the figures.
 
     strangers: a folder of DICOM files that are no bone radiographs in scope, to measure abstention on.
     """
-    reader = Reader(assessment.network, assessment.manifest, assessment.engine)
-    scope = measure_scope(reader, assessment.judged.answers, strangers)
-    return write_report(assessment.judged, assessment.manifest, out, assessment.note, extra={"scope": scope})
+    reader = Reader(evaluation.network, evaluation.manifest, evaluation.engine)
+    scope = measure_scope(reader, evaluation.judged.answers, strangers)
+    return write_report(evaluation.judged, evaluation.manifest, out, evaluation.note, extra={"scope": scope})
 
 
 def export(run: Path, name: str, path: Path, strangers: Path | None = None) -> Manifest:
@@ -120,10 +119,10 @@ def export(run: Path, name: str, path: Path, strangers: Path | None = None) -> M
 
     Raises BadDataset for an unfinished run or missing films.
     """
-    assessment = assess_run(run, name)
-    figures = report(assessment, run, strangers)
-    manifest = assessment.manifest.model_copy(update={"metrics": figures})
-    save_bundle(path, assessment.network, manifest)
+    evaluation = evaluate_run(run, name)
+    figures = report(evaluation, run, strangers)
+    manifest = evaluation.manifest.model_copy(update={"metrics": figures})
+    save_bundle(path, evaluation.network, manifest)
     path.with_suffix(".md").write_text(card(manifest))
     return manifest
 
@@ -133,9 +132,8 @@ def _describe(answers: Answers, name: str, recipe: dict[str, Any], note: str) ->
     known = answers.only(answers.fractured >= 0)
     calibration = fit_calibration(known.fracture, known.fractured)
     sensitive, specific = operating_points(probability(known.fracture, calibration), known.fractured)
-    usual = answers.only(np.array([film.hardware != 1 for film in answers.films], bool))
+    limits = fit_limits(answers, NEIGHBOURS)
     top = shown(known.only(known.fractured == 1).heatmaps).max((1, 2))
-    best = np.exp(usual.region - usual.region.max(1, keepdims=True))
     return Manifest(
         name=name,
         architecture=recipe["architecture"],
@@ -146,9 +144,10 @@ def _describe(answers: Answers, name: str, recipe: dict[str, Any], note: str) ->
         specific=specific,
         modalities=["CR", "DX", "RG", "OT"],
         other_body_parts=list(OTHER_BODY_PARTS),
-        least_region_probability=round(float(np.quantile(1 / best.sum(1), NO_REGION)), 3),
-        most_strangeness=round(float(np.quantile(usual.strangeness, 1 - STRANGE)), 4),
-        hardware=round(min(1.0, float(np.quantile(sigmoid(usual.hardware), 1 - METAL)) + 1e-3), 4),
+        region_neighbours=list(NEIGHBOURS),
+        least_region_probability=limits.least_region_probability,
+        most_strangeness=limits.most_strangeness,
+        hardware=limits.hardware,
         heatmap_full=min(1.0, max(1e-3, float(np.quantile(top, 0.5)))),
         data={
             "sets": [Path(path).name for path in recipe["data"]],

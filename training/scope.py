@@ -1,8 +1,11 @@
 """The model's scope: fitting what tells films like those learned from others, and measuring who is turned away."""
 
 import math
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -13,7 +16,7 @@ from sklearn.linear_model import LogisticRegression
 from tqdm import tqdm
 
 from shared.errors import Rejected
-from shared.findings import Assessment
+from shared.findings import AbstentionReason
 from shared.vision.engines import half_precision
 from shared.vision.network import DIRECTIONS, BoneNet
 from shared.vision.pixels import open_pixels
@@ -21,9 +24,14 @@ from shared.vision.radiograph import radiograph
 from shared.vision.reader import Reader
 from shared.vision.tensors import UInt8Image, prepare
 from training.datasets import MISSING, REGIONS, Film, read_film
-from training.evaluate import Answers
+from training.evaluate import Answers, halves_of, sigmoid
 
 Floats = npt.NDArray[np.float64]
+Count = dict[str, Any]  # images, abstained, and reasons: how many of each code
+Counts = dict[str, Count]
+HELD_OUT = ("held-out, fractured, without metal", "held-out, sound, without metal", "held-out, with metal")
+# which share of the fractured, and of the sound, each reason for abstaining may cost; together under 3 %
+STRANGE, METAL, NO_REGION = 0.0075, 0.01, 0.005
 ENOUGH = 1500  # films; more do not move the centres, and cost minutes on a CPU
 
 
@@ -94,26 +102,60 @@ def _hardware(pooled: Floats, hardware: npt.NDArray[np.int64]) -> tuple[Floats, 
     return weight, float(fitted.intercept_[0] - weight @ mean)
 
 
-def measure_scope(reader: Reader, answers: Answers, folder: Path | None) -> dict[str, dict[str, int]]:
-    """How many images of each kind the model abstains on: films in scope (should be few), strangers (should be most).
+@dataclass(frozen=True)
+class Limits:
+    """From where on the model abstains; as the manifest has them."""
 
-    answers: of held-out films; folder: DICOM files that are no bone radiographs in scope, judged once as they come,
-    with their header, and once by their pixels alone.
+    least_region_probability: float
+    most_strangeness: float
+    hardware: float
+
+
+def fit_limits(answers: Answers, neighbours: Sequence[tuple[str, str]]) -> Limits:
+    """Limits that turn away few radiographs without metal, of the fractured and of the sound ones alike.
+
+    answers: of held-out radiographs; neighbours: regions that count together, see `Manifest.region_neighbours`.
+    Each limit lies where the class that it hits harder loses no more than the given share: fractures are rarer than
+    sound bones, and look stranger, so that an average over both would hide what they lose.
     """
-    usual = [film for film in answers.films if film.hardware != 1]
-    metal = [film for film in answers.films if film.hardware == 1]
+    usual = np.array([film.hardware != 1 for film in answers.films], bool)
+    groups = [keep for label in (1, 0) if (keep := usual & (answers.fractured == label)).any()] or [usual]
+    certainty, hardware = certainties(answers, neighbours), sigmoid(answers.hardware)
+    return Limits(
+        least_region_probability=round(min(float(np.quantile(certainty[keep], NO_REGION)) for keep in groups), 3),
+        most_strangeness=round(max(float(np.quantile(answers.strangeness[keep], 1 - STRANGE)) for keep in groups), 4),
+        hardware=round(min(1.0, max(float(np.quantile(hardware[keep], 1 - METAL)) for keep in groups) + 1e-3), 4),
+    )
+
+
+def certainties(answers: Answers, neighbours: Sequence[tuple[str, str]]) -> Floats:
+    """(N,) how sure the body region is, as `Reader.certainty` has it."""
+    raised = np.exp(answers.region - answers.region.max(1, keepdims=True))
+    chances = raised / raised.sum(1, keepdims=True)
+    pairs = [chances[:, REGIONS.index(one)] + chances[:, REGIONS.index(other)] for one, other in neighbours]
+    certainty: Floats = np.max([chances.max(1), *pairs], axis=0)
+    return certainty
+
+
+def measure_scope(reader: Reader, answers: Answers, folder: Path | None) -> Counts:
+    """How many images of each kind the model abstains on, and why: radiographs in scope (few), others (nearly all).
+
+    answers: of held-out radiographs, which are counted by class and cross-fitted: each half of the blocks is judged by
+    limits that the other half chose; folder: DICOM files that are no bone radiographs in scope, judged once as they
+    come, with their header, and once by their pixels alone.
+    """
     size = reader.size
+    usual = [film for film in answers.films if film.hardware != 1]
     some = [read_film(film.path, size) for film in usual[:: max(1, len(usual) // 60)]]
     kinds: dict[str, Iterable[UInt8Image]] = {
-        "held-out films without metal": (read_film(film.path, size) for film in usual),
-        "held-out films with metal": (read_film(film.path, size) for film in metal),
         "inverted films": (_inverted(square) for square in some),
         "films collimated away": (_collimated(square) for square in some),
         "noise": _noise(size),
         "photographs": _photographs(size),
         "pages of text": _pages(size),
     }
-    counts = {kind: _abstained(reader, [(square, "", "") for square in squares]) for kind, squares in kinds.items()}
+    counts = _held_out(reader, answers)
+    counts |= {kind: _abstained(reader, [(square, "", "") for square in squares]) for kind, squares in kinds.items()}
     if folder:
         frames = list(_dicom(folder, size))
         counts["other DICOM images, with header"] = _abstained(reader, frames)
@@ -121,13 +163,35 @@ def measure_scope(reader: Reader, answers: Answers, folder: Path | None) -> dict
     return counts
 
 
-def _abstained(reader: Reader, images: list[tuple[UInt8Image, str, str]]) -> dict[str, int]:
-    refused = 0
+def _held_out(reader: Reader, answers: Answers) -> Counts:
+    """Held-out radiographs by class, cross-fitted."""
+    halves, neighbours = halves_of(answers.films), reader.manifest.region_neighbours
+    found: dict[str, list[AbstentionReason | None]] = {name: [] for name in HELD_OUT}
+    for own in (halves, ~halves):
+        limits = fit_limits(answers.only(~own), neighbours) if (~own).any() else None
+        strict = reader.limited(**asdict(limits)) if limits else reader
+        films = [film for film, kept in zip(answers.films, own, strict=True) if kept]
+        for start in range(0, len(films), 16):
+            part = films[start : start + 16]
+            squares = [read_film(film.path, reader.size) for film in part]
+            for film, reading in zip(part, reader.read(squares), strict=True):
+                name = HELD_OUT[2] if film.hardware == 1 else HELD_OUT[film.fractured != 1]
+                found[name].append(strict.finding(reading, 1, "").abstention)
+    return {name: _counted(reasons) for name, reasons in found.items()}
+
+
+def _abstained(reader: Reader, images: list[tuple[UInt8Image, str, str]]) -> Count:
+    reasons = []
     for start in range(0, len(images), 16):
         part = images[start : start + 16]
         for reading, (_, modality, body_part) in zip(reader.read([image[0] for image in part]), part, strict=True):
-            refused += reader.finding(reading, 1, modality, body_part).assessment is Assessment.ABSTAINED
-    return {"images": len(images), "abstained": refused}
+            reasons.append(reader.finding(reading, 1, modality, body_part).abstention)
+    return _counted(reasons)
+
+
+def _counted(reasons: list[AbstentionReason | None]) -> Count:
+    told = Counter(str(reason) for reason in reasons if reason is not None)
+    return {"images": len(reasons), "abstained": sum(told.values()), "reasons": dict(sorted(told.items()))}
 
 
 def _inverted(square: UInt8Image) -> UInt8Image:

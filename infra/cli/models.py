@@ -124,16 +124,16 @@ def evaluate(
 
     On held-out films unless --all says otherwise.
     """
-    from training.export import assess_bundle, assess_run, report
+    from training.export import evaluate_bundle, evaluate_run, report
 
     if model.is_dir():
-        assessment = assess_run(model, "run")
+        evaluation = evaluate_run(model, "run")
     elif data:
-        assessment = assess_bundle(model, data, everything=everything)
+        evaluation = evaluate_bundle(model, data, everything=everything)
     else:
         raise typer.BadParameter("a bundle needs films to be measured on", param_hint="--data")
     folder = out_dir or (model if model.is_dir() else Path(f"{model.stem}-report"))
-    figures = report(assessment, folder, strangers)
+    figures = report(evaluation, folder, strangers)
     if as_json:
         print_json(figures)
         return
@@ -144,7 +144,7 @@ def evaluate(
         elif isinstance(value, int) or value is None:
             table.add_row(name, "too few films" if value is None else str(value), "")
     out.print(table)
-    line(f"measured on {assessment.note}")
+    line(f"measured on {evaluation.note}")
     line(f"report: {folder / 'report.html'}")
 
 

@@ -50,7 +50,12 @@ class Manifest(BaseModel):
     other_body_parts: list[str] = Field(
         default_factory=list, description="Body Part Examined (PS3.16 CID 4031 or annex L) out of scope; abstains"
     )
-    least_region_probability: float = Field(description="below this the region counts as unknown")
+    region_neighbours: list[tuple[str, str]] = Field(
+        default_factory=list, description="regions that share a bone: between the two of a pair no region is doubtful"
+    )
+    least_region_probability: float = Field(
+        description="below this the likeliest region counts as unknown, and so do the likeliest two neighbours together"
+    )
     most_strangeness: float = Field(gt=0, description="above this a film is not like those that were learned from")
     hardware: float = Field(ge=0, le=1, description="from this probability on metal counts as in view")
     heatmap_full: float = Field(gt=0, le=1, description="cell probability drawn at full strength")

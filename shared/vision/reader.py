@@ -1,5 +1,6 @@
 """A bundle at work: prepared squares in, findings out. The worker, `osteon predict` and evaluation all use it."""
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -69,6 +70,8 @@ class Reader:
     def __init__(self, network: BoneNet, manifest: Manifest, engine: Engine | None = None) -> None:
         """engine: how the network is run; default: eager torch, which starts at once."""
         self.manifest = manifest
+        places = {name: place for place, name in enumerate(manifest.regions)}
+        self._neighbours = [(places[one], places[other]) for one, other in manifest.region_neighbours]
         self._run = engine or torch_engine(network, pick_device())
 
     @classmethod
@@ -86,6 +89,12 @@ class Reader:
         network, manifest = load_bundle(content, sha256)
         torch.set_num_threads(max(1, cpu_count() // lanes()))  # where torch computes, each lane has its share
         return cls(network, manifest, pick_engine(network, manifest.input_size, folder))
+
+    def limited(self, **limits: float) -> "Reader":
+        """The same network judged by other limits of the manifest."""
+        other = copy.copy(self)
+        other.manifest = self.manifest.model_copy(update=limits)
+        return other
 
     @property
     def size(self) -> int:
@@ -125,7 +134,7 @@ class Reader:
         """
         manifest = self.manifest
         best = int(reading.region.argmax())
-        abstention, detail = self._abstention(reading, float(reading.region[best]), modality, body_part)
+        abstention, detail = self._abstention(reading, modality, body_part)
         assessment = manifest.operating_points.assessment(reading.fracture)
         score: float | None = manifest.operating_points.score(reading.fracture)
         if abstention is not None:
@@ -149,9 +158,15 @@ class Reader:
             field=field,
         )
 
-    def _abstention(
-        self, reading: RawReading, region_probability: float, modality: str, body_part: str
-    ) -> tuple[AbstentionReason | None, str]:
+    def certainty(self, reading: RawReading) -> float:
+        """How sure the body region is: the probability of the likeliest, or of the likeliest two neighbours together.
+
+        A radiograph of the thigh shows hip and knee: it may stand between two regions and is of a known one.
+        """
+        pairs = (reading.region[one] + reading.region[other] for one, other in self._neighbours)
+        return float(max(reading.region.max(), *pairs, 0.0))
+
+    def _abstention(self, reading: RawReading, modality: str, body_part: str) -> tuple[AbstentionReason | None, str]:
         """The first reason to abstain, and the value that it is about; None in scope."""
         if body_part in self.manifest.other_body_parts:
             return AbstentionReason.BODY_PART, body_part
@@ -163,7 +178,7 @@ class Reader:
             return AbstentionReason.METAL, ""
         if not reading.strangeness <= self.manifest.most_strangeness:
             return AbstentionReason.OUT_OF_DISTRIBUTION, ""
-        if region_probability < self.manifest.least_region_probability:
+        if self.certainty(reading) < self.manifest.least_region_probability:
             return AbstentionReason.REGION, ""
         return None, ""
 

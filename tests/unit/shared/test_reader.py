@@ -153,6 +153,14 @@ def test_out_of_scope_abstains_and_says_why(
         assert (finding.frame, finding.bundle, finding.fracture_probability) == (3, "test-1", chance)
 
 
+def test_neighbours_together_are_a_known_region(network: BoneNet) -> None:
+    """Between two regions that share a bone no region is doubtful; between others it is."""
+    unsure = raw(0.99, region=np.array([0.39, 0.35], np.float32))
+    for neighbours, said in (([], "abstained"), ([("hand", "elbow")], "positive")):
+        told = manifest(region_neighbours=neighbours)
+        assert Reader(network, told).finding(unsure, 1, "DX").assessment == said
+
+
 def test_picture_without_modality_is_in_scope(reader: Reader) -> None:
     """A PNG has no modality to judge, so only its content decides."""
     assert reader.finding(raw(), 1, "").assessment is Assessment.POSITIVE

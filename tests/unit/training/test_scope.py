@@ -7,6 +7,8 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from shared.vision.bundle import Manifest
 from shared.vision.engines import torch_engine
@@ -15,8 +17,8 @@ from shared.vision.reader import Reader
 from tests.films import fracatlas_tree
 from training.card import card
 from training.datasets import MISSING, REGIONS, Film, films
-from training.evaluate import Answers, answer
-from training.scope import fit_scope, measure_scope
+from training.evaluate import Answers, answer, sigmoid
+from training.scope import HELD_OUT, METAL, NO_REGION, STRANGE, certainties, fit_limits, fit_scope, measure_scope
 
 SIZE = 64
 CPU = torch.device("cpu")
@@ -82,11 +84,42 @@ def test_abstentions_are_counted_by_kind(fitted: tuple[BoneNet, Answers], tmp_pa
     told = manifest(answers)
     (tmp_path / "notes.txt").write_text("no image")
     counts = measure_scope(Reader(network, told), answers, tmp_path)
-    assert counts["held-out films without metal"]["abstained"] == 0
+    held_out = {name: counts[name]["images"] for name in HELD_OUT}
+    assert sum(held_out.values()) == len(answers.films)
+    assert held_out[HELD_OUT[2]] == sum(film.hardware == 1 for film in answers.films)
     assert counts["films collimated away"]["abstained"] == counts["films collimated away"]["images"] > 0
     assert counts["noise"]["images"] == counts["photographs"]["images"] == counts["pages of text"]["images"] == 40
-    assert counts["other DICOM images, with header"] == {"images": 0, "abstained": 0}
+    assert counts["other DICOM images, with header"] == {"images": 0, "abstained": 0, "reasons": {}}
+    assert counts["films collimated away"]["reasons"] == {"collimated": counts["films collimated away"]["images"]}
     written = card(told.model_copy(update={"metrics": {"scope": counts}}))
     assert "| noise | 40 |" in written
+    assert "| collimated " in written
     assert "too few" in written
     assert "Research use only" in written
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(5, 60), st.integers(5, 400))
+def test_neither_class_loses_more_than_the_share(seed: int, fractured: int, sound: int) -> None:
+    """Limits keep the fractured as often as the sound, however few and however strange they are."""
+    dice = np.random.default_rng(seed)
+    labels = np.r_[np.ones(fractured, int), np.zeros(sound, int)]
+    films = [Film(Path(), "", 0, int(one), 0, 0, (1, 1)) for one in labels]
+    shift = 3 * dice.random() * labels  # fractures look stranger
+    answers = Answers(
+        films, dice.normal(size=len(labels)), dice.normal(size=(len(labels), 5)) * 3, np.zeros((len(labels), 3)),
+        np.zeros((len(labels), 1, 1)), dice.gamma(9, 0.1, len(labels)) + shift, dice.normal(-4, 2, len(labels)) + shift,
+    )  # fmt: skip
+    limits = fit_limits(answers, [("hip", "leg")])
+    certainty = certainties(answers, [("hip", "leg")])
+    for group in (labels == 1, labels == 0):
+        one = 1 / group.sum()  # a share of few is no finer than one of them
+        assert (answers.strangeness[group] > limits.most_strangeness + 1e-4).mean() <= STRANGE + one
+        assert (certainty[group] < limits.least_region_probability - 1e-3).mean() <= NO_REGION + one
+        assert (sigmoid(answers.hardware[group]) >= limits.hardware).mean() <= METAL + one
+
+
+def test_neighbours_count_together() -> None:
+    """A radiograph between hip and leg is of a known region; one between hand and hip is not."""
+    logits = np.log(np.array([[0.01, 0.01, 0.01, 0.49, 0.48], [0.49, 0.01, 0.01, 0.48, 0.01]]))
+    answers = Answers([], np.zeros(2), logits, np.zeros((2, 3)), np.zeros((2, 1, 1)), np.zeros(2), np.zeros(2))
+    assert certainties(answers, [("hip", "leg")]) == pytest.approx([0.97, 0.49])
