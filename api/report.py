@@ -85,7 +85,7 @@ def overlay_jpeg(parts: Parts, key: Key, study_id: UUID, image: int, frame: int,
     """
     with parts.database.transaction() as session:
         row, finding = reading.frame_finding(session, key.site_id, study_id, image, frame)
-        drawn = unveiled or finding.abstention is None
+        drawn = unveiled or finding.assessment != Assessment.ABSTAINED
         found = Heatmap(finding.heatmap, finding.heatmap_height, finding.heatmap_width) if drawn else None
         field = reading.field_of(finding, row)
         marks = reading_marks(answers_view(session, parts, key, study_id, words=False).entries, image, frame)
@@ -197,7 +197,8 @@ def _found(study: StudyReport) -> str:
     if study.assessment is None:
         return f"No finding: this study is {study.status}. {study.reason} {SILENCE}".replace("  ", " ")
     extent = f", extent {study.severity}" if study.severity and study.severity is not Severity.NONE else ""
-    return f"{study.assessment.capitalize()}, {study.region}{extent}{_score_words('; ', study.score)}."
+    said = f"{study.assessment.capitalize()}, {study.region}{extent}{_score_words('; ', study.score)}."
+    return said + _caveat(study.abstention_words)
 
 
 def _films(images: Sequence[InstanceReport], *, unveiled: bool) -> list[Film]:
@@ -231,7 +232,7 @@ def _film(image: InstanceReport, *, unveiled: bool) -> Film:
     lines = [finding_words(gravest)]
     if image.frames > 1:
         lines.append(f"Frame {gravest.frame} is shown, the gravest of {len(image.findings)} analysed.")
-    if gravest.abstention and not unveiled:
+    if gravest.assessment is Assessment.ABSTAINED and not unveiled:
         lines.append(VEILED)
     if image.error:
         lines.append(image.error)
@@ -248,7 +249,8 @@ def finding_words(finding: FindingView) -> str:
         unclear, positive = _percent(finding.sensitive_threshold), _percent(finding.specific_threshold)
         points = f" (unclear from {unclear}, positive from {positive})"
     said = f"{finding.assessment.capitalize()}, {finding.region}{extent}{_score_words('; ', finding.score)}."
-    return f"{said} Calibrated fracture probability {_percent(finding.fracture_probability)}{points}."
+    chance = f"Calibrated fracture probability {_percent(finding.fracture_probability)}{points}."
+    return f"{said} {chance}{_caveat(finding.abstention_words)}"
 
 
 def answer_words(entry: AnswerView) -> str:
@@ -304,6 +306,11 @@ def _figure(values: Sequence[float]) -> str:
 def _score_words(before: str, score: float | None) -> str:
     """As "; score 8.3 of 10"; "" where there is none."""
     return "" if score is None else f"{before}score {score:.1f} of 10"
+
+
+def _caveat(words: str) -> str:
+    """What stands behind a positive finding outside the validated scope."""
+    return f" {words[0].upper()}{words[1:]}." if words else ""
 
 
 def _percent(share: float) -> str:

@@ -216,7 +216,9 @@ class Scored(BaseModel):
     score: float | None = Field(
         None, description="0 to 10: unclear from 3, positive from 7; raw where the model abstains, null if meaningless"
     )
-    abstention: AbstentionReason | None = Field(None, description="a code; null: in scope")
+    abstention: AbstentionReason | None = Field(
+        None, description="why it is outside the validated scope, a code; beside positive a caveat"
+    )
     abstention_detail: str = Field("", description="the value that the reason is about, as the body part")
 
     @computed_field  # type: ignore[prop-decorator]

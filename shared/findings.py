@@ -18,7 +18,11 @@ class Assessment(StrEnum):
 
 
 class AbstentionReason(StrEnum):
-    """Why the model abstains: a code, compared and stored as it is. `abstention_words` makes the words."""
+    """Why an image is outside the validated scope: a code, compared and stored as it is.
+
+    The model abstains for it, but for metal beside a positive raw score: then it is a caveat of the positive finding.
+    `abstention_words` makes the words.
+    """
 
     BODY_PART = "body-part"  # detail: Body Part Examined
     MODALITY = "modality"  # detail: Modality
@@ -147,7 +151,7 @@ class Finding:
     severity: Severity
     heatmap: Heatmap
     score: float | None = None  # `OperatingPoints.score`; raw where the model abstains; None: meaningless
-    abstention: AbstentionReason | None = None  # None: in scope
+    abstention: AbstentionReason | None = None  # None: in scope; beside "positive", where it is metal, a caveat
     abstention_detail: str = ""  # the value that the reason is about, where it has one
     field: ExposedField | None = None  # None: the whole image, and of square pixels
 

@@ -162,5 +162,6 @@ def _found(entry: WorklistEntry) -> str:
         return f"{entry.assessment}, {abstention_words(entry.abstention, entry.abstention_detail, entry.score)}"
     if entry.assessment in (Assessment.POSITIVE, Assessment.UNCLEAR):
         extent = f", extent {entry.severity}" if entry.severity and entry.severity is not Severity.NONE else ""
-        return f"{entry.assessment}, {entry.region}{extent}"
+        caveat = f", {words}" if (words := abstention_words(entry.abstention, score=entry.score)) else ""
+        return f"{entry.assessment}, {entry.region}{extent}{caveat}"
     return f"{entry.assessment}, {entry.region}"

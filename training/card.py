@@ -21,8 +21,9 @@ WHAT = (
 )
 ABSTAINS = (
     "Modalities other than {modalities}; body parts such as chest, spine or skull; a blank, inverted or almost wholly "
-    "collimated image; metal in view; an image unlike those learned from; a region that is not recognised (probability "
-    "of the likeliest, or of the likeliest two neighbours together, under {manifest.least_region_probability})."
+    "collimated image; an image unlike those learned from; a region that is not recognised (probability of the "
+    "likeliest, or of the likeliest two neighbours together, under {manifest.least_region_probability}); metal in "
+    "view, unless the raw score is positive: then it is a caveat of the finding."
 )
 LIMITS = (
     "One source of films, without patient ids: neighbours in id order were kept on one side of the split. No hospital, "
@@ -94,8 +95,12 @@ def _group(name: str, group: dict[str, Any]) -> str:
 
 
 def reasons_in_words(counts: dict[str, Any]) -> str:
-    """As "metal 2, region 1"; bundles of before did not count reasons."""
-    return ", ".join(f"{reason} {count}" for reason, count in counts.get("reasons", {}).items())
+    """As "region 1; caveat: metal 2"; bundles of before counted neither."""
+    reasons, caveats = (
+        ", ".join(f"{reason} {count}" for reason, count in counts.get(kind, {}).items())
+        for kind in ("reasons", "caveats")
+    )
+    return f"{reasons}; caveat: {caveats}".removeprefix("; ") if caveats else reasons
 
 
 def _scope(scope: dict[str, Any]) -> list[str]:

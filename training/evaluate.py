@@ -72,6 +72,15 @@ class Answers:
         )
 
 
+def joined(one: Answers, other: Answers) -> Answers:
+    """The radiographs of both, in order."""
+    return Answers(
+        films=[*one.films, *other.films],
+        **{name: np.concatenate([getattr(one, name), getattr(other, name)]) for name in ANSWER_FIELDS},
+        fields=[*one.fields, *other.fields] if one.fields and other.fields else None,
+    )
+
+
 def answer(engine: Engine, films: list[Film], size: int, batch: int = 16) -> Answers:
     """Run a network over films exactly as the worker does: whole film, one view, no augmentation.
 
@@ -116,7 +125,9 @@ def cross_fitted(answers: Answers) -> Judged:
     For films that will themselves choose the bundle's calibration: so no film has a say in its own judgement.
     Raises BadDataset if one half lacks a class.
     """
-    side = halves_of(answers.films)
+    blocks = sorted({film.block for film in answers.films})
+    half = set(blocks[::2])
+    side = np.array([film.block in half for film in answers.films], bool)
     chance, possible, likely = np.empty(len(side)), np.empty(len(side), bool), np.empty(len(side), bool)
     for own in (side, ~side):
         other = answers.only(~own & (answers.fractured != MISSING))
@@ -125,12 +136,6 @@ def cross_fitted(answers: Answers) -> Judged:
         chance[own] = probability(answers.fracture[own], calibration)
         possible[own], likely[own] = chance[own] >= sensitive, chance[own] >= specific
     return Judged(answers, chance, possible, likely)
-
-
-def halves_of(films: Sequence[Film]) -> Flags:
-    """(N,) which radiographs stand in the first half of the blocks; the rest is the second half."""
-    half = set(sorted({film.block for film in films})[::2])
-    return np.array([film.block in half for film in films], bool)
 
 
 def interval(films: Sequence[Film], figure: Callable[[Ints], float]) -> list[float] | None:

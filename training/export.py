@@ -22,6 +22,7 @@ from training.evaluate import (
     as_shipped,
     cross_fitted,
     fit_calibration,
+    joined,
     operating_points,
     probability,
 )
@@ -48,6 +49,7 @@ class Evaluation:
     judged: Judged
     manifest: Manifest
     note: str
+    metal: Answers | None = None  # of radiographs with metal that are not among the judged
 
 
 def load_run(run: Path) -> tuple[BoneNet, dict[str, Any]]:
@@ -76,8 +78,10 @@ def evaluate_run(run: Path, name: str) -> Evaluation:
     unseen = held_out(run / "recipe.json")
     engine = pick_engine(network, size)
     answers = answer(engine, unseen, size)
+    metal = _with_metal(engine, learned_from(run / "recipe.json"), size)
     note = f"{len(unseen)} films held out by block, seed {recipe['seed']}; calibration and thresholds cross-fitted"
-    return Evaluation(network, engine, cross_fitted(answers), _describe(answers, name, recipe, note), note)
+    manifest = _describe(answers, metal, name, recipe, note)
+    return Evaluation(network, engine, cross_fitted(answers), manifest, note, metal)
 
 
 def evaluate_bundle(bundle: Path, data: list[Path], *, everything: bool) -> Evaluation:
@@ -87,9 +91,9 @@ def evaluate_bundle(bundle: Path, data: list[Path], *, everything: bool) -> Eval
     that its split held out, cross-fitted as when it was exported. Raises BadBundle, BadDataset.
     """
     network, manifest = load_bundle(bundle.read_bytes())
-    chosen = _all_films(data)
-    if not everything:
-        chosen = split(chosen, int(manifest.data["seed"]))[1] if "seed" in manifest.data else chosen
+    chosen, others = _all_films(data), list[Film]()
+    if not everything and "seed" in manifest.data:
+        others, chosen = split(chosen, int(manifest.data["seed"]))
     engine = pick_engine(network, manifest.input_size)
     answers = answer(engine, chosen, manifest.input_size)
     if everything:
@@ -97,7 +101,14 @@ def evaluate_bundle(bundle: Path, data: list[Path], *, everything: bool) -> Eval
         note = f"all {len(chosen)} films of {sets}; the bundle's own calibration and thresholds"
         return Evaluation(network, engine, as_shipped(answers, manifest), manifest, note)
     note = f"{len(chosen)} films held out by block, seed {manifest.data.get('seed')}; calibration cross-fitted"
-    return Evaluation(network, engine, cross_fitted(answers), manifest, note)
+    metal = _with_metal(engine, others, manifest.input_size)
+    return Evaluation(network, engine, cross_fitted(answers), manifest, note, metal)
+
+
+def _with_metal(engine: Engine, learned: list[Film], size: int) -> Answers | None:
+    """Answers for those that show metal: few are held out, so its limit rests on those that were learned from too."""
+    films = [film for film in learned if film.hardware == 1]
+    return answer(engine, films, size) if films else None
 
 
 def _all_films(data: list[Path]) -> list[Film]:
@@ -110,7 +121,7 @@ def report(evaluation: Evaluation, out: Path, strangers: Path | None) -> dict[st
     strangers: a folder of DICOM files that are no bone radiographs in scope, to measure abstention on.
     """
     reader = Reader(evaluation.network, evaluation.manifest, evaluation.engine)
-    scope = measure_scope(reader, evaluation.judged.answers, strangers)
+    scope = measure_scope(reader, evaluation.judged.answers, strangers, evaluation.metal)
     return write_report(evaluation.judged, evaluation.manifest, out, evaluation.note, extra={"scope": scope})
 
 
@@ -127,12 +138,12 @@ def export(run: Path, name: str, path: Path, strangers: Path | None = None) -> M
     return manifest
 
 
-def _describe(answers: Answers, name: str, recipe: dict[str, Any], note: str) -> Manifest:
+def _describe(answers: Answers, metal: Answers | None, name: str, recipe: dict[str, Any], note: str) -> Manifest:
     """The manifest that these held-out answers lead to."""
     known = answers.only(answers.fractured >= 0)
     calibration = fit_calibration(known.fracture, known.fractured)
     sensitive, specific = operating_points(probability(known.fracture, calibration), known.fractured)
-    limits = fit_limits(answers, NEIGHBOURS)
+    limits = fit_limits(joined(answers, metal) if metal else answers, NEIGHBOURS)
     top = shown(known.only(known.fractured == 1).heatmaps).max((1, 2))
     return Manifest(
         name=name,

@@ -21,6 +21,7 @@ from shared.errors import BadDataset
 from shared.findings import RESEARCH_USE, Severity
 from shared.vision.bundle import Manifest
 from shared.vision.reader import shown
+from training.card import reasons_in_words
 from training.datasets import MISSING, REGIONS, Film, outline_mask, read_exposed
 from training.evaluate import FEWEST, FINE, Floats, Ints, Judged, as_shipped, interval, measure, pointing
 
@@ -86,7 +87,7 @@ PAGES = Environment(
     trim_blocks=True,
     lstrip_blocks=True,
 )
-PAGES.filters |= {"number": _number, "percent": _percent}
+PAGES.filters |= {"reasons_in_words": reasons_in_words, "number": _number, "percent": _percent}
 
 
 def _counts(judged: Judged, manifest: Manifest) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from sklearn.linear_model import LogisticRegression
 from tqdm import tqdm
 
 from shared.errors import Rejected
-from shared.findings import AbstentionReason
+from shared.findings import Assessment, Finding
 from shared.vision.engines import half_precision
 from shared.vision.network import DIRECTIONS, BoneNet
 from shared.vision.pixels import open_pixels
@@ -24,14 +24,20 @@ from shared.vision.radiograph import radiograph
 from shared.vision.reader import Reader
 from shared.vision.tensors import UInt8Image, prepare
 from training.datasets import MISSING, REGIONS, Film, read_film
-from training.evaluate import Answers, halves_of, sigmoid
+from training.evaluate import Answers, joined, sigmoid
 
 Floats = npt.NDArray[np.float64]
-Count = dict[str, Any]  # images, abstained, and reasons: how many of each code
+Count = dict[str, Any]  # images, abstained, reasons: how many of each code, caveats: likewise, of positive findings
 Counts = dict[str, Count]
-HELD_OUT = ("held-out, fractured, without metal", "held-out, sound, without metal", "held-out, with metal")
+HELD_OUT = (
+    "held-out, fractured, without metal",
+    "held-out, sound, without metal",
+    "with metal, held-out or learned from",
+)
 # which share of the fractured, and of the sound, each reason for abstaining may cost; together under 3 %
-STRANGE, METAL, NO_REGION = 0.0075, 0.01, 0.005
+STRANGE, NO_REGION = 0.005, 0.001
+FLAGGED = 0.96  # which share of radiographs with metal is flagged
+FOLDS = 20  # of the blocks: few blocks show metal, so that halves of them would differ too much
 ENOUGH = 1500  # films; more do not move the centres, and cost minutes on a CPU
 
 
@@ -114,17 +120,20 @@ class Limits:
 def fit_limits(answers: Answers, neighbours: Sequence[tuple[str, str]]) -> Limits:
     """Limits that turn away few radiographs without metal, of the fractured and of the sound ones alike.
 
-    answers: of held-out radiographs; neighbours: regions that count together, see `Manifest.region_neighbours`.
-    Each limit lies where the class that it hits harder loses no more than the given share: fractures are rarer than
-    sound bones, and look stranger, so that an average over both would hide what they lose.
+    answers: of held-out radiographs, and of all that are known to show metal; neighbours: regions that count together,
+    see `Manifest.region_neighbours`. A limit lies where the class that it hits harder loses no more than the given
+    share: fractures are rarer than sound bones, and look stranger, so that an average over both would hide what they
+    lose. That of metal lies where FLAGGED of what shows metal is flagged; beside a positive raw score it is a caveat.
     """
+    metal = sigmoid(answers.hardware)[[film.hardware == 1 for film in answers.films]]
     usual = np.array([film.hardware != 1 for film in answers.films], bool)
-    groups = [keep for label in (1, 0) if (keep := usual & (answers.fractured == label)).any()] or [usual]
-    certainty, hardware = certainties(answers, neighbours), sigmoid(answers.hardware)
+    groups = [keep for label in (1, 0) if (keep := usual & (answers.fractured == label)).any()]
+    groups = groups or [usual if usual.any() else ~usual]  # where nothing is known, all count
+    certainty = certainties(answers, neighbours)
     return Limits(
         least_region_probability=round(min(float(np.quantile(certainty[keep], NO_REGION)) for keep in groups), 3),
         most_strangeness=round(max(float(np.quantile(answers.strangeness[keep], 1 - STRANGE)) for keep in groups), 4),
-        hardware=round(min(1.0, max(float(np.quantile(hardware[keep], 1 - METAL)) for keep in groups) + 1e-3), 4),
+        hardware=math.floor(1e4 * float(np.quantile(metal, 1 - FLAGGED, method="lower"))) / 1e4 if len(metal) else 1.0,
     )
 
 
@@ -137,12 +146,12 @@ def certainties(answers: Answers, neighbours: Sequence[tuple[str, str]]) -> Floa
     return certainty
 
 
-def measure_scope(reader: Reader, answers: Answers, folder: Path | None) -> Counts:
+def measure_scope(reader: Reader, answers: Answers, folder: Path | None, metal: Answers | None = None) -> Counts:
     """How many images of each kind the model abstains on, and why: radiographs in scope (few), others (nearly all).
 
-    answers: of held-out radiographs, which are counted by class and cross-fitted: each half of the blocks is judged by
-    limits that the other half chose; folder: DICOM files that are no bone radiographs in scope, judged once as they
-    come, with their header, and once by their pixels alone.
+    answers: of held-out radiographs, and metal: of others that show metal, which are counted by class and cross-fitted:
+    each fold of the blocks is judged by limits that the others chose; folder: DICOM files that are no bone
+    radiographs in scope, judged once as they come, with their header, and once by their pixels alone.
     """
     size = reader.size
     usual = [film for film in answers.films if film.hardware != 1]
@@ -154,7 +163,7 @@ def measure_scope(reader: Reader, answers: Answers, folder: Path | None) -> Coun
         "photographs": _photographs(size),
         "pages of text": _pages(size),
     }
-    counts = _held_out(reader, answers)
+    counts = _held_out(reader, answers, metal)
     counts |= {kind: _abstained(reader, [(square, "", "") for square in squares]) for kind, squares in kinds.items()}
     if folder:
         frames = list(_dicom(folder, size))
@@ -163,11 +172,14 @@ def measure_scope(reader: Reader, answers: Answers, folder: Path | None) -> Coun
     return counts
 
 
-def _held_out(reader: Reader, answers: Answers) -> Counts:
+def _held_out(reader: Reader, answers: Answers, metal: Answers | None) -> Counts:
     """Held-out radiographs by class, cross-fitted."""
-    halves, neighbours = halves_of(answers.films), reader.manifest.region_neighbours
-    found: dict[str, list[AbstentionReason | None]] = {name: [] for name in HELD_OUT}
-    for own in (halves, ~halves):
+    folds, neighbours = _folds(answers.films), reader.manifest.region_neighbours
+    if metal is not None:
+        folds = np.concatenate([folds, _folds(metal.films)])
+        answers = joined(answers, metal)
+    found: dict[str, list[Finding]] = {name: [] for name in HELD_OUT}
+    for own in (folds == fold for fold in sorted(set(folds.tolist()))):
         limits = fit_limits(answers.only(~own), neighbours) if (~own).any() else None
         strict = reader.limited(**asdict(limits)) if limits else reader
         films = [film for film, kept in zip(answers.films, own, strict=True) if kept]
@@ -176,22 +188,31 @@ def _held_out(reader: Reader, answers: Answers) -> Counts:
             squares = [read_film(film.path, reader.size) for film in part]
             for film, reading in zip(part, reader.read(squares), strict=True):
                 name = HELD_OUT[2] if film.hardware == 1 else HELD_OUT[film.fractured != 1]
-                found[name].append(strict.finding(reading, 1, "").abstention)
-    return {name: _counted(reasons) for name, reasons in found.items()}
+                found[name].append(strict.finding(reading, 1, ""))
+    return {name: _counted(findings) for name, findings in found.items()}
+
+
+def _folds(films: list[Film]) -> npt.NDArray[np.int64]:
+    """(N,) which fold each radiograph is judged in; those of a block stand together."""
+    blocks = {block: place for place, block in enumerate(sorted({film.block for film in films}))}
+    return np.array([blocks[film.block] % FOLDS for film in films], np.int64)
 
 
 def _abstained(reader: Reader, images: list[tuple[UInt8Image, str, str]]) -> Count:
-    reasons = []
+    findings = []
     for start in range(0, len(images), 16):
         part = images[start : start + 16]
         for reading, (_, modality, body_part) in zip(reader.read([image[0] for image in part]), part, strict=True):
-            reasons.append(reader.finding(reading, 1, modality, body_part).abstention)
-    return _counted(reasons)
+            findings.append(reader.finding(reading, 1, modality, body_part))
+    return _counted(findings)
 
 
-def _counted(reasons: list[AbstentionReason | None]) -> Count:
-    told = Counter(str(reason) for reason in reasons if reason is not None)
-    return {"images": len(reasons), "abstained": sum(told.values()), "reasons": dict(sorted(told.items()))}
+def _counted(findings: list[Finding]) -> Count:
+    abstained = [finding for finding in findings if finding.assessment is Assessment.ABSTAINED]
+    reasons = Counter(str(finding.abstention) for finding in abstained)
+    caveats = Counter(str(finding.abstention) for finding in findings if finding.abstention) - reasons
+    told = {"images": len(findings), "abstained": len(abstained), "reasons": dict(sorted(reasons.items()))}
+    return told | ({"caveats": dict(sorted(caveats.items()))} if caveats else {})
 
 
 def _inverted(square: UInt8Image) -> UInt8Image:

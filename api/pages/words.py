@@ -13,7 +13,9 @@ ABSTENTIONS = {  # what to make of an abstention
     AbstentionReason.BLANK: "Nothing can be told apart on this image.",
     AbstentionReason.COLLIMATED: "Nearly all of this image is unexposed or collimated away.",
     AbstentionReason.INVERTED: "Bone seems to be dark here; the model reads films on which it is bright.",
-    AbstentionReason.METAL: "Plates, screws, casts or jewellery mislead the model, so it says nothing beside them.",
+    AbstentionReason.METAL: (
+        "Plates, screws and jewellery mislead the model, and some displaced fractures and casts look like them to it."
+    ),
     AbstentionReason.OUT_OF_DISTRIBUTION: (
         "This film differs from all that the model learned from; its answer would be a guess."
     ),

@@ -114,7 +114,8 @@ def upgrade() -> None:
         op.create_check_constraint(
             f"ck_{table}_abstained_with_reason",
             table,
-            "(assessment IS NOT DISTINCT FROM 'abstained') = (abstention IS NOT NULL)",
+            "(assessment IS NOT DISTINCT FROM 'abstained') = (abstention IS NOT NULL) "
+            "OR coalesce(assessment = 'positive' AND abstention = 'metal', false)",
         )
     _translate(WORDS, ("call", "assessment"))
     for table, age in COLUMNS:

@@ -37,7 +37,8 @@ def assessed(table: str) -> tuple[CheckConstraint, ...]:
             name=f"ck_{table}_score",
         ),
         CheckConstraint(
-            f"(assessment IS NOT DISTINCT FROM '{Assessment.ABSTAINED}') = (abstention IS NOT NULL)",
+            f"(assessment IS NOT DISTINCT FROM '{Assessment.ABSTAINED}') = (abstention IS NOT NULL) "
+            f"OR coalesce(assessment = '{Assessment.POSITIVE}' AND abstention = '{AbstentionReason.METAL}', false)",
             name=f"ck_{table}_abstained_with_reason",
         ),
     )

@@ -137,7 +137,12 @@ class Reader:
         abstention, detail = self._abstention(reading, modality, body_part)
         assessment = manifest.operating_points.assessment(reading.fracture)
         score: float | None = manifest.operating_points.score(reading.fracture)
-        if abstention is not None:
+        # metal is suspected beside many a displaced fracture: a caveat where the raw score is positive, never silence,
+        # but where the image is doubtful for other reasons too
+        caveat = (
+            abstention is AbstentionReason.METAL and assessment is Assessment.POSITIVE and not self._doubtful(reading)
+        )
+        if abstention is not None and not caveat:
             assessment = Assessment.ABSTAINED
             score = score if abstention in SCORED else None
         extent = int((reading.severity >= 0.5).sum())
@@ -172,15 +177,21 @@ class Reader:
             return AbstentionReason.BODY_PART, body_part
         if modality and modality not in self.manifest.modalities:
             return AbstentionReason.MODALITY, modality
-        if reading.look != Look.USUAL:
+        if reading.look in (Look.BLANK, Look.COLLIMATED):
             return AbstentionReason(reading.look), ""
         if reading.hardware >= self.manifest.hardware:
             return AbstentionReason.METAL, ""
+        return self._doubtful(reading), ""
+
+    def _doubtful(self, reading: RawReading) -> AbstentionReason | None:
+        """Why this may be no radiograph of a known region as it should be shown."""
+        if reading.look != Look.USUAL:
+            return AbstentionReason(reading.look)
         if not reading.strangeness <= self.manifest.most_strangeness:
-            return AbstentionReason.OUT_OF_DISTRIBUTION, ""
+            return AbstentionReason.OUT_OF_DISTRIBUTION
         if self.certainty(reading) < self.manifest.least_region_probability:
-            return AbstentionReason.REGION, ""
-        return None, ""
+            return AbstentionReason.REGION
+        return None
 
     def _heatmap(self, values: npt.NDArray[np.float32]) -> Heatmap:
         scaled = np.clip(values / self.manifest.heatmap_full, 0, 1)

@@ -90,7 +90,7 @@ def test_the_worker_that_did_it_is_shown(own: Own) -> None:
     (worker,) = view["workers"]
     assert worker["state"] == "alive"
     assert worker["device"].startswith("CPU")
-    assert worker["bundle"] == "second-look"
+    assert worker["bundle"] == "second-look-2"
     assert view["troubles"] == []
     tended(own, lambda: overview(own)["workers"][0]["taken"] >= 2)
 

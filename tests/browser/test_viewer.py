@@ -646,7 +646,7 @@ def test_heatmap_fades_hides_and_is_cut_off(page: Page, room: Room) -> None:
 def test_model_is_told_in_plain_words(page: Page, room: Room) -> None:
     """What it was validated for, and of 100 films how many it calls, stand beside the film."""
     look(page, room, "05-hand")
-    page.get_by_text("What second-look is good for").click()
+    page.get_by_text("What second-look-2 is good for").click()
     words = page.locator("details.model")
     expect(words).to_contain_text("Validated for hand, elbow, shoulder, hip and leg")
     expect(words).to_contain_text("Of 100 fractured films 98 are unclear or positive (94 to 100)")

@@ -22,7 +22,7 @@ from api.archives import is_archive, unpack
 from api.ingest import Spool, open_spool, receive
 from shared.dicom import read_header
 from shared.errors import BadRequest, CannotUnderstand, Rejected, UndecodablePixels
-from shared.findings import Assessment, Finding
+from shared.findings import AbstentionReason, Assessment, Finding
 from shared.image import ImageLimits
 from shared.study import Header
 from shared.vision.bundle import Manifest
@@ -296,7 +296,8 @@ def check_finding(finding: Finding) -> None:
         or len(finding.heatmap.values) != finding.heatmap.height * finding.heatmap.width
     ):
         raise Wrong("a finding's assessment or heatmap is none")
-    if (finding.assessment is Assessment.ABSTAINED) != (finding.abstention is not None):
+    caveat = finding.assessment is Assessment.POSITIVE and finding.abstention is AbstentionReason.METAL
+    if (finding.assessment is Assessment.ABSTAINED or caveat) != (finding.abstention is not None):
         raise Wrong(f"{finding.assessment}, and the reason {finding.abstention}")
     if not finding.abstention_detail.isprintable():
         raise Wrong(f"the detail {finding.abstention_detail!r} cannot be stored")

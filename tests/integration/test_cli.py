@@ -132,7 +132,7 @@ def test_predict_values_are_findings(predicted: Predicted) -> None:
             assert 0 < row["region_probability"] <= 1
             assert row["region"] in {"hand", "elbow", "shoulder", "hip", "leg"}
             assert row["assessment"] in {"negative", "unclear", "positive", "abstained"}
-            assert (row["assessment"] == "abstained") == (row["abstention"] is not None)
+            assert (row["assessment"] == "abstained") <= (row["abstention"] is not None)
             assert row["severity"] in {"none", "mild", "moderate", "severe"}
             assert row["bundle"]
 

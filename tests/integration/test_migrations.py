@@ -206,6 +206,8 @@ def test_words_of_before_become_codes_and_back(
         ("abstention = 'metal is in view', assessment = 'abstained'", "abstention"),
         ("assessment = 'abstained'", "abstained_with_reason"),
         ("abstention = 'metal'", "abstained_with_reason"),
+        ("abstention = 'metal', assessment = 'unclear'", "abstained_with_reason"),
+        ("abstention = 'region', assessment = 'positive'", "abstained_with_reason"),
         ("assessment = 'negative', score = 3", "score"),
         ("assessment = 'unclear', score = 2.99", "score"),
         ("assessment = 'positive', score = 6.99", "score"),

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from shared.findings import Assessment, Severity
+from shared.findings import Assessment, Severity, abstention_words
 from shared.vision.bundle import Calibration, Manifest
 from shared.vision.network import BoneNet
 from shared.vision.reader import Look, RawReading, Reader, look
@@ -132,7 +132,6 @@ def test_called_fracture_has_at_least_mild_extent(reader: Reader) -> None:
         ({"look": Look.BLANK}, "DX", "blank"),
         ({"look": Look.COLLIMATED}, "DX", "collimated"),
         ({"look": Look.INVERTED}, "DX", "inverted"),
-        ({"hardware": 0.8}, "DX", "metal"),
         ({"strangeness": 2.1}, "DX", "out-of-distribution"),
         ({"strangeness": math.nan}, "DX", "out-of-distribution"),
         ({"region": np.array([0.39, 0.35], np.float32)}, "DX", "region"),
@@ -151,6 +150,20 @@ def test_out_of_scope_abstains_and_says_why(
         )
         assert finding.abstention_detail == ("MR" if reason == "modality" else "")
         assert (finding.frame, finding.bundle, finding.fracture_probability) == (3, "test-1", chance)
+
+
+@pytest.mark.parametrize(
+    ("chance", "said"), [(0.01, "abstained"), (0.59, "abstained"), (0.61, "positive"), (0.99, "positive")]
+)
+def test_metal_is_a_caveat_and_not_silence(reader: Reader, chance: float, said: str) -> None:
+    """A positive raw score is told as positive, outside the validated scope; else the model abstains, with the score."""
+    finding = reader.finding(raw(chance, hardware=0.8), 1, "DX")
+    assert (finding.assessment, finding.abstention) == (said, "metal")
+    assert finding.score == reader.manifest.operating_points.score(chance)
+    assert (finding.severity is Severity.NONE) == (said == "abstained")
+    assert "metal in view. Raw score" in abstention_words(finding.abstention, score=finding.score)
+    strange = reader.finding(raw(chance, hardware=0.8, strangeness=2.1), 1, "DX")
+    assert (strange.assessment, strange.abstention) == ("abstained", "metal"), "metal excuses nothing else"
 
 
 def test_neighbours_together_are_a_known_region(network: BoneNet) -> None:
