@@ -32,8 +32,11 @@ class Bounds:
 
 
 def starts_as_archive(start: bytes) -> bool:
-    """start: a file's first HEAD_BYTES. As zip archives do, whatever it is called; a DICOM preamble may do so, too."""
-    return start[:4] in MAGIC and start[128:HEAD_BYTES] != b"DICM"
+    """As zip archives do, whatever it is called; a DICOM preamble may do so, too.
+
+    start: a file's first HEAD_BYTES, or more.
+    """
+    return start[:4] in MAGIC and start[128:132] != b"DICM"
 
 
 @contextmanager

@@ -9,6 +9,7 @@ from enum import StrEnum
 from pathlib import PurePosixPath
 from typing import BinaryIO
 
+from shared.archives import starts_as_archive
 from shared.dicom import PREAMBLE, read_header
 from shared.errors import Rejected
 from shared.image import ImageLimits
@@ -51,17 +52,21 @@ def passed_by(file: BinaryIO, size_bytes: int, name: str, limits: ImageLimits) -
         except Rejected:
             return PassedBy.DIRECTORY
         return None  # an image whose meta information says otherwise
+    if starts_as_archive(head):
+        return None  # one that opens is looked into; one that does not may have held images
     return None if _may_be_damaged(head, name) else PassedBy.OTHER
 
 
 def _may_be_damaged(head: bytes, name: str) -> bool:
-    """Whether a file without a DICOM mark may have been an image: by its name, its first element, or what is left."""
+    """Whether a file without a DICOM mark may have been an image: by its first element, its name, or what is left."""
     if head[:2] in (b"\x08\x00", b"\x00\x08") and head[2:4] != b"\xff\xff":
         return True  # a data set without meta information
+    if DICOM_ROOT in head and b"\0" in head:
+        return True  # a text that speaks of UIDs holds no zeros
     suffix = PurePosixPath(re.split(r"[/\\!]", name)[-1]).suffix.lower()
     if suffix in IMAGE_NAMES:
         return True
     if suffix and not suffix[1:].isdigit():
         return False
     # as on a disc, or a UID: no suffix tells what it is. Nothing, or zeros, is what a broken copy leaves
-    return not head.strip(b"\0") or (DICOM_ROOT in head and b"\0" in head)
+    return not head.strip(b"\0")

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID
 
+import hypothesis
 import psycopg2
 import pytest
 import redis
@@ -37,6 +38,9 @@ from tests.pace import limit_s, slowness
 from tests.plant import Plant
 from tests.ward import Ward, finding
 
+# a busy machine misses limits of time for one example, and for making them
+hypothesis.settings.register_profile("no clock", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
+hypothesis.settings.load_profile("no clock")
 SAMPLES = ROOT / "samples"
 _numbers = itertools.count(1)
 TIMEOUT_S = 300.0  # of a test that has no limit of its own

@@ -35,7 +35,7 @@ from shared.image import ImageLimits
 from shared.logs import configure_logs
 from shared.media import passed_by
 from shared.storage import Store, film_key, open_store, original_key, preview_key, sha256_of
-from shared.vision.frames import open_image
+from shared.vision.frames import PICTURES, open_image
 from shared.vision.pixels import PixelSource, open_pixels
 from shared.vision.tensors import UInt8Image
 from worker.batching import Batcher, RightOfWay
@@ -311,6 +311,8 @@ def decode_file(job: FileJob) -> Decoded:
     try:
         image = open_image(content, _bench.limits)
     except Rejected:
+        if content.startswith(PICTURES):
+            raise  # an image for this command, and a damaged one
         why = passed_by(io.BytesIO(content), len(content), job.member or job.path.name, _bench.limits)
         if why is None:
             raise

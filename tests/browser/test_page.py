@@ -162,8 +162,8 @@ def test_worklist_shows_most_urgent_first(reader: Page, system: Any, studies: di
     """Every submitted study stands in the list, by due time, with its finding in words."""
     rows = all_rows(reader, system)
     assert set(studies.values()) <= {study for study, _, _ in rows}
-    dues = [due for _, due, _ in rows]
-    assert dues == sorted(dues)
+    minutes = [due[:16] for _, due, _ in rows]  # within one the score decides
+    assert minutes == sorted(minutes)
     for study, _, text in rows:
         if study in studies.values():
             assert FINDINGS.search(text), text

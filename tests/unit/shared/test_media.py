@@ -104,6 +104,9 @@ def test_a_dicomdir_is_passed_by_whatever_it_is_called() -> None:
         (b"\xff" * 40 + IMAGE[140:], "1.2.840.113619.2"),
         (IMAGE[:200], "IM1"),
         (b"\x08\x00\x05\x00CS", "README.txt"),
+        (b"\xff" * 40 + IMAGE[140:], "scan.bin"),
+        (b"PK\x03\x04" + bytes(200), "day.zip"),
+        (b"PK\x03\x04" + bytes(200), "disc.zip!IMAGES"),
     ],
 )
 def test_a_damaged_image_is_not_passed_by(content: bytes, name: str) -> None:
