@@ -446,7 +446,8 @@ def test_five_megapixels_stay_fluid(page: Page, room: Room) -> None:
     print(f"\nfrom the call of the page, the worker having to make the film: {marks} ms")
     took = page.evaluate(
         """async () => {
-            const film = Film.ofAnswer(await (await fetch(URL)).arrayBuffer(), ABOUT);
+            const shape = { width: ABOUT.columns, height: ABOUT.rows, field: { x: 0, y: 0, width: 1, height: 1 } };
+            const film = Film.ofAnswer(await (await fetch(URL)).arrayBuffer(), ABOUT, shape);
             const canvas = Object.assign(document.createElement("canvas"), { width: 1200, height: 1000 });
             const context = canvas.getContext("2d");
             const scale = 1000 / film.height;
@@ -594,7 +595,7 @@ def test_abstention_is_told_and_draws_nothing_unasked(page: Page, room: Room) ->
     """Where the model abstains there is a reason in plain words, no line however hot the map, and a map when asked for."""
     look(page, room, "21-leg")
     words = page.locator(".finding:visible .abstains")
-    expect(words).to_contain_text("outside the validated scope: metal in view")
+    expect(words).to_contain_text("Outside the validated scope: metal in view. Raw score high")
     expect(words).to_contain_text("mislead the model")
     expect(words).to_contain_text("Silence is not normal")
     silent = "No outline is drawn: the model abstains. Silence is not normal."

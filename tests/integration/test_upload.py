@@ -721,15 +721,20 @@ ROUTES = {
     ("POST", "/bundles/{name}/activate"): ADMINISTERS,
     ("GET", "/bundles/{old}/compare/{new}"): ADMINISTERS,
     ("GET", "/alerts"): READS,
+    ("GET", "/alerts/count"): READS,
     ("GET", "/agreement"): READS,
     ("GET", "/studies/{study_id}/answers"): READS,
     ("POST", "/studies/{study_id}/answers"): READS,
+    ("POST", "/studies/{study_id}/answers/{entry_id}/undo"): READS,
     ("GET", "/studies/{study_id}/report.html"): READS,
     ("GET", "/studies/{study_id}/report.pdf"): READS,
     ("GET", "/studies/{study_id}/overlay.jpg"): READS,
     ("POST", "/alerts/{alert_id}/seen"): READS,
     ("GET", "/operations"): ADMINISTERS,
     ("POST", "/quarantine/release"): ADMINISTERS,
+    ("GET", "/quarantine"): ADMINISTERS,
+    ("POST", "/quarantine/{study_id}/dismiss"): ADMINISTERS,
+    ("POST", "/quarantine/{study_id}/delete"): ADMINISTERS,
     ("GET", "/keys"): ADMINISTERS,
     ("POST", "/keys"): ADMINISTERS,
     ("POST", "/keys/{key_id}/revoke"): ADMINISTERS,
@@ -748,7 +753,14 @@ def test_roles(in_process: Any) -> None:
     for (method, path), allowed in ROUTES.items():
         names = {"night": "2026-01-12", "name": "none", "old": "none", "new": "none"}
         url = path.format(
-            study_id=STUDY, alert_id=STUDY, key_id=STUDY, token=STUDY, filter_id=STUDY, held_id=STUDY, **names
+            study_id=STUDY,
+            alert_id=STUDY,
+            entry_id=STUDY,
+            key_id=STUDY,
+            token=STUDY,
+            filter_id=STUDY,
+            held_id=STUDY,
+            **names,
         )
         call: Callable[..., int] = lambda headers: in_process.http.request(method, url, headers=headers).status_code  # noqa: E731, B023
         if allowed is None:
