@@ -127,6 +127,7 @@ def rows_of(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_goes_on_where_it_was(tmp_path: Path) -> None:
     """Ctrl-C: exit code 130, all that was read is in the table, and the same command reads the rest only."""
     films = tmp_path / "films"
