@@ -36,7 +36,7 @@ SELECT gen_random_uuid(), (SELECT id FROM sites), '1.2.' || n, class, status, at
     CASE status WHEN 'quarantined' THEN (ARRAY['Decoding took more than 60 s and was stopped', 'an object is missing',
         'analysis failed (RuntimeError)', '4 attempts ended without a result: the worker died or hung each time'])[1 + n % 4]
         ELSE '' END,
-    at + interval '1 hour', 'DX', 'hand', 'second-look', 1, 0,
+    at + interval '1 hour', 'DX', 'hand', 'second-look-2', 1, 0,
     CASE status WHEN 'analysed' THEN at + wait END, CASE status WHEN 'analysed' THEN at + wait - interval '2 seconds' END,
     CASE status WHEN 'quarantined' THEN at + wait END
 FROM (
@@ -67,7 +67,7 @@ class Site:
         with self.database.transaction() as session:
             pulse = {
                 "id": session.scalar(text("SELECT gen_random_uuid()")), "host": host, "pid": 4711,
-                "device": "CPU, 2 lanes, OpenVINO bf16", "bundle": "second-look", "threads": 32, "taken": 68_123,
+                "device": "CPU, 2 lanes, OpenVINO bf16", "bundle": "second-look-2", "threads": 32, "taken": 68_123,
                 "in_hand": 8,
             }  # fmt: skip
             operations.beat(session, operations.Pulse(**(pulse | more)))
@@ -129,7 +129,7 @@ def fill(database: Database) -> None:
     sql(
         "INSERT INTO backlog_runs (id, night, started_at, finished_at, failed, stranded, outdated, bundle) SELECT "
         "gen_random_uuid(), current_date - n, current_date - n + interval '2 hours', current_date - n + interval '3 hours', "
-        "n % 5, 0, 300 - n, 'second-look' FROM generate_series(0, 12) AS n"
+        "n % 5, 0, 300 - n, 'second-look-2' FROM generate_series(0, 12) AS n"
     )
     sql(
         "INSERT INTO instances (id, site_id, study_id, sop_instance_uid, sop_class_uid, transfer_syntax_uid, sha256, "
@@ -359,7 +359,7 @@ LOOKS = """
 INSERT INTO second_looks (study_id, bundle, site_id, run_id, purpose, state, queued_at, attempts, reason, region,
     old_bundle, old_assessment, old_probability, new_assessment, new_probability, finished_at)
 SELECT id, 'third-look', site_id, (SELECT id FROM backlog_runs WHERE night = current_date), 'outdated', 'done', now(), 1,
-    '', CASE WHEN n % 2 = 0 THEN 'hand' ELSE 'leg' END, 'second-look', CASE WHEN n = 4 THEN 'positive' ELSE 'negative' END,
+    '', CASE WHEN n % 2 = 0 THEN 'hand' ELSE 'leg' END, 'second-look-2', CASE WHEN n = 4 THEN 'positive' ELSE 'negative' END,
     0.1, CASE WHEN n <= 3 THEN 'unclear' ELSE 'negative' END, 0.2, now()
 FROM (SELECT id, site_id, row_number() OVER (ORDER BY id) AS n FROM studies WHERE status = 'analysed') AS numbered
 WHERE n <= 12
@@ -369,23 +369,23 @@ WHERE n <= 12
 def test_a_comparison_and_a_night_are_told_in_tables(filled: Site) -> None:
     """What the server answers to Compare and of a night stands there in words, tables and links, not as JSON."""
     page = filled.open()
-    page.get_by_role("button", name="Compare third-look with second-look").click()
+    page.get_by_role("button", name="Compare third-look with second-look-2").click()
     report = page.locator("#compared")
     expect(report).to_contain_text("No study was looked at by both yet")
     filled.sql(LOOKS)
-    page.get_by_role("button", name="Compare third-look with second-look").click()
-    expect(report.get_by_role("heading")).to_have_text("second-look against third-look")
+    page.get_by_role("button", name="Compare third-look with second-look-2").click()
+    expect(report.get_by_role("heading")).to_have_text("second-look-2 against third-look")
     expect(report.get_by_role("heading")).to_be_focused()
     expect(report).to_contain_text(
-        "Both have looked at 12 studies. third-look does not say negative of 3 studies of which second-look did"
+        "Both have looked at 12 studies. third-look does not say negative of 3 studies of which second-look-2 did"
     )
-    expect(report.get_by_role("row", name=re.compile("^was none"))).to_have_text("was none0308")
+    expect(report.get_by_role("row", name=re.compile("^was negative"))).to_have_text("was negative0308")
     expect(report.get_by_role("row", name=re.compile("^was positive"))).to_have_text("was positive0001")
     expect(report.get_by_role("row", name=re.compile("^hand"))).to_have_text("hand620.1000")
     expect(report.locator("a")).to_have_count(4)
     filled.shot("comparison")
     page.locator("#nights").get_by_role("button").first.click()
-    expect(report.get_by_role("heading")).to_have_text(re.compile(r"^Night of [0-9-]{10}, second-look$"))
+    expect(report.get_by_role("heading")).to_have_text(re.compile(r"^Night of [0-9-]{10}, second-look-2$"))
     expect(report).to_contain_text(
         "3 studies that the older bundle assessed as negative are unclear or positive now, 1 no longer"
     )

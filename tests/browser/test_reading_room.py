@@ -35,7 +35,7 @@ SELECT gen_random_uuid(), :site, '1.9.' || n, CASE n % 20 WHEN 0 THEN 'urgent' E
     now() + (500 - n) * interval '1 minute', CASE n % 3 WHEN 0 THEN 'CR' ELSE 'DX' END,
     CASE WHEN n % 50 = 7 THEN NULL WHEN n % 10 = 0 THEN 'positive' WHEN n % 10 = 1 THEN 'abstained' ELSE 'negative' END,
     CASE WHEN n % 10 = 0 THEN 'moderate' ELSE 'none' END, CASE n % 4 WHEN 0 THEN 'hand' ELSE 'leg' END, (n % 100) / 100.0,
-    CASE WHEN n % 50 <> 7 AND n % 10 = 1 THEN 'metal' END, 'second-look', 1, 0, now(), n % 90, CASE WHEN n > 100000 THEN now() END
+    CASE WHEN n % 50 <> 7 AND n % 10 = 1 THEN 'metal' END, 'second-look-2', 1, 0, now(), n % 90, CASE WHEN n > 100000 THEN now() END
 FROM generate_series(1, 100200) AS n"""
 
 pytestmark = [needs_chromium, pytest.mark.slow]
@@ -78,7 +78,7 @@ class Room:
             "queue": "routine", "status": "analysed", "received_at": now - timedelta(minutes=42), "attempts": 1,
             "due_at": now + timedelta(minutes=30), "reason": "", "modality": "CR", "assessment": "positive", "region": "elbow",
             "severity": "moderate", "fracture_probability": 0.91, "images": 1, "failed_images": 0,
-            "bundle": "second-look", "age_years": 34,
+            "bundle": "second-look-2", "age_years": 34,
         } | changes  # fmt: skip
         picture = io.BytesIO()
         Image.linear_gradient("L").save(picture, "JPEG")
@@ -90,7 +90,7 @@ class Room:
                 transfer_syntax_uid="1.2", sha256=sha256, size_bytes=1, modality="CR", body_part="ELBOW", rows=256,
                 columns=256, frames=1, received_at=now))  # fmt: skip
             session.execute(insert(FindingRow).values(
-                id=uuid4(), instance_id=instance, frame=1, bundle="second-look", region="elbow", region_probability=0.9,
+                id=uuid4(), instance_id=instance, frame=1, bundle="second-look-2", region="elbow", region_probability=0.9,
                 fracture_probability=0.91, assessment="positive", severity="moderate", heatmap=bytes(64),
                 heatmap_height=8, heatmap_width=8))  # fmt: skip
             self.vault.keep_identities(session, site, {study: identity or Identity("DOE^JANE", "4711")})

@@ -91,7 +91,7 @@ function agreed(words, wantsReason = false) {
 }
 
 function done(button, value) {
-  const words = button.firstChild.textContent.trim();
+  const words = button.textContent.trim();
   if (value.released !== undefined) return `${value.released} released${value.left ? `, ${value.left} left: release again for the next ones` : ""}.`;
   return `Done: ${words.charAt(0).toLowerCase()}${words.slice(1)}.`;
 }
