@@ -285,7 +285,20 @@ class InstanceReport(BaseModel):
     error_reason: str | None = None
 
 
-class StudyReport(Scored):
+class Examined(Scored):
+    """Scored, with what was examined, of whom and when, as the header tells it."""
+
+    sex: str = Field("", description="M, F or O; empty: not told")
+    age_years: int | None = Field(None, description="of the patient at the study; 90 for all who are older")
+    study_date: date | None = None
+    study_time: time | None = Field(None, description="on the clock of the hospital")
+    body_part: str = ""
+    laterality: str = Field("", description="R, L, or B for both sides")
+    views: str = Field("", description="of all images, each once")
+    header_version: int = Field(0, description="changes when a correction of the header is applied")
+
+
+class StudyReport(Examined):
     """A study's state and findings."""
 
     model_config = ConfigDict(json_schema_extra={"example": STUDY})
@@ -305,14 +318,6 @@ class StudyReport(Scored):
     region: str
     fracture_probability: float | None
     failed_images: int = Field(0, description="images that can never be analysed")
-    sex: str = Field("", description="M, F or O; empty: not told")
-    age_years: int | None = Field(None, description="of the patient at the study; 90 for all who are older")
-    study_date: date | None = None
-    study_time: time | None = Field(None, description="on the clock of the hospital")
-    body_part: str = ""
-    laterality: str = Field("", description="R, L, or B for both sides")
-    views: str = Field("", description="of all images, each once")
-    header_version: int = Field(0, description="changes when a correction of the header is applied")
     scanner: str = Field("", description="manufacturer and model")
     instances: list[InstanceReport]
     readers: ReaderView | None = Field(
@@ -345,7 +350,7 @@ class StudyStates(BaseModel):
     unknown: list[UUID]
 
 
-class WorklistRow(Scored):
+class WorklistRow(Examined):
     """One row of the worklist."""
 
     rank: int = Field(description="place within this page's list, 1 for the most urgent of the page")
@@ -369,14 +374,6 @@ class WorklistRow(Scored):
     reader: str = Field("", description="the name of the key that reads this study now; empty: nobody does")
     reading_since: datetime | None = None
     mine: bool = Field(False, description="whether you read it, at this login of your key")
-    sex: str = Field("", description="M, F or O; empty: not told")
-    age_years: int | None = Field(None, description="of the patient at the study; 90 for all who are older")
-    study_date: date | None = None
-    study_time: time | None = Field(None, description="on the clock of the hospital")
-    body_part: str = ""
-    laterality: str = Field("", description="R, L, or B for both sides")
-    views: str = Field("", description="of all images, each once")
-    header_version: int = Field(0, description="changes when a correction of the header is applied")
 
 
 class HeldFound(BaseModel):
