@@ -3,8 +3,10 @@ PYTHON ?= python3
 BIN := .venv/bin
 UV = VIRTUAL_ENV=.venv $(BIN)/uv
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
+# Python keeps what it compiled, whatever the surroundings say: tests start hundreds of processes, which would compile all anew.
+export PYTHONDONTWRITEBYTECODE =
 .DEFAULT_GOAL := help
-.PHONY: help install demo dev hooks test test-slow test-systems mutants coverage check bench bench-quick lock sbom audit clean
+.PHONY: help install demo dev hooks test test-slow test-systems compose-test mutants coverage check frontend docs bench bench-quick lock sbom audit clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-13s %s\n", $$1, $$2}'
@@ -17,7 +19,7 @@ install: .venv/.installed ## create .venv with everything, versions and hashes o
 	@echo "Installing into .venv (about 7 GB with PyTorch; some minutes the first time)"
 	@awk '/^[^ ]/ {ours = /^uv==/} ours' constraints.txt > .venv/uv.txt
 	@$(BIN)/python -m pip install --quiet --require-hashes --requirement .venv/uv.txt
-	@$(UV) pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	@$(UV) pip install --quiet --compile-bytecode --constraint constraints.txt --editable '.[dev]'
 	@touch $@
 
 demo: install ## start everything embedded, analyse the sample studies, leave the page open (ARGS=--once to exit)
@@ -29,8 +31,9 @@ dev: install ## start everything embedded; a part starts again when its code or 
 hooks: install ## run ruff, mypy and a search for secrets before each commit (.pre-commit-config.yaml)
 	@$(BIN)/pre-commit install
 
-# Processes that share the tests: half again as many as cores, for many tests wait for something.
-PROCESSES ?= $(shell $(PYTHON) -c 'import os; print(os.cpu_count() * 3 // 2)')
+# Processes that share the tests: five for two cores, for many tests wait for something, and 3 GB of memory for each.
+PROCESSES ?= $(shell $(PYTHON) -c 'import os; memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"); \
+  print(max(1, min(os.cpu_count() * 5 // 2, memory // 3_000_000_000)))')
 PYTEST := $(BIN)/python -m pytest -n $(PROCESSES) --durations 10
 
 test: install ## what can break, in minutes: real Postgres, Valkey, S3 server and Chromium, each kind of fault once
@@ -39,8 +42,12 @@ test: install ## what can break, in minutes: real Postgres, Valkey, S3 server an
 test-slow: install ## the rest: all faults, 10,000 hostile inputs, 2,000 studies while parts are killed, trainings, the demo
 	@$(PYTEST) -m slow $(ARGS)
 
-test-systems: install ## whole machines: containers, network namespaces, DICOM peers (none yet)
+test-systems: install ## whole machines: containers, network namespaces, DICOM peers; as root
 	@$(BIN)/python -m pytest -n 0 --durations 10 -m systems tests/systems $(ARGS) || { code=$$?; [ $$code -eq 5 ] && echo "There are no tests of whole systems yet." || exit $$code; }
+
+# root makes an engine and images of Debian's packages where Docker is not at hand; ARGS='--store minio' tries one store
+compose-test: install ## docker-compose.yml started for real: each container killed once, the engine restarted, nothing lost
+	@$(BIN)/python -m tests.systems.compose $(ARGS)
 
 mutants: install ## does `make test` find the faults of tests/mutants/faults.py, each put into a copy of the code? (ARGS=NAME)
 	@$(BIN)/python -m tests.mutants $(ARGS)
@@ -49,12 +56,30 @@ coverage: install ## branch coverage by the quick suite, as a table and in htmlc
 	@$(BIN)/python -m coverage erase
 	@$(PYTEST) -m 'not slow and not systems' --cov --cov-report=term --cov-report=html $(ARGS)
 
-check: install ## ruff (lint, format), mypy strict, import-linter, zizmor (the forge's workflows)
+check: install ## ruff (lint, format), mypy strict, import-linter, docstrings, ARCHITECTURE.md, zizmor; with Node.js, or CI=true, make frontend
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check --quiet . || { echo "run: $(BIN)/ruff format ."; exit 1; }
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports --no-cache
+	@$(BIN)/python -m tests.docstrings
+	@$(BIN)/python -m pytest --quiet --no-header -p no:xdist tests/unit/test_architecture.py
 	@$(BIN)/zizmor --offline --no-progress --quiet .github
+	@if [ "$$CI" = true ] || command -v npm >/dev/null; then $(MAKE) --no-print-directory frontend; \
+	  else echo "The pages' scripts were not checked: install Node.js 18.18 or newer, then make frontend"; fi
+
+frontend: node_modules/.installed ## the pages' scripts: types (tsc), eslint, unit tests (node --test); needs Node.js
+	@npm run --silent types
+	@npm run --silent lint
+	@node --test --test-reporter=spec tests/frontend/*.test.js >node_modules/.tests 2>&1 || { cat node_modules/.tests; exit 1; }
+
+node_modules/.installed: package.json package-lock.json
+	@command -v npm >/dev/null || { echo "Node.js is missing: apt-get install nodejs npm, or https://nodejs.org"; exit 1; }
+	@npm ci --loglevel=error --no-progress --ignore-scripts
+	@touch $@
+
+docs: install ## build the documentation as a site in docs/_build/html; every warning is an error
+	@$(BIN)/python -m sphinx --builder html --fail-on-warning --keep-going --nitpicky --quiet docs docs/_build/html
+	@echo "docs/_build/html/index.html is written"
 
 bench: install ## measure everything against its goal; writes benchmarks/RESULTS.md (an hour)
 	@$(UV) pip install --quiet --constraint constraints.txt --editable '.[bench]'
@@ -79,4 +104,4 @@ audit: install ## ask OSV for known vulnerabilities of the locked packages (.ci/
 	@.ci/audit $(ARGS)
 
 clean: ## remove .venv and caches; `osteon down --delete` removes data
-	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis htmlcov .coverage*
+	rm -rf .venv node_modules .mypy_cache .ruff_cache .pytest_cache .hypothesis htmlcov .coverage*

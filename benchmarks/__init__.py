@@ -1,1 +1,1 @@
-"""Benchmarks: the numbers that Osteon is held to, each as a ratio to something measured in the same run."""
+"""Benchmarks with their goals; each result is a ratio to something measured in the same run."""

@@ -1,4 +1,4 @@
-"""A bare Celery application for the same work, to compare the control plane with: a task that inserts one row.
+"""A bare Celery application to compare the control plane with: its task inserts one row.
 
 `python -m benchmarks.bare` is its worker process. It is what a competent engineer writes without Osteon's promises:
 one task a study, acknowledged late, one connection a thread, one INSERT and one commit a task, safe to repeat. Broker,
@@ -17,7 +17,7 @@ from celery import Celery
 from kombu.entity import Queue
 from psycopg2.extensions import connection as Connection  # noqa: N812 - a class
 
-from shared.jobs import QUEUES, celery_app
+from shared.queue.celery_app import QUEUES, celery_app
 from shared.settings import Settings
 
 TASK = "bare.analyse"
@@ -36,9 +36,9 @@ _own = threading.local()
 
 
 def bare_app(settings: Settings) -> Celery:
-    """Celery with Osteon's settings, but kombu's own transport and queues of its own."""
+    """Make Celery with Osteon's settings, but with kombu's own transport and its own queues."""
     app = celery_app(settings)
-    options = {name: value for name, value in app.conf.broker_transport_options.items() if name != "shares"}
+    options = {name: value for name, value in app.conf.broker_transport_options.items() if name != "quotas"}
     app.conf.update(
         broker_transport="redis",
         broker_transport_options=options,
@@ -50,8 +50,8 @@ def bare_app(settings: Settings) -> Celery:
 
 
 def main() -> None:
-    """Work until SIGTERM. THREADS: of the pool; GATE: a file that holds all tasks for as long as it exists."""
-    settings, gate = Settings(), Path(os.environ["GATE"])
+    """Work until SIGTERM. THREADS: size of the pool; HOLD: a file that holds all tasks while it exists."""
+    settings, hold = Settings(), Path(os.environ["HOLD"])
     url = settings.database_url.get_secret_value().replace("+psycopg2", "")
     app = bare_app(settings)
 
@@ -63,8 +63,8 @@ def main() -> None:
 
     @app.task(name=TASK)  # type: ignore[untyped-decorator]
     def analyse(study_id: str) -> None:
-        """Wait for the gate, then one row, durable when this returns."""
-        while gate.exists():
+        """Wait until nothing holds the tasks, then one row, durable when this returns."""
+        while hold.exists():
             time.sleep(0.05)
         with connection() as held, held.cursor() as cursor:
             cursor.execute(INSERT, (study_id, HEATMAP))

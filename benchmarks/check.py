@@ -1,8 +1,8 @@
-"""`make bench-quick`: every benchmark in its small form, what is not certain again, one table, one exit code.
+"""`make bench-quick`: runs every benchmark small, repeats what is uncertain, and prints one table.
 
-A small run has few repeats, and a machine has its moods: so a goal counts as missed only where a second run confirms
+A small run has few repeats, and a machine is noisy: so a goal counts as missed only where a second run confirms
 it, with a case whose whole spread misses in each. What is neither certainly met nor certainly missed after RUNS runs is
-told as uncertain, and fails nothing.
+reported as uncertain, and fails nothing.
 """
 
 import time
@@ -11,14 +11,14 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
-from benchmarks.measure import Case, Goal, Missing, Result
+from benchmarks.measure import Case, Goal, MissingRequirement, Result
 
 RUNS = 3  # of one benchmark at most
 ALLOWED_S = 60.0  # of one run, on two quiet cores
 
 
 class Verdict(StrEnum):
-    """What is known of a benchmark's goals after all its runs."""
+    """Verdict on a benchmark's goals after all its runs."""
 
     MET = "met"
     UNCERTAIN = "uncertain"
@@ -28,8 +28,8 @@ class Verdict(StrEnum):
 
 
 @dataclass(frozen=True)
-class Checked:
-    """A benchmark, its runs, and what came of them."""
+class CheckResult:
+    """A benchmark with its runs and its verdict."""
 
     name: str
     verdict: Verdict
@@ -39,7 +39,7 @@ class Checked:
 
     @property
     def shown(self) -> tuple[Case, Goal] | None:
-        """The case that is closest to missing its goal or misses it most, from the run in the middle; None: no run."""
+        """The case that misses its goal most, or is closest to it, in the run in the middle; None without a run."""
         if not self.runs:
             return None
         worst = sorted((_worst(run) for run in self.runs), key=lambda found: found[1].margin(found[0].ratio))
@@ -54,28 +54,37 @@ class Checked:
         return row | {"why": self.why, "runs": [run.as_json() for run in self.runs]}
 
 
-def check(name: str, run: Callable[[], Result], clock: Callable[[], float] = time.monotonic) -> Checked:
-    """Run a benchmark until its verdict is certain, RUNS times at most. run: once; raises Missing, or what failed."""
+def check(name: str, run: Callable[[], Result], clock: Callable[[], float] = time.monotonic) -> CheckResult:
+    """Run a benchmark until its verdict is certain, RUNS times at most.
+
+    Args:
+        name: of the benchmark, for the table.
+        run: runs it once; raises MissingRequirement where it cannot, or whatever failed.
+        clock: seconds, for a test to replace.
+
+    Returns:
+        All runs and the verdict; what `run` raised is in it.
+    """
     runs: list[Result] = []
     seconds: list[float] = []
     while len(runs) < RUNS:
         start = clock()
         try:
             runs.append(run())
-        except Missing as what:
-            return Checked(name, Verdict.NOT_RUN, tuple(runs), tuple(seconds), str(what))
+        except MissingRequirement as what:
+            return CheckResult(name, Verdict.NOT_RUN, tuple(runs), tuple(seconds), str(what))
         except Exception as wrong:  # noqa: BLE001 - the others are to be run all the same
-            return Checked(name, Verdict.FAILED, tuple(runs), (*seconds, clock() - start), str(wrong))
+            return CheckResult(name, Verdict.FAILED, tuple(runs), (*seconds, clock() - start), str(wrong))
         seconds.append(clock() - start)
         if runs[-1].met and runs[-1].certain:
-            return Checked(name, Verdict.MET, tuple(runs), tuple(seconds))
+            return CheckResult(name, Verdict.MET, tuple(runs), tuple(seconds))
         if len(runs) > 1 and set.intersection(*(set(one.certainly_missed) for one in runs)):
-            return Checked(name, Verdict.MISSED, tuple(runs), tuple(seconds))
-    return Checked(name, Verdict.UNCERTAIN, tuple(runs), tuple(seconds))
+            return CheckResult(name, Verdict.MISSED, tuple(runs), tuple(seconds))
+    return CheckResult(name, Verdict.UNCERTAIN, tuple(runs), tuple(seconds))
 
 
-def table(checked: Sequence[Checked]) -> str:
-    """For a terminal: a row a benchmark, and below it what went wrong."""
+def table(checked: Sequence[CheckResult]) -> str:
+    """Print for a terminal: a row a benchmark, and below it what went wrong."""
     head = ("benchmark", "case", "ratio", "spread", "goal", "verdict", "seconds")
     rows = [head, *map(_row, checked)]
     widths = [max(len(row[column]) for row in rows) for column in range(len(head))]
@@ -87,8 +96,8 @@ def table(checked: Sequence[Checked]) -> str:
     return "\n".join(lines)
 
 
-def exit_code(checked: Sequence[Checked]) -> int:
-    """1 where a goal is certainly missed or a benchmark failed, else 0."""
+def exit_code(checked: Sequence[CheckResult]) -> int:
+    """Return 1 where a goal is certainly missed or a benchmark failed, else 0."""
     return int(any(one.verdict in (Verdict.MISSED, Verdict.FAILED) for one in checked))
 
 
@@ -96,7 +105,7 @@ def _worst(run: Result) -> tuple[Case, Goal]:
     return min(((case, run.goal_of(case)) for case in run.cases), key=lambda found: found[1].margin(found[0].ratio))
 
 
-def _row(one: Checked) -> tuple[str, ...]:
+def _row(one: CheckResult) -> tuple[str, ...]:
     seconds = " + ".join(f"{each:.0f}" for each in one.seconds)
     if one.shown is None:
         return (one.name, "", "", "", "", one.verdict, seconds)

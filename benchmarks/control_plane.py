@@ -1,7 +1,7 @@
-"""Messages, leases and rows alone: one worker process whose model is ready at once and which decodes nothing.
+"""Measures messages, leases and rows alone: one worker process with an instant model and without decoding.
 
 Its rate stands against that of a bare Celery application (benchmarks/bare.py) on the same servers, and against its own
-with a long queue behind. All workers are up, and one has work at a time: a gate holds the others' tasks.
+with a long queue behind. All workers are up, and one has work at a time: a file holds the others' tasks.
 """
 
 import functools
@@ -14,34 +14,35 @@ from pydantic import SecretStr
 from sqlalchemy import text
 
 from benchmarks import bare
-from benchmarks.line import Line, pace
 from benchmarks.measure import Case, Goal, Result, Say, interleaved
-from benchmarks.plant import Plant
-from infra.process import Child
+from benchmarks.workload import Workload, pace
+from infra.embedded.live_stack import LiveStack
+from infra.embedded.process import Child
 from shared.settings import Settings
 from worker.tasks import threads_for
 
 GOAL = Goal(">=", 0.6)
 FLAT = Goal(">=", 0.9)  # a long queue to a short one
 BUNDLE = "INSERT INTO bundles (name, sha256, manifest, active) VALUES ('instant', '', '{}', false)"  # of INSTANT
-# PAUSE_S: seconds of each study; GATE: a file that holds all studies for as long as it exists
+# PAUSE_S: seconds of each study; HOLD: a file that holds all studies for as long as it exists
 INSTANT = """
     import os, sys, time
     from types import SimpleNamespace
     sys.modules["openvino"] = None
     import worker.main, worker.tasks
-    from shared.findings import Assessment, Finding, Heatmap, InstanceResult, Severity
+    from shared.domain.findings import Assessment, Extent, Finding, Heatmap, InstanceResult
     MAP = Heatmap(bytes(28 * 28), 28, 28)
-    FOUND = Finding(1, "instant", "hand", 0.9, 0.8, Assessment.POSITIVE, Severity.MILD, MAP)
-    PAUSE_S, GATE = float(os.environ.get("PAUSE_S", "0")), os.environ.get("GATE", "")
+    FOUND = Finding(1, "instant", "hand", 0.9, 0.8, Assessment.POSITIVE, Extent.MILD, MAP)
+    PAUSE_S, HOLD = float(os.environ.get("PAUSE_S", "0")), os.environ.get("HOLD", "")
     def analyse(claim, *_, **__):
-        while GATE and os.path.exists(GATE):
+        while HOLD and os.path.exists(HOLD):
             time.sleep(0.05)
         if PAUSE_S:
             time.sleep(PAUSE_S)
         return [InstanceResult(one.id, [FOUND]) for one in claim.instances]
     worker.tasks.analyse = analyse
-    worker.tasks.ActiveReader.current = lambda self: SimpleNamespace(manifest=SimpleNamespace(name="instant"), size=448)
+    instant = SimpleNamespace(manifest=SimpleNamespace(name="instant"), size=448)
+    worker.tasks.ActivePredictor.current = lambda self: instant
     worker.tasks.Engine.warm_up = lambda self: None
     worker.main.main()
 """
@@ -50,9 +51,20 @@ THEIRS = "SELECT extract(epoch FROM at) FROM bare WHERE at >= :since ORDER BY 1"
 
 
 def run(quick: bool, say: Say) -> Result:  # noqa: FBT001 - one signature for all
-    """Rates of all three in turns: the bare application's, ours with a short queue, ours with a long one behind."""
-    short, long, repeats = (500, 6000, 3) if quick else (1000, 100_000, 11)
-    with Plant() as near, Plant() as far:
+    """Measure three rates in turns: the bare application's, ours with a short queue, ours with a long one behind.
+
+    Args:
+        quick: 3 rounds, and 4,000 studies in the long queue instead of 100,000.
+        say: is called with a line of progress.
+
+    Returns:
+        Our rate to the bare one, and with a long queue to that with a short one.
+
+    Raises:
+        StackError: A worker ended, or did not do its studies in time.
+    """
+    short, long, repeats = (400, 4000, 3) if quick else (1000, 100_000, 11)
+    with LiveStack() as near, LiveStack() as far:
         arms = {"bare": _bare(near), "short": _ours(near), "long": _ours(far)}
         try:
             say(f"{long} studies are queued")
@@ -60,8 +72,8 @@ def run(quick: bool, say: Say) -> Result:  # noqa: FBT001 - one signature for al
             say(f"{repeats} rounds of {short} studies each")
             turns = {name: functools.partial(arm.rate, short) for name, arm in arms.items()}
             for arm in arms.values():  # once without counting: caches and connections fill
-                arm.rate(short)
-                _vacuum(arm.line)
+                arm.rate(short // 2)
+                _vacuum(arm.workload)
             samples = interleaved(turns, repeats, warmups=0)
         finally:
             for arm in arms.values():
@@ -81,62 +93,62 @@ def run(quick: bool, say: Say) -> Result:  # noqa: FBT001 - one signature for al
 
 
 class _Arm:
-    """A worker behind a gate, how it gets studies, and where it shows when each was done."""
+    """A worker that a file holds, with a way to queue studies and to see when each was done."""
 
-    def __init__(self, line: Line, worker: Child, gate: Path, queue: Callable[[int], object], times: str) -> None:
-        self.line, self.queue, self._worker, self._gate, self._times = line, queue, worker, gate, text(times)
+    def __init__(
+        self, workload: Workload, worker: Child, hold: Path, queue: Callable[[int], object], times: str
+    ) -> None:
+        self.workload, self.queue, self._worker, self._hold, self._times = workload, queue, worker, hold, text(times)
 
     def close(self) -> None:
-        """Have the worker killed at its end: it would wait for the studies that its gate holds."""
+        """Kill the worker at its end: it would wait for the studies that its file holds."""
         self._worker.stop_wait_s = 0
-        self.line.close()
+        self.workload.close()
 
     def rate(self, count: int, limit_s: float = 300.0) -> float:
-        """Studies/s of so many more, none of which is begun before all stand in the queue. Raises StackError."""
+        """Measure the rate, in studies/s, of more studies, started when all are queued. Raises StackError."""
         self.queue(count)
-        with self.line.database.transaction() as session:
+        with self.workload.database.transaction() as session:
             since = session.scalar(text("SELECT clock_timestamp()"))
-        self._gate.unlink()
+        self._hold.unlink()
         try:
             deadline = time.monotonic() + limit_s
             while True:
                 time.sleep(0.2)
-                with self.line.database.transaction() as session:
+                with self.workload.database.transaction() as session:
                     times = [float(at) for at in session.scalars(self._times, {"since": since})]
                 if len(times) >= count:
                     return pace(times[:count])
                 if not self._worker.running or time.monotonic() > deadline:
                     raise self._worker.failure(f"has done {len(times)} of {count} studies in {limit_s:.0f} s")
         finally:
-            self._gate.touch()
+            self._hold.touch()
 
 
-def _vacuum(line: Line) -> None:
-    """As autovacuum does within a minute; beside the workers it would be measured with them."""
-    with line.database.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
-        connection.execute(text("VACUUM ANALYZE"))
+def _vacuum(workload: Workload) -> None:
+    """Vacuum now, as autovacuum would within a minute, beside the workers that are measured."""
+    workload.live_stack.as_owner("VACUUM ANALYZE")
 
 
-def _ours(plant: Plant) -> _Arm:
-    line, gate = Line(plant), plant.folder / "ours.gate"
-    gate.touch()
-    with line.database.transaction() as session:
+def _ours(live_stack: LiveStack) -> _Arm:
+    workload, hold = Workload(live_stack), live_stack.folder / "ours.hold"
+    hold.touch()
+    with workload.database.transaction() as session:
         session.execute(text(BUNDLE))
-    worker = plant.worker(INSTANT, GATE=str(gate))
-    return _Arm(line, worker, gate, lambda count: line.queue(["0" * 64], count), OURS)
+    worker = live_stack.worker(INSTANT, HOLD=str(hold))
+    return _Arm(workload, worker, hold, lambda count: workload.queue(["0" * 64], count), OURS)
 
 
-def _bare(plant: Plant) -> _Arm:
-    line, gate = Line(plant), plant.folder / "bare.gate"
-    gate.touch()
-    with line.database.transaction() as session:
-        session.execute(text(bare.TABLE))
-    worker = plant.run("bare", "-m", "benchmarks.bare", GATE=str(gate), THREADS=str(threads_for(Settings())))
-    app = bare.bare_app(Settings(broker_url=SecretStr(plant.valkey.url)))
+def _bare(live_stack: LiveStack) -> _Arm:
+    workload, hold = Workload(live_stack), live_stack.folder / "bare.hold"
+    hold.touch()
+    live_stack.as_owner(bare.TABLE)
+    worker = live_stack.run("bare", "-m", "benchmarks.bare", HOLD=str(hold), THREADS=str(threads_for(Settings())))
+    app = bare.bare_app(Settings(broker_url=SecretStr(live_stack.valkey.url)))
 
     def queue(count: int) -> None:
         with app.connection_for_write() as connection, app.amqp.Producer(connection) as producer:
             for _ in range(count):
                 app.send_task(bare.TASK, args=[str(uuid4())], queue=bare.NAMES[1], producer=producer)
 
-    return _Arm(line, worker, gate, queue, THEIRS)
+    return _Arm(workload, worker, hold, queue, THEIRS)

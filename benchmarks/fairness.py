@@ -1,4 +1,4 @@
-"""Who is served when: routine before backlog, nobody never, and no study rung for again and again while it waits.
+"""Measures the order of work: routine before backlog, no study starves, and none is sent again while it waits.
 
 One worker with an instant model that pauses, so that queues stand for as long as they are looked at; the order of work
 is the real one: Celery's queues, claims, the sweeper.
@@ -15,39 +15,51 @@ import redis
 from sqlalchemy import text
 
 from benchmarks.control_plane import BUNDLE, INSTANT
-from benchmarks.line import Line
 from benchmarks.measure import Case, Goal, Result, Say
-from benchmarks.plant import Plant
+from benchmarks.workload import Workload
+from infra.embedded.live_stack import LiveStack
+from shared.domain.study import Priority
 from shared.errors import StackError
-from shared.jobs import Doorbell
-from shared.study import Priority
-from worker.sweeps import PROMOTED
+from shared.queue.publisher import TaskPublisher
+from worker.maintenance.sweeper import PROMOTED_SHARE
 
 GOAL = Goal(">=", 1.0)  # all of them
-MESSAGES, SHARE = Goal("<=", 1.05), Goal("<=", PROMOTED)
+MESSAGES_GOAL, PROMOTED_GOAL = Goal("<=", 1.05), Goal("<=", PROMOTED_SHARE)
 BUSY = {"PAUSE_S": "0.1", "OSTEON_WORKER_THREADS": "8", "OSTEON_BATCH_SIZE": "4"}  # at most 80 studies/s
 ROUTINE_S, BACKLOG_S = 3.0, 5.0  # limits of the second part
 URGENT_AHEAD = 40  # urgent studies that always wait there
-FILM = ["0" * 64]  # never fetched
+RADIOGRAPH = ["0" * 64]  # never fetched
 # backlog studies that started although a routine one had been waiting, and still waited a good while later: half a
 # second is what claims and messages on their way may take
 INVERTED = """
-    SELECT count(*) FROM studies b WHERE b.priority = 'backlog' AND b.started_at IS NOT NULL AND EXISTS (
-        SELECT 1 FROM studies r WHERE r.priority = 'routine' AND r.sent_at < b.started_at - interval '0.5 s'
+    WITH asked AS (
+        SELECT studies.priority, sent_at, started_at FROM studies JOIN analyses ON analyses.id = current_analysis_id
+    )
+    SELECT count(*) FROM asked b WHERE b.priority = 'backlog' AND b.started_at IS NOT NULL AND EXISTS (
+        SELECT 1 FROM asked r WHERE r.priority = 'routine' AND r.sent_at < b.started_at - interval '0.5 s'
         AND coalesce(r.started_at, now()) > b.started_at + interval '0.5 s')
 """
-STARTED = "SELECT count(*) FROM studies WHERE priority = 'backlog' AND started_at IS NOT NULL"
-SET_ASIDE = "UPDATE studies SET status = 'quarantined' WHERE status <> 'analysed'"
+STARTED = """
+    SELECT count(*) FROM studies JOIN analyses ON analyses.id = current_analysis_id
+    WHERE studies.priority = 'backlog' AND started_at IS NOT NULL
+"""
+SET_ASIDE = """
+    WITH gone AS (
+        UPDATE analyses SET state = 'failed', finished_at = now() WHERE finished_at IS NULL RETURNING study_id
+    )
+    UPDATE studies SET status = 'quarantined' FROM gone WHERE id = study_id
+"""
 SERVED = """
-    SELECT analysed_at, extract(epoch FROM analysed_at - queued_at), priority FROM studies
-    WHERE id = ANY(CAST(:ids AS uuid[])) AND status = 'analysed'
+    SELECT analysed_at, extract(epoch FROM analysed_at - queued_at), studies.priority
+    FROM studies JOIN analyses ON analyses.id = current_analysis_id
+    WHERE studies.id = ANY(CAST(:ids AS uuid[])) AND status = 'analysed'
 """
 FINISHED = "SELECT count(*) FROM studies WHERE analysed_at BETWEEN :since AND :until"
 
 
 @dataclass(frozen=True)
 class Order:
-    """What a long backlog with routine studies came to."""
+    """Result of a long backlog into which routine studies arrive."""
 
     started: int  # backlog studies
     inverted: int  # of those, started while a routine one waited
@@ -56,8 +68,8 @@ class Order:
 
 
 @dataclass(frozen=True)
-class Starving:
-    """What became of studies beyond their limit while urgent ones kept coming."""
+class Starvation:
+    """Result for studies that waited beyond their limit while urgent ones kept coming."""
 
     waiting: int  # routine and backlog studies
     served: int  # of those, while urgent ones waited
@@ -67,19 +79,30 @@ class Starving:
 
 
 def run(quick: bool, say: Say) -> Result:  # noqa: FBT001 - one signature for all
-    """First a long backlog into which routine studies arrive; then an urgent queue that never empties."""
+    """Queue a long backlog into which routine studies arrive; then keep an urgent queue that never empties.
+
+    Args:
+        quick: 1,200 backlog studies instead of 10,000.
+        say: is called with a line of progress.
+
+    Returns:
+        Studies served in order, studies served beyond their limits, messages a study.
+
+    Raises:
+        StackError: A worker ended, or did not do its studies in time.
+    """
     backlog, seconds, routine, late = (1200, 8.0, 100, (20, 4)) if quick else (10_000, 65.0, 600, (200, 40))
-    with Plant() as plant:
-        line = Line(plant)
+    with LiveStack() as live_stack:
+        workload = Workload(live_stack)
         try:
-            with line.database.transaction() as session:
+            with workload.database.transaction() as session:
                 session.execute(text(BUNDLE))
             say(f"{backlog} backlog studies wait, then {routine} routine ones and more of them")
-            order = _order(line, backlog, routine, seconds)
+            order = _order(workload, backlog, routine, seconds)
             say(f"urgent ones come without an end, {sum(late)} others wait beyond their limits")
-            starving = _starving(line, *late)
+            starving = _starving(workload, *late)
         finally:
-            line.close()
+            workload.close()
     details: dict[str, Any] = {
         "longest wait, s, by priority": {name: round(wait, 1) for name, wait in starving.longest.items()},
         "limits, s": {"routine": ROUTINE_S, "backlog": BACKLOG_S},
@@ -94,82 +117,84 @@ def run(quick: bool, say: Say) -> Result:  # noqa: FBT001 - one signature for al
         (
             Case.of("routine before backlog", "studies", [in_order], [order.started]),
             Case.of("served beyond their limits", "studies", [starving.served], [starving.waiting]),
-            Case.of(f"messages, {order.queued} studies", "messages", [order.messages], [order.queued], goal=MESSAGES),
-            Case.of("worker's share of those", "studies", [starving.served], [starving.finished], goal=SHARE),
+            Case.of(
+                f"messages, {order.queued} studies", "messages", [order.messages], [order.queued], goal=MESSAGES_GOAL
+            ),
+            Case.of("worker's share of those", "studies", [starving.served], [starving.finished], goal=PROMOTED_GOAL),
         ),
         details,
         quick,
     )
 
 
-def _order(line: Line, backlog: int, routine: int, seconds: float) -> Order:
-    """The backlog stands first; routine studies stand behind it, and arrive one a second."""
-    with redis.Redis.from_url(line.plant.valkey.url) as broker:
+def _order(workload: Workload, backlog: int, routine: int, seconds: float) -> Order:
+    """Queue the backlog, then routine studies behind it, and one more each second."""
+    with redis.Redis.from_url(workload.live_stack.valkey.url) as broker:
         broker.config_resetstat()
-        line.queue(FILM, backlog, "backlog")
-        line.queue(FILM, routine)
+        workload.queue(RADIOGRAPH, backlog, "backlog")
+        workload.queue(RADIOGRAPH, routine)
         since = time.monotonic()
-        worker = line.plant.worker(INSTANT, **BUSY)
-        line.wait(routine // 2)
-        while time.monotonic() - since < seconds or line.done() < routine + 40:
-            line.queue(FILM, 1)
+        worker = workload.live_stack.worker(INSTANT, **BUSY)
+        workload.wait(routine // 2)
+        while time.monotonic() - since < seconds or workload.done() < routine + 40:
+            workload.queue(RADIOGRAPH, 1)
             time.sleep(1)
             if not worker.running or time.monotonic() - since > seconds + 120:
-                raise worker.failure(f"has analysed {line.done()} studies in {seconds + 120:.0f} s")
-        with line.database.transaction() as session:
+                raise worker.failure(f"has analysed {workload.done()} studies in {seconds + 120:.0f} s")
+        with workload.database.transaction() as session:
             inverted, started = (int(session.scalar(text(query)) or 0) for query in (INVERTED, STARTED))
         messages = int(broker.info("commandstats")["cmdstat_lpush"]["calls"])
         worker.stop()
         broker.flushall()
-    with line.database.transaction() as session:
+    with workload.database.transaction() as session:
         session.execute(text(SET_ASIDE))
-    return Order(started, inverted, line.queued, messages)
+    return Order(started, inverted, workload.queued, messages)
 
 
-def _starving(line: Line, routine: int, backlog: int) -> Starving:
+def _starving(workload: Workload, routine: int, backlog: int) -> Starvation:
     limits = {"OSTEON_ROUTINE_LIMIT_S": str(ROUTINE_S), "OSTEON_BACKLOG_LIMIT_S": str(BACKLOG_S)}
-    line.queue(FILM, 2 * URGENT_AHEAD, "urgent")
-    worker = line.plant.worker(INSTANT, **BUSY, **limits)
-    waiting_before = line.done()
-    while line.done() == waiting_before:  # it takes seconds to start
+    workload.queue(RADIOGRAPH, 2 * URGENT_AHEAD, "urgent")
+    worker = workload.live_stack.worker(INSTANT, **BUSY, **limits)
+    waiting_before = workload.done()
+    while workload.done() == waiting_before:  # it takes seconds to start
         if not worker.running:
             raise worker.failure("ended while starting")
         time.sleep(0.1)
-    with Urgent(line) as urgent:
-        late = [*line.queue(FILM, routine, "routine"), *line.queue(FILM, backlog, "backlog")]
+    with Urgent(workload) as urgent:
+        late = [*workload.queue(RADIOGRAPH, routine, "routine"), *workload.queue(RADIOGRAPH, backlog, "backlog")]
         since = time.monotonic()
         # the tenth that they may take, and twice as long
         limit_s = BACKLOG_S + 10 + 2 * len(late) / 8
-        while len(_served(line, late)) < len(late) and time.monotonic() - since < limit_s:
+        while len(_served(workload, late)) < len(late) and time.monotonic() - since < limit_s:
             time.sleep(0.5)
             if not worker.running:
                 raise worker.failure("ended")
-    rows = _served(line, late)
+    rows = _served(workload, late)
     longest: dict[str, float] = {}
     for _, wait, priority in rows:
         longest[priority] = max(wait, longest.get(priority, 0.0))
-    with line.database.transaction() as session:
+    with workload.database.transaction() as session:
         values = {"since": urgent.since, "until": max((at for at, _, _ in rows), default=urgent.since)}
         finished = session.scalar(text(FINISHED), values) or 0
-    return Starving(len(late), len(rows), max(1, finished), longest, urgent.fewest)
+    return Starvation(len(late), len(rows), max(1, finished), longest, urgent.fewest)
 
 
-def _served(line: Line, ids: list[UUID]) -> list[tuple[datetime, float, str]]:
-    """When each of those that are analysed was, how long it had waited, and its priority."""
-    with line.database.transaction() as session:
+def _served(workload: Workload, ids: list[UUID]) -> list[tuple[datetime, float, str]]:
+    """List when each analysed study was done, how long it had waited, and its priority."""
+    with workload.database.transaction() as session:
         rows = session.execute(text(SERVED), {"ids": [str(one) for one in ids]})
         return [(at, float(wait), priority) for at, wait, priority in rows]
 
 
 class Urgent(threading.Thread):
-    """Keeps urgent studies waiting for as long as the block lasts. Raises what stopped it, at the block's end."""
+    """Keeps urgent studies waiting during the block; raises at its end what stopped it."""
 
-    def __init__(self, line: Line) -> None:
+    def __init__(self, workload: Workload) -> None:
         super().__init__(name="urgent", daemon=True)
         self.fewest = 2 * URGENT_AHEAD
-        with line.database.transaction() as session:
+        with workload.database.transaction() as session:
             self.since: datetime = session.scalar(text("SELECT now()"))
-        self._line, self._doorbell = line, Doorbell(line.doorbell.app)
+        self._workload, self._publisher = workload, TaskPublisher(workload.publisher.app)
         self._wrong: Exception | None = None
         self._stop_now = threading.Event()
 
@@ -184,13 +209,13 @@ class Urgent(threading.Thread):
             raise StackError("urgent studies could not be sent") from self._wrong
 
     def run(self) -> None:
-        """Look five times a second."""
+        """Add urgent studies where few wait, five times a second."""
         try:
-            self._line.queue(FILM, 2 * URGENT_AHEAD, "urgent")
+            self._workload.queue(RADIOGRAPH, 2 * URGENT_AHEAD, "urgent")
             while not self._stop_now.wait(0.2):
-                waiting = self._doorbell.waiting()[Priority.URGENT]
+                waiting = self._publisher.waiting()[Priority.URGENT]
                 self.fewest = min(self.fewest, waiting)
                 if waiting < 2 * URGENT_AHEAD:
-                    self._line.queue(FILM, URGENT_AHEAD, "urgent")
+                    self._workload.queue(RADIOGRAPH, URGENT_AHEAD, "urgent")
         except Exception as wrong:  # noqa: BLE001 - told at the end
             self._wrong = wrong

@@ -1,36 +1,51 @@
-"""What the heatmap costs: the network with its map, against the same trunk with heads that only pool."""
+"""Measures the cost of the heatmap: the network with its map, against the same trunk with heads that only pool."""
 
 import torch
 from torch import Tensor, nn
 
-from benchmarks.measure import Arm, Case, Goal, Result, Say, interleaved, timed
+from benchmarks.measure import Arm, Case, Goal, Result, Say, interleaved, time_of
+from shared.model.bundle import load_bundle, pick_device
+from shared.model.engines import pick_engine
+from shared.model.network import EXTENT_STEPS, BoneNet
+from shared.model.predictor import displayed_heatmaps
 from shared.settings import Settings, cpu_count
-from shared.vision.bundle import load_bundle, pick_device
-from shared.vision.engines import pick_engine
-from shared.vision.network import SEVERITY_STEPS, BoneNet
-from shared.vision.reader import shown
 
 GOAL = Goal("<=", 0.03)
 BATCH = 8
 
 
 class PooledHeads(nn.Module):
-    """Region, fracture and extent from the pooled coarse map: all that a network needs which need not say where."""
+    """Heads for region, fracture and extent on the pooled coarse map: what a network without a map needs."""
 
     def __init__(self, coarse: int, regions: int) -> None:
         """coarse: channels at stride 32; regions: how many body regions are told apart."""
         super().__init__()
         self.region, self.fracture = nn.Linear(coarse, regions), nn.Linear(coarse, 1)
-        self.severity = nn.Linear(coarse, SEVERITY_STEPS)
+        self.extent = nn.Linear(coarse, EXTENT_STEPS)
 
     def forward(self, _fine: Tensor, coarse: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """coarse: (B, C, h, w). As `Heads`, with one number in the heatmap's place."""
+        """Read pooled features, as `Heads` does, with one number in the heatmap's place.
+
+        Args:
+            coarse: (B, C, h, w), the map at stride 32.
+
+        Returns:
+            Logits of region (B, R), fracture (B,), severity (B, 3), and (B, 1, 1).
+        """
         pooled = coarse.float().mean((2, 3))
-        return self.region(pooled), self.fracture(pooled)[:, 0], self.severity(pooled), pooled[:, :1, None]
+        return self.region(pooled), self.fracture(pooled)[:, 0], self.extent(pooled), pooled[:, :1, None]
 
 
 def run(quick: bool, say: Say) -> Result:  # noqa: FBT001 - one signature for all
-    """Both networks run by the engine that this machine's worker takes, the map also made ready to be shown."""
+    """Run both networks by the engine that this machine's worker takes, the map also made ready to be shown.
+
+    Args:
+        quick: 2 squares at a time instead of 8, and a quarter of the repeats.
+        say: is called with a line of progress.
+
+    Returns:
+        What the map adds, as a share of the time without it.
+    """
     network, manifest = load_bundle(Settings().bundle_path.read_bytes())
     size, coarse = manifest.input_size, network.channels[2]
     mapless = BoneNet(len(manifest.regions), manifest.architecture)
@@ -42,14 +57,14 @@ def run(quick: bool, say: Say) -> Result:  # noqa: FBT001 - one signature for al
     say("compiling both networks")
     whole, bare = pick_engine(network, size, Settings().cache), pick_engine(mapless.eval(), size)
     arms: dict[str, Arm] = {
-        "map": timed(lambda: shown(whole(images).heatmap)),
-        "no map": timed(lambda: bare(images)),
+        "map": time_of(lambda: displayed_heatmaps(whole(images).heatmap)),
+        "no map": time_of(lambda: bare(images)),
     }
     say(f"{batch} squares of {size} x {size} at a time")
     samples = interleaved(arms, 11 if quick else 41, warmups=2)
     plain, _ = load_bundle(Settings().bundle_path.read_bytes())
     backward = interleaved(
-        {"forward": timed(_Forward(plain, squares)), "Grad-CAM": timed(_GradCam(plain, squares))}, 1 if quick else 7
+        {"forward": time_of(_Forward(plain, squares)), "Grad-CAM": time_of(_GradCam(plain, squares))}, 1 if quick else 7
     )
     again = Case.of("Grad-CAM", "s", backward["Grad-CAM"], backward["forward"], _share)
     return Result(
@@ -67,12 +82,12 @@ def run(quick: bool, say: Say) -> Result:  # noqa: FBT001 - one signature for al
 
 
 def _share(subject: float, baseline: float) -> float:
-    """What the subject takes more than the baseline, as a share of the baseline."""
+    """Extra time of the subject, as a share of the baseline."""
     return subject / baseline - 1
 
 
 class _Forward:
-    """The network's answer, and nothing else."""
+    """Runs the network forward."""
 
     def __init__(self, network: BoneNet, squares: Tensor) -> None:
         self.device = pick_device()
@@ -90,7 +105,7 @@ class _Forward:
 
 
 class _GradCam(_Forward):
-    """The same with the usual Grad-CAM: the fracture logit's gradient by the last map (Selvaraju 2016)."""
+    """Runs it forward, and backward for Grad-CAM: the fracture logit's gradient by the last map (Selvaraju 2016)."""
 
     def __call__(self) -> None:
         _, fine, coarse = self.network.features(self.squares)

@@ -1,7 +1,7 @@
-"""How a ratio is measured on a noisy machine, and what a benchmark hands back.
+"""Measures ratios on a noisy machine; defines what a benchmark returns.
 
 All arms of a comparison are run in every repeat, in turns that rotate, so that a machine that slows down for a minute
-slows all of them. Each repeat gives one ratio of neighbours in time; their median is the answer. Its spread is the
+slows all of them. Each repeat gives one ratio of neighbours in time; their median is the result. Its spread is the
 sign-test interval: the two order statistics between which the median of all such ratios lies with at least 95 %
 confidence (Conover 1999, Practical Nonparametric Statistics, 3.2). It assumes nothing of how noise is distributed, and
 draws no random numbers. Under six repeats no such interval exists; then it is lowest to highest, and says so.
@@ -20,16 +20,16 @@ from typing import Any, Literal, Self
 CONFIDENCE = 0.95
 
 
-class Missing(Exception):
-    """Something that a benchmark needs is not on this machine; the words say how to get it."""
+class MissingRequirement(Exception):
+    """Something that a benchmark needs is missing on this machine; the message says how to install it."""
 
 
-Arm = Callable[[], float]  # runs once; returns what was measured, e.g. seconds or films/s
-Say = Callable[[str], None]  # tells whoever waits what happens now
+Arm = Callable[[], float]  # runs once; returns what was measured, e.g. seconds or radiographs/s
+Say = Callable[[str], None]  # is called with a line of progress
 
 
-def timed(work: Callable[[], object]) -> Arm:
-    """An arm that returns how many seconds `work` takes."""
+def time_of(work: Callable[[], object]) -> Arm:
+    """Make an arm that returns the seconds that `work` takes."""
 
     def run() -> float:
         start = time.perf_counter()
@@ -40,9 +40,17 @@ def timed(work: Callable[[], object]) -> Arm:
 
 
 def interleaved(arms: Mapping[str, Arm], repeats: int, warmups: int = 1) -> dict[str, list[float]]:
-    """Run every arm `repeats` times; returns each arm's measurements, those of one repeat at one index.
+    """Run every arm some times, in turns.
 
-    The arm that starts is another one each time: going first or last favours none. Warm-ups are not counted.
+    The arm that starts is another one each time: going first or last favours none.
+
+    Args:
+        arms: by name.
+        repeats: measurements of each arm.
+        warmups: runs of each arm before, which are not counted.
+
+    Returns:
+        Each arm's measurements, those of one repeat at one index.
     """
     names = list(arms)
     samples: dict[str, list[float]] = {name: [] for name in names}
@@ -57,9 +65,16 @@ def interleaved(arms: Mapping[str, Arm], repeats: int, warmups: int = 1) -> dict
 
 
 def median_interval(values: Sequence[float]) -> tuple[float, float]:
-    """The sign-test interval of the median (95 %), or lowest and highest of fewer than six values.
+    """Find the sign-test interval of the median (95 %).
 
-    Raises ValueError without values.
+    Args:
+        values: in any order.
+
+    Returns:
+        Its lower and upper end; lowest and highest of fewer than six values.
+
+    Raises:
+        ValueError: There are no values.
     """
     if not values:
         raise ValueError("there is nothing to take the median of")
@@ -76,23 +91,23 @@ def median_interval(values: Sequence[float]) -> tuple[float, float]:
 
 @dataclass(frozen=True)
 class Goal:
-    """What a ratio should be."""
+    """What a ratio must reach."""
 
     direction: Literal[">=", "<="]
     value: float
 
     def margin(self, ratio: float) -> float:
-        """How many times as good as the goal a ratio is: under 1 it misses."""
+        """Compute how many times as good as the goal a ratio is: below 1 it misses."""
         if self.direction == ">=":
             return ratio / self.value
         return self.value / ratio if ratio > 0 else math.inf
 
     def met(self, ratio: float) -> bool:
-        """Whether this ratio reaches the goal; no number reaches none."""
+        """Whether this ratio reaches the goal; nan never does."""
         return ratio >= self.value if self.direction == ">=" else ratio <= self.value
 
     def worst(self, cases: Sequence["Case"]) -> "Case":
-        """The case that is farthest from the goal, or closest to missing it."""
+        """Find the case that is farthest from the goal, or closest to missing it."""
         return (min if self.direction == ">=" else max)(cases, key=lambda case: case.ratio)
 
     def __str__(self) -> str:
@@ -100,7 +115,7 @@ class Goal:
 
     @classmethod
     def parse(cls, said: str) -> Self:
-        """What `str` was made of. Raises ValueError for anything else."""
+        """Read what `str` made; raises ValueError for anything else."""
         sign, value = said.split()
         direction: Literal[">=", "<="] = ">=" if sign == ">=" else "<="
         if sign != direction:
@@ -132,9 +147,21 @@ class Case:
         *,
         goal: Goal | None = None,
     ) -> Self:
-        """From measurements of the same repeats, in `unit`; ratio: of (subject, baseline); goal: where it has its own.
+        """Make a case from measurements of the same repeats.
 
-        Raises ValueError when they do not pair up.
+        Args:
+            label: what differs from the other cases.
+            unit: of the measurements.
+            subject: one a repeat.
+            baseline: of the same repeats, in the same order.
+            ratio: computes the figure from one subject and its baseline.
+            goal: its own; None: the benchmark's.
+
+        Returns:
+            Median and spread of the ratios.
+
+        Raises:
+            ValueError: Subject and baseline differ in length, or are empty.
         """
         ratios = [ratio(one, other) for one, other in zip(subject, baseline, strict=True)]
         spread = median_interval(ratios)
@@ -142,7 +169,7 @@ class Case:
         return cls(label, statistics.median(ratios), spread, len(ratios), unit, *middles, goal)
 
     def as_text(self) -> str:
-        """For a terminal."""
+        """Write the case for a terminal."""
         measured = f"{self.ratio:.3g} ({self.spread[0]:.3g} - {self.spread[1]:.3g}, {self.repeats} repeats)"
         own = f"; goal {self.goal}" if self.goal else ""
         return f"{self.label}: {measured}; {self.subject:.4g} to {self.baseline:.4g} {self.unit}{own}"
@@ -150,7 +177,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Result:
-    """What a benchmark found: the ratio of the worst case under its goal. It is met when the goals of all cases are."""
+    """Result of a benchmark: the ratio of the worst case under its goal. It is met if the goals of all cases are."""
 
     name: str
     compares: str  # what with what, in words
@@ -161,11 +188,11 @@ class Result:
 
     @property
     def worst(self) -> Case:
-        """The case that speaks: of those under the benchmark's goal the one farthest from it."""
+        """The case that is reported: of those under the benchmark's goal the farthest from it."""
         return self.goal.worst([case for case in self.cases if case.goal is None])
 
     def goal_of(self, case: Case) -> Goal:
-        """The case's own goal, or the benchmark's."""
+        """Take the case's own goal, or the benchmark's."""
         return case.goal or self.goal
 
     @property
@@ -185,13 +212,13 @@ class Result:
 
     @property
     def certain(self) -> bool:
-        """Whether the answer would be the same at either end of the spreads."""
+        """Whether the verdict would be the same at either end of the spreads."""
         cases = [case for case in self.cases if case.label in self.missed] or self.cases
         clear = [len({self.goal_of(case).met(end) for end in case.spread}) == 1 for case in cases]
         return all(clear) if self.met else any(clear)
 
     def as_json(self) -> dict[str, Any]:
-        """One object, with at least name, ratio, spread, goal, met."""
+        """Make one object, with at least name, ratio, spread, goal, met."""
         worst = self.worst
         return {
             "name": self.name,
@@ -211,7 +238,7 @@ class Result:
 
     @classmethod
     def from_json(cls, said: Mapping[str, Any]) -> Self:
-        """What `as_json` was made of. Raises KeyError, TypeError or ValueError for anything else."""
+        """Read what `as_json` made; raises KeyError, TypeError or ValueError for anything else."""
         cases = tuple(
             Case(**{**case, "spread": tuple(case["spread"]), "goal": case["goal"] and Goal.parse(case["goal"])})
             for case in said["cases"]
@@ -219,7 +246,7 @@ class Result:
         return cls(said["name"], said["compares"], Goal.parse(said["goal"]), cases, said["details"], said["quick"])
 
     def as_text(self) -> str:
-        """For a terminal."""
+        """Write the result for a terminal."""
         lines = [f"{self.name}: {self.compares}"]
         lines += [f"  {case.as_text()}" for case in self.cases]
         lines += [f"  {name}: {_plain(value)}" for name, value in self.details.items()]
@@ -227,7 +254,7 @@ class Result:
         return "\n".join(lines)
 
     def verdict(self) -> str:
-        """Whether the goal is met, in words."""
+        """Say whether the goal is met."""
         sure = "" if self.certain else ", though the spread reaches over the goal"
         where = f" ({', '.join(self.missed)})" if len(self.cases) > 1 else ""
         return f"{'met' if self.met else f'not met{where}'}{sure}"

@@ -1,4 +1,4 @@
-"""Ready squares through the worker's batcher and engine, against LitServe with the same model, and the bare model."""
+"""Compares the worker's batcher and engine, on ready squares, with LitServe and with the model alone."""
 
 import base64
 import contextlib
@@ -14,13 +14,13 @@ from pathlib import Path
 import httpx
 import numpy as np
 
-from benchmarks.measure import Case, Goal, Missing, Result, Say, interleaved
+from benchmarks.measure import Case, Goal, MissingRequirement, Result, Say, interleaved
 from benchmarks.worker import images_per_s
-from infra.process import Child, free_port, wait_until
+from infra.embedded.process import Child, free_port, wait_until
+from shared.model.bundle import load_bundle
+from shared.model.engines import calling_threads, images_per_call, pick_engine
+from shared.model.predictor import Predictor
 from shared.settings import ROOT, Settings, cpu_count
-from shared.vision.bundle import load_bundle
-from shared.vision.engines import callers, images_a_call, pick_engine
-from shared.vision.reader import Reader
 from worker.batching import Batcher
 from worker.predictor import predict
 
@@ -30,21 +30,33 @@ SETUPS = ((8, 1), (4, 2), (1, 2))  # LitServe's batch size and worker processes;
 
 
 def run(quick: bool, say: Say) -> Result:  # noqa: FBT001 - one signature for all
-    """Each arm stands ready, and one has work at a time; clients of both wait for each answer."""
+    """Time both servers; each stands ready, one has work at a time, and clients of both wait for each response.
+
+    Args:
+        quick: 28 squares in 3 rounds, and one setup of LitServe without a search for its best.
+        say: is called with a line of progress.
+
+    Returns:
+        Our squares/s to LitServe's, and to those of the model alone.
+
+    Raises:
+        MissingRequirement: LitServe is not installed.
+        StackError: LitServe did not start.
+    """
     if not importlib.util.find_spec("litserve"):
-        raise Missing("LitServe is not installed: uv pip install -c constraints.txt -e '.[bench]'")
-    count, repeats = (32, 3) if quick else (160, 6)
+        raise MissingRequirement("LitServe is not installed: uv pip install -c constraints.txt -e '.[bench]'")
+    count, repeats = (28, 3) if quick else (160, 6)
     network, manifest = load_bundle(Settings().bundle_path.read_bytes())
     engine, size = pick_engine(network, manifest.input_size, Settings().cache), manifest.input_size
-    reader = Reader(network, manifest, engine)
+    predictor = Predictor(network, manifest, engine)
     squares = np.random.default_rng(0).integers(0, 256, (CLIENTS, size, size), np.uint8)
     settings = Settings()
     batcher = Batcher(
         "model",
         predict,
-        max_batch=images_a_call(settings.batch_size),
+        max_batch=images_per_call(settings.batch_size),
         max_wait_s=settings.batch_wait_ms / 1000,
-        lanes=callers(),
+        streams=calling_threads(),
     )
     with contextlib.ExitStack() as held:
         held.callback(batcher.close)
@@ -53,7 +65,7 @@ def run(quick: bool, say: Say) -> Result:  # noqa: FBT001 - one signature for al
         bodies = [{"square": base64.b64encode(square.tobytes()).decode()} for square in squares]
 
         def ours() -> float:
-            return _rate(pool, count, lambda i: batcher.submit((reader, squares[i % CLIENTS])).result())
+            return _rate(pool, count, lambda i: batcher.submit((predictor, squares[i % CLIENTS])).result())
 
         def theirs(url: str, count: int) -> float:
             return _rate(pool, count, lambda i: http.post(url, json=bodies[i % CLIENTS]).raise_for_status())
@@ -100,7 +112,7 @@ def _rate(pool: ThreadPoolExecutor, count: int, ask: Callable[[int], object]) ->
 
 @contextlib.contextmanager
 def _peer(batch: int, workers: int) -> Iterator[str]:
-    """LitServe's address while it runs. Raises StackError."""
+    """Run LitServe during the block, and give its address; raises StackError."""
     port = free_port()
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-m", "benchmarks.litserve_peer", str(port), str(batch), str(workers)]

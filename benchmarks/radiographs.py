@@ -1,4 +1,4 @@
-"""Films as a hospital sends them: real radiographs at a detector's size, 12 bits deep, with its noise."""
+"""Radiographs like those of a hospital: real radiographs at a detector's size, 12 bits deep, with its noise."""
 
 import functools
 import io
@@ -9,9 +9,9 @@ import numpy as np
 import numpy.typing as npt
 
 from samples.objects import SYNTAX, pattern_image, set_pixels, to_bytes, uid
+from shared.pixels.decode import open_pixels
 from shared.settings import ROOT
 from shared.storage import Store, original_key, sha256_of
-from shared.vision.pixels import open_pixels
 
 ROWS, COLUMNS = 2500, 2000
 NOISE = 8.0  # standard deviation, of 4095
@@ -19,7 +19,7 @@ NOISE = 8.0  # standard deviation, of 4095
 
 @functools.cache
 def _sources() -> list[npt.NDArray[np.float32]]:
-    """Some of the sample films, (ROWS, COLUMNS) float32 in 0..1."""
+    """Load some sample radiographs, (ROWS, COLUMNS) float32 in 0..1."""
     found = []
     for path in itertools.islice(sorted((ROOT / "samples/studies").rglob("*.dcm")), 6):
         image = open_pixels(path.read_bytes()).frame(0)
@@ -30,9 +30,17 @@ def _sources() -> list[npt.NDArray[np.float32]]:
 
 
 def radiograph(number: int, encoding: str) -> bytes:
-    """One film as a DICOM file; encoding: a key of `samples.objects.SYNTAX`."""
-    dice, sources = np.random.default_rng(number), _sources()
-    image = sources[number % len(sources)] * 3500 + dice.normal(0, NOISE, (ROWS, COLUMNS)).astype(np.float32)
+    """Make one radiograph as a DICOM file.
+
+    Args:
+        number: chooses the sample radiograph and the noise.
+        encoding: a key of `samples.objects.SYNTAX`.
+
+    Returns:
+        The file, of (ROWS, COLUMNS) and 12 bits.
+    """
+    rng, sources = np.random.default_rng(number), _sources()
+    image = sources[number % len(sources)] * 3500 + rng.normal(0, NOISE, (ROWS, COLUMNS)).astype(np.float32)
     ds = pattern_image(1, f"radiograph/{encoding}/{number}")
     ds.StudyInstanceUID = uid(f"radiograph/{encoding}/{number}")
     set_pixels(ds, [np.clip(image, 0, 4095).astype(np.uint16)], 12, encoding)
@@ -40,7 +48,16 @@ def radiograph(number: int, encoding: str) -> bytes:
 
 
 def stored(store: Store, count: int, encoding: str) -> list[str]:
-    """Put so many films into the store; returns their sha256."""
+    """Put radiographs into the store.
+
+    Args:
+        store: may be empty.
+        count: how many.
+        encoding: a key of `samples.objects.SYNTAX`.
+
+    Returns:
+        Their sha256, in order.
+    """
     digests = []
     for number in range(count):
         content = radiograph(number, encoding)

@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from benchmarks.measure import Case, Result
-from infra import postgres, valkey
+from infra.embedded import postgres, valkey
 from shared.errors import StackError
 from shared.settings import cpu_count
 
@@ -23,7 +23,7 @@ ARM_FLAGS = ("asimd", "sve", "bf16", "i8mm")
 
 @functools.cache
 def machine() -> dict[str, str]:
-    """The kind of machine and the versions that decide about speed."""
+    """Name the kind of machine and the versions that decide about speed."""
     gigabytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     found = {
         "processor": _processor(),
@@ -44,12 +44,12 @@ def machine() -> dict[str, str]:
 
 
 def in_words() -> str:
-    """`machine` in a line."""
+    """Give `machine` in a line."""
     return "; ".join(f"{name} {value}" for name, value in machine().items())
 
 
 def _version(program: Callable[[], Path]) -> str:
-    """What a server's own program says: the first number with dots."""
+    """Read the version that a server's program prints: the first number with dots."""
     try:
         done = subprocess.run([program(), "--version"], capture_output=True, text=True, timeout=30, check=True)
     except (StackError, OSError, subprocess.SubprocessError):
@@ -59,7 +59,7 @@ def _version(program: Callable[[], Path]) -> str:
 
 
 def _flags() -> str:
-    """Those of FLAGS that the processor has; "unknown" where the system does not tell."""
+    """List those of FLAGS that the processor has; "unknown" if the system does not say."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else []
     words = next((line.partition(":")[2].split() for line in lines if line.startswith(("flags", "Features"))), None)
@@ -86,7 +86,16 @@ def _gpu() -> str:
 
 
 def render(results: Sequence[Result], failed: Mapping[str, str], now: datetime | None = None) -> str:
-    """The whole of RESULTS.md; failed: what went wrong, by the name of the benchmark."""
+    """Write the whole of RESULTS.md.
+
+    Args:
+        results: of the benchmarks that ran, in this order.
+        failed: what went wrong, by the name of the benchmark.
+        now: its day is written; None: today.
+
+    Returns:
+        Markdown.
+    """
     now = now or datetime.now(UTC)
     lines = [
         "# Benchmark results",

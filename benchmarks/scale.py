@@ -5,7 +5,7 @@ take (`GPU_BATCH_S`, `GPU_IMAGE_S`: an assumption, no such GPU was measured), an
 all of them share the same few cores, so the throughput of several workers says little. Two ways to learn more there:
 what each part spends on a study, and giving a server a share of a core so small that the workers fill it. Its
 throughput then is that of a full server, commits grown as large as they get and all, and grows with the share.
-docs/scaling.md is written from this.
+docs/run/scaling.md is written from this.
 """
 
 import argparse
@@ -20,9 +20,9 @@ from typing import Any
 import psutil
 from sqlalchemy import text
 
-from benchmarks.line import Line
-from benchmarks.plant import Plant
-from benchmarks.shares import Share
+from benchmarks.cpu_limit import CpuLimit
+from benchmarks.workload import Workload
+from infra.embedded.live_stack import LiveStack
 
 GPU_BATCH_S, GPU_IMAGE_S, GPU_BATCH = 0.002, 0.0004, 32
 WORKER = f"""
@@ -30,17 +30,18 @@ WORKER = f"""
     from types import SimpleNamespace
     sys.modules["openvino"] = None
     import worker.main, worker.tasks
-    from shared.findings import Assessment, Finding, Heatmap, InstanceResult, Severity
+    from shared.domain.findings import Assessment, Extent, Finding, Heatmap, InstanceResult
     MAP = Heatmap(bytes(28 * 28), 28, 28)
-    FOUND = Finding(1, "asleep", "hand", 0.9, 0.8, Assessment.POSITIVE, Severity.MILD, MAP)
+    FOUND = Finding(1, "asleep", "hand", 0.9, 0.8, Assessment.POSITIVE, Extent.MILD, MAP)
     def predict(items):
         time.sleep({GPU_BATCH_S} + {GPU_IMAGE_S} * len(items))
         return items
-    def analyse(claim, reader, decode, batcher, *, last_attempt=False):
+    def analyse(claim, predictor, decode, batcher, *, last_attempt=False):
         waiting = [batcher.submit(one) for one in claim.instances]
         return [InstanceResult(future.result().id, [FOUND]) for future in waiting]
     worker.tasks.predict, worker.tasks.analyse = predict, analyse
-    worker.tasks.ActiveReader.current = lambda self: SimpleNamespace(manifest=SimpleNamespace(name="asleep"), size=448)
+    asleep = SimpleNamespace(manifest=SimpleNamespace(name="asleep"), size=448)
+    worker.tasks.ActivePredictor.current = lambda self: asleep
     worker.tasks.Engine.warm_up = lambda self: None
     worker.main.main()
 """
@@ -48,7 +49,7 @@ WORKER = f"""
 
 @dataclass(frozen=True)
 class Load:
-    """What one number of workers did. Costs are milliseconds of CPU a study (of two images)."""
+    """Measurement with one number of workers. Costs are milliseconds of CPU a study (of two images)."""
 
     workers: int
     studies_per_s: float
@@ -61,33 +62,42 @@ class Load:
 
 
 def measure(workers: int, studies: int, shares: Mapping[str, float]) -> Load:
-    """Queue studies, start so many workers, and look what everything costs while all of them work.
+    """Queue studies, start workers, and look what everything costs while all of them work.
 
-    shares: cores that "postgres" or "valkey" may use, where that is limited. Raises StackError.
+    Args:
+        workers: processes.
+        studies: of two images each.
+        shares: cores that "postgres" or "valkey" may use, where that is limited.
+
+    Returns:
+        Rate and costs between the first and the last twentieth of the studies.
+
+    Raises:
+        StackError: A server or worker failed, or a limit cannot be set here.
     """
-    with Plant(settings={"BATCH_SIZE": str(GPU_BATCH), "WORKER_THREADS": "64", "NIGHTLY_HOUR": "0"}) as plant:
-        line = Line(plant)
+    with LiveStack(settings={"BATCH_SIZE": str(GPU_BATCH), "WORKER_THREADS": "64", "BACKFILL_HOUR": "0"}) as live_stack:
+        workload = Workload(live_stack)
         try:
-            with line.database.transaction() as session:
+            with workload.database.transaction() as session:
                 session.execute(
                     text("INSERT INTO bundles (name, sha256, manifest, active) VALUES ('asleep', '', '{}', false)")
                 )
-            line.queue(["0" * 64], studies, images=2)
-            servers: dict[str, Any] = {"postgres": plant.postgres.child, "valkey": plant.valkey.child}
+            workload.queue(["0" * 64], studies, images=2)
+            servers: dict[str, Any] = {"postgres": live_stack.postgres.child, "valkey": live_stack.valkey.child}
             with contextlib.ExitStack() as limits:
                 for name, cores in shares.items():
-                    limits.enter_context(Share(name, cores, servers[name].pid))
-                children = [plant.worker(WORKER) for _ in range(workers)]
+                    limits.enter_context(CpuLimit(name, cores, servers[name].pid))
+                children = [live_stack.worker(WORKER) for _ in range(workers)]
                 groups: dict[str, list[Any]] = {
                     **{name: [child] for name, child in servers.items()},
                     "workers": children,
                 }
-                line.wait(studies // 20, 300)
-                before, start = _look(line, groups), time.monotonic()
-                line.wait(studies * 19 // 20, 600)
-                after, seconds = _look(line, groups), time.monotonic() - start
+                workload.wait(studies // 20, 300)
+                before, start = _sample_load(workload, groups), time.monotonic()
+                workload.wait(studies * 19 // 20, 600)
+                after, seconds = _sample_load(workload, groups), time.monotonic() - start
         finally:
-            line.close()
+            workload.close()
     done = after["done"] - before["done"]
     spent = {name: 1000 * (after[name] - before[name]) / done for name in groups}
     commits = (after["commits"] - before["commits"]) / done
@@ -103,9 +113,9 @@ def measure(workers: int, studies: int, shares: Mapping[str, float]) -> Load:
     )
 
 
-def _look(line: Line, groups: dict[str, list[Any]]) -> dict[str, float]:
-    done = line.done()
-    with line.database.transaction() as session:
+def _sample_load(workload: Workload, groups: dict[str, list[Any]]) -> dict[str, float]:
+    done = workload.done()
+    with workload.database.transaction() as session:
         wal = session.scalar(text("SELECT pg_current_wal_lsn() - '0/0'::pg_lsn"))
         commits = session.scalar(text("SELECT xact_commit FROM pg_stat_database WHERE datname = current_database()"))
     spent = {name: sum(_cpu_s(child.pid) for child in group) for name, group in groups.items()}
@@ -113,7 +123,7 @@ def _look(line: Line, groups: dict[str, list[Any]]) -> dict[str, float]:
 
 
 def _cpu_s(pid: int) -> float:
-    """Seconds of CPU of a process and all below it."""
+    """Sum the CPU seconds of a process and all below it."""
     root, spent = psutil.Process(pid), 0.0
     for process in [root, *root.children(recursive=True)]:
         with contextlib.suppress(psutil.NoSuchProcess):
@@ -123,7 +133,7 @@ def _cpu_s(pid: int) -> float:
 
 
 def table(loads: Iterable[Load]) -> str:
-    """For docs/scaling.md; ms: of CPU a study."""
+    """Print the table of docs/run/scaling.md; ms are of CPU a study."""
     lines = [
         "| workers | studies/s | Postgres, ms | Valkey, ms | workers, ms | WAL, bytes | studies/commit | share used |",
         "| --- | --- | --- | --- | --- | --- | --- | --- |",

@@ -1,12 +1,12 @@
-"""From a reader's click to the picture in a real browser, in units of the 300 ms that a reader may wait."""
+"""Measures the time from a reader's click to the picture in a real browser, in units of the required 300 ms."""
 
 import contextlib
 import shutil
 import statistics
 from collections.abc import Iterator
 
-from benchmarks.measure import Case, Goal, Missing, Result, Say
-from benchmarks.plant import KEYS, Plant
+from benchmarks.measure import Case, Goal, MissingRequirement, Result, Say
+from infra.embedded.live_stack import KEYS, LiveStack
 from shared.settings import ROOT
 
 REQUIRED_MS = 300.0
@@ -33,12 +33,23 @@ ANOTHER = """(thumb) => new Promise((done, failed) => {
 
 
 def run(quick: bool, say: Say) -> Result:  # noqa: FBT001 - one signature for all
-    """Every sample study from the worklist, claim and all, and every further image of it by its thumbnail."""
+    """Open every sample study from the worklist, claim and all, and every further image of it by its thumbnail.
+
+    Args:
+        quick: 12 studies once, instead of all four times.
+        say: is called with a line of progress.
+
+    Returns:
+        Median time from click to picture, in units of REQUIRED_MS.
+
+    Raises:
+        MissingRequirement: Chromium is not installed.
+    """
     from playwright.sync_api import sync_playwright
 
     chromium = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
     if chromium is None:
-        raise Missing("this needs Chromium: apt-get install chromium")
+        raise MissingRequirement("this needs Chromium: apt-get install chromium")
     rounds, most = (1, 12) if quick else (4, None)
     opened: list[float] = []
     turned: list[float] = []
@@ -78,12 +89,12 @@ def _p95(times: list[float]) -> float:
 
 @contextlib.contextmanager
 def _analysed(say: Say) -> Iterator[tuple[str, list[str]]]:
-    """An API's URL and the sample studies' ids, all of them analysed; the worker is gone."""
-    with Plant() as plant:
-        url = plant.api()
-        worker = plant.worker()
+    """Analyse the sample studies, and give the API's URL and their ids; the worker has ended."""
+    with LiveStack() as live_stack:
+        url = live_stack.api()
+        worker = live_stack.worker()
         files = sorted((ROOT / "samples/studies").glob("*/*.dcm"))
-        with plant.client(url) as client:
+        with live_stack.client(url) as client:
             studies = client.submit([(file, str(number)) for number, file in enumerate(files)]).studies
             say(f"{len(studies)} studies are analysed")
             client.wait_for_states(list(studies), 300)

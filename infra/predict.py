@@ -10,32 +10,29 @@ import io
 import os
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Self
 
 import cv2
 import numpy as np
+from pydantic import TypeAdapter
 
-from infra.sending.receipt import shown
-from infra.sending.walk import Archive, Item, Unreadable, walk
+from infra.client.receipt import shown
+from infra.client.walk import Archive, Item, UnreadablePath, walk
 from shared.archives import Bounds, opened
+from shared.dicom.image import ImageLimits
+from shared.domain.findings import Finding, abstention_words, shown_score
 from shared.errors import OsteonError, Rejected
-from shared.findings import Finding, abstention_words, shown_score
-from shared.image import ImageLimits
+from shared.pixels.exposure import RotatedRectangle
+from shared.pixels.tensors import UInt8Image, content_box
 from shared.settings import Settings, cpu_count
-from shared.vision.tensors import UInt8Image, content_box
 from worker.batching import Batcher
-from worker.decoding import Decoded, Decoders, DecodingFailed, FileJob, PassedOver
+from worker.decoder_pool import DecodedImage, Decoders, DecodingFailed, FileJob, SkippedFile
 
 if TYPE_CHECKING:
-    from worker.pipeline import Failed, ModelBatcher, Seen
+    from worker.pipeline import ImageFailure, ImageResult, ModelBatcher
 
-COLUMNS = (
-    "file", "frame", "region", "region_probability", "fracture_probability", "assessment", "score", "severity",
-    "abstention", "abstention_detail", "abstention_words", "bundle", "error",
-)  # fmt: skip
-HEADER = f"{','.join(COLUMNS)}\r\n".encode()
 CAN_HEAL = ("unreadable", "decoding-failed")  # errors of the machine; such a file is tried again
 
 
@@ -58,6 +55,11 @@ class Row:
     error: str | None = None  # a reason for scripts, a colon, and words
 
 
+ROW = TypeAdapter(Row)
+COLUMNS = tuple(field.name for field in fields(Row))
+HEADER = f"{','.join(COLUMNS)}\r\n".encode()
+
+
 @dataclass(frozen=True)
 class FileToRead:
     """A file, or a member of an archive."""
@@ -66,7 +68,7 @@ class FileToRead:
     path: Path
     member: str | None = None
     error: str = ""  # why it is not even tried
-    frames: int = 1  # before it is opened nobody knows
+    frames: int = 1  # assumed until it is opened
     pixels: int = 0
 
 
@@ -74,11 +76,20 @@ class FileToRead:
 
 
 def files_of(places: Sequence[Path], settings: Settings) -> list[FileToRead]:
-    """All files in these files, folders and zip archives, each once, in order of their names.
+    """Find all files in these files, folders and zip archives, each once, in order of their names.
 
     A name is the path from the folder that all places have in common (a single folder is that folder itself), so that
-    files of one name in several folders stay apart; a member of an archive is called archive!member. An archive is held
-    to the bounds of an upload. Raises OsteonError if a place does not exist.
+    files of one name in several folders stay apart; a member of an archive is called archive!member.
+
+    Args:
+        places: files and folders.
+        settings: an archive is held to the bounds of an upload.
+
+    Returns:
+        What to read; a file that cannot be read has its error.
+
+    Raises:
+        OsteonError: A place does not exist.
     """
     found: dict[str, FileToRead] = {}
     folders = [place if place.is_dir() else place.absolute().parent for place in places]
@@ -94,8 +105,8 @@ def files_of(places: Sequence[Path], settings: Settings) -> list[FileToRead]:
     return list(found.values())
 
 
-def _files(each: Item | Archive | Unreadable, name: str, settings: Settings) -> Iterator[FileToRead]:
-    if isinstance(each, Unreadable):
+def _files(each: Item | Archive | UnreadablePath, name: str, settings: Settings) -> Iterator[FileToRead]:
+    if isinstance(each, UnreadablePath):
         yield FileToRead(name, each.path, error=f"unreadable: {each.why}")
     elif isinstance(each, Item):
         yield FileToRead(name, each.path)
@@ -112,25 +123,26 @@ def _files(each: Item | Archive | Unreadable, name: str, settings: Settings) -> 
 
 
 def bounds(settings: Settings) -> Bounds:
-    """What an archive may hold."""
+    """Take from the settings what an archive may hold."""
     return Bounds(settings.max_request_files, settings.max_request_bytes, settings.max_archive_ratio)
 
 
 # -- through the model
 
 
-class Predictor:
+class FilePredictor:
     """The worker's decoders, batches and engine for one bundle. Use it in a with block: the decoders are processes."""
 
     def __init__(self, bundle: bytes, settings: Settings, heatmaps: Path | None = None) -> None:
-        """bundle: the file's content; heatmaps: folder for each frame with its heatmap. Raises BadBundle."""
+        """Start decoders and load the model; raises BadBundle.
+
+        Args:
+            bundle: the file's content.
+            settings: limits, batch size and number of decoders.
+            heatmaps: folder for a picture of each frame with its heatmap; None: none are drawn.
+        """
         self._settings, self._heatmaps = settings, heatmaps
-        limits = ImageLimits(
-            max_header_bytes=settings.max_header_bytes,
-            max_frame_pixels=settings.max_frame_pixels,
-            max_frames=settings.max_frames,
-            max_decoded_bytes=settings.max_decoded_bytes,
-        )
+        limits = ImageLimits.of(settings)
         self._decoders = Decoders(
             None,
             limits,
@@ -141,19 +153,19 @@ class Predictor:
         )
         self._decoders.begin()  # they start while torch does, which takes seconds
         try:
-            from shared.vision.engines import callers, images_a_call
-            from shared.vision.reader import Reader
+            from shared.model.engines import calling_threads, images_per_call
+            from shared.model.predictor import Predictor
 
-            self.reader = Reader.resident(bundle, None, _cache(settings))
+            self.predictor = Predictor.for_service(bundle, None, _cache(settings))
         except BaseException:
             self._decoders.close()
             raise
         self._batcher: ModelBatcher = Batcher(
             "model",
-            lambda items: self.reader.read([square for _, square in items]),
-            max_batch=images_a_call(settings.batch_size),
+            lambda items: self.predictor.predict([square for _, square in items]),
+            max_batch=images_per_call(settings.batch_size),
             max_wait_s=settings.batch_wait_ms / 1000,
-            lanes=callers(),
+            streams=calling_threads(),
         )
 
     def __enter__(self) -> Self:
@@ -164,42 +176,50 @@ class Predictor:
         self._batcher.close()
 
     def read(self, files: Iterable[FileToRead]) -> Generator[list[Row], None, None]:
-        """The rows of each file, in order, as they come.
+        """Read files with the model.
 
-        A file that cannot be read gives one row with its error, one that is no image by design gives none.
         A file's heatmaps are written before its rows are given. Close the iterator to give up.
+
+        Args:
+            files: read ahead while the model works.
+
+        Yields:
+            The rows of each file, in order, as they come: one with its error for a file that cannot be read, none for
+            one that is no image by design.
         """
         with contextlib.closing(self.findings(files)) as outcomes:
             for outcome in outcomes:
                 yield self._rows(outcome)
 
-    def findings(self, files: Iterable[FileToRead]) -> "Generator[Seen[FileToRead] | Failed[FileToRead], None, None]":
-        """The same as findings, with their heatmaps as numbers."""
-        from worker.pipeline import look_at
+    def findings(
+        self, files: Iterable[FileToRead]
+    ) -> "Generator[ImageResult[FileToRead] | ImageFailure[FileToRead], None, None]":
+        """Read files as `read` does, but give findings, with their heatmaps as numbers."""
+        from worker.pipeline import analyse_images
 
-        return look_at(files, self.reader, self._decode, self._batcher)
+        return analyse_images(files, self.predictor, self._decode, self._batcher)
 
-    def _decode(self, file: FileToRead) -> "Future[Decoded]":
+    def _decode(self, file: FileToRead) -> "Future[DecodedImage]":
         if file.error:
-            failed: Future[Decoded] = Future()
-            failed.set_exception(_Refused(file.error))
+            failed: Future[DecodedImage] = Future()
+            failed.set_exception(_Skipped(file.error))
             return failed
         job = FileJob(
             file.path,
             file.member,
-            self.reader.size,
+            self.predictor.size,
             previews=self._heatmaps is not None,
             bounds=bounds(self._settings),
             max_file_bytes=self._settings.max_file_bytes,
         )
         return self._decoders.file(job)
 
-    def _rows(self, outcome: "Seen[FileToRead] | Failed[FileToRead]") -> list[Row]:
-        from worker.pipeline import Seen
+    def _rows(self, outcome: "ImageResult[FileToRead] | ImageFailure[FileToRead]") -> list[Row]:
+        from worker.pipeline import ImageResult
 
         name = outcome.image.name
-        if not isinstance(outcome, Seen):
-            if isinstance(outcome.error, PassedOver):
+        if not isinstance(outcome, ImageResult):
+            if isinstance(outcome.error, SkippedFile):
                 return []
             return [Row(name, error=_words(outcome.error, decoded=outcome.decoded))]
         if self._heatmaps is not None:
@@ -208,12 +228,12 @@ class Predictor:
         return [_row(name, finding) for finding in outcome.findings]
 
 
-class _Refused(Exception):
+class _Skipped(Exception):
     """A file that was not tried; its text is the row's error."""
 
 
 def _words(wrong: Exception, *, decoded: bool) -> str:
-    if isinstance(wrong, _Refused):
+    if isinstance(wrong, _Skipped):
         return str(wrong)
     if isinstance(wrong, Rejected):
         return f"{wrong.reason}: {wrong}"
@@ -223,11 +243,11 @@ def _words(wrong: Exception, *, decoded: bool) -> str:
         return f"unreadable: {wrong.strerror or type(wrong).__name__}"
     if isinstance(wrong, DecodingFailed):
         return f"decoding-failed: {wrong}"
-    return f"decoding-failed: Decoding failed ({type(wrong).__name__})"  # its words may hold what the header holds
+    return f"decoding-failed: Decoding failed ({type(wrong).__name__})"  # its text may quote the header
 
 
 def _cache(settings: Settings) -> Path:
-    """The stack's where one is at home here; a folder of films is no place for it."""
+    """Choose the stack's cache where a stack has its home here, else the user's: not a folder of radiographs."""
     if settings.cache_dir is not None or settings.home.is_dir():
         return settings.cache
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "osteon"
@@ -235,23 +255,33 @@ def _cache(settings: Settings) -> Path:
 
 def _row(name: str, finding: Finding) -> Row:
     return Row(
-        name,
-        finding.frame,
-        finding.region,
-        round(finding.region_probability, 4),
-        round(finding.fracture_probability, 4),
-        finding.assessment,
-        None if finding.score is None else shown_score(finding.score),
-        finding.severity,
-        finding.abstention or None,
-        finding.abstention_detail or None,
-        abstention_words(finding.abstention, finding.abstention_detail, finding.score) or None,
-        finding.bundle,
+        file=name,
+        frame=finding.frame,
+        region=finding.region,
+        region_probability=round(finding.region_probability, 4),
+        fracture_probability=round(finding.fracture_probability, 4),
+        assessment=finding.assessment,
+        score=None if finding.score is None else shown_score(finding.score),
+        severity=finding.extent,
+        abstention=finding.abstention or None,
+        abstention_detail=finding.abstention_detail or None,
+        abstention_words=abstention_words(finding.abstention, finding.abstention_detail, finding.score) or None,
+        bundle=finding.bundle,
     )
 
 
 def draw(path: Path, preview: UInt8Image, finding: Finding) -> None:
-    """Write the preview, (H, W), with its heatmap laid over. Raises OsteonError, OSError."""
+    """Write the preview with its heatmap laid over.
+
+    Args:
+        path: of a PNG file; its folder is made.
+        preview: (H, W) uint8.
+        finding: of the same frame.
+
+    Raises:
+        OsteonError: The picture cannot be encoded.
+        OSError: The file cannot be written.
+    """
     height, width = preview.shape
     gray = preview.astype(np.float32)
     share_x, share_y, wide, high = finding.field.shares if finding.field else (0.0, 0.0, 1.0, 1.0)
@@ -261,8 +291,10 @@ def draw(path: Path, preview: UInt8Image, finding: Finding) -> None:
     top, left, fitted_h, fitted_w = content_box(end_y - begin_y, end_x - begin_x, side)
     grid = np.frombuffer(finding.heatmap.values, np.uint8).reshape(finding.heatmap.height, finding.heatmap.width)
     square = cv2.resize(grid, (side, side), interpolation=cv2.INTER_CUBIC)
-    heat = np.zeros((height, width), np.uint8)  # nothing outside of the field
-    heat[begin_y:end_y, begin_x:end_x] = square[top : top + fitted_h, left : left + fitted_w]
+    seen = square[top : top + fitted_h, left : left + fitted_w]
+    middle_y, middle_x = (share_y + high / 2) * height, (share_x + wide / 2) * width
+    lies = RotatedRectangle(middle_y, middle_x, fitted_h, fitted_w, finding.field.turn / 1000 if finding.field else 0.0)
+    heat = np.asarray(cv2.warpAffine(seen, lies.matrix, (width, height)), np.uint8)  # 0 outside of the field
     strength = (heat.astype(np.float32) / 255)[..., None] * 0.6
     amber = np.array([30, 120, 255], np.float32)  # blue, green, red
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -287,7 +319,13 @@ class Table:
     """
 
     def __init__(self, path: Path, bundle: str, *, fresh: bool) -> None:
-        """bundle: its name; fresh: forget what is there."""
+        """Open a table, and keep what is there.
+
+        Args:
+            path: of the CSV file.
+            bundle: name of the one whose rows are written.
+            fresh: forget what is there.
+        """
         self.path = path
         try:
             content = b"" if fresh else path.read_bytes()
@@ -314,7 +352,7 @@ class Table:
         self._file.close()
 
     def write(self, rows: Sequence[Row]) -> None:
-        """Add the rows of one file, all or none. Raises OSError."""
+        """Add the rows of one file, all or none; raises OSError."""
         text = io.StringIO(newline="")
         csv.DictWriter(text, COLUMNS).writerows(asdict(row) for row in rows)
         left = memoryview(text.getvalue().encode("utf-8", "surrogateescape"))
@@ -344,7 +382,7 @@ class Table:
 
 
 def _open(path: Path) -> io.FileIO:
-    """Raises OsteonError while another process holds it, OSError."""
+    """Open and lock a file; raises OsteonError while another process holds it, OSError."""
     file = io.FileIO(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666), "r+")
     try:
         fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -355,7 +393,7 @@ def _open(path: Path) -> io.FileIO:
 
 
 def _parse(path: Path, content: bytes, bundle: str) -> list[dict[str, str]]:
-    """The rows to keep."""
+    """Read the rows to keep."""
     if HEADER.startswith(content):
         return []
     lines = csv.reader(io.StringIO(content.decode("utf-8", "surrogateescape"), newline=""), strict=True)
@@ -385,14 +423,5 @@ def _parse(path: Path, content: bytes, bundle: str) -> list[dict[str, str]]:
 
 
 def as_row(told: Mapping[str, str]) -> Row:
-    """A row as a table holds it."""
-    values: dict[str, Any] = {name: told[name] or None for name in COLUMNS}
-    for name, kind in (
-        ("frame", int),
-        ("region_probability", float),
-        ("fracture_probability", float),
-        ("score", float),
-    ):
-        if values[name] is not None:
-            values[name] = kind(values[name])
-    return Row(**values)
+    """Make a row of what a table holds."""
+    return ROW.validate_python({name: told[name] or None for name in COLUMNS})

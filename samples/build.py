@@ -16,11 +16,11 @@ from samples.objects import SYNTAX, Shot, image, pattern_image, report, to_bytes
 from training.datasets import REGIONS, fracatlas, split
 
 HERE = Path(__file__).parent
-SPLIT_SEED = 7  # of the shipped models' split: only films that they were not trained on are shown
+SPLIT_SEED = 7  # of the shipped models' split: only radiographs that they were not trained on are shown
 
 # One line a study: region, body part, then its images as
 #   source numbers (joined by + for frames) : view : side : SOP class : encoding [: 12 bits | inverted | signed]
-# A side is given only where a marker or the mediastinum shows it. Views AP and PA are frontal films.
+# A side is given only where a marker or the mediastinum shows it. Views AP and PA are frontal radiographs.
 STUDIES = """
 hand HAND 1025:PA::CR:jpegls 1026:lateral::CR:jpeg2000
 hand HAND 1544:PA::CR:explicit 1545:lateral::CR:jpegls
@@ -47,15 +47,19 @@ leg KNEE 118:AP:R:DX:jpeg 119:lateral::CR:jpeg2000
 leg FOOT 103:AP:R:CR:rle
 leg FOOT 3625+3626:oblique::MF:jpegls
 """
-# real films, copied byte for byte: file, name here, region
+# real radiographs, copied byte for byte: file, name here, region
 REAL = (("RG3_J2KI.dcm", "tibia", "leg"), ("RG2_JLSN.dcm", "hip", "hip"))
 
 Row = dict[str, str]
 
 
 def studies(root: Path) -> list[tuple[str, list[Shot]]]:
-    """The table, each study with its region. Raises ValueError for a film that must not be shown."""
-    held_out = {film.path.stem: film for film in split(fracatlas(root), SPLIT_SEED)[1] if not film.hardware}
+    """The table, each study with its region. Raises ValueError for a radiograph that must not be shown."""
+    held_out = {
+        radiograph.path.stem: radiograph
+        for radiograph in split(fracatlas(root), SPLIT_SEED)[1]
+        if not radiograph.hardware
+    }
     found = []
     for line in STUDIES.strip().splitlines():
         region, part, *entries = line.split()
@@ -64,7 +68,7 @@ def studies(root: Path) -> list[tuple[str, list[Shot]]]:
             numbers, view, side, kind, encoding, option = [*entry.split(":"), ""][:6]
             names = [f"IMG{int(number):07}" for number in numbers.split("+")]
             if wrong := [n for n in names if n not in held_out or REGIONS[held_out[n].region] != region]:
-                raise ValueError(f"{wrong}: not a validation film of the {region} without hardware")
+                raise ValueError(f"{wrong}: not a validation radiograph of the {region} without hardware")
             shots.append(Shot([held_out[n] for n in names], part, view, side, kind, encoding, option))
         found.append((region, shots))
     return found
@@ -91,7 +95,9 @@ def broken() -> list[tuple[str, str, str, bytes]]:
     ds = pattern_image(904, "huge")
     ds.Rows = ds.Columns = 60000
     add(904, "claims-60000x60000.dcm", "too-large", to_bytes(ds, explicit))
-    add(905, "report.dcm", "sop-class-not-supported", to_bytes(report(905), explicit))
+    ds = pattern_image(908, "class")
+    ds.SOPClassUID = uid("class")
+    add(908, "unknown-sop-class.dcm", "sop-class-not-supported", to_bytes(ds, explicit))
     add(906, "unknown-transfer-syntax.dcm", "unknown-transfer-syntax", to_bytes(pattern_image(906, "x"), uid("syntax")))
     archive = io.BytesIO()
     with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as members:
@@ -103,19 +109,33 @@ def broken() -> list[tuple[str, str, str, bytes]]:
     return made
 
 
+def kept() -> list[tuple[str, str, str, bytes]]:
+    """(file, study UID, why it is not analysed, bytes) of objects that are stored and not analysed."""
+    return [("report.dcm", uid("905"), "not-an-image", to_bytes(report(905), SYNTAX["explicit"]))]
+
+
 def build(fracatlas_dir: Path, dicom_dir: Path, out: Path) -> list[Row]:
-    """Write studies/, broken/ and expected.csv under `out`; returns the rows of expected.csv."""
+    """Write studies/, broken/, kept/ and expected.csv under `out`; returns the rows of expected.csv."""
     rows: list[Row] = []
 
-    def put(path: str, data: bytes, study: str, reason: str, source: str, fractured: str, region: str) -> None:
+    def put(
+        path: str,
+        data: bytes,
+        study: str,
+        reason: str,
+        source: str,
+        fractured: str,
+        region: str,
+        outcome: str = "stored",
+    ) -> None:
         (out / path).parent.mkdir(parents=True, exist_ok=True)
         (out / path).write_bytes(data)
         rows.append({
-            "file": path, "study_instance_uid": study, "outcome": "rejected" if reason else "stored",
+            "file": path, "study_instance_uid": study, "outcome": outcome,
             "reason": reason, "source": source, "fractured": fractured, "region": region,
         })  # fmt: skip
 
-    for folder in ("studies", "broken"):
+    for folder in ("studies", "broken", "kept"):
         shutil.rmtree(out / folder, ignore_errors=True)
     ours = studies(fracatlas_dir)
     for number, (region, shots) in enumerate(ours, start=1):
@@ -123,16 +143,18 @@ def build(fracatlas_dir: Path, dicom_dir: Path, out: Path) -> list[Row]:
         for place, shot in enumerate(shots, start=1):
             ds = image(number, shot)
             ds.SeriesNumber = 1 + series.index(shot.series)
-            names = "+".join(film.path.stem for film in shot.films)
+            names = "+".join(radiograph.path.stem for radiograph in shot.radiographs)
             path = f"studies/{number:02}-{region}/{place}-{shot.view.lower()}.dcm"
-            fractured = str(max(film.fractured for film in shot.films))
+            fractured = str(max(radiograph.fractured for radiograph in shot.radiographs))
             put(path, to_bytes(ds, SYNTAX[shot.encoding]), ds.StudyInstanceUID, "", names, fractured, region)
     for number, (file, name, region) in enumerate(REAL, start=len(ours) + 1):
         data = (dicom_dir / "files" / file).read_bytes()
         study = str(dcmread(io.BytesIO(data), stop_before_pixels=True).StudyInstanceUID)
         put(f"studies/{number:02}-real-{name}/{file}", data, study, "", file, "", region)
     for file, study, reason, data in broken():
-        put(f"broken/{file}", data, study, reason, "made by samples.build", "", "")
+        put(f"broken/{file}", data, study, reason, "made by samples.build", "", "", "rejected")
+    for file, study, reason, data in kept():
+        put(f"kept/{file}", data, study, reason, "made by samples.build", "", "", "kept")
     with (out / "expected.csv").open("w", newline="") as table:
         writer = csv.DictWriter(table, list(rows[0]), lineterminator="\n")
         writer.writeheader()

@@ -16,7 +16,7 @@ from pydicom.pixels.encoders.base import get_encoder
 from pydicom.sr.codedict import codes
 from pydicom.sr.coding import Code
 
-from training.datasets import Film
+from training.datasets import LabelledRadiograph
 
 SYNTAX = {
     "explicit": uids.ExplicitVRLittleEndian,
@@ -56,7 +56,7 @@ Pixels = npt.NDArray[np.generic]
 class Shot:
     """One image of the table above."""
 
-    films: list[Film]
+    radiographs: list[LabelledRadiograph]
     part: str
     view: str
     side: str
@@ -103,11 +103,11 @@ def base(study: int, series: str, instance: str, sop_class: str, modality: str) 
     return ds
 
 
-def read_source(film: Film) -> npt.NDArray[np.uint8]:
-    """The film as (H, W) uint8."""
-    image = cv2.imread(str(film.path), cv2.IMREAD_UNCHANGED)
+def read_source(radiograph: LabelledRadiograph) -> npt.NDArray[np.uint8]:
+    """The radiograph as (H, W) uint8."""
+    image = cv2.imread(str(radiograph.path), cv2.IMREAD_UNCHANGED)
     if image is None or image.ndim != 2 or image.dtype != np.uint8:
-        raise ValueError(f"{film.path} is not an 8-bit gray JPEG")
+        raise ValueError(f"{radiograph.path} is not an 8-bit gray JPEG")
     return np.asarray(image, np.uint8)
 
 
@@ -169,26 +169,26 @@ def to_bytes(ds: Dataset, syntax: str) -> bytes:
 
 def image(study: int, shot: Shot) -> Dataset:
     """A radiograph of the table as a data set."""
-    names = [film.path.stem for film in shot.films]
+    names = [radiograph.path.stem for radiograph in shot.radiographs]
     modality = "DX" if shot.kind == "DX" else "CR"
     ds = base(study, shot.series, "+".join(names), SOP_CLASS[shot.kind], modality)
-    sources = [read_source(film) for film in shot.films]
+    sources = [read_source(radiograph) for radiograph in shot.radiographs]
     frames = [stored_values(source, shot.option) for source in sources]
-    streams = [film.path.read_bytes() for film in shot.films] if shot.encoding == "jpeg" else None
+    streams = [radiograph.path.read_bytes() for radiograph in shot.radiographs] if shot.encoding == "jpeg" else None
     bits = 12 if shot.option in ("12", "signed") else 8
     set_pixels(ds, frames, bits, shot.encoding, streams)
     ds.StudyDescription = f"{shot.part} radiographs (sample)"
     ds.SeriesDescription = f"{shot.part} {shot.view} {shot.side}".strip()
     ds.ImageComments = f"FracAtlas {', '.join(names)}, CC BY 4.0"
     ds.ImageType = ["DERIVED", "PRIMARY"] + ([""] if shot.kind == "DX" else [])
-    ds.DerivationDescription = "FracAtlas film at reduced size, written as DICOM"
+    ds.DerivationDescription = "FracAtlas radiograph at reduced size, written as DICOM"
     ds.BodyPartExamined, ds.AnatomicRegionSequence = shot.part, [code(ANATOMY[shot.part])]
     ds.PatientOrientation = ""
     if shot.view in VIEW_CODE and shot.side:
         # seen from the front the patient's left is at the right; PA hands are shown from behind
         ds.PatientOrientation = ["R" if shot.view == "PA" else "L", "F"]
     ds.LossyImageCompression, ds.LossyImageCompressionMethod = "01", "ISO_10918_1"  # in the source already
-    packed = sum(film.path.stat().st_size for film in shot.films)
+    packed = sum(radiograph.path.stat().st_size for radiograph in shot.radiographs)
     ds.LossyImageCompressionRatio = round(sum(source.size for source in sources) / packed, 2)
     ds.BurnedInAnnotation = "NO"
     ds.WindowCenter, ds.WindowWidth = 2 ** (bits - 1), 2**bits
@@ -226,8 +226,8 @@ def _multiframe(ds: Dataset, shot: Shot) -> None:
     """SC Equipment, SC Multi-frame Image and Vector, Multi-frame."""
     ds.ConversionType, ds.Laterality = "WSD", shot.side
     ds.RescaleIntercept, ds.RescaleSlope, ds.RescaleType, ds.PresentationLUTShape = 0, 1, "US", "IDENTITY"
-    ds.NumberOfFrames, ds.FrameIncrementPointer = len(shot.films), 0x00182001
-    ds.PageNumberVector = list(range(1, len(shot.films) + 1))
+    ds.NumberOfFrames, ds.FrameIncrementPointer = len(shot.radiographs), 0x00182001
+    ds.PageNumberVector = list(range(1, len(shot.radiographs) + 1))
 
 
 def pattern_image(study: int, name: str) -> Dataset:

@@ -1,3 +1,3 @@
-"""What api, worker and training have in common; the layer law of its modules stands in pyproject.toml."""
+"""What api, worker and training have in common; pyproject.toml has the layers of its modules."""
 
-__version__ = "0.1.0"  # the only place: the distribution, `osteon --version` and the API take it from here
+__version__ = "0.2.0"  # the only place: the distribution, `osteon --version` and the API take it from here

@@ -1,4 +1,4 @@
-"""Zip archives from strangers: listed and read within bounds, one level deep, names never used as paths."""
+"""Zip archives from outside: listed and read within bounds, one level deep, names never used as paths."""
 
 import struct
 import zipfile
@@ -15,6 +15,8 @@ MAGIC = (b"PK\x03\x04", b"PK\x05\x06")
 HEAD_BYTES = 132
 MAX_DIRECTORY_BYTES = 4 * 2**20
 CHUNK = 1 << 20
+SPLIT = "Split it into several archives."
+NESTED = "An archive within an archive is not opened"
 # what zipfile raises on damaged archives
 DAMAGED = (
     zipfile.BadZipFile, zlib.error, struct.error, EOFError, NotImplementedError, RuntimeError, ValueError, LookupError,
@@ -32,34 +34,52 @@ class Bounds:
 
 
 def starts_as_archive(start: bytes) -> bool:
-    """As zip archives do, whatever it is called; a DICOM preamble may do so, too.
+    """Recognise a zip archive by its first bytes, whatever its name; a DICOM preamble may begin like one.
 
-    start: a file's first HEAD_BYTES, or more.
+    Args:
+        start: a file's first HEAD_BYTES, or more.
+
+    Returns:
+        Whether it is an archive.
     """
     return start[:4] in MAGIC and start[128:132] != b"DICM"
 
 
 @contextmanager
 def opened(file: BinaryIO, size_bytes: int, bounds: Bounds) -> Iterator[tuple[zipfile.ZipFile, list[zipfile.ZipInfo]]]:
-    """The archive and its members that are files. Raises BadArchive, TooLarge; also for damage met in the block."""
+    """Open an archive, and list its members.
+
+    Args:
+        file: seekable, at its start.
+        size_bytes: size of the file.
+        bounds: what it may hold.
+
+    Yields:
+        The archive, and those of its members that are files.
+
+    Raises:
+        BadArchive: it is damaged or empty; also for damage that shows inside the `with` block.
+        TooLarge: it is beyond the bounds.
+    """
     left = min(bounds.max_bytes, size_bytes * bounds.max_ratio)
     try:
-        with zipfile.ZipFile(cast("IO[bytes]", Frugal(file))) as archive:
+        with zipfile.ZipFile(cast("IO[bytes]", BoundedFile(file))) as archive:
             members = [member for member in archive.infolist() if not member.is_dir()]
             if not members:
-                raise BadArchive("The archive holds no file; pack it again")
+                raise BadArchive("The archive holds no file", hint="Pack it again.")
             if len(members) > bounds.max_files:
                 raise TooLarge(
-                    f"The archive holds more than the {bounds.max_files} files that this request may still have"
+                    f"The archive holds more than the {bounds.max_files} files that this request may still have",
+                    hint="Split it into several archives, and send each in a request of its own.",
                 )
             if sum(member.file_size for member in members) > left:
-                raise TooLarge(f"The archive expands to more than {left} bytes: it is refused unopened")
+                raise TooLarge(f"The archive expands to more than {left} bytes", hint=SPLIT)
             yield archive, members
     except DAMAGED:
-        raise BadArchive("The zip archive is damaged or was cut short; pack it again") from None
+        raise BadArchive("The zip archive is damaged or was cut short", hint="Pack it again.") from None
 
 
-class Frugal:
+class BoundedFile:
     """A file that refuses large reads: zipfile reads the directory in one piece, as large as the archive claims."""
 
     def __init__(self, file: BinaryIO) -> None:
@@ -67,40 +87,68 @@ class Frugal:
         self.seek, self.tell, self.seekable, self.close = file.seek, file.tell, file.seekable, file.close
 
     def read(self, size: int = -1) -> bytes:
-        """As a file's read. Raises TooLarge."""
+        """Read as a file does. Raises TooLarge beyond MAX_DIRECTORY_BYTES."""
         if size > MAX_DIRECTORY_BYTES:
-            raise TooLarge("The archive's directory is too large. Split it into several archives.")
+            raise TooLarge("The archive's directory is too large", hint=SPLIT)
         return self.file.read(size)
 
 
 def check_member(member: zipfile.ZipInfo) -> None:
-    """Raises BadArchive for a member that is not opened."""
+    """Raises BadArchive for a member that must not be opened."""
     path = PurePosixPath(member.filename.replace("\\", "/"))
     if path.is_absolute() or ".." in path.parts or ":" in "".join(path.parts[:1]):
-        raise BadArchive("The name of this member points outside the archive; it is left out")
+        raise BadArchive("The name of this member points outside the archive", hint="Pack it under another name.")
     if member.flag_bits & 0x1:
-        raise BadArchive("This member is encrypted; pack the archive without a password")
+        raise BadArchive("This member is encrypted", hint="Pack the archive without a password.")
     if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
         # Python expands the other methods without a bound on memory
-        raise BadArchive("This member is neither stored nor deflated; pack the archive with the usual method")
+        raise BadArchive("This member is neither stored nor deflated", hint="Pack the archive with the usual method.")
 
 
 def chunks(archive: zipfile.ZipFile, member: zipfile.ZipInfo, most: int) -> Iterator[bytes]:
-    """The member's bytes, counted as they come, for a directory can lie about sizes. Raises BadArchive, TooLarge."""
+    """Read a member, and count its bytes as they come, for a directory can lie about sizes.
+
+    Args:
+        archive: opened by `opened`.
+        member: one of its members, checked by `check_member`.
+        most: how many bytes it may have.
+
+    Yields:
+        Up to CHUNK bytes.
+
+    Raises:
+        BadArchive: the member is damaged.
+        TooLarge: it has more than `most` bytes.
+    """
     total = 0
     try:
         with archive.open(member) as file:
             while chunk := file.read(CHUNK):
                 total += len(chunk)
                 if total > most:
-                    raise TooLarge("The archive expands beyond the limits")
+                    raise TooLarge("The archive expands beyond the limits", hint=SPLIT)
                 yield chunk
     except DAMAGED:
         raise BadArchive("This member of the archive is damaged") from None
 
 
 def member_of(file: BinaryIO, size_bytes: int, name: str, bounds: Bounds, most: int) -> bytes:
-    """One member's bytes, at most `most`. Raises BadArchive, TooLarge."""
+    """Read one member of an archive.
+
+    Args:
+        file: the archive; seekable, at its start.
+        size_bytes: size of the archive.
+        name: of the member, as in the archive's directory.
+        bounds: what the archive may hold.
+        most: how many bytes the member may have.
+
+    Returns:
+        The member's bytes.
+
+    Raises:
+        BadArchive: the archive or the member is damaged, encrypted, missing, or an archive itself.
+        TooLarge: the archive or the member is beyond its bounds.
+    """
     with opened(file, size_bytes, bounds) as (archive, members):
         member = next((member for member in members if member.filename == name), None)
         if member is None:
@@ -108,5 +156,5 @@ def member_of(file: BinaryIO, size_bytes: int, name: str, bounds: Bounds, most: 
         check_member(member)
         content = b"".join(chunks(archive, member, most))
     if starts_as_archive(content[:HEAD_BYTES]):
-        raise BadArchive("An archive within an archive is not opened; send its files themselves")
+        raise BadArchive(NESTED, hint="Send its files themselves.")
     return content

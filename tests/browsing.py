@@ -17,6 +17,8 @@ from typing import Any
 import pytest
 from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Error, Page, Playwright
 
+from api.pages.render import STATIC
+
 # the headless shell draws the same pages with half of the processor time; Debian has it in a package of its own
 CHROMIUM = next(filter(os.path.exists, ["/usr/bin/chromium-headless-shell"]), "/usr/bin/chromium")
 ARGUMENTS = [
@@ -115,7 +117,18 @@ def watched(browser: Browser, width: int = 1440, refused: tuple[int, ...] = ()) 
         yield page
     finally:
         context.close()
-    assert errors == []
+    assert errors == [], errors
+
+
+def call(page: Page, name: str, expression: str) -> Any:
+    """What an expression gives of a script that the page has loaded: `call(page, "worklist.js", "it.refresh()")`."""
+    return page.evaluate(f"import('{STATIC}/{name}').then((it) => {expression})")
+
+
+def log_in(context: BrowserContext, url: str, key: str) -> None:
+    """Log a profile in without drawing a page, for tests that are about something else than the login."""
+    answer = context.request.post(f"{url}/login", form={"key": key}, max_redirects=0)
+    assert answer.status == 303, answer.text()
 
 
 def leave(page: Page, api_url: str) -> None:

@@ -1,6 +1,6 @@
-"""The worker as it is, but for its model: that is a pause of MODEL_S seconds an image and a ready answer.
+"""The worker as it is, but for its model: that is a pause of MODEL_S seconds an image and a ready output.
 
-It is neither compiled nor run. The worker dies of the study POISON, raises at each film whose left half is black, and
+It is neither compiled nor run. The worker dies of the study POISON, raises at each radiograph whose left half is black, and
 hangs once where the file HANG stands.
 """
 
@@ -25,17 +25,17 @@ def main() -> None:
     import worker.analysis
     import worker.main
     import worker.tasks
-    from shared.findings import InstanceResult
-    from shared.study import Claim
-    from shared.vision.reader import Look, RawReading, Reader
-    from shared.vision.tensors import UInt8Image
+    from shared.domain.analysis import Claim
+    from shared.domain.findings import InstanceResult
+    from shared.model.predictor import ModelOutput, Predictor, QualityFlag
+    from shared.pixels.tensors import UInt8Image
 
     def analyse_or_die(claim: Claim, *rest: Any, **more: Any) -> list[InstanceResult]:
         if str(claim.study_id) == os.environ.get("POISON"):
             os.abort()
         return worker.analysis.analyse(claim, *rest, **more)
 
-    def predict(items: Sequence[tuple[Reader, UInt8Image]]) -> list[RawReading]:
+    def predict(items: Sequence[tuple[Predictor, UInt8Image]]) -> list[ModelOutput]:
         flag = Path(os.environ.get("HANG", "/nonexistent"))
         if flag.exists():
             flag.unlink()
@@ -45,7 +45,7 @@ def main() -> None:
         time.sleep(float(os.environ["MODEL_S"]) * len(items))
         regions = np.eye(1, len(items[0][0].manifest.regions), dtype=np.float32)[0]
         nothing = np.zeros((8, 8), np.float32)
-        return [RawReading(regions, 0.1, nothing[0, :3], nothing, 1.0, 0.0, Look.USUAL)] * len(items)
+        return [ModelOutput(regions, 0.1, nothing[0, :3], nothing, 1.0, 0.0, QualityFlag.NONE)] * len(items)
 
     vars(worker.tasks).update(analyse=analyse_or_die, predict=predict)
     worker.main.main()

@@ -7,39 +7,50 @@ import time
 
 import numpy as np
 
+from shared.pixels.tensors import UInt8Image
 from shared.storage import original_key
-from worker import decoding
+from worker import decoder_pool
 
-sound = decoding.decode
+sound, sound_picture = decoder_pool.decode, decoder_pool.make_picture
 
 
-def decode(job: decoding.Job) -> decoding.Decoded:
-    """As worker.decoding.decode, in whose place tests put it."""
-    assert decoding._bench is not None
-    assert decoding._bench.store is not None
-    content = decoding._bench.store.get(original_key(job.sha256))
+def decode(job: decoder_pool.Job) -> decoder_pool.DecodedImage:
+    """As worker.decoder_pool.decode, in whose place tests put it."""
+    _poisoned(job.sha256)
+    return sound(job)
+
+
+def _poisoned(sha256: str) -> None:
+    assert decoder_pool._state is not None
+    assert decoder_pool._state.store is not None
+    content = decoder_pool._state.store.get(original_key(sha256))
     if b"poison: abort" in content:
         os.abort()
     if b"poison: hang" in content:
         ctypes.PyDLL(None).sleep(3600)  # in C, with the interpreter's lock held
     if b"poison: eight gigabytes" in content:
         np.ones(2**30)
-    return sound(job)
+
+
+def make_picture(job: decoder_pool.PictureJob) -> UInt8Image:
+    """In the place of worker.decoder_pool.make_picture."""
+    _poisoned(job.sha256)
+    return sound_picture(job)
 
 
 BEGUN = "begun/one"  # in a directory store
 
 
-def slowly(job: decoding.Job) -> decoding.Decoded:
+def slowly(job: decoder_pool.Job) -> decoder_pool.DecodedImage:
     """As `decode`; says that it began, and takes its time."""
     number = str(os.getpid()).encode()
-    assert decoding._bench is not None
-    assert decoding._bench.store is not None
-    decoding._bench.store.put(BEGUN, io.BytesIO(number), len(number))
+    assert decoder_pool._state is not None
+    assert decoder_pool._state.store is not None
+    decoder_pool._state.store.put(BEGUN, io.BytesIO(number), len(number))
     time.sleep(1.5)
     return sound(job)
 
 
-def abort(_job: decoding.FilmJob) -> None:
-    """In the place of worker.decoding.make_film."""
+def abort(_job: decoder_pool.FrameJob) -> None:
+    """In the place of worker.decoder_pool.make_frame."""
     os.abort()

@@ -32,7 +32,7 @@ class Handler(BaseHTTPRequestHandler):
             file.write(f"{self.command} {self.path}\n")
         word, _, seconds = self.mood.read_text().partition(" ")
         if word == "refuse":
-            self.answer(503, [("Content-Type", "application/xml")], REFUSAL)
+            self.response(503, [("Content-Type", "application/xml")], REFUSAL)
             return
         if word == "slow":
             time.sleep(float(seconds))
@@ -40,13 +40,13 @@ class Handler(BaseHTTPRequestHandler):
         try:
             connection.request(self.command, self.path, body, dict(self.headers))
             response = connection.getresponse()
-            self.answer(response.status, response.getheaders(), response.read(), response.getheader("Content-Length"))
+            self.response(response.status, response.getheaders(), response.read(), response.getheader("Content-Length"))
         finally:
             connection.close()
 
     do_GET = do_PUT = do_HEAD = do_POST = do_DELETE = forward
 
-    def answer(self, status: int, headers: list[tuple[str, str]], content: bytes, length: str | None = None) -> None:
+    def response(self, status: int, headers: list[tuple[str, str]], content: bytes, length: str | None = None) -> None:
         """length: of the object, which for HEAD is not that of the content."""
         self.send_response_only(status)
         for name, value in headers:

@@ -1,1 +1,1 @@
-"""From labelled films to a model bundle; never imports the worker."""
+"""From labelled radiographs to a model bundle; never imports the worker."""

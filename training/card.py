@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from shared.vision.bundle import Manifest
+from shared.domain.manifest import Manifest, title_of
 
 FIGURES = {
     "fracture_auroc": "fracture, AUROC",
@@ -26,18 +26,20 @@ ABSTAINS = (
     "view, unless the raw score is positive: then it is a caveat of the finding."
 )
 LIMITS = (
-    "One source of films, without patient ids: neighbours in id order were kept on one side of the split. No hospital, "
-    "scanner or population beside that source was tested. Extent is counted from annotations and says nothing of how "
-    "badly a patient is hurt."
+    "One source of radiographs, without patient ids: neighbours in id order were kept on one side of the split. No "
+    "hospital, scanner or population beside that source was tested. Extent is counted from annotations and says "
+    "nothing of how badly a patient is hurt."
 )
 
 
 def card(manifest: Manifest) -> str:
-    """What a reader must know before trusting the bundle."""
+    """Write what a reader must know before trusting the bundle, as Markdown."""
     metrics, data = manifest.metrics, manifest.data
     points = metrics.get("operating_points", {})
     lines = [
-        f"# {manifest.name}",
+        f"# {title_of(manifest.name, manifest.model_dump())}",
+        "",
+        f"- key of the bundle: {manifest.name}",
         "",
         f"**{manifest.limits}**",
         "",
@@ -63,7 +65,7 @@ def card(manifest: Manifest) -> str:
             for rate in ("sensitivity", "specificity")
         ),
         "",
-        "| films | of these fractured | AUROC | region | pointing |",
+        "| radiographs | of these fractured | AUROC | region | pointing |",
         "| --- | --- | --- | --- | --- |",
         *(_group(name, group) for name, group in {"all": metrics, **metrics.get("groups", {})}.items()),
         "",
@@ -91,11 +93,11 @@ def _row(label: str, triple: list[float] | None) -> str:
 
 def _group(name: str, group: dict[str, Any]) -> str:
     figures = (_number(group.get(key)) for key in ("fracture_auroc", "region_accuracy", "pointing_game"))
-    return f"| {name} ({group.get('films', 0)}) | {group.get('fractured', 0)} | {' | '.join(figures)} |"
+    return f"| {name} ({group.get('radiographs', 0)}) | {group.get('fractured', 0)} | {' | '.join(figures)} |"
 
 
 def reasons_in_words(counts: dict[str, Any]) -> str:
-    """As "region 1; caveat: metal 2"; bundles of before counted neither."""
+    """List reasons as "region 1; caveat: metal 2"; older bundles counted neither."""
     reasons, caveats = (
         ", ".join(f"{reason} {count}" for reason, count in counts.get(kind, {}).items())
         for kind in ("reasons", "caveats")

@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 
 from shared.errors import BadDataset
-from shared.vision.engines import Engine, pick_engine
-from training.evaluate import answer, cross_fitted, measure
+from shared.model.engines import Engine, pick_engine
+from training.evaluate import judge_cross_fitted, measure, predict
 from training.export import load_run
 from training.train import Recipe, held_out, train
 
@@ -20,8 +20,8 @@ SPEED_BATCH, SPEED_REPEATS = 8, 5
 
 
 @dataclass(frozen=True)
-class Line:
-    """One architecture's row; triples are [estimate, low, high] of a 95 % interval, None where films are too few."""
+class ComparisonLine:
+    """One architecture's row; triples are [estimate, low, high] of a 95 % interval, None if there are too few."""
 
     architecture: str
     fracture_auroc: list[float] | None
@@ -35,16 +35,27 @@ class Line:
     training_steps: int
 
 
-def compare(recipe: Recipe, architectures: Sequence[str], out: Path) -> list[Line]:
-    """Train each architecture by the same recipe for the same minutes, and measure all on the same held-out films.
+def compare(recipe: Recipe, architectures: Sequence[str], out: Path) -> list[ComparisonLine]:
+    """Train each architecture by the same recipe for the same minutes, and measure all on the same held-out ones.
 
     Goes on where it was stopped, as `train` does; the teacher is trained once. Writes comparison.json,
-    comparison.md and comparison.png to `out`. Raises BadDataset for films that do not suffice.
+    comparison.md and comparison.png.
+
+    Args:
+        recipe: the same for all; its architecture is not used.
+        architectures: keys of the networks, one at least.
+        out: folder for the table and figure, and for a run of each architecture.
+
+    Returns:
+        One line for each architecture, in the order given.
+
+    Raises:
+        BadDataset: No architecture is given, or the radiographs do not suffice.
     """
     if not architectures:
         raise BadDataset("Nothing to compare: name at least one architecture")
     engines: dict[str, Engine] = {}
-    lines: list[Line] = []
+    lines: list[ComparisonLine] = []
     for architecture in architectures:
         run = out / architecture
         _share_teacher(out, architectures, run)
@@ -52,10 +63,12 @@ def compare(recipe: Recipe, architectures: Sequence[str], out: Path) -> list[Lin
             train(replace(recipe, architecture=architecture), run)
         network, _ = load_run(run)
         engines[architecture] = pick_engine(network, recipe.size)
-        figures = measure(cross_fitted(answer(engines[architecture], held_out(run / "recipe.json"), recipe.size)))
+        figures = measure(
+            judge_cross_fitted(predict(engines[architecture], held_out(run / "recipe.json"), recipe.size))
+        )
         parameters = sum(p.numel() for p in network.parameters())
         lines.append(
-            Line(
+            ComparisonLine(
                 architecture,
                 figures["fracture_auroc"],
                 figures["expected_calibration_error"],
@@ -85,7 +98,7 @@ def _share_teacher(out: Path, architectures: Sequence[str], run: Path) -> None:
 
 
 def _speeds(engines: dict[str, Engine], size: int) -> list[list[float]]:
-    """Images a second for each engine, repeats interleaved so that a busy moment hits all alike."""
+    """Measure images a second of each engine; repeats are interleaved, so that a busy moment affects all alike."""
     squares = np.random.default_rng(0).integers(0, 256, (SPEED_BATCH, size, size), np.uint8)
     rates: dict[str, list[float]] = {name: [] for name in engines}
     for repeat in range(SPEED_REPEATS + 1):
@@ -97,13 +110,13 @@ def _speeds(engines: dict[str, Engine], size: int) -> list[list[float]]:
     return list(rates.values())
 
 
-def _with_speed(line: Line, rates: list[float]) -> Line:
+def _with_speed(line: ComparisonLine, rates: list[float]) -> ComparisonLine:
     spread = [round(min(rates), 1), round(max(rates), 1)]
     return replace(line, images_per_s=round(statistics.median(rates), 1), images_per_s_spread=spread)
 
 
-def table(lines: Sequence[Line]) -> str:
-    """The comparison as a Markdown table."""
+def table(lines: Sequence[ComparisonLine]) -> str:
+    """Write the comparison as a Markdown table."""
     head = "| architecture | AUROC | calibration error | region | pointing | images/s | million weights | MiB | steps |"
     rows = [
         f"| {line.architecture} | {_cell(line.fracture_auroc)} | {_cell(line.expected_calibration_error)} "
@@ -116,10 +129,10 @@ def table(lines: Sequence[Line]) -> str:
 
 
 def _cell(triple: list[float] | None) -> str:
-    return "too few films" if triple is None else f"{triple[0]:.3f} [{triple[1]:.3f}, {triple[2]:.3f}]"
+    return "too few radiographs" if triple is None else f"{triple[0]:.3f} [{triple[1]:.3f}, {triple[2]:.3f}]"
 
 
-def _draw(lines: Sequence[Line], path: Path) -> None:
+def _draw(lines: Sequence[ComparisonLine], path: Path) -> None:
     import matplotlib as mpl
 
     mpl.use("Agg")

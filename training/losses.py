@@ -1,32 +1,47 @@
-"""The losses from labels."""
+"""Losses computed from labels."""
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 - the name that every PyTorch reader knows
 
-from shared.vision.network import SEVERITY_STEPS, Reading
+from shared.model.network import EXTENT_STEPS, NetworkOutput
 from training.datasets import MISSING
 from training.views import Batch
 
 
-def label_losses(reading: Reading, batch: Batch) -> dict[str, Tensor]:
-    """Each a scalar; what is not known takes no part, and every film counts by its weight."""
-    region = F.cross_entropy(reading.region, batch.region.clamp(min=0), reduction="none")
-    film = F.binary_cross_entropy_with_logits(reading.fracture, batch.fractured.clamp(min=0), reduction="none")
-    steps = (batch.severity[:, None] > torch.arange(SEVERITY_STEPS, device=batch.severity.device)).float()
-    severity = F.binary_cross_entropy_with_logits(reading.severity, steps, reduction="none").mean(1)
+def label_losses(output: NetworkOutput, batch: Batch) -> dict[str, Tensor]:
+    """Compare an output with the labels; what is not known takes no part, and every radiograph counts by its weight.
+
+    Args:
+        output: of the network, for B radiographs.
+        batch: labels and weights of the same radiographs.
+
+    Returns:
+        A scalar for each of region, radiograph, extent and where.
+    """
+    region = F.cross_entropy(output.region, batch.region.clamp(min=0), reduction="none")
+    radiograph = F.binary_cross_entropy_with_logits(output.fracture, batch.fractured.clamp(min=0), reduction="none")
+    steps = (batch.extent[:, None] > torch.arange(EXTENT_STEPS, device=batch.extent.device)).float()
+    extent = F.binary_cross_entropy_with_logits(output.extent, steps, reduction="none").mean(1)
     return {
-        "region": _mean(region, batch.weight * (batch.region != MISSING)) * 0.5,
-        "film": _mean(film, batch.weight * (batch.fractured != MISSING)),
-        "severity": _mean(severity, batch.weight * (batch.severity != MISSING)) * 0.3,
-        "where": where_loss(reading.heatmap, batch),
+        "region": _weighted_mean(region, batch.weight * (batch.region != MISSING)) * 0.5,
+        "radiograph": _weighted_mean(radiograph, batch.weight * (batch.fractured != MISSING)),
+        "extent": _weighted_mean(extent, batch.weight * (batch.extent != MISSING)) * 0.3,
+        "where": localization_loss(output.heatmap, batch),
     }
 
 
-def where_loss(heatmap: Tensor, batch: Batch) -> Tensor:
-    """Quality focal loss of the cells (Li et al. 2020, arXiv:2006.04388), a share of the fractured cells each.
+def localization_loss(heatmap: Tensor, batch: Batch) -> Tensor:
+    """Quality focal loss of the cells (Li et al. 2020, arXiv:2006.04388), divided by the fractured cells.
 
-    heatmap: (B, h, w) logits. Most cells are easily sound; the focal weight keeps them from drowning the others.
+    Most cells are easily sound; the focal weight keeps them from drowning the others.
+
+    Args:
+        heatmap: (B, h, w) logits.
+        batch: cells and weights of the same radiographs.
+
+    Returns:
+        A scalar.
     """
     place = batch.place
     chance = heatmap.sigmoid()
@@ -35,5 +50,5 @@ def where_loss(heatmap: Tensor, batch: Batch) -> Tensor:
     return (loss * weight).sum() / (1 + (place * weight).sum())
 
 
-def _mean(loss: Tensor, weight: Tensor) -> Tensor:
+def _weighted_mean(loss: Tensor, weight: Tensor) -> Tensor:
     return (loss * weight).sum() / weight.sum().clamp(min=1e-6)

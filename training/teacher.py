@@ -1,8 +1,8 @@
-"""An ImageNet MobileNetV2 that learns the films quickly, then teaches the ResNet50 its features.
+"""An ImageNet MobileNetV2 that learns the radiographs quickly, then teaches the ResNet50 its features.
 
-There is no ImageNet ResNet50 with open terms for this, and a ResNet50 from scratch on 2,800 films learns shortcuts.
-The weights are read from a folder with arch.json (the graph) and mobilenet_v2_folded_fp16.npz (batch norm folded in,
-TensorFlow's asymmetric SAME padding). They are not part of any bundle.
+There is no ImageNet ResNet50 with open terms for this, and a ResNet50 from scratch on 2,800 radiographs learns
+shortcuts. The weights are read from a folder with arch.json (the graph) and mobilenet_v2_folded_fp16.npz (batch norm
+folded in, TensorFlow's asymmetric SAME padding). They are not part of any bundle.
 """
 
 import json
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - the name that every PyTorch reader knows
 
 from shared.errors import BadDataset
-from shared.vision.network import Heads, Reading
+from shared.model.network import Heads, NetworkOutput
 from training.datasets import REGIONS
 
 STRIDE8, STRIDE16, STRIDE32 = 130, 156, 171  # nodes of arch.json
@@ -25,13 +25,15 @@ class Teacher(nn.Module):
     """MobileNetV2 (Sandler et al. 2018, arXiv:1801.04381) with the network's heads."""
 
     def __init__(self, folder: Path) -> None:
-        """folder: holds arch.json and mobilenet_v2_folded_fp16.npz. Raises BadDataset if one is missing."""
+        """Load arch.json and mobilenet_v2_folded_fp16.npz of a folder; raises BadDataset if one is missing."""
         super().__init__()
         try:
             graph = json.loads((folder / "arch.json").read_text())
             weights = np.load(folder / "mobilenet_v2_folded_fp16.npz")
         except OSError as wrong:
-            raise BadDataset(f"{folder} is no teacher folder: {wrong.strerror} {wrong.filename}") from wrong
+            raise BadDataset(
+                f"{folder} is no teacher folder: {wrong.strerror} {wrong.filename}; name one that holds both files"
+            ) from wrong
         self.graph = [node for node in graph if node["dst"] <= STRIDE32]
         self.convs = nn.ModuleDict()
         for node in self.graph:
@@ -45,7 +47,15 @@ class Teacher(nn.Module):
         self.heads = Heads(CHANNELS[1], CHANNELS[2], len(REGIONS))
 
     def run(self, values: dict[int, Tensor], last: int) -> dict[int, Tensor]:
-        """Carry the graph on from the node values given, up to node `last`; returns all values."""
+        """Compute further nodes of the graph from the values given.
+
+        Args:
+            values: of nodes, by number; the results are added in place.
+            last: number of the last node to compute.
+
+        Returns:
+            All values.
+        """
         known = max(values)
         for node in self.graph:
             if known < node["dst"] <= last:
@@ -60,16 +70,16 @@ class Teacher(nn.Module):
         return values
 
     def features(self, pixels: Tensor) -> list[Tensor]:
-        """pixels: (B, 1, S, S) uint8. Returns maps of 32, 96, 1280 channels at strides 8, 16, 32."""
+        """Compute maps of 32, 96, 1280 channels at strides 8, 16, 32 of pixels, (B, 1, S, S) uint8."""
         inputs = (pixels.float() / 127.5 - 1).expand(-1, 3, -1, -1).contiguous(memory_format=torch.channels_last)
         with torch.no_grad():  # the front stays as ImageNet left it, which saves most of the time
             values = self.run({0: inputs}, STRIDE8)
         values = self.run({STRIDE8: values[STRIDE8]}, STRIDE32)
         return [values[STRIDE8], values[STRIDE16], values[STRIDE32]]
 
-    def forward(self, pixels: Tensor) -> Reading:
-        """pixels: (B, 1, S, S) uint8. A teacher knows nothing of scope."""
+    def forward(self, pixels: Tensor) -> NetworkOutput:
+        """Read pixels, (B, 1, S, S) uint8. A teacher has no scope."""
         _, fine, coarse = self.features(pixels)
-        region, fracture, severity, heatmap = self.heads(fine, coarse)
+        region, fracture, extent, heatmap = self.heads(fine, coarse)
         unknown = coarse.new_zeros(len(coarse))
-        return Reading(region, fracture, severity, heatmap, unknown, unknown)
+        return NetworkOutput(region, fracture, extent, heatmap, unknown, unknown)

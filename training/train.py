@@ -2,10 +2,10 @@
 
     osteon train --data ../fracatlas --teacher ../mobilenet_v2_imagenet --out runs/second --minutes 100
 
-1. teach   a MobileNetV2 from ImageNet is fine-tuned on the films (skipped without --teacher);
-2. distil  the network imitates the teacher's features at strides 8, 16, 32 on parts of films; no label is used;
-3. labels  region, fracture, severity and place, on parts and on whole films, with the teacher still pulling;
-4. settle  the same on whole films only, with batch norm as it will be when serving.
+1. teach   a MobileNetV2 from ImageNet is fine-tuned on the radiographs (skipped without --teacher);
+2. distil  the network imitates the teacher's features at strides 8, 16, 32 on parts of radiographs; no label is used;
+3. labels  region, fracture, extent and place, on parts and on whole radiographs, with the teacher still pulling;
+4. finetune  the same on whole radiographs only, with batch norm as it will be when serving.
 Stopped at any moment, the same command goes on from the last checkpoint (by default one a minute).
 """
 
@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import Generic, TypeVar, cast
 
 import cv2
 import numpy as np
@@ -27,13 +27,14 @@ from torch.nn import functional as F  # noqa: N812 - the name that every PyTorch
 from tqdm import tqdm
 
 from shared.errors import BadDataset
-from shared.vision.bundle import pick_device
-from shared.vision.engines import half_precision
-from shared.vision.network import BoneNet, Reading
-from training.datasets import REGIONS, Film, films, split
+from shared.model.bundle import pick_device
+from shared.model.engines import half_precision
+from shared.model.network import BoneNet, NetworkOutput
+from shared.settings import cpu_count
+from training.datasets import REGIONS, LabelledRadiograph, radiographs, split
 from training.losses import label_losses
 from training.teacher import CHANNELS, Teacher
-from training.views import Batch, FilmCache
+from training.views import Batch, RadiographCache
 
 Losses = dict[str, Tensor]
 Module = TypeVar("Module", bound=nn.Module)
@@ -41,7 +42,7 @@ Module = TypeVar("Module", bound=nn.Module)
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a run goes; stored with its checkpoint and, in the end, with its bundle."""
+    """Settings of a run; stored with its checkpoint, and finally with its bundle."""
 
     data: Sequence[Path]
     teacher: Path | None
@@ -50,10 +51,10 @@ class Recipe:
     minutes: float = 100.0
     teach_share: float = 0.12  # of the minutes, when there is a teacher
     distil_share: float = 0.40
-    settle_share: float = 0.12
+    finetune_share: float = 0.12
     size: int = 448  # pixels, also the bundle's input size
     crop: int = 192  # pixels, of the views that show a part
-    batch: int = 24  # crops a step; whole films: a quarter
+    batch: int = 24  # crops a step; whole radiographs: a quarter
     distil_rate: float = 1e-3
     label_rate: float = 2e-4  # backbone; the heads learn three times as fast
     positives: float = 0.4
@@ -62,12 +63,12 @@ class Recipe:
 
     @property
     def whole_batch(self) -> int:
-        """Whole films a step."""
+        """Number of whole radiographs a step."""
         return max(2, self.batch // 4)
 
 
 class Student(nn.Module):
-    """The network with what only training needs: adapters to the teacher's channels, and the units of those."""
+    """The network, with the adapters to the teacher's channels and their units, which only training needs."""
 
     def __init__(self, architecture: str) -> None:
         super().__init__()
@@ -79,8 +80,16 @@ class Student(nn.Module):
             self.register_buffer(f"mean{level}", torch.zeros(1, channels, 1, 1))
             self.register_buffer(f"spread{level}", torch.ones(1, channels, 1, 1))
 
-    def imitation(self, maps: list[Tensor], taught: list[Tensor]) -> Tensor:
-        """Smooth distance to the teacher's features, each channel in units of its own spread."""
+    def imitation_loss(self, maps: list[Tensor], taught: list[Tensor]) -> Tensor:
+        """Smooth distance to the teacher's features, each channel in units of its own spread.
+
+        Args:
+            maps: of the student, a level each: (B, C, h, w).
+            taught: of the teacher, of the same radiographs and sizes.
+
+        Returns:
+            A scalar.
+        """
         loss = maps[0].new_zeros((), dtype=torch.float32)
         for level, (adapter, own, goal) in enumerate(zip(self.adapters, maps, taught, strict=True)):
             mean, spread = self._units(level, goal.float())
@@ -98,7 +107,7 @@ class Student(nn.Module):
 
     @torch.no_grad()
     def transplant(self, teacher: Teacher) -> None:
-        """Start the heads as the teacher's heads behind the adapters: two linear maps are one."""
+        """Start the heads as the teacher's heads after the adapters: two linear maps are one."""
         own, taught = self.net.heads, teacher.heads
         own.load_state_dict({k: v for k, v in taught.state_dict().items() if k in SAME_HEADS}, strict=False)
         for name, level in (("place", 1), ("context", 2), ("region", 2)):
@@ -118,22 +127,31 @@ SAME_HEADS = ("mix.weight", "mix.bias", "fracture.weight", "fracture.bias", "sev
 
 
 def train(recipe: Recipe, out: Path) -> Path:
-    """Train by `recipe`, or go on with the run in `out`. Returns the path of the trained weights.
+    """Train by a recipe, or go on with the run in a folder.
 
-    Raises BadDataset if the data or the teacher cannot be read, or `out` holds a run of another seed.
+    Args:
+        recipe: stored as recipe.json.
+        out: folder of the run, made where it is missing.
+
+    Returns:
+        Path of the trained weights.
+
+    Raises:
+        BadDataset: The data or the teacher cannot be read, or `out` holds a run of another seed.
     """
     out.mkdir(parents=True, exist_ok=True)
     _refuse_other_split(recipe, out)
     torch.manual_seed(recipe.seed)
     cv2.setNumThreads(1)
+    torch.set_num_threads(min(torch.get_num_threads(), cpu_count()))  # torch does not know a container's quota
     (out / "recipe.json").write_text(json.dumps(asdict(recipe), default=str, indent=1))
-    cache = FilmCache(learned_from(out / "recipe.json"), recipe.size)
-    teacher = _teach(recipe, cache, out) if recipe.teacher else None
+    cache = RadiographCache(learned_from(out / "recipe.json"), recipe.size)
+    teacher = _train_teacher(recipe, cache, out) if recipe.teacher else None
     run = Run(Student(recipe.architecture), recipe, out / "student.pt")
     if recipe.start and not run.steps:
         _start_from(run, recipe.start)
-    lessons = Lessons(run, cache, teacher)
-    rest = 1 - (recipe.teach_share + recipe.distil_share if teacher else 0) - recipe.settle_share
+    lessons = Batches(run, cache, teacher)
+    rest = 1 - (recipe.teach_share + recipe.distil_share if teacher else 0) - recipe.finetune_share
     if teacher:
         run.stage("distil", recipe.minutes * recipe.distil_share, recipe.distil_rate, 1, lessons.distil())
     if teacher and not run.spent.get("labels"):
@@ -141,7 +159,7 @@ def train(recipe: Recipe, out: Path) -> Path:
         run.restart_average()
     rate = recipe.label_rate if teacher or recipe.start else recipe.distil_rate
     run.stage("labels", recipe.minutes * rest, rate, 3, lessons.labels())
-    run.stage("settle", recipe.minutes * recipe.settle_share, rate / 4, 3, lessons.settle(), frozen_norms=True)
+    run.stage("finetune", recipe.minutes * recipe.finetune_share, rate / 4, 3, lessons.finetune(), frozen_norms=True)
     weights = out / "weights.pt"
     torch.save(run.average.net.cpu().state_dict(), weights)
     (out / "done.json").write_text(json.dumps({"steps": run.steps, "minutes": run.spent}))
@@ -149,7 +167,7 @@ def train(recipe: Recipe, out: Path) -> Path:
 
 
 def _start_from(run: "Run[Student]", bundle: Path) -> None:
-    """The backbone of another bundle of the same architecture."""
+    """Load the backbone of another bundle of the same architecture."""
     try:
         tensors = load_file(bundle)
     except (OSError, ValueError) as wrong:
@@ -158,44 +176,50 @@ def _start_from(run: "Run[Student]", bundle: Path) -> None:
     try:
         run.module.net.trunk.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in trunk.items()})
     except RuntimeError as wrong:
-        raise BadDataset(f"{bundle} holds another architecture than {run.recipe.architecture}") from wrong
+        raise BadDataset(
+            f"{bundle} holds another architecture than {run.recipe.architecture}: choose that one, or another bundle"
+        ) from wrong
     run.restart_average()
 
 
 def _refuse_other_split(recipe: Recipe, out: Path) -> None:
-    """Going on with another seed would measure the network on films that it was trained on."""
+    """Refuse another seed: it would measure the network on radiographs that it was trained on."""
     if (out / "recipe.json").exists() and any((out / name).exists() for name in ("student.pt", "teacher.pt")):
         seed = json.loads((out / "recipe.json").read_text())["seed"]
         if seed != recipe.seed:
             raise BadDataset(f"{out} holds a run with seed {seed}: go on with --seed {seed}, or choose another --out")
 
 
-def _teach(recipe: Recipe, cache: FilmCache, out: Path) -> Teacher:
-    """The teacher, fine-tuned; it also marks in each film where it would wrongly see a fracture."""
+def _train_teacher(recipe: Recipe, cache: RadiographCache, out: Path) -> Teacher:
+    """Fine-tune the teacher; it also marks in each radiograph where it wrongly sees a fracture."""
     assert recipe.teacher is not None
     run = Run(Teacher(recipe.teacher), recipe, out / "teacher.pt")
-    dice = np.random.default_rng(recipe.seed + run.steps)
-    run.stage("teach", recipe.minutes * recipe.teach_share, 2e-4, 10, _both(recipe, cache, dice, run.module))
+    rng = np.random.default_rng(recipe.seed + run.steps)
+    run.stage(
+        "teach", recipe.minutes * recipe.teach_share, 2e-4, 10, _supervised_batches(recipe, cache, rng, run.module)
+    )
     teacher = run.average.eval().requires_grad_(requires_grad=False)
     _mark_suspects(teacher, cache, run.device)
     return teacher
 
 
-def _both(recipe: Recipe, cache: FilmCache, dice: np.random.Generator, module: nn.Module) -> Iterator[list["Lesson"]]:
-    """Each step a batch of crops and one of whole films, labels only."""
-    crops = cache.crops(recipe.crop, recipe.batch, 0.5, (0.8, 1.3), dice)
-    whole = cache.whole(recipe.whole_batch, recipe.positives, dice)
+def _supervised_batches(
+    recipe: Recipe, cache: RadiographCache, rng: np.random.Generator, module: nn.Module
+) -> Iterator[list["Lesson"]]:
+    """Make for each step a batch of crops and one of whole radiographs, with labels only."""
+    crops = cache.crops(recipe.crop, recipe.batch, 0.5, (0.8, 1.3), rng)
+    whole = cache.whole_radiographs(recipe.whole_batch, recipe.positives, rng)
     while True:
-        yield [_labels_only(module, next(crops)), _labels_only(module, next(whole))]
+        yield [_supervised_lesson(module, next(crops)), _supervised_lesson(module, next(whole))]
 
 
-def _labels_only(module: nn.Module, batch: Batch) -> "Lesson":
+def _supervised_lesson(module: nn.Module, batch: Batch) -> "Lesson":
     return batch, lambda ready: label_losses(module(_channels_last(ready.pixels)), ready)
 
 
 @torch.no_grad()
-def _mark_suspects(teacher: Teacher, cache: FilmCache, device: torch.device, most: int = 3) -> None:
-    for start in tqdm(range(0, len(cache.films), 16), desc="suspects", unit="batch"):
+def _mark_suspects(teacher: Teacher, cache: RadiographCache, device: torch.device, most: int = 3) -> None:
+    for start in tqdm(range(0, len(cache.radiographs), 16), desc="suspects", unit="batch"):
         squares = torch.from_numpy(np.stack(cache.images[start : start + 16]))[:, None].to(device)
         with half_precision(device):
             heatmap = teacher(_channels_last(squares)).heatmap
@@ -211,54 +235,59 @@ def _mark_suspects(teacher: Teacher, cache: FilmCache, device: torch.device, mos
 Lesson = tuple[Batch, Callable[[Batch], Losses]]
 
 
-class Lessons:
-    """What the student does in each stage: batches, and the losses of each."""
+class Batches:
+    """What the student learns from in each stage: batches, and the losses of each."""
 
-    def __init__(self, run: "Run[Student]", cache: FilmCache, teacher: Teacher | None) -> None:
+    def __init__(self, run: "Run[Student]", cache: RadiographCache, teacher: Teacher | None) -> None:
         self.student, self.recipe, self.cache, self.teacher = run.module, run.recipe, cache, teacher
-        self.dice = np.random.default_rng(run.recipe.seed + run.steps)
+        self.rng = np.random.default_rng(run.recipe.seed + run.steps)
 
     def distil(self) -> Iterator[list[Lesson]]:
-        """Features only, at many scales."""
+        """Imitate features only, at many scales."""
         recipe = self.recipe
-        for batch in self.cache.crops(recipe.crop, recipe.batch, 0.3, (0.5, 1.3), self.dice):
-            yield [(batch, self._imitate)]
+        for batch in self.cache.crops(recipe.crop, recipe.batch, 0.3, (0.5, 1.3), self.rng):
+            yield [(batch, self._imitation_losses)]
 
     def labels(self) -> Iterator[list[Lesson]]:
-        """Each step a batch of crops and one of whole films."""
+        """Make for each step a batch of crops and one of whole radiographs."""
         recipe = self.recipe
-        crops = self.cache.crops(recipe.crop, recipe.batch, 0.5, (0.8, 1.3), self.dice)
-        for whole in self.settle():
-            yield [(next(crops), self._learn), *whole]
+        crops = self.cache.crops(recipe.crop, recipe.batch, 0.5, (0.8, 1.3), self.rng)
+        for whole in self.finetune():
+            yield [(next(crops), self._label_and_imitation_losses), *whole]
 
-    def settle(self) -> Iterator[list[Lesson]]:
-        """Whole films only."""
-        for batch in self.cache.whole(self.recipe.whole_batch, self.recipe.positives, self.dice):
-            yield [(batch, self._learn)]
+    def finetune(self) -> Iterator[list[Lesson]]:
+        """Make batches of whole radiographs only."""
+        for batch in self.cache.whole_radiographs(self.recipe.whole_batch, self.recipe.positives, self.rng):
+            yield [(batch, self._label_and_imitation_losses)]
 
-    def _imitate(self, batch: Batch) -> Losses:
+    def _imitation_losses(self, batch: Batch) -> Losses:
         assert self.teacher is not None
         pixels = _channels_last(batch.pixels)
         with torch.no_grad():
             taught = self.teacher.features(pixels)
-        return {"imitate": self.student.imitation(self.student.net.features(pixels), taught)}
+        return {"imitate": self.student.imitation_loss(self.student.net.features(pixels), taught)}
 
-    def _learn(self, batch: Batch) -> Losses:
+    def _label_and_imitation_losses(self, batch: Batch) -> Losses:
         pixels = _channels_last(batch.pixels)
         maps = self.student.net.features(pixels)
-        reading = Reading(*self.student.net.heads(maps[1], maps[2]), *self.student.net.scope(maps[2]))
-        losses = label_losses(reading, batch)
+        output = NetworkOutput(*self.student.net.heads(maps[1], maps[2]), *self.student.net.scope(maps[2]))
+        losses = label_losses(output, batch)
         if self.teacher:
             with torch.no_grad():
                 taught = self.teacher.features(pixels)
                 _, _, _, taught_map = self.teacher.heads(taught[1], taught[2])
-            losses["imitate"] = self.student.imitation(maps, taught) * 0.5
-            losses["map"] = F.smooth_l1_loss(reading.heatmap.clamp(-8, 8), taught_map.clamp(-8, 8)) * 0.3
+            losses["imitate"] = self.student.imitation_loss(maps, taught) * 0.5
+            losses["map"] = F.smooth_l1_loss(output.heatmap.clamp(-8, 8), taught_map.clamp(-8, 8)) * 0.3
         return losses
 
 
+def _stages(spent: dict[str, float]) -> dict[str, float]:
+    """Seconds per stage, by the names of today: runs of before 0.2.0 call the last one settle."""
+    return {("finetune" if name == "settle" else name): seconds for name, seconds in spent.items()}
+
+
 class Run(Generic[Module]):
-    """The state of one module in training: its moving average, and how far each stage has come."""
+    """State of one module in training: its moving average, and the progress of each stage."""
 
     def __init__(self, module: Module, recipe: Recipe, file: Path) -> None:
         self.recipe, self.file = recipe, file
@@ -272,10 +301,10 @@ class Run(Generic[Module]):
             self.saved = torch.load(file, weights_only=True, map_location=self.device)
             self.module.load_state_dict(self.saved["module"])  # type: ignore[arg-type]
             self.average.load_state_dict(self.saved["average"])  # type: ignore[arg-type]
-            self.spent, self.steps = self.saved["spent"], self.saved["steps"]  # type: ignore[assignment]
+            self.spent, self.steps = _stages(cast("dict[str, float]", self.saved["spent"])), self.saved["steps"]  # type: ignore[assignment]
 
     def restart_average(self) -> None:
-        """Forget what the average was before a transplant."""
+        """Start the average again, after a transplant."""
         self.average = copy.deepcopy(self.module)
 
     def stage(
@@ -290,13 +319,19 @@ class Run(Generic[Module]):
     ) -> None:
         """Run one stage until its minutes are used up, with a cosine rate over them.
 
-        rate: the backbone's; heads_faster: how many times that is the rate of everything else.
+        Args:
+            name: a stage that was interrupted goes on under the same name.
+            minutes: of training, with those before an interruption.
+            rate: greatest learning rate of the backbone.
+            heads_faster: how many times that is the rate of everything else.
+            lessons: what to learn from, an item a step; endless.
+            frozen_norms: leave the statistics of batch norm as they are.
         """
         budget, spent = minutes * 60, self.spent.get(name, 0.0)
         if spent >= budget:
             return
         optimizer = self._optimizer(rate, heads_faster)
-        if self.saved.get("stage") == name:
+        if self.saved.get("stage") in (name, "settle" if name == "finetune" else name):
             optimizer.load_state_dict(self.saved["optimizer"])  # type: ignore[arg-type]
         bar = tqdm(total=round(budget), initial=round(spent), desc=name, unit="s", mininterval=5)
         mark = saved_at = time.monotonic()
@@ -307,20 +342,8 @@ class Run(Generic[Module]):
                 group["lr"] = peak * pace
             self.module.train()
             if frozen_norms:
-                for layer in self.module.modules():
-                    if isinstance(layer, nn.BatchNorm2d):
-                        layer.eval()
-            optimizer.zero_grad()
-            told: dict[str, float] = {}
-            for batch, losses_of in step:
-                with half_precision(self.device):
-                    losses = losses_of(batch.on(self.device))
-                torch.stack(list(losses.values())).sum().backward()  # type: ignore[no-untyped-call]
-                told = {key: loss.item() for key, loss in losses.items()}
-            nn.utils.clip_grad_norm_(self.module.parameters(), 5.0)
-            optimizer.step()
-            self.steps += 1
-            self._follow()
+                _freeze_norms(self.module)
+            told = self._step(step, optimizer)
             now = time.monotonic()
             # a pause (a suspended process) is not training time
             spent, mark = spent + min(now - mark, 60.0), now
@@ -333,6 +356,21 @@ class Run(Generic[Module]):
                 break
         bar.close()
 
+    def _step(self, step: list[Lesson], optimizer: torch.optim.Optimizer) -> dict[str, float]:
+        """Learn from the batches of one step; returns the losses of the last one."""
+        optimizer.zero_grad()
+        told: dict[str, float] = {}
+        for batch, losses_of in step:
+            with half_precision(self.device):
+                losses = losses_of(batch.on(self.device))
+            torch.stack(list(losses.values())).sum().backward()  # type: ignore[no-untyped-call]
+            told = {key: loss.item() for key, loss in losses.items()}
+        nn.utils.clip_grad_norm_(self.module.parameters(), 5.0)
+        optimizer.step()
+        self.steps += 1
+        self._update_average()
+        return told
+
     def _optimizer(self, rate: float, heads_faster: float) -> torch.optim.Optimizer:
         slow: list[nn.Parameter] = []
         fast: list[nn.Parameter] = []
@@ -343,8 +381,8 @@ class Run(Generic[Module]):
         )
 
     @torch.no_grad()
-    def _follow(self) -> None:
-        """Exponential moving average of weights and of batch-norm statistics; young averages forget faster."""
+    def _update_average(self) -> None:
+        """Update the exponential average of weights and of batch-norm statistics; young averages forget faster."""
         decay = min(0.995, (1 + self.steps) / (10 + self.steps))
         for mean, now in zip(self.average.state_dict().values(), self.module.state_dict().values(), strict=True):
             if mean.dtype.is_floating_point:
@@ -368,20 +406,26 @@ class Run(Generic[Module]):
         partial.replace(self.file)  # atomic: a kill leaves the old checkpoint whole
 
 
+def _freeze_norms(module: nn.Module) -> None:
+    for layer in module.modules():
+        if isinstance(layer, nn.BatchNorm2d):
+            layer.eval()
+
+
 def _channels_last(pixels: Tensor) -> Tensor:
     return pixels.contiguous(memory_format=torch.channels_last)
 
 
-def learned_from(recipe_file: Path) -> list[Film]:
-    """The training films of the run that recipe.json describes."""
-    return _sides(recipe_file)[0]
+def learned_from(recipe_file: Path) -> list[LabelledRadiograph]:
+    """List the training radiographs of the run that recipe.json describes."""
+    return _splits(recipe_file)[0]
 
 
-def held_out(recipe_file: Path) -> list[Film]:
-    """The validation films of the run that recipe.json describes."""
-    return _sides(recipe_file)[1]
+def held_out(recipe_file: Path) -> list[LabelledRadiograph]:
+    """List the validation radiographs of the run that recipe.json describes."""
+    return _splits(recipe_file)[1]
 
 
-def _sides(recipe_file: Path) -> tuple[list[Film], list[Film]]:
+def _splits(recipe_file: Path) -> tuple[list[LabelledRadiograph], list[LabelledRadiograph]]:
     recipe = json.loads(recipe_file.read_text())
-    return split([film for path in recipe["data"] for film in films(Path(path))], recipe["seed"])
+    return split([radiograph for path in recipe["data"] for radiograph in radiographs(Path(path))], recipe["seed"])

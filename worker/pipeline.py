@@ -1,4 +1,4 @@
-"""Images through the decoders and the model: few in hand at a time, answers in order, errors with their image.
+"""Decodes images and runs the model: few in hand at a time, outputs in order, errors with their image.
 
 The worker's studies and `osteon predict` both take this path.
 """
@@ -12,87 +12,97 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any, Generic, Protocol, TypeVar
 
-from shared.findings import ExposedField, Finding
+from shared.domain.findings import ExposedField, Finding
+from shared.model.predictor import ModelOutput, Predictor
+from shared.pixels.tensors import UInt8Image
 from shared.settings import cpu_count
-from shared.vision.reader import RawReading, Reader
-from shared.vision.tensors import UInt8Image
 from worker.batching import Batcher
-from worker.decoding import Decoded
+from worker.decoder_pool import DecodedImage
 
 LARGE_PIXELS = 50_000_000  # all frames together; such an image takes a gigabyte for a while
-LARGE = threading.Semaphore(1)  # so many at once in this process
-ModelBatcher = Batcher[tuple[Reader, UInt8Image], RawReading]
+LARGE = threading.Semaphore(1)  # how many are decoded at once in this process
+ModelBatcher = Batcher[tuple[Predictor, UInt8Image], ModelOutput]
 
 
 class Image(Protocol):
-    """What must be known of an image before it is decoded."""
+    """What is known of an image before it is decoded."""
 
     @property
     def frames(self) -> int:
-        """How many it is expected to have."""
+        """Expected number of frames."""
 
     @property
     def pixels(self) -> int:
-        """Of all frames together; 0 where nobody knows."""
+        """Number of pixels of all frames together; 0 where it is unknown."""
 
 
 ImageT = TypeVar("ImageT", bound=Image)
 
 
 @dataclass(frozen=True)
-class Seen(Generic[ImageT]):
+class ImageResult(Generic[ImageT]):
     """An image that the model has answered."""
 
     image: ImageT
     findings: list[Finding]  # one a frame
-    previews: list[UInt8Image]  # as in Decoded
+    previews: list[UInt8Image]  # as in DecodedImage
 
 
 @dataclass(frozen=True)
-class Failed(Generic[ImageT]):
-    """An image that could not be decoded, or that the model broke on."""
+class ImageFailure(Generic[ImageT]):
+    """An image that could not be decoded, or that made the model fail."""
 
     image: ImageT
     error: Exception
-    decoded: bool  # it was: the model is what failed
+    decoded: bool  # True: the model failed
 
 
-def look_at(
+def analyse_images(
     images: Iterable[ImageT],
-    reader: Reader,
-    decode: Callable[[ImageT], "Future[Decoded]"],
+    predictor: Predictor,
+    decode: Callable[[ImageT], "Future[DecodedImage]"],
     batcher: ModelBatcher,
     priority: int = 0,
-) -> Generator[Seen[ImageT] | Failed[ImageT], None, None]:
-    """What becomes of each image, in order; how many are in hand does not grow with how many there are.
+) -> Generator[ImageResult[ImageT] | ImageFailure[ImageT], None, None]:
+    """Decode and read images; how many are in hand does not grow with how many there are.
 
     Close the iterator to give up: what is in hand is cancelled.
+
+    Args:
+        images: taken one by one, as there is room for them.
+        predictor: the bundle that assesses.
+        decode: begins to decode an image.
+        batcher: of the model.
+        priority: in the batcher.
+
+    Returns:
+        An iterator over what becomes of each image, in order.
     """
-    return _Way(iter(images), reader, decode, batcher, priority).run()
+    return _Pipeline(iter(images), predictor, decode, batcher, priority).run()
 
 
-class _Way(Generic[ImageT]):
+class _Pipeline(Generic[ImageT]):
     def __init__(
         self,
         images: Iterator[ImageT],
-        reader: Reader,
-        decode: Callable[[ImageT], "Future[Decoded]"],
+        predictor: Predictor,
+        decode: Callable[[ImageT], "Future[DecodedImage]"],
         batcher: ModelBatcher,
         priority: int,
     ) -> None:
-        self._reader, self._decode, self._batcher, self._priority = reader, decode, batcher, priority
+        self._predictor, self._decode, self._batcher, self._priority = predictor, decode, batcher, priority
         # frames in hand from which on the next image waits: these keep the decoders and the model busy by themselves
         self._enough = 2 * (batcher.at_once + cpu_count())
         self._images = images
         self._next = next(images, None)
         # both in order; of the squares nothing is left here once the model has them
-        self._decoding: deque[tuple[ImageT, Future[Decoded]]] = deque()
-        self._reading: deque[_Readings[ImageT] | Failed[ImageT]] = deque()
+        self._decoding: deque[tuple[ImageT, Future[DecodedImage]]] = deque()
+        self._predicting: deque[_Predicting[ImageT] | ImageFailure[ImageT]] = deque()
 
-    def run(self) -> Generator[Seen[ImageT] | Failed[ImageT], None, None]:
-        """As `look_at`."""
+    def run(self) -> Generator[ImageResult[ImageT] | ImageFailure[ImageT], None, None]:
+        """Do what `analyse_images` describes."""
         try:
-            while self._next is not None or self._decoding or self._reading:
+            while self._next is not None or self._decoding or self._predicting:
                 while self._next is not None and self._may_begin(self._next):
                     self._begin(self._next)
                     self._next = next(self._images, None)
@@ -100,15 +110,15 @@ class _Way(Generic[ImageT]):
                 heads.extend(islice(self._unread(), 1))
                 wait(heads, return_when=FIRST_COMPLETED)
                 if self._decoding and self._decoding[0][1].done():
-                    self._reading.append(self._handed_on(*self._decoding.popleft()))
-                while self._reading and (one := self._outcome(self._reading[0])):
-                    self._reading.popleft()
+                    self._predicting.append(self._handed_on(*self._decoding.popleft()))
+                while self._predicting and (one := self._outcome(self._predicting[0])):
+                    self._predicting.popleft()
                     yield one
         finally:
             for _, future in self._decoding:
                 future.cancel()
-            for reading in self._unread():
-                reading.cancel()
+            for output in self._unread():
+                output.cancel()
 
     def _may_begin(self, image: ImageT) -> bool:
         if _large(image) and self._decoding:
@@ -123,39 +133,41 @@ class _Way(Generic[ImageT]):
             if _large(image):
                 wait([future])
 
-    def _handed_on(self, image: ImageT, future: "Future[Decoded]") -> "_Readings[ImageT] | Failed[ImageT]":
+    def _handed_on(self, image: ImageT, future: "Future[DecodedImage]") -> "_Predicting[ImageT] | ImageFailure[ImageT]":
         try:
             decoded = future.result()
         except Exception as wrong:  # noqa: BLE001 - whoever asked knows what it means
-            return Failed(image, wrong, decoded=False)
-        squares = [self._batcher.submit((self._reader, square), self._priority) for square in decoded.squares]
-        return _Readings(image, decoded.modality, decoded.body_part, decoded.fields, decoded.previews, squares)
+            return ImageFailure(image, wrong, decoded=False)
+        squares = [self._batcher.submit((self._predictor, square), self._priority) for square in decoded.squares]
+        return _Predicting(image, decoded.modality, decoded.body_part, decoded.fields, decoded.previews, squares)
 
-    def _outcome(self, one: "_Readings[ImageT] | Failed[ImageT]") -> Seen[ImageT] | Failed[ImageT] | None:
-        """None: the model still works on it."""
-        if isinstance(one, Failed):
+    def _outcome(
+        self, one: "_Predicting[ImageT] | ImageFailure[ImageT]"
+    ) -> ImageResult[ImageT] | ImageFailure[ImageT] | None:
+        """Make the outcome of an image; None while the model works on it."""
+        if isinstance(one, ImageFailure):
             return one
         if not all(future.done() for future in one.futures):
             return None
         try:
-            readings = [future.result() for future in one.futures]
+            outputs = [future.result() for future in one.futures]
         except Exception as wrong:  # noqa: BLE001 - as above
-            return Failed(one.image, wrong, decoded=True)
+            return ImageFailure(one.image, wrong, decoded=True)
         findings = [
-            self._reader.finding(reading, frame, one.modality, one.body_part, exposed)
-            for frame, (reading, exposed) in enumerate(zip(readings, one.fields, strict=True), start=1)
+            self._predictor.finding(output, frame, one.modality, one.body_part, exposed)
+            for frame, (output, exposed) in enumerate(zip(outputs, one.fields, strict=True), start=1)
         ]
-        return Seen(one.image, findings, one.previews)
+        return ImageResult(one.image, findings, one.previews)
 
-    def _unread(self) -> "Iterator[Future[RawReading]]":
-        """What the model has yet to answer, in order."""
-        for one in self._reading:
-            if isinstance(one, _Readings):
+    def _unread(self) -> "Iterator[Future[ModelOutput]]":
+        """The futures that the model has yet to return, in order."""
+        for one in self._predicting:
+            if isinstance(one, _Predicting):
                 yield from (future for future in one.futures if not future.done())
 
 
 @dataclass(frozen=True)
-class _Readings(Generic[ImageT]):
+class _Predicting(Generic[ImageT]):
     """An image that the model works on."""
 
     image: ImageT
@@ -163,7 +175,7 @@ class _Readings(Generic[ImageT]):
     body_part: str
     fields: list[ExposedField]  # one a frame
     previews: list[UInt8Image]
-    futures: "list[Future[RawReading]]"  # one a frame
+    futures: "list[Future[ModelOutput]]"  # one a frame
 
 
 def _large(image: Image) -> bool:

@@ -1,10 +1,9 @@
-"""What a Celery message leads to: claim, analyse, write; or retry, or quarantine."""
+"""Handles a Celery message: claims, analyses and writes; or retries, or quarantines."""
 
 import io
-import itertools
-import logging
 import random
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -12,241 +11,314 @@ from datetime import timedelta
 from uuid import UUID
 
 import numpy as np
+from structlog.contextvars import bound_contextvars
 
-from shared.errors import DatabaseFull, ObjectMissing, OsteonError, Rejected, StoreUnavailable, Unavailable
-from shared.image import ImageLimits
-from shared.repository import Database, reading, second_looks, work
+from shared.db.clock import db_now
+from shared.db.engine import WORKER, Database
+from shared.dicom.image import ImageLimits
+from shared.domain.analysis import Claim, Purpose, TaskOutcome
+from shared.domain.study import Priority
+from shared.errors import (
+    DatabaseFull,
+    Locked,
+    ObjectMissing,
+    OsteonError,
+    Rejected,
+    StoreUnavailable,
+    Unavailable,
+    cause_of,
+)
+from shared.logs import get_logger
+from shared.model.engines import calling_threads, images_per_call
+from shared.model.predictor import Predictor
+from shared.queries import analyses, studies
 from shared.settings import Settings, cpu_count
-from shared.storage import film_key, open_store
-from shared.study import Claim, Priority
-from shared.vision.engines import callers, images_a_call
-from shared.vision.reader import Reader
+from shared.storage import frame_key, open_store, raw_frame_key
 from worker import metrics
 from worker.analysis import analyse
-from worker.batching import Batcher, RightOfWay
-from worker.decoding import Decoders, DecodingFailed, FilmJob
-from worker.films import is_film, refusal
-from worker.ledger import Ledger
+from worker.batching import Batcher
+from worker.decoder_pool import Decoders, DecodingFailed, FrameJob
+from worker.frames import is_frame, refusal
+from worker.group_commit import GroupCommitter
+from worker.isolation import Isolation
+from worker.leases import Leases
 from worker.pipeline import ModelBatcher
-from worker.predictor import ActiveReader, predict
+from worker.predictor import ActivePredictor, predict
+from worker.preemption import Preemption
 from worker.watchdog import Watchdog
 
-log = logging.getLogger(__name__)
-SUSPECT = "suspect"
+log = get_logger(__name__)
+NOT_BEGUN = (TaskOutcome.NOTHING_TO_DO, TaskOutcome.SUSPECT, TaskOutcome.LOCKED, TaskOutcome.LEFT)
+LOCKED_RETRY_DELAY_S = 0.5  # for a study whose row is locked
 
 
 @dataclass(frozen=True)
-class Wanted:
-    """What a message asks for."""
+class AnalysisJob:
+    """The analysis that a message asks for."""
 
-    study_id: UUID
-    bundle: str = ""  # whose second look it is; "": the study itself, by the active bundle
+    analysis_id: UUID
     queue: Priority = field(default=Priority.BACKLOG, compare=False)  # where the message came from
 
 
 class Engine:
-    """All that one worker process shares between its tasks."""
+    """Everything that the tasks of one worker process share."""
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         store_url = settings.store_url.get_secret_value()
-        self.load = Load()
-        self.right_of_way = RightOfWay()
-        self.database = Database(settings.database_url.get_secret_value(), settings.database_pool_size)
+        self.load = MessageCount()
+        self.preemption = Preemption()
+        self.database = Database(settings.database_url.get_secret_value(), settings.database_pool_size, WORKER)
         self.store = open_store(store_url)
-        self.reader = ActiveReader(self.database, self.store, settings.cache)
+        self.predictor = ActivePredictor(self.database, self.store, settings.cache)
         self.decoders = Decoders(
             store_url,
-            ImageLimits(
-                max_header_bytes=settings.max_header_bytes,
-                max_frame_pixels=settings.max_frame_pixels,
-                max_frames=settings.max_frames,
-                max_decoded_bytes=settings.max_decoded_bytes,
-            ),
+            ImageLimits.of(settings),
             count=settings.decoders or cpu_count(),
             limit_s=settings.decode_limit_s,
             memory_bytes=settings.decode_memory_bytes,
             log_level=settings.log_level,
-            right_of_way=self.right_of_way,
+            preemption=self.preemption,
             observe=metrics.DECODING.observe,
         )
         self.batcher: ModelBatcher = Batcher(
             "model",
-            metrics.measured(predict),
-            max_batch=images_a_call(settings.batch_size),
+            metrics.with_model_metrics(predict),
+            max_batch=images_per_call(settings.batch_size),
             max_wait_s=settings.batch_wait_ms / 1000,
-            lanes=callers(),
-            right_of_way=self.right_of_way,
+            streams=calling_threads(),
+            preemption=self.preemption,
         )
-        self.watchdog = Watchdog(self.batcher.lanes, settings.predict_limit_s)
+        self.watchdog = Watchdog(self.batcher.streams, settings.predict_limit_s)
         lease = timedelta(seconds=settings.lease_s)
-        places = threads_for(settings)
-        self.ledger = Ledger(self.database, lease, settings.max_attempts, places)
-        self.looks = Ledger(self.database, lease, settings.max_attempts, places, second_looks)
-        self.gate = Gate()
-        self._at_gate: set[Wanted] = set()
-        self._gate_lock = threading.Lock()
-        self._films = threading.BoundedSemaphore(threads_for(settings) // 2)
+        slots = threads_for(settings)
+        self.committer = GroupCommitter(self.database, lease, settings.max_attempts, slots)
+        self.isolation = Isolation()
+        self._waiting_alone: set[AnalysisJob] = set()
+        self._waiting_lock = threading.Lock()
+        self._frames = threading.BoundedSemaphore(threads_for(settings) // 2)
+        # threads that may wait for a locked study; the others are the other studies'
+        self._waiting = threading.BoundedSemaphore(max(1, threads_for(settings) // 4))
         self.leases = Leases(self.database, lease)
 
     def warm_up(self) -> None:
         """Load the active bundle and run it once: the first study should not wait for a compiler."""
         try:
-            reader = self.reader.current()
-            blank = np.zeros((reader.size, reader.size), np.uint8)
-            for answer in [self.batcher.submit((reader, blank)) for _ in self.batcher.lanes]:
-                answer.result()
+            predictor = self.predictor.current()
+            blank = np.zeros((predictor.size, predictor.size), np.uint8)
+            for pending in [self.batcher.submit((predictor, blank)) for _ in self.batcher.streams]:
+                pending.result()
         except OsteonError as wrong:
-            log.warning("not warmed up", extra={"why": str(wrong)})
+            log.warning("warm-up failed", why=str(wrong))
 
-    def analyse_study(self, study_id: UUID, queue: Priority = Priority.ROUTINE) -> str:
-        """Analyse one study to its end; returns one word for Flower. Messages may come twice, or for nothing.
+    def analyse(self, analysis_id: UUID, queue: Priority = Priority.ROUTINE) -> TaskOutcome:
+        """Make one analysis to its end. Messages may come twice, or for nothing.
 
-        queue: that of the message.
+        Args:
+            analysis_id: in the message.
+            queue: that of the message.
+
+        Returns:
+            The outcome, for Flower.
         """
-        with self.load.one():
-            outcome = self._analysed(Wanted(study_id, queue=queue))
-        metrics.count(outcome)
+        with self.load.counting():
+            return self._counted(AnalysisJob(analysis_id, queue))
+
+    def analyse_study(self, study_id: UUID, queue: Priority = Priority.ROUTINE, model: str = "") -> TaskOutcome:
+        """Handle a message of a version before 0.2.0: analyse a study, or have another model do so.
+
+        Nothing is lost without it: the reconciler finds the analyses whose own messages are missing.
+
+        Args:
+            study_id: in the message.
+            queue: that of the message.
+            model: whose rerun is asked for; "" for the study's own analysis.
+
+        Returns:
+            The outcome, for Flower.
+        """
+        with self.load.counting():
+            try:
+                with self.database.transaction() as session:
+                    analysis_id = analyses.find_for_old_message(session, study_id, model)
+            except OsteonError as wrong:
+                log.warning("analysis not started", study=str(study_id), why=str(wrong))
+                return TaskOutcome.LEFT
+            return self._counted(AnalysisJob(analysis_id, queue)) if analysis_id else TaskOutcome.NOTHING_TO_DO
+
+    def _counted(self, wanted: AnalysisJob) -> TaskOutcome:
+        with bound_contextvars(analysis=str(wanted.analysis_id)):
+            outcome = self._analysed(wanted)
+        if outcome in NOT_BEGUN:
+            metrics.count_outcome(outcome)
         return outcome
 
-    def second_look(self, study_id: UUID, bundle: str) -> str:
-        """Let this bundle look at a study; as `analyse_study`, on the same way, behind all live work."""
-        with self.load.one():
-            return self._analysed(Wanted(study_id, bundle))
+    def full_frame(self, instance_id: UUID, frame: int, *, raw: bool = False) -> TaskOutcome:
+        """Make a full-resolution frame, or store why there is none. Who waits for it asks again if need be.
 
-    def full_film(self, instance_id: UUID, frame: int) -> str:
-        """Make a full film, or store why there is none; returns one word for Flower. The page asks again if need be."""
-        if not self._films.acquire(blocking=False):
-            return "busy"  # half of the threads make films already: studies need the others
-        try:
-            with self.load.one():
-                return self._filmed(instance_id, frame)
-        except OsteonError as wrong:
-            why = str(wrong)
-        except Exception as wrong:
-            log.exception("no film made", extra={"instance": str(instance_id)})
-            return f"failed ({type(wrong).__name__})"
-        finally:
-            self._films.release()
-        log.warning("no film made", extra={"instance": str(instance_id), "why": why})
-        return "failed"
+        Args:
+            instance_id: of the image.
+            frame: 1 for the first.
+            raw: its stored values; else as our own viewer shows it.
 
-    def sweep_films(self) -> int | None:
-        """Remove full films older than OSTEON_FULL_FILMS_DAYS; how many, or None if the store did not let us."""
+        Returns:
+            The outcome, for Flower.
+        """
+        if not self._frames.acquire(blocking=False):
+            return TaskOutcome.BUSY  # half of the threads make frames already: studies need the others
+        with bound_contextvars(instance=str(instance_id)):
+            try:
+                with self.load.counting():
+                    return self._make_frame(instance_id, frame, raw=raw)
+            except OsteonError as wrong:
+                log.warning("frame not made", why=str(wrong))
+            except Exception:
+                log.exception("frame not made")
+            finally:
+                self._frames.release()
+        return TaskOutcome.FAILED
+
+    def sweep_frames(self) -> int | None:
+        """Remove frames older than OSTEON_FULL_FRAMES_DAYS; return how many, or None if the store failed."""
         try:
-            swept = self.store.sweep(timedelta(days=self.settings.full_films_days))
+            swept = self.store.sweep(timedelta(days=self.settings.full_frames_days))
         except StoreUnavailable as wrong:
-            log.warning("films not swept", extra={"why": str(wrong)})
+            log.warning("frames not swept", why=str(wrong))
             return None
-        log.info("films swept", extra={"films": swept})
+        log.info("frames swept", frames=swept)
         return swept
 
-    def _filmed(self, instance_id: UUID, frame: int) -> str:
+    def _make_frame(self, instance_id: UUID, frame: int, *, raw: bool) -> TaskOutcome:
         with self.database.transaction() as session:
-            sha256 = reading.sha256_of_instance(session, instance_id)
+            sha256 = studies.sha256_of_instance(session, instance_id)
         if sha256 is None:
-            return "nothing to do"
-        key = film_key(sha256, frame)
-        if self.store.exists(key) and is_film(self.store.get(key)):
-            return "made already"
+            return TaskOutcome.NOTHING_TO_DO
+        key = raw_frame_key(sha256, frame) if raw else frame_key(sha256, frame)
+        if self.store.exists(key) and is_frame(self.store.get(key)):
+            return TaskOutcome.MADE_ALREADY
         try:
-            self.decoders.film(FilmJob(sha256, frame)).result()
+            self.decoders.frame(FrameJob(sha256, frame, raw)).result()
         except Rejected as why:
-            marker = refusal(why.reason, str(why), heals=False)
+            marker = refusal(why.cause, heals=False)
         except (DecodingFailed, ObjectMissing) as why:
-            marker = refusal(work.DECODING_FAILED, str(why), heals=True)
+            marker = refusal(why.cause, heals=True)
         else:
-            return "made"
+            return TaskOutcome.MADE
         self.store.put(key, io.BytesIO(marker), len(marker))
-        return "refused"
+        return TaskOutcome.REFUSED
 
-    def _analysed(self, wanted: Wanted) -> str:
-        study = {"study": str(wanted.study_id)}
+    def _analysed(self, wanted: AnalysisJob) -> TaskOutcome:
         try:
-            # claimed inside the gate: who waits at it holds no lease, and a crash behind it costs him no attempt
-            with self.gate.among_others():
-                outcome = self._attempt(wanted, alone=False)
-            if outcome == SUSPECT and self._first_at_gate(wanted):
+            # claimed in isolation: who waits for that holds no lease, and a crash meanwhile costs it no attempt
+            outcome = self._unless_locked(wanted)
+            if outcome is TaskOutcome.SUSPECT and self._first_to_wait(wanted):
                 try:
-                    with self.gate.alone():
+                    with self.isolation.exclusive():
                         outcome = self._attempt(wanted, alone=True)
                 finally:
-                    self._at_gate.discard(wanted)
+                    self._waiting_alone.discard(wanted)
+            if outcome is TaskOutcome.LOCKED:
+                log.warning("analysis not started", why=Locked.HINT, outcome=outcome)
             return outcome
         except OsteonError as wrong:
             # not claimed: the reconciler rings again when the part that is missing may be back
-            log.warning("study left in the queue", extra=study | {"why": str(wrong)})
+            log.warning("analysis not started", why=str(wrong))
         except Exception:
-            log.exception("study left in the queue", extra=study)
-        return "left"
+            log.exception("analysis not started")
+        return TaskOutcome.LEFT
 
-    def _first_at_gate(self, wanted: Wanted) -> bool:
-        """Whether no other thread waits for the gate with this study: a second message adds nothing."""
-        with self._gate_lock:
-            first = wanted not in self._at_gate
-            self._at_gate.add(wanted)
+    def _unless_locked(self, wanted: AnalysisJob) -> TaskOutcome:
+        """Attempt it among others; a few threads ask again for a study that another transaction has locked.
+
+        They ask until the reconciler knows that no queue has the study: then it sends a message once the row is free.
+        """
+        with self.isolation.shared():
+            outcome = self._attempt(wanted, alone=False)
+        if outcome is not TaskOutcome.LOCKED or not self._waiting.acquire(blocking=False):
+            return outcome
+        try:
+            settings = self.settings
+            deadline = time.monotonic() + settings.resend_grace_s + 3 * settings.reconcile_every_s
+            while outcome is TaskOutcome.LOCKED and time.monotonic() < deadline:
+                time.sleep(LOCKED_RETRY_DELAY_S)
+                with self.isolation.shared():
+                    outcome = self._attempt(wanted, alone=False)
+        finally:
+            self._waiting.release()
+        return outcome
+
+    def _first_to_wait(self, wanted: AnalysisJob) -> bool:
+        """Check that no other thread waits to be alone with this study: a second message adds nothing."""
+        with self._waiting_lock:
+            first = wanted not in self._waiting_alone
+            self._waiting_alone.add(wanted)
         return first
 
-    def _attempt(self, wanted: Wanted, *, alone: bool) -> str:
-        ledger = self.looks if wanted.bundle else self.ledger
-        reader = None if wanted.bundle else self.reader.current()
-        bundle = reader.manifest.name if reader else wanted.bundle
+    def _attempt(self, wanted: AnalysisJob, *, alone: bool) -> TaskOutcome:
+        active = self.predictor.current()
+        name = active.manifest.name
         if alone:
-            claim = ledger.claim_alone(wanted.study_id, bundle)
+            claim = self.committer.claim_alone(wanted.analysis_id, name)
         else:
-            claim = ledger.claim(wanted.study_id, bundle, wanted.queue)
+            claim = self.committer.claim(wanted.analysis_id, name, wanted.queue)
         if claim is None:
-            return "nothing to do"
-        if claim is work.NOT_ALONE:
-            return SUSPECT
-        with self.leases.holding(claim):
-            return self._analyse(claim, bundle, reader, ledger, alone=alone)
+            return TaskOutcome.NOTHING_TO_DO
+        if isinstance(claim, analyses.NotClaimed):
+            return TaskOutcome.SUSPECT if claim is analyses.NOT_ALONE else TaskOutcome.LOCKED
+        with self.leases.holding(claim), bound_contextvars(study=str(claim.study_id), attempt=claim.attempt):
+            outcome = self._analyse(claim, active, alone=alone)
+        if claim.purpose is Purpose.FIRST:
+            metrics.count_outcome(outcome)
+        return outcome
 
-    def _analyse(self, claim: Claim, bundle: str, reader: Reader | None, ledger: Ledger, *, alone: bool) -> str:
-        study = {"study": str(claim.study_id), "attempt": claim.attempt}
+    def _analyse(self, claim: Claim, active: Predictor, *, alone: bool) -> TaskOutcome:
         last = claim.attempt >= self.settings.max_attempts
         try:
-            reader = reader or self.reader.of(bundle)  # one that cannot be loaded costs its second look an attempt
-            with self.right_of_way.held() if claim.priority is not Priority.BACKLOG else nullcontext():
-                results = analyse(claim, reader, self.decoders.submit, self.batcher, last_attempt=last)
-            written = ledger.finish(work.Analysed(claim, results, bundle), alone=alone)
+            # one that cannot be loaded costs an attempt
+            predictor = active if claim.model == active.manifest.name else self.predictor.of(claim.model)
+            with self.preemption.live_study_in_hand() if claim.priority is not Priority.BACKLOG else nullcontext():
+                results = analyse(claim, predictor, self.decoders.submit, self.batcher, last_attempt=last)
+            written = self.committer.finish(analyses.AnalysisResult(claim, results), alone=alone)
         except StoreUnavailable as wrong:
-            return self._later(claim, str(wrong), study, ledger, blameless=not self._store_works())
-        except DatabaseFull as wrong:  # of which no study is to blame
-            return self._later(claim, str(wrong), study, ledger, blameless=True)
+            return self._retry_later(claim, wrong, blameless=not self._store_works())
+        except (DatabaseFull, Locked) as wrong:  # of which no study is to blame
+            return self._retry_later(claim, wrong, blameless=True)
         except (Unavailable, ObjectMissing, DecodingFailed) as wrong:
-            return self._later(claim, str(wrong), study, ledger)
+            return self._retry_later(claim, wrong)
         except Exception as wrong:
-            log.exception("analysis failed", extra=study)
-            return self._later(claim, f"analysis failed ({type(wrong).__name__})", study, ledger)
-        if written and ledger is self.ledger:  # of a second look the arrival tells nothing
-            metrics.waited(claim)
-        log.info("analysed" if written else "lease lost", extra=study | {"images": len(results)})
-        return "analysed" if written else "lease lost"
+            log.exception("analysis crashed")
+            return self._retry_later(claim, wrong)
+        if written and claim.purpose is Purpose.FIRST:  # of a rerun the arrival tells nothing
+            metrics.observe_wait(claim)
+        outcome = TaskOutcome.ANALYSED if written else TaskOutcome.LEASE_LOST
+        log.info("analysis finished", outcome=outcome, images=len(results))
+        return outcome
 
     def _store_works(self) -> bool:
         try:
-            self.store.check()
+            self.store.check_writable()
         except StoreUnavailable:
             return False
         return True
 
-    def _later(
-        self, claim: Claim, reason: str, study: dict[str, object], ledger: Ledger, *, blameless: bool = False
-    ) -> str:
+    def _retry_later(self, claim: Claim, wrong: Exception, *, blameless: bool = False) -> TaskOutcome:
         """Retry with exponential backoff and jitter; if even that cannot be written, the lease runs out by itself.
 
         blameless: the attempt does not count, for a store that is down or a full disk says nothing about the study.
         """
         base = self.settings.retry_base_s * 2 ** (claim.attempt - 1)
+        why = cause_of(wrong)
+        # of what nobody foresaw only the class: its words may hold what the header holds
+        told = {"reason": why.reason, "detail": why.detail, "why": str(wrong) if isinstance(wrong, OsteonError) else ""}
         wait = timedelta(seconds=min(600.0, base) * random.uniform(0.5, 1.5))  # noqa: S311 - jitter, not a secret
         try:
             with self.database.transaction() as session:
-                not_before, most = work.clock(session) + wait, self.settings.max_attempts
-                outcome = ledger.book.retry(session, claim, reason, not_before, most, blameless=blameless)
-        except Exception as wrong:  # noqa: BLE001 - whatever keeps us from writing, the lease brings the study back
-            outcome = f"left to its lease ({type(wrong).__name__})"
-        log.warning(outcome, extra=study | {"why": reason})
+                not_before, most = db_now(session) + wait, self.settings.max_attempts
+                outcome = analyses.retry(session, claim, why, not_before, most, blameless=blameless)
+        except Exception as unwritten:  # noqa: BLE001 - whatever keeps us from writing, the lease brings the study back
+            outcome = TaskOutcome.LEFT_TO_LEASE
+            told["unwritten"] = type(unwritten).__name__
+        log.warning("analysis failed", outcome=outcome, **told)
         return outcome
 
     def close(self) -> None:
@@ -254,22 +326,21 @@ class Engine:
         self.decoders.close()
         self.batcher.close()
         self.watchdog.close()
-        self.ledger.close()
-        self.looks.close()
+        self.committer.close()
         self.leases.close()
         self.database.close()
 
 
-class Load:
-    """How much this worker does: messages ever taken, for a study or a film, and those in hand."""
+class MessageCount:
+    """Counts this worker's messages: all it ever took, for a study or a frame, and those in hand."""
 
     def __init__(self) -> None:
         self.taken = self.in_hand = 0
         self._lock = threading.Lock()
 
     @contextmanager
-    def one(self) -> Iterator[None]:
-        """One study or film is in hand during the block."""
+    def counting(self) -> Iterator[None]:
+        """Count one study or frame as in hand during the block."""
         with self._lock:
             self.taken += 1
             self.in_hand += 1
@@ -280,94 +351,6 @@ class Load:
                 self.in_hand -= 1
 
 
-class Gate:
-    """Suspects are analysed alone: if one kills the process, no neighbour dies with it and is blamed.
-
-    First come, first in: neither suspects nor the others can keep each other out for good.
-    """
-
-    def __init__(self) -> None:
-        self._changed = threading.Condition()
-        self._tickets = itertools.count()
-        self._next = 0
-        self._inside = 0
-        self._alone = False
-
-    @contextmanager
-    def among_others(self) -> Iterator[None]:
-        """Enter together with any number of others."""
-        with self._changed:
-            ticket = next(self._tickets)
-            self._changed.wait_for(lambda: ticket == self._next and not self._alone)
-            self._next += 1
-            self._inside += 1
-            self._changed.notify_all()
-        try:
-            yield
-        finally:
-            with self._changed:
-                self._inside -= 1
-                self._changed.notify_all()
-
-    @contextmanager
-    def alone(self) -> Iterator[None]:
-        """Enter once everybody has left, and keep everybody out; later ones queue up behind."""
-        with self._changed:
-            ticket = next(self._tickets)
-            self._changed.wait_for(lambda: ticket == self._next and not self._alone and not self._inside)
-            self._next += 1
-            self._alone = True
-        try:
-            yield
-        finally:
-            with self._changed:
-                self._alone = False
-                self._changed.notify_all()
-
-
-class Leases:
-    """Renews the leases of all studies and second looks in hand, in a statement each, three times per lease."""
-
-    def __init__(self, database: Database, lease: timedelta) -> None:
-        self._database, self._lease = database, lease
-        self._tokens: set[UUID] = set()
-        self._lock = threading.Lock()
-        self._stop = threading.Event()
-        self._keeper = threading.Thread(target=self._keep, name="leases", daemon=True)
-        self._keeper.start()
-
-    @contextmanager
-    def holding(self, claim: Claim) -> Iterator[None]:
-        """Keep this claim's lease alive during the block."""
-        with self._lock:
-            self._tokens.add(claim.token)
-        try:
-            yield
-        finally:
-            with self._lock:
-                self._tokens.discard(claim.token)
-
-    def close(self) -> None:
-        """Stop renewing."""
-        self._stop.set()
-        self._keeper.join()
-
-    def _keep(self) -> None:
-        while not self._stop.wait(self._lease.total_seconds() / 3):
-            with self._lock:
-                tokens = sorted(self._tokens, key=str)
-            if tokens:
-                try:
-                    with self._database.transaction() as session:
-                        until = work.clock(session) + self._lease
-                        work.renew(session, tokens, until)
-                        second_looks.renew(session, tokens, until)
-                except OsteonError as wrong:
-                    log.warning("leases not renewed", extra={"why": str(wrong)})
-                except Exception:
-                    log.exception("leases not renewed")  # and the keeper must outlive it
-
-
 def threads_for(settings: Settings) -> int:
-    """Task threads: the backlog fills a batch while another one is decoded, and live studies find room beside it."""
+    """Number of task threads: the backlog fills a batch while another is decoded, with room for live studies."""
     return max(settings.worker_threads, 3 * settings.batch_size, 3 * cpu_count())

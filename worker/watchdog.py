@@ -1,34 +1,40 @@
-"""A fresh process is the cure for what cannot be cured from inside: a stuck model, a consumer that stands still.
+"""Ends the process where only a fresh one helps: a stuck model, a consumer that stands still.
 
-A thread cannot be killed. The process ends with EXIT, its supervisor starts another one, and leases bring back what
-it held.
+A thread cannot be killed. The process ends with EXIT_CODE, its supervisor starts another one, and leases bring back
+what it held.
 """
 
-import logging
 import os
 import threading
 import time
 from collections.abc import Callable, Sequence
 
-from worker.batching import Lane
+from shared.logs import get_logger
+from worker.batching import Stream
 
-log = logging.getLogger(__name__)
-EXIT = 70  # EX_SOFTWARE
-MAX_FAILURES = 32  # items one after the other: as after an error of the GPU, nothing will succeed any more
+log = get_logger(__name__)
+EXIT_CODE = 70  # EX_SOFTWARE
+MAX_FAILURES = 32  # items in a row: after an error of the GPU, for example, nothing succeeds any more
 
 
 def end_process(why: str) -> None:
-    """Without clean-up, which could hang as well."""
-    log.critical("%s; ending this process", why)
-    os._exit(EXIT)
+    """End the process without clean-up, which could hang as well."""
+    log.critical("process ended", why=why)
+    os._exit(EXIT_CODE)
 
 
 class Watchdog:
-    """Ends the process when a lane of the model hangs, dies, or fails every time."""
+    """Ends the process when a stream of the model hangs, dies, or fails every time."""
 
-    def __init__(self, lanes: Sequence[Lane], limit_s: float, end: Callable[[str], None] = end_process) -> None:
-        """limit_s: how long one call of the model may take; end: told why, in words."""
-        self._lanes, self._limit_s, self._end = lanes, limit_s, end
+    def __init__(self, streams: Sequence[Stream], limit_s: float, end: Callable[[str], None] = end_process) -> None:
+        """Start watching.
+
+        Args:
+            streams: of the model.
+            limit_s: how long one call of the model may take, seconds.
+            end: is called with what is wrong, in words.
+        """
+        self._streams, self._limit_s, self._end = streams, limit_s, end
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
         self._thread.start()
@@ -40,43 +46,57 @@ class Watchdog:
 
     def _watch(self) -> None:
         while not self._stop.wait(min(1.0, self._limit_s / 4)):
-            for lane in self._lanes:
-                if wrong := trouble(lane, self._limit_s):
+            for stream in self._streams:
+                if wrong := stream_fault(stream, self._limit_s):
                     self._end(wrong)
                     return
 
 
-def trouble(lane: Lane, limit_s: float) -> str:
-    """What is wrong with a lane of the model, in words; "" while all is well."""
-    since = lane.busy_since
+def stream_fault(stream: Stream, limit_s: float) -> str:
+    """Find what is wrong with a stream of the model.
+
+    Args:
+        stream: of the batcher.
+        limit_s: how long one call of the model may take, seconds.
+
+    Returns:
+        In words; "" while all is well.
+    """
+    since = stream.busy_since
     if since is not None and time.monotonic() - since > limit_s:
         return "the model hangs"
-    if lane.failures >= MAX_FAILURES:
+    if stream.failures >= MAX_FAILURES:
         return "the model fails every time"
-    if not lane.thread.is_alive() and not lane.finished:
+    if not stream.thread.is_alive() and not stream.finished:
         return "the model's thread has died"
     return ""
 
 
-class Standstill:
-    """Whether messages wait, this worker has room for them, and yet it takes none: its consumer is stuck.
+class StalledConsumer:
+    """Detects a stuck consumer: messages wait, this worker has free slots, and yet it takes none.
 
-    Celery's consumer has been seen to do so after its broker was killed, connected and deaf.
+    Celery's consumer has been seen to do so after its broker was killed, connected and taking nothing.
     """
 
     def __init__(self, limit_s: float) -> None:
         self._limit_s = limit_s
-        self.start_over()
+        self.reset()
 
-    def start_over(self) -> None:
-        """Forget what was seen: the broker itself was away."""
+    def reset(self) -> None:
+        """Forget what was seen, because the broker itself was away."""
         self._taken = -1
         self._since = time.monotonic()
 
-    def look(self, waiting: int, taken: int, *, free: bool) -> bool:
-        """To be called every few seconds.
+    def check(self, waiting: int, taken: int, *, free: bool) -> bool:
+        """Check whether the consumer is stuck; to be called every few seconds.
 
-        waiting: messages in the queues; taken: how many this worker has ever taken; free: whether any may come.
+        Args:
+            waiting: messages in the queues.
+            taken: messages that this worker has ever taken.
+            free: whether it has room for another one.
+
+        Returns:
+            True once nothing has moved for the limit.
         """
         now = time.monotonic()
         if not waiting or not free or taken != self._taken:

@@ -1,17 +1,17 @@
 """The pages for people: they show what the API answers, rendered here without a build."""
 
-from fastapi import APIRouter
 from starlette.staticfiles import StaticFiles
 
-from api.pages import agreement, alerts, login, operations, report, study, worklist
+from api.pages import agreement, deletion, login, operations, report, revised, study, worklist
 from api.pages.login import problem_page, to_login, wants_page
-from api.pages.render import HERE
+from api.pages.render import STATIC_DIR
+from api.requests import Router
 
-papers = report.router  # they stand in the API's documentation, for programs fetch them too
+papers = report.files
 
-__all__ = ["STATIC", "papers", "problem_page", "router", "to_login", "wants_page"]
+__all__ = ["FILES", "papers", "problem_page", "router", "to_login", "wants_page"]
 
-STATIC = StaticFiles(directory=HERE / "static")
-router = APIRouter(include_in_schema=False)
-for page in (login, worklist, study, alerts, agreement, operations):
+FILES = StaticFiles(directory=STATIC_DIR)
+router = Router(include_in_schema=False)
+for page in (login, worklist, study, report, deletion, revised, agreement, operations):
     router.include_router(page.router)

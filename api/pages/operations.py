@@ -1,62 +1,137 @@
-"""How the system does, as a page for administrators."""
+"""The state of the system as a page for administrators."""
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from datetime import timedelta
+from typing import Any
+from urllib.parse import urlencode
 
-from fastapi import APIRouter, Request, Response
+from fastapi import Request, Response
 
-from api.allowances import allowances
-from api.dependencies import Admin, PartsDep
-from api.held import held_page
-from api.operations import LISTED, overview_of
-from api.overview import Operations, Point, Range
+from api.dependencies import AdminOrOperator, PartsDep, SessionDep
+from api.operations.audit import LONGEST, event_page, shown_to
+from api.operations.destinations import DEFAULT_KINDS, DestinationSettings
+from api.operations.refused_kinds import refused_view
+from api.operations.routes import LISTED, overview_of
+from api.operations.schemas import HistoryRange, Operations, StatisticsPointView
+from api.operations.turnaround import targets
 from api.pages.plots import Plot, Value, length, plot
 from api.pages.render import header, render, version_of
+from api.requests import Router
+from api.uploads.held import held_page
+from shared.domain.destinations import DestinationKind, When
+from shared.domain.held import HeldDecision, HeldKind, HeldState
+from shared.domain.notices import CODECS, HL7_EVENTS, UTF_8, AccessionPlace, Event
+from shared.domain.results import ResultKind
+from shared.domain.security import EventKind, Role, Subject, System
+from shared.domain.study import StoredOnly
 from shared.errors import BadRequest
-from shared.held import Decision, Kind, State
-from shared.repository.access import Role
-from shared.repository.samples import GRACE
+from shared.queries import access, audit
+from shared.queries.statistics import COMMIT_GRACE
 
-router = APIRouter(include_in_schema=False)
-RANGES = {Range.HOUR: "1 hour", Range.DAY: "24 hours", Range.MONTH: "30 days"}
+router = Router(include_in_schema=False)
+RANGES = {HistoryRange.HOUR: "1 hour", HistoryRange.DAY: "24 hours", HistoryRange.MONTH: "30 days"}
 KINDS = {
-    Kind.PATIENT: "Another patient",
-    Kind.PIXELS: "Other pixels",
-    Kind.CORRECTION: "Corrected header",
-    Kind.COMPARING: "Being compared",
+    HeldKind.PATIENT: "Another patient",
+    HeldKind.PIXELS: "Other pixels",
+    HeldKind.CORRECTION: "Corrected header",
+    HeldKind.COMPARING: "Being compared",
 }
 DECISIONS = {  # what a button says, and what is asked before
-    Decision.ANOTHER_STUDY: ("Another study", "Make them a study of their own, under a new Study Instance UID?"),
-    Decision.SAME_PATIENT: ("Same patient", "Add them to the study that they came for, as images of its patient?"),
-    Decision.APPLY: ("Apply", "Let the corrected header count from now on? What it replaces is kept."),
-    Decision.REJECT: ("Reject", "Reject: nothing of it is ever analysed, its bytes stay stored. Say why."),
+    HeldDecision.ANOTHER_STUDY: ("Another study", "Make them a study of their own, under a new Study Instance UID?"),
+    HeldDecision.SAME_PATIENT: ("Same patient", "Add them to the study that they came for, as images of its patient?"),
+    HeldDecision.APPLY: ("Apply", "Let the corrected header count from now on? What it replaces is kept."),
+    HeldDecision.REJECT: ("Reject", "Reject: nothing of it is ever analysed, its bytes stay stored. Say why."),
+}
+KEPT_KINDS = {
+    StoredOnly.NOT_AN_IMAGE: "reports and other documents",
+    StoredOnly.COLOUR: "images in colour",
+    StoredOnly.SECONDARY_CAPTURE: "secondary captures",
+    StoredOnly.OTHER_MODALITY: "images of other modalities",
+    StoredOnly.OWN_RESULT: "Osteon's own results",
+}
+DESTINATION_KINDS = {  # what a form says, and what a list does
+    DestinationKind.DICOM: ("DICOM (C-STORE)", "DICOM"),
+    DestinationKind.DICOM_TLS: ("DICOM over TLS", "DICOM, TLS"),
+    DestinationKind.STOW: ("DICOMweb (STOW-RS)", "STOW-RS"),
+    DestinationKind.FOLDER: ("a folder of this installation", "folder"),
+    DestinationKind.HL7: ("HL7 messages (ORU by MLLP)", "HL7"),
+    DestinationKind.HL7_TLS: ("HL7 messages over TLS", "HL7, TLS"),
+    DestinationKind.WEBHOOK: ("signed webhooks", "webhook"),
+}
+TOLD_EVENTS = {
+    Event.ANALYSED: "a study was analysed",
+    Event.REVISED: "a newer model assesses it in another way",
+    Event.QUARANTINED: "no image of it could be analysed",
+    Event.READ: "it was read",
+}
+PLACES = {AccessionPlace.FILLER: "OBR-3", AccessionPlace.PLACER: "OBR-2", AccessionPlace.BOTH: "OBR-2 and OBR-3"}
+PROCESSINGS = {"P": "production", "T": "training", "D": "debugging"}
+MOMENTS = {
+    When.ANALYSED: "analysed, as far as it is here",
+    When.COMPLETE: "analysed, and no image is expected",
+    When.AGREED: "read, and no reader contradicts",
+}
+PLACE_FIELDS = {"id", "name", *DestinationSettings.model_fields}  # of a destination, that its form changes
+RESULT_KINDS = {  # that a destination is asked about; the other forms of documents follow from what it takes
+    ResultKind.SC_OVERLAY: "a picture of each image with its outlines",
+    ResultKind.SC_SUMMARY: "a picture that sums the study up",
+    ResultKind.SR_OUTLINES: "a document (SR) with the outlines",
+    ResultKind.SR_STATEMENTS: "a document (SR) with what is stated",
+    ResultKind.PDF: "the report as a PDF",
+    ResultKind.GSPS: "presentation states with the outlines",
 }
 STATES = {
-    State.ANOTHER_STUDY: "made a study of its own",
-    State.SAME_PATIENT: "added to its study",
-    State.APPLIED: "correction applied",
-    State.REJECTED: "rejected",
+    HeldState.ANOTHER_STUDY: "made a study of its own",
+    HeldState.SAME_PATIENT: "added to its study",
+    HeldState.APPLIED: "correction applied",
+    HeldState.REJECTED: "rejected",
 }
-STEPS = {Range.HOUR: "minute", Range.DAY: "15 minutes", Range.MONTH: "6 hours"}
+LISTED_EVENTS = 30
+BIGINT_DIGITS = 19
+EVENT_ICONS = {  # of those that need attention
+    EventKind.LOGIN_FAILED: "overdue",
+    EventKind.KEY_REFUSED: "overdue",
+    EventKind.THROTTLED: "failed",
+    EventKind.NEW_ADDRESS: "pending",
+}
+SYSTEMS = {  # who acts without a key, in words
+    System.BEAT: "Osteon, by its schedule",
+    System.CHECK: "Osteon, the daily check",
+    System.SWEEPER: "Osteon, a worker",
+    System.PREPARE: "Osteon, at its start",
+    System.MIGRATION: "Osteon, at an update",
+}
+# who did this last is shown beside the thing itself
+TOLD = (EventKind.MODEL_ACTIVATED, EventKind.KEY_MADE, EventKind.KEY_REVOKED)
+STEPS = {HistoryRange.HOUR: "minute", HistoryRange.DAY: "15 minutes", HistoryRange.MONTH: "6 hours"}
 
 
-@router.get("/admin")
-def operations(request: Request, parts: PartsDep, key: Admin) -> Response:
-    """Queues, workers, history, quarantine, refusals, nights, bundles, storage, keys."""
+@router.get("/operations")
+def operations(request: Request, parts: PartsDep, key: AdminOrOperator, session: SessionDep) -> Response:
+    """Queues, workers, history, quarantine, rejections, backfill runs, bundles, storage, peers, destinations, keys."""
     try:
-        chosen = Range(request.query_params.get("range") or Range.HOUR)
+        chosen = HistoryRange(request.query_params.get("range") or HistoryRange.HOUR)
     except ValueError:
-        raise BadRequest(f"Choose one of: {', '.join(Range)}") from None
-    view = overview_of(parts, key, chosen)
+        raise BadRequest(f"Choose one of: {', '.join(HistoryRange)}") from None
+    wanted = EventFilter.of(request.query_params)
+    view = overview_of(parts, session, key, chosen)
     before = request.headers.get("if-none-match")  # sent by a page that renews itself
-    waiting = held_page(parts, key, renewed=before is not None)
-    version = version_of(view, key, waiting.model_dump_json())
+    # whose patients these are: of its own site only, and nothing to an operator
+    administers = key.may(Role.ADMIN)
+    waiting = held_page(parts, session, key, renewed=before is not None) if administers else None
+    happened = event_page(session, key, LISTED_EVENTS, **wanted.chosen())
+    last = audit.latest(session, shown_to(key), (Subject.MODEL, Subject.KEY), TOLD)
+    latest = str(max([*(one.id for one in happened.events), *(one.id for one in last.values())], default=0))
+    version = version_of(view, key, waiting.model_dump_json() if waiting else "", latest)
     if before == version:
         return Response(status_code=304, headers={"ETag": version})
-    with parts.database.transaction() as session:
-        head = header(parts, session, key)
+    head = header(parts, session, key)
     context = {
         **head,
-        "counts": view.counts,
+        **({"counts": view.counts} if administers else {}),
+        "administers": administers,
+        "operates": key.may(Role.OPERATOR),
         "view": view,
         "version": version,
         "plots": plots(view),
@@ -65,13 +140,82 @@ def operations(request: Request, parts: PartsDep, key: Admin) -> Response:
         "decisions": DECISIONS,
         "states": STATES,
         "ranges": RANGES,
-        "roles": list(Role),
-        "allowances": allowances(parts, key),
+        "roles": [role for role in Role if role is not Role.OPERATOR or key.may(Role.OPERATOR)],
+        "targets": targets(key, session) if administers else None,
+        "refused": refused_view(parts, session, key) if administers else None,
+        "kept_kinds": KEPT_KINDS,
+        "destination_kinds": {kind: form for kind, (form, _) in DESTINATION_KINDS.items()},
+        "kind_names": {kind: name for kind, (_, name) in DESTINATION_KINDS.items()},
+        "told_events": TOLD_EVENTS,
+        "hl7_events": HL7_EVENTS,
+        "places": PLACES,
+        "processings": PROCESSINGS,
+        "character_sets": list(CODECS),
+        "usual_character_set": UTF_8,
+        "moments": MOMENTS,
+        "result_kinds": RESULT_KINDS,
+        "default_kinds": DEFAULT_KINDS,
+        "place_fields": PLACE_FIELDS,
+        "sites": access.site_names(session) if key.may(Role.OPERATOR) else [],
+        "own_site": access.site_name(session, key.site_id),
         "listed": LISTED,
+        "happened": happened,
+        "wanted": wanted,
+        "last": last,
+        "systems": SYSTEMS,
+        "event_icons": EVENT_ICONS,
+        "event_kinds": list(EventKind),
         "size": size,
         "length": length,
     }
     return render("operations.html", 200, {"ETag": version}, **context)
+
+
+@dataclass(frozen=True)
+class EventFilter:
+    """Which events the page shows, as its address says."""
+
+    kind: EventKind | None = None
+    actor: str = ""
+    subject: str = ""
+    before: int | None = None
+
+    @classmethod
+    def of(cls, given: Mapping[str, str]) -> "EventFilter":
+        """Read it from an address. Raises BadRequest, with the possible values."""
+        try:
+            kind = EventKind(given["kind"]) if given.get("kind") else None
+        except ValueError:
+            raise BadRequest(f"Choose one of: {', '.join(EventKind)}") from None
+        actor, subject, before = (given.get(name, "").strip() for name in ("actor", "subject", "before"))
+        if not (before.isascii() and before.isdigit() and len(before) < BIGINT_DIGITS) and before:
+            raise BadRequest("`before` is the number of an event")
+        if any(not text.isprintable() or len(text) > LONGEST for text in (actor, subject)):
+            raise BadRequest(f"Who, and about what, have at most {LONGEST} characters that can be seen")
+        return cls(kind, actor, subject, int(before) if before else None)
+
+    def chosen(self) -> dict[str, Any]:
+        """As `event_page` takes it."""
+        return {
+            "kinds": (self.kind,) if self.kind else (), "actor": self.actor, "subject": self.subject,
+            "before": self.before,
+        }  # fmt: skip
+
+    def address(self, *, range: HistoryRange, before: int | None = None) -> str:  # noqa: A002 - as in the address
+        """Build the address of the page with this filter.
+
+        Args:
+            range: how far the history goes back.
+            before: number of an event, only those before it are listed; None: the latest.
+
+        Returns:
+            Path and query.
+        """
+        given = {
+            "range": range, "kind": self.kind or "", "actor": self.actor,
+            "subject": self.subject, "before": before or "",
+        }  # fmt: skip
+        return f"/operations?{urlencode({name: value for name, value in given.items() if value})}"
 
 
 def plots(view: Operations) -> list[Plot]:
@@ -79,7 +223,7 @@ def plots(view: Operations) -> list[Plot]:
     step, found = timedelta(seconds=view.step_s), {point.at: point for point in view.history}
     times = [view.start + n * step for n in range(int((view.end - view.start) / step))]
     # of the latest minute nobody knows yet; what is known to have been quiet is a zero
-    known = view.end - timedelta(minutes=1) - GRACE if view.range is Range.HOUR else view.end
+    known = view.end - timedelta(minutes=1) - COMMIT_GRACE if view.range is HistoryRange.HOUR else view.end
     points = [found.get(at) for at in times]
 
     def counts(name: str) -> list[Value]:
@@ -98,21 +242,21 @@ def plots(view: Operations) -> list[Plot]:
         drawn(
             "throughput",
             f"Studies per {per}",
-            "How many came, how many were answered, how many were set aside.",
+            "How many came, how many were analysed, how many were set aside.",
             [(name, counts(name)) for name in ("received", "analysed", "failed")],
             seconds=False,
         ),
         drawn(
             "waits",
-            "Wait for an answer",
-            "From the queue to the answer, of urgent and routine studies; of the 95th percentile the worst minute.",
+            "Wait for a result",
+            "From the queue to the result, of urgent and routine studies; of the 95th percentile the worst minute.",
             [(words, seconds(f"wait_{name}")) for words, name in both],
             seconds=True,
         ),
         drawn(
             "work",
             "Time in the worker",
-            "From the claim to the answer, decoding and model included.",
+            "From the claim to the result, decoding and model included.",
             [(words, seconds(f"work_{name}")) for words, name in both],
             seconds=True,
         ),
@@ -126,7 +270,7 @@ def plots(view: Operations) -> list[Plot]:
     ]
 
 
-def _count(point: Point | None, name: str, known: bool) -> Value:  # noqa: FBT001 - of a pair
+def _count(point: StatisticsPointView | None, name: str, known: bool) -> Value:  # noqa: FBT001 - of a pair
     if point is None:
         return 0.0 if known else None
     if name in ("urgent", "routine", "backlog"):

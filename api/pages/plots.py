@@ -47,7 +47,20 @@ def plot(
     *,
     seconds: bool = False,
 ) -> Plot:
-    """series: (name, a value for each of the times); seconds: whether values are lengths of time."""
+    """Draw series of numbers.
+
+    Args:
+        id: of the plot's element, unique on its page.
+        title: of the plot.
+        about: what it shows, as a sentence.
+        times: beginning of each step, at least one.
+        series: name, and a value for each of the times; None where it is not known.
+        step: length of a step.
+        seconds: whether values are lengths of time in seconds, rather than counts.
+
+    Returns:
+        The plot, with the same as a table.
+    """
     known = [value for _, values in series for value in values if value is not None]
     marks = _marks(max(known, default=0.0), seconds=seconds)
     top, word = marks[-1], (length if seconds else number)

@@ -1,51 +1,90 @@
-"""One study as a page: a viewer for its films, and the model's words about each."""
+"""One study as a page: a viewer for its images, and the model's words about each."""
 
+import json
 from datetime import UTC, datetime
+from typing import Any
 from uuid import UUID
 
-from fastapi import APIRouter, Request, Response
+from fastapi import Request, Response
+from fastapi.responses import RedirectResponse
+from starlette.concurrency import run_in_threadpool
 
-from api.alerts import revised_of
-from api.dependencies import PartsDep, Radiologist
-from api.held import corrections_of
-from api.operations import flower_link
+from api.dependencies import LoginId, NamedStudy, PartsDep, Radiologist, SessionDep
+from api.feedback.routes import NewFeedback, give_feedback
+from api.models.revised import revised_of
+from api.operations.destinations import set_views, study_views
+from api.operations.routes import flower_link
+from api.pages.login import problem_page
+from api.pages.model_text import SILENCE, model_words, plain_reason
 from api.pages.render import gravest, header, render, version_of
-from api.pages.words import SILENCE, model_words, plain_reason
-from api.responses import InstanceReport, StudyReport
-from api.studies import series_descriptions, study_report
-from shared.errors import NotFound
-from shared.findings import gravity
-from shared.held import Kind
-from shared.repository import held
-from shared.repository.access import Role
-from shared.repository.bundles import manifests
-from shared.study import Identity, StudyStatus
-from shared.worklist import WorklistEntry
+from api.requests import Router, form_fields, strict_json
+from api.schemas import InstanceReport, StudyReport
+from api.studies.routes import series_descriptions, study_report
+from api.uploads.held import corrections_of
+from shared.domain.destinations import Occasion, SetState
+from shared.domain.feedback import Verdict
+from shared.domain.findings import gravity
+from shared.domain.held import HeldKind
+from shared.domain.manifest import title_of
+from shared.domain.results import ResultKind
+from shared.domain.security import Role
+from shared.domain.study import Identity, StudyStatus
+from shared.domain.worklist import WorklistEntry
+from shared.errors import BadRequest, InvalidState
+from shared.queries import held, studies
+from shared.queries.models import manifests
 
-router = APIRouter(include_in_schema=False)
+router = Router(include_in_schema=False)
+FORM_BYTES = 2**20
+KIND_WORDS = {  # of one object
+    ResultKind.SC_OVERLAY: "picture with outlines",
+    ResultKind.SC_SUMMARY: "summary picture",
+    ResultKind.SR_OUTLINES: "SR with outlines",
+    ResultKind.SR_STATEMENTS: "SR with statements",
+    ResultKind.SR_OUTLINES_2D: "SR with outlines (Comprehensive SR)",
+    ResultKind.SR_STATEMENTS_2D: "SR with statements (Comprehensive SR)",
+    ResultKind.PDF: "PDF report",
+    ResultKind.GSPS: "presentation state",
+}
+OCCASIONS = {
+    Occasion.ANALYSED: "after the analysis",
+    Occasion.COMPLETE: "when the study was complete",
+    Occasion.AGREED: "after it was read",
+    Occasion.NEWER_MODEL: "after a newer model's analysis",
+    Occasion.ASKED: "as somebody asked",
+    Occasion.CLASS_REFUSED: "in another form, since a destination refused one",
+}
+SET_STATES = {
+    SetState.WAITING: "waits to be made",
+    SetState.MADE: "made",
+    SetState.REPEATED: "the same as before, nothing was made anew",
+    SetState.NOT_WANTED: "not made",
+    SetState.WITHDRAWN: "not made",
+    SetState.FAILED: "could not be made",
+}
 UNFINISHED = (StudyStatus.QUEUED, StudyStatus.RUNNING, StudyStatus.RETRYING)
 
 
 @router.get("/view/{study_id}")
-def study(request: Request, study_id: str, parts: PartsDep, key: Radiologist) -> Response:
-    """One study: its films, and the model's words about each."""
+def study(request: Request, study_id: str, parts: PartsDep, key: Radiologist, session: SessionDep) -> Response:
+    """One study: its radiographs, and the model's words about each. An id's first digits lead to its address."""
     try:
-        report = study_report(parts, key, UUID(study_id))
+        report = study_report(session, key, UUID(study_id))
     except ValueError:
-        raise NotFound(f"there is no study {study_id} here") from None
-    revisions = revised_of(parts, key, report.id)
-    with parts.database.transaction() as session:
-        waiting = held.waiting(session, report.id)
-    version = version_of(report, key, str(sorted(waiting.items())), *(one.model_dump_json() for one in revisions))
+        return RedirectResponse(f"/view/{studies.named(session, key.site_id, study_id)}", 303)
+    revisions = revised_of(session, key, report.id)
+    waiting = held.waiting(session, report.id)
+    deliveries, sets = study_views(session, report.id), set_views(session, report.id)
+    more = (one.model_dump_json() for one in (*revisions, *deliveries, *sets))
+    version = version_of(report, key, str(sorted(waiting.items())), *more)
     if request.headers.get("if-none-match") == version:
         return Response(status_code=304, headers={"ETag": version})
-    with parts.database.transaction() as session:
-        identity = parts.vault.identities(session, key, [report.id]).get(report.id, Identity())
-        head = header(parts, session, key)
-        told = manifests(session, {finding.bundle for image in report.instances for finding in image.findings})
-        series = series_descriptions(session, parts, report.id)
-        corrected = corrections_of(session, parts, report.id)
-    films = [image for image in report.instances if image.findings]
+    identity = parts.vault.identities(session, key, [report.id]).get(report.id, Identity())
+    head = header(parts, session, key)
+    told = manifests(session, {finding.bundle for image in report.instances for finding in image.findings})
+    series = series_descriptions(session, parts, report.id)
+    corrected = corrections_of(session, parts, report.id)
+    radiographs = [image for image in report.instances if image.findings]
     context = {
         **head,
         "revisions": revisions,
@@ -54,18 +93,25 @@ def study(request: Request, study_id: str, parts: PartsDep, key: Radiologist) ->
         "why": _why(report),
         "overdue": report.due_at < datetime.now(UTC),
         "unfinished": report.status in UNFINISHED,
-        "films": films,
-        "first": min(films, key=_gravity) if films else None,
+        "radiographs": radiographs,
+        "first": min(radiographs, key=_gravity) if radiographs else None,
         "rest": [image for image in report.instances if not image.findings],
         "models": [model_words(name, manifest) for name, manifest in sorted(told.items())],
+        "titles": {name: title_of(name, manifest) for name, manifest in told.items()},
         "plain_reason": plain_reason,
         "silence": SILENCE,
-        "full_films": parts.settings.full_films,
-        "flower_url": flower_link(parts.settings, report.id) if key.role is Role.ADMIN else "",
+        "full_frames": parts.settings.full_frames,
+        "flower_url": flower_link(parts.settings, report.id) if key.may(Role.ADMIN) else "",
         "version": version,
-        "waiting": {kind.value: waiting.get(kind, 0) for kind in Kind},
+        "administers": key.may(Role.ADMIN),
+        "waiting": {kind.value: waiting.get(kind, 0) for kind in HeldKind},
         "series": series,
         "corrected": corrected,
+        "deliveries": deliveries,
+        "sets": sets,
+        "kind_words": KIND_WORDS,
+        "occasions": OCCASIONS,
+        "set_states": SET_STATES,
     }
     return render("study.html", 200, {"ETag": version}, **context)
 
@@ -77,12 +123,44 @@ def _gravity(image: InstanceReport) -> tuple[int, float]:
 
 
 def _why(report: StudyReport) -> str:
-    """The study's place in the worklist, in the worklist's words."""
+    """The study's place in the worklist, in the worklist's words, without the time that is shown beside it."""
     entry = WorklistEntry(
         study_id=report.id, priority=report.priority, status=report.status, received_at=report.received_at,
-        due_at=report.due_at, assessment=report.assessment, severity=report.severity, region=report.region,
+        due_at=report.due_at, assessment=report.assessment, extent=report.severity, region=report.region,
         fracture_probability=report.fracture_probability, score=report.score, abstention=report.abstention,
         abstention_detail=report.abstention_detail, modality="",
-        images=len(report.instances), failed_images=report.failed_images, reason=report.reason,
+        images=len(report.instances), failed_images=report.failed_images, reason=report.reason or None,
+        reason_detail="",
     )  # fmt: skip
-    return entry.why()
+    return entry.summary()
+
+
+@router.post("/view/{study_id}/done")
+async def done(study_id: NamedStudy, request: Request, parts: PartsDep, key: Radiologist, login: LoginId) -> Response:
+    """Mark a study as read, for browsers without scripts; positive images without feedback are asked about first."""
+    fields = await form_fields(request, FORM_BYTES)
+    try:
+        told: dict[str, object] = {"verdict": Verdict.DONE, "images": int(fields.get("images", ""))}
+        if "choice" in fields:
+            unanswered = strict_json(fields.get("findings", "[]").encode())
+            told["unanswered"] = {"choice": fields["choice"], "findings": unanswered}
+        said = NewFeedback.model_validate(told)
+    except ValueError:
+        raise BadRequest("The form cannot be read; load the study's page again") from None
+
+    def write() -> None:
+        with parts.database.transaction() as session:
+            give_feedback(study_id, said, parts, key, session, login)
+
+    try:
+        await run_in_threadpool(write)
+    except InvalidState as wrong:
+        if wrong.code != "positive-unanswered":
+            return problem_page(409, "Not now", str(wrong))
+        findings: Any = wrong.more["findings"]
+        with parts.database.transaction() as session:
+            context = header(parts, session, key)
+        asked = [{name: one[name] for name in ("image", "frame", "bundle")} for one in findings]
+        context |= {"study": study_id, "images": said.images, "words": str(wrong), "findings": json.dumps(asked)}
+        return render("done.html", 409, **context)
+    return RedirectResponse("/", 303)

@@ -11,14 +11,14 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+from shared.domain.findings import Assessment, Extent
+from shared.domain.study import Priority
+from shared.domain.worklist import PENDING, TURNAROUND_TARGETS
 from shared.errors import OsteonError
-from shared.findings import Assessment, Severity
-from shared.study import Priority
-from shared.worklist import ALLOWANCES, PENDING
 
 COLUMNS = ("arrived_at", "priority", "class", "probability", "fracture", "reading_minutes")
 DAY = 1440.0
-PREVALENCE = 717 / 4083  # fractured films of FracAtlas (doi:10.1038/s41597-023-02432-4)
+PREVALENCE = 717 / 4083  # fractured radiographs of FracAtlas (doi:10.1038/s41597-023-02432-4)
 URGENT = 0.2
 READING_MINUTES, READING_SPREAD = 4.0, 0.5  # of the synthetic department: mean, and standard deviation over mean
 # share of a day's studies by hour of their arrival: a morning, an afternoon, and the emergency department at night
@@ -32,14 +32,14 @@ class Arrival:
 
     at: float  # minutes since the midnight before the first arrival, by the clock on the wall
     priority: Priority
-    kind: str  # its row of ALLOWANCES once it is analysed
+    kind: str  # its row of TURNAROUND_TARGETS once it is analysed
     probability: float | None  # of a fracture, 0..1
-    fracture: bool | None  # what it really was, if that is known
+    fracture: bool | None  # the truth, if it is known
     reading_minutes: float | None  # None: as the backtest says for its class
 
 
-def read(path: Path) -> list[Arrival]:
-    """Arrivals in order of time. Raises OsteonError naming the line that cannot be understood."""
+def read_arrivals(path: Path) -> list[Arrival]:
+    """Read arrivals in order of time; raises OsteonError naming the line that cannot be understood."""
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
             rows = list(csv.DictReader(file))
@@ -65,7 +65,9 @@ def read(path: Path) -> list[Arrival]:
     try:
         found.sort(key=lambda each: each[0])
     except TypeError:
-        raise OsteonError(f"{path}: either all times carry a time zone, or none does") from None
+        raise OsteonError(
+            f"{path}: some times have a time zone and others have none; write all of them alike"
+        ) from None
     midnight = found[0][0].replace(hour=0, minute=0, second=0, microsecond=0)
     return [Arrival((moment - midnight).total_seconds() / 60, **told) for moment, told in found]
 
@@ -74,10 +76,10 @@ def _kind(row: dict[str, str]) -> str:
     kind = (row.get("class") or "").strip()
     if not kind:
         assessment = (row.get("assessment") or "").strip()
-        severe = assessment == Assessment.POSITIVE and row.get("severity") == Severity.SEVERE
+        severe = assessment == Assessment.POSITIVE and row.get("severity") == Extent.SEVERE
         kind = "positive severe" if severe else assessment or PENDING
-    if kind not in ALLOWANCES:
-        raise ValueError(f"{kind!r} is no class; there are: {', '.join(ALLOWANCES)}")
+    if kind not in TURNAROUND_TARGETS:
+        raise ValueError(f"{kind!r} is no class; there are: {', '.join(TURNAROUND_TARGETS)}")
     return kind
 
 
@@ -97,8 +99,14 @@ def _truth(text: str | None) -> bool | None:
     return known[(text or "").lower()]
 
 
-def write(path: Path, arrivals: Sequence[Arrival], midnight: datetime = START) -> None:
-    """Arrivals as `read` takes them."""
+def write_arrivals(path: Path, arrivals: Sequence[Arrival], midnight: datetime = START) -> None:
+    """Write arrivals as `read_arrivals` takes them.
+
+    Args:
+        path: CSV file; one that is there is replaced.
+        arrivals: in any order.
+        midnight: from when their minutes count.
+    """
     with path.open("w", newline="", encoding="utf-8") as file:
         table = csv.writer(file)
         table.writerow(COLUMNS)
@@ -110,28 +118,41 @@ def write(path: Path, arrivals: Sequence[Arrival], midnight: datetime = START) -
 
 
 def manifest_of(bundle: Path) -> dict[str, Any]:
-    """The manifest in a bundle's safetensors header. Raises OsteonError."""
+    """Read the manifest in a bundle's safetensors header; raises OsteonError if the file is no bundle."""
     try:
         with bundle.open("rb") as file:
             (length,) = struct.unpack("<Q", file.read(8))
             manifest: dict[str, Any] = json.loads(json.loads(file.read(length))["__metadata__"]["manifest"])
         return manifest
     except (ValueError, KeyError, struct.error) as wrong:
-        raise OsteonError(f"{bundle} is no intact Osteon model bundle") from wrong
+        raise OsteonError(
+            f"{bundle} is no intact Osteon model bundle; give a file that `osteon export` wrote"
+        ) from wrong
 
 
-def synthetic(manifest: dict[str, Any], seed: int, days: int, per_day: float) -> list[Arrival]:
-    """A department whose studies are fractured as often as FracAtlas' and are called as the bundle calls them.
+def synthetic_arrivals(manifest: dict[str, Any], seed: int, days: int, per_day: float) -> list[Arrival]:
+    """Make up a department whose studies are fractured as often as FracAtlas' and are called as the bundle calls them.
 
-    Calls follow the sensitivities and specificities in its manifest, abstentions its share on held-out films. Within a
-    assessment's band of probabilities a fracture leans upwards and a sound bone downwards, evenly on the logit scale.
+    Calls follow the sensitivities and specificities in its manifest, abstentions its share on held-out radiographs.
+    Within an assessment's band of probabilities a fracture leans upwards and a sound bone downwards, evenly on the
+    logit scale.
+
+    Args:
+        manifest: of a bundle, with its metrics.
+        seed: the same one makes the same arrivals.
+        days: how many, from midnight.
+        per_day: mean number of studies a day.
+
+    Returns:
+        Arrivals in order of time.
     """
     chance = random.Random(seed)  # noqa: S311 - a simulation
     metrics = manifest["metrics"]
     points = metrics["operating_points"]
     usual = [counts for kind, counts in metrics["scope"].items() if kind.startswith("held-out") and "without" in kind]
     abstains = sum(counts["abstained"] for counts in usual) / sum(counts["images"] for counts in usual)
-    # how often a fractured film is called severe; none of the held-out ones was, which is not "never"
+    # share of fractured radiographs that are called severe; + 0.5, since none among the held-out ones does not mean
+    # never
     predicted = [sum(row[column] for row in metrics["severity_confusion"][1:]) + 0.5 for column in range(4)]
     severe = predicted[3] / sum(predicted)
     bands = (1e-4, manifest["sensitive"], manifest["specific"], 0.999)
@@ -165,13 +186,13 @@ def synthetic(manifest: dict[str, Any], seed: int, days: int, per_day: float) ->
 
 
 def _between(low: float, high: float, share: float) -> float:
-    """The probability so far on the way from one to the other, on the logit scale."""
+    """Interpolate between two probabilities on the logit scale; a share of 0 gives the low one."""
     start, end = (math.log(value / (1 - value)) for value in (low, high))
     return 1 / (1 + math.exp(-(start + share * (end - start))))
 
 
 def _poisson(chance: random.Random, mean: float) -> int:
-    """How many events of a Poisson process with this mean (Knuth's way; fine for means to some hundreds)."""
+    """Draw the number of events of a Poisson process (Knuth's algorithm; fine for means to some hundreds)."""
     count, product, least = 0, chance.random(), math.exp(-mean)
     while product > least:
         count += 1

@@ -1,14 +1,14 @@
-"""What a simulation amounts to: waits by finding class, and their picture."""
+"""Waits of a simulation by finding class, and their picture."""
 
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from infra.backtest.simulation import Department, Policy, Reading
+from infra.backtest.simulation import Department, Policy, ReadStudy
 from shared.errors import OsteonError
 
-# Okabe and Ito's colours, told apart by the colour-blind; in print the markers tell
+# Okabe and Ito's colours, which the colour-blind can distinguish; in print the markers differ
 LOOKS = {Policy.ARRIVAL: ("#0072B2", "o"), Policy.PROBABILITY: ("#D55E00", "s"), Policy.DUE: ("#009E73", "D")}
 SHORTEST = 0.1  # minutes: the left edge of the plot's logarithmic scale
 
@@ -28,32 +28,49 @@ class Figures:
 
 def figures(
     policy: Policy,
-    readings: Sequence[Reading],
+    readings: Sequence[ReadStudy],
     department: Department,
-    only: Callable[[Reading], bool] = lambda _: True,
+    only: Callable[[ReadStudy], bool] = lambda _: True,
 ) -> list[Figures]:
-    """One for each class that is there, in the order of the allowances, then all together, then real fractures.
+    """Summarise the waits of a simulation.
 
-    `only`: which readings count, e.g. those after a first day in which the list fills.
+    Args:
+        policy: by which the studies were read.
+        readings: what the simulation returned.
+        department: whose turnaround targets hold.
+        only: which readings count, e.g. those after a first day in which the list fills.
+
+    Returns:
+        One for each class that is there, in the order of the turnaround targets, then all together, then real
+        fractures.
     """
     counted = [reading for reading in readings if only(reading)]
-    groups = {kind: [each for each in counted if each.arrival.kind == kind] for kind in department.allowances}
+    groups = {kind: [each for each in counted if each.arrival.kind == kind] for kind in department.targets}
     groups["all"] = counted
     groups["fractured"] = [each for each in counted if each.arrival.fracture]
     return [_figures(policy, kind, group, department) for kind, group in groups.items() if group]
 
 
-def _figures(policy: Policy, kind: str, readings: Sequence[Reading], department: Department) -> Figures:
+def _figures(policy: Policy, kind: str, readings: Sequence[ReadStudy], department: Department) -> Figures:
     waits = sorted(reading.wait for reading in readings)
     over = sum(
-        each.wait > department.allowances[each.arrival.kind][each.arrival.priority] for each in readings
+        each.wait > department.targets[each.arrival.kind][each.arrival.priority] for each in readings
     ) / len(readings)  # fmt: skip
     p95 = waits[math.ceil(0.95 * len(waits)) - 1]  # the nearest rank
     return Figures(policy, kind, len(waits), sum(waits) / len(waits), p95, waits[-1], over)
 
 
 def plot(path: Path, rows: Sequence[Figures], title: str) -> None:
-    """For each class and policy a line from mean to maximum. Raises OsteonError without matplotlib."""
+    """Draw a line from mean to maximum for each class and policy.
+
+    Args:
+        path: of the picture; its ending decides the format, and its folder is made.
+        rows: of one or more policies.
+        title: stands above the plot.
+
+    Raises:
+        OsteonError: matplotlib is not installed.
+    """
     try:
         import matplotlib as mpl
 

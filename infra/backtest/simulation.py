@@ -6,10 +6,10 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from infra.backtest.arrivals import DAY, Arrival
-from shared.study import Priority
-from shared.worklist import ALLOWANCES, PENDING
+from shared.domain.study import Priority
+from shared.domain.worklist import PENDING, TURNAROUND_TARGETS
 
-Allowances = Mapping[str, Mapping[Priority, float]]
+TurnaroundTargets = Mapping[str, Mapping[Priority, float]]
 
 
 class Policy(StrEnum):
@@ -17,7 +17,7 @@ class Policy(StrEnum):
 
     ARRIVAL = "first come, first served"
     PROBABILITY = "probability only"  # highest first; what is not known yet comes last
-    DUE = "osteon"  # earliest due time first, as shared/worklist.py
+    DUE = "osteon"  # earliest due time first, as shared/domain/worklist.py
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Shift:
     end: float = 24.0
 
     def next_from(self, at: float) -> float:
-        """The first minute from `at` on that this shift is at work."""
+        """Find the first minute from `at` on in which this shift works."""
         start, length = self.start * 60, ((self.end - self.start) % 24 or 24) * 60
         since = (at - start) % DAY
         return at if since < length else at + DAY - since
@@ -41,7 +41,7 @@ class Department:
     shifts: Sequence[Shift] = (Shift(),)  # one a reader
     reading_minutes: Mapping[str, float] | float = 4.0  # by class, where the arrival itself does not say
     analysis_minutes: float = 1.0  # from arrival to findings; until then a study's class is "pending"
-    allowances: Allowances = field(default_factory=lambda: ALLOWANCES)
+    targets: TurnaroundTargets = field(default_factory=lambda: TURNAROUND_TARGETS)
 
     def minutes(self, arrival: Arrival) -> float:
         """How long reading this study takes."""
@@ -51,8 +51,8 @@ class Department:
 
 
 @dataclass(frozen=True)
-class Reading:
-    """One study read. Its wait ends when its reading starts."""
+class ReadStudy:
+    """One study that was read. Its wait ends when its reading starts."""
 
     arrival: Arrival
     start: float
@@ -60,15 +60,23 @@ class Reading:
 
     @property
     def wait(self) -> float:
-        """Minutes."""
+        """Minutes from the arrival to the start of the reading."""
         return self.start - self.arrival.at
 
 
-def simulate(arrivals: Sequence[Arrival], policy: Policy, department: Department) -> list[Reading]:
-    """Every arrival's reading, in order of their starts. A reading that was begun goes on when the shift ends.
+def simulate(arrivals: Sequence[Arrival], policy: Policy, department: Department) -> list[ReadStudy]:
+    """Read every arrival. A reading that was begun goes on when the shift ends.
 
     No reader rests while a study waits. A study may be read before its findings are there: it stands in the list from
     the start, where a pending one stands, and moves once they are known. Of two that stand alike the earlier is first.
+
+    Args:
+        arrivals: in any order.
+        policy: how the list is ordered.
+        department: who reads, and how long it takes.
+
+    Returns:
+        A reading for each arrival, in order of their starts.
     """
     # (when, which, analysed): what happens to the list
     events = [(arrival.at, number, False) for number, arrival in enumerate(arrivals)]
@@ -78,7 +86,7 @@ def simulate(arrivals: Sequence[Arrival], policy: Policy, department: Department
     keys: dict[int, float] = {}  # of those that wait; an entry with another key is out of date
     readers = [(shift.next_from(0.0), number) for number, shift in enumerate(department.shifts)]
     heapq.heapify(readers)
-    readings: list[Reading] = []
+    readings: list[ReadStudy] = []
     while len(readings) < len(arrivals):
         now, reader = heapq.heappop(readers)
         while events and events[0][0] <= now:
@@ -95,7 +103,7 @@ def simulate(arrivals: Sequence[Arrival], policy: Policy, department: Department
         _, _, number = heapq.heappop(waiting)
         del keys[number]
         end = now + department.minutes(arrivals[number])
-        readings.append(Reading(arrivals[number], now, end))
+        readings.append(ReadStudy(arrivals[number], now, end))
         heapq.heappush(readers, (shift.next_from(end), reader))
     return readings
 
@@ -106,4 +114,4 @@ def _key(arrival: Arrival, policy: Policy, department: Department, *, analysed: 
     if policy is Policy.PROBABILITY:
         known = analysed and arrival.probability is not None
         return -(arrival.probability or 0.0) if known else 1.0
-    return arrival.at + department.allowances[arrival.kind if analysed else PENDING][arrival.priority]
+    return arrival.at + department.targets[arrival.kind if analysed else PENDING][arrival.priority]

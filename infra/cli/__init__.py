@@ -4,9 +4,24 @@ from typing import Annotated
 
 import typer
 
-from infra.cli import backtest, bundles, ledger, models, operating, reading, sending, stack
+from infra.cli import (
+    backtest,
+    bundles,
+    checks,
+    conformance,
+    destinations,
+    feedback,
+    keys,
+    models,
+    operating,
+    peers,
+    reading,
+    refused_kinds,
+    sending,
+    stack,
+)
 from shared import __version__
-from shared.findings import RESEARCH_USE
+from shared.domain.findings import RESEARCH_USE
 
 # ruff: noqa: FBT002 - whoever calls a command names its options
 
@@ -16,8 +31,12 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help=f"Osteon reads bone radiographs in batches. {RESEARCH_USE}",
 )
-for room in (stack, sending, reading, ledger, operating, bundles, models, backtest):
-    app.add_typer(room.app)
+GROUPS = (
+    stack, sending, reading, feedback, operating, keys, peers, destinations, refused_kinds, conformance, checks,
+    bundles, models, backtest,
+)  # fmt: skip
+for group in GROUPS:
+    app.add_typer(group.app)
 
 
 def _say_version(wanted: bool) -> None:  # noqa: FBT001 - typer calls it

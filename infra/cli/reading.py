@@ -1,10 +1,10 @@
-"""What a reader does without the page: worklist, predict."""
+"""Commands of a reader who does not use the page: worklist, predict."""
 
 import contextlib
 import json
 import signal
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -14,16 +14,17 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from infra.cli.terminal import WIDE, Json, KeyOption, Url, calling, errors, honest, line, out, print_json, watching
-from infra.sending.receipt import shown as printable
+from infra.cli.terminal import WIDE, Json, KeyOption, Url, calling, errors, exit_codes, line, out, print_json, watching
+from infra.client.receipt import shown as printable
+from shared.domain.findings import RESEARCH_USE, Assessment
+from shared.domain.study import StudyStatus
+from shared.domain.worklist import duration_text
 from shared.errors import OsteonError
-from shared.findings import RESEARCH_USE, Assessment
 from shared.settings import Settings
-from shared.study import StudyStatus
-from shared.worklist import span
 
 if TYPE_CHECKING:
     from infra.predict import FileToRead, Row
+    from infra.predict import Table as CsvTable
 
 # ruff: noqa: FBT002 - whoever calls a command names its options
 
@@ -31,7 +32,7 @@ app = typer.Typer()
 
 
 @app.command()
-@honest
+@exit_codes
 def worklist(
     limit: Annotated[int, typer.Option(min=1, max=500, help="rows to print")] = 50,
     after: Annotated[str | None, typer.Option(help="the `next` of the page before")] = None,
@@ -52,7 +53,7 @@ def worklist(
 
 
 def print_worklist(page: dict[str, Any]) -> None:
-    """The worklist as a table; a narrow terminal gets fewer columns."""
+    """Print the worklist as a table; a narrow terminal gets fewer columns."""
     if not page["entries"]:
         line("No study is on this list.")
         line(page["notice"], style="yellow")
@@ -62,7 +63,7 @@ def print_worklist(page: dict[str, Any]) -> None:
     table = Table(*names, title="Worklist", box=box.SIMPLE_HEAD)
     for row in page["entries"]:
         score = "" if row["score"] is None else f"{row['score']:.1f}"
-        waiting = span(datetime.fromisoformat(row["received_at"])) + (", overdue" if row["overdue"] else "")
+        waiting = duration_text(datetime.fromisoformat(row["received_at"])) + (", overdue" if row["overdue"] else "")
         cells = {
             "#": str(row["rank"]), "finding": row["assessment"] or "-", "score": score, "waiting": waiting,
             "state": row["status"] + (f", {row['reader']} reads it" if row["reader"] else ""), "why": row["why"],
@@ -77,7 +78,7 @@ def print_worklist(page: dict[str, Any]) -> None:
 
 
 @app.command()
-@honest
+@exit_codes
 def predict(
     places: Annotated[list[Path], typer.Argument(help="DICOM, PNG or JPEG files, zip archives, or folders of them")],
     as_json: Json = False,
@@ -91,14 +92,14 @@ def predict(
     bundle: Annotated[Path | None, typer.Option(help="a model bundle; default: the shipped one")] = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="no progress")] = False,
 ) -> None:
-    """Read files straight through the model, without any server; the worker would say the same of them.
+    """Analyse files with the model, without any server; a worker gives the same results.
 
-    Each row is written as soon as its file is read. After a break the same command with the same --csv goes on where it
-    was: files that have rows are not read again, but for those that this machine could not read. Begin anew with
-    --fresh when files or options have changed. In the column `file` stands the path from the folder that all places
+    Each row is written as soon as its file is read. After a break the same command with the same --csv continues where
+    it stopped: files that have rows are not read again, except those that this machine could not read. Start again with
+    --fresh when files or options have changed. The column `file` holds the path from the folder that all places
     have in common; of an archive's member, archive!member.
 
-    Exit code 0: all were read. 1: a file could not be. 130: interrupted.
+    Exit code 0: all files were read. 1: a file could not be read. 130: interrupted.
     """
     from infra import predict as straight
 
@@ -106,12 +107,12 @@ def predict(
     content = (bundle or settings.bundle_path).read_bytes()
     files = straight.files_of(places, settings)
     if not files:
-        raise OsteonError("There is no file to read")
+        raise OsteonError("There is no file to read; name a file, or a folder that holds some")
     with contextlib.ExitStack() as closing:
-        predictor = closing.enter_context(straight.Predictor(content, settings, heatmaps))
+        predictor = closing.enter_context(straight.FilePredictor(content, settings, heatmaps))
         table = None
         if csv is not None:
-            name = predictor.reader.manifest.name
+            name = predictor.predictor.manifest.name
             table = closing.enter_context(straight.Table(csv, name, fresh=fresh))
         earlier = [straight.as_row(row) for row in table.kept] if table else []
         done = {row.file for row in earlier}
@@ -124,36 +125,47 @@ def predict(
         bar = closing.enter_context(
             watching(len(left), quiet=quiet or (csv is None and not as_json and out.is_terminal))
         )
-        failed = any(row.error for row in earlier)
-        read = passed = 0
+        told = _Totals(failed=any(row.error for row in earlier))
         try:
             for rows in closing.enter_context(contextlib.closing(predictor.read(left))):
-                if table is not None:
-                    table.write(rows)
-                for row in rows:
-                    shown(row)
-                    if row.error:
-                        failed = True
-                        _say(f"{row.file}: {row.error}")
-                read += 1
-                passed += not rows
-                bar(read)
+                told.tell(rows, shown, table)
+                bar(told.files)
         except KeyboardInterrupt:
-            # a second one waits for nothing
+            # a second one ends it at once
             signal.signal(signal.SIGINT, signal.SIG_DFL)
-            on = (
-                f"{csv} has them; the same command goes on from there"
-                if csv
-                else "with --csv FILE one could go on there"
-            )
-            _say(f"osteon: interrupted after {len(done) + read} of {len(files)} files: {on}")
+            _say(f"osteon: interrupted after {len(done) + told.files} of {len(files)} files: {_next_step(csv)}")
             raise typer.Exit(130) from None
-    if passed:
-        _say(f"{passed} files are no images by design, as a DICOMDIR or a viewer, and were skipped")
+    if told.skipped:
+        _say(f"{told.skipped} files are no images by design, as a DICOMDIR or a viewer, and were skipped")
     if not as_json and csv is None:
         line(RESEARCH_USE, style="yellow")
-    if failed:
+    if told.failed:
         raise typer.Exit(1)
+
+
+def _next_step(csv: Path | None) -> str:
+    return f"{csv} has them; the same command goes on from there" if csv else "with --csv FILE one could go on there"
+
+
+@dataclass
+class _Totals:
+    """Counts of a run of `osteon predict`."""
+
+    files: int = 0
+    skipped: int = 0  # files that are no images
+    failed: bool = False  # a file could not be read
+
+    def tell(self, rows: "Sequence[Row]", shown: "Callable[[Row], None]", table: "CsvTable | None") -> None:
+        """Write the rows of one file to the table, show them, and its errors."""
+        if table is not None:
+            table.write(rows)
+        for row in rows:
+            shown(row)
+            if row.error:
+                self.failed = True
+                _say(f"{row.file}: {row.error}")
+        self.files += 1
+        self.skipped += not rows
 
 
 def _say(text: str) -> None:
@@ -162,7 +174,7 @@ def _say(text: str) -> None:
 
 @contextlib.contextmanager
 def _shown(*, as_json: bool, table: bool, files: "Sequence[FileToRead]") -> "Iterator[Callable[[Row], None]]":
-    """What prints a row on standard output, as it comes: JSON, nothing beside a CSV, or a line for people."""
+    """Make the function that prints a row as it comes: as JSON, not at all beside a CSV, or as a line for people."""
     if as_json:
         before = "[\n"
 

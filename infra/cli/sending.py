@@ -1,4 +1,4 @@
-"""What a hospital's bulk sender does: submit."""
+"""The command of a hospital's bulk sender: submit."""
 
 import contextlib
 import signal
@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from datetime import UTC, datetime
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Any
@@ -17,45 +18,45 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from infra.cli.terminal import Json, KeyOption, Url, calling, errors, honest, line, out, print_json, progress
+from infra.cli.terminal import Json, KeyOption, Url, calling, errors, exit_codes, line, out, print_json, progress
+from shared.domain.study import Priority
 from shared.errors import OsteonError
-from shared.study import Priority
 
 if TYPE_CHECKING:
-    from infra.sending.journal import Journal
-    from infra.sending.manifest import Reconciled
-    from infra.sending.submission import Submission
+    from infra.client.journal import Journal
+    from infra.client.manifest import ReconciliationRow
+    from infra.client.submission import Submission
 
 # ruff: noqa: FBT002 - whoever calls a command names its options
 
 app = typer.Typer()
 MOST_NAMED = 20  # files that the terminal names; the receipt names all
-STALLED_S = 3600.0  # so long none of the waited-for studies may end
+STALLED_S = 3600.0  # a wait is given up when no study has ended for so long
 REJECTED, MISSING, INTERRUPTED = 1, 3, 130  # exit codes
 STOPPING = "Finishing what is on its way; Ctrl-C again waits for nothing"
 
 
-class Wanted(StrEnum):
-    """The priorities that a sender may ask for; the third is the nightly run's own."""
+class SubmitterPriority(StrEnum):
+    """The priorities that a sender may ask for; the third one belongs to the backfill run."""
 
     URGENT = Priority.URGENT
     ROUTINE = Priority.ROUTINE
 
 
 @app.command()
-@honest
+@exit_codes
 def submit(
     places: Annotated[list[Path], typer.Argument(help="DICOM files, zip archives, or folders of them")],
-    priority: Annotated[Wanted, typer.Option(help="how soon they are wanted")] = Wanted.ROUTINE,
+    priority: Annotated[SubmitterPriority, typer.Option(help="how soon they are wanted")] = SubmitterPriority.ROUTINE,
     wait: Annotated[bool, typer.Option("--wait", help="wait until all are analysed")] = False,
     jobs: Annotated[int, typer.Option(min=1, max=32, help="requests at a time")] = 4,
     receipt: Annotated[
         Path | None, typer.Option(help="FILE.csv or FILE.json, a line a file; default: beside the journal")
     ] = None,
     manifest: Annotated[
-        Path | None, typer.Option(help="CSV of what was promised: by instance, study (with images) or accession number")
+        Path | None, typer.Option(help="CSV of what should come: by instance, study (with images) or accession number")
     ] = None,
-    give_up_after: Annotated[float, typer.Option(min=0, help="seconds without an answer of the API")] = 900,
+    give_up_after: Annotated[float, typer.Option(min=0, help="seconds without a response of the API")] = 900,
     fresh: Annotated[bool, typer.Option("--fresh", help="forget what earlier runs sent, and send all again")] = False,
     journal: Annotated[
         Path | None, typer.Option(help="where to remember what is stored; default: in your state folder")
@@ -67,34 +68,35 @@ def submit(
 ) -> None:
     """Upload studies. Safe to repeat: what is stored already is not sent again.
 
-    After a break (Ctrl-C, a crash, a lost network) the same command goes on where it was; a file that has changed since
-    is sent again. A manifest's first line names its columns: sop_instance_uid, study_instance_uid, accession_number,
-    images (other common spellings are understood); each row is a promise, and what never came is said.
+    After a break (Ctrl-C, a crash, a lost network) the same command continues where it stopped; a file that has changed
+    since is sent again. A manifest's first line names its columns: sop_instance_uid, study_instance_uid,
+    accession_number, images (other common spellings are understood); each row should come, and what is missing is
+    listed.
 
-    What lies on a patient's disc beside the images (DICOMDIR, viewer, texts) is skipped, and no failure.
+    Files on a patient's disc that are no images (DICOMDIR, viewer, texts) are skipped; this is no failure.
 
     Exit code 0: all is stored. 1: some file was rejected, could not be read, or was not sent; with --wait also when a
-    study is quarantined. 3: something that the manifest promised did not come. 130: interrupted.
+    study is quarantined. 3: something that the manifest lists did not come. 130: interrupted.
     """
-    from infra.sending import manifest as manifests
-    from infra.sending import receipt as receipts
-    from infra.sending.journal import usual_path
-    from infra.sending.submission import Submission
-    from infra.sending.watching import watching
+    from infra.client import manifest as manifests
+    from infra.client import receipt as receipts
+    from infra.client.journal import default_path
+    from infra.client.submission import Submission
+    from infra.client.watching import watching
 
-    promises = None if manifest is None else manifests.read(manifest)
+    entries = None if manifest is None else manifests.read_manifest(manifest)
     with calling(url, key, "submitter") as client, contextlib.ExitStack() as closing:
-        remembered = _open(journal or usual_path(client.url, places), client, give_up_after, fresh=fresh)
+        remembered = _open(journal or default_path(client.url, places), client, give_up_after, fresh=fresh)
         if remembered is not None:
             closing.enter_context(remembered)
-        sending = Submission(client, places, priority, jobs, give_up_after, remembered, identify=promises is not None)
+        sending = Submission(client, places, priority, jobs, give_up_after, remembered, identify=entries is not None)
         # until the receipt is written: whatever happens, it names every file
         interrupted = closing.enter_context(_interruptible(sending))
         failure = _run(sending, watching(sending, errors, quiet=quiet or as_json), interrupted)
         lines = sending.lines
         if not lines:
-            raise failure or OsteonError("There is no file to send")
-        rows = None if promises is None else manifests.reconcile(promises, sending.identified)
+            raise failure or OsteonError("There is no file to send; name a file, or a folder that holds some")
+        rows = None if entries is None else manifests.reconcile(entries, sending.identified)
         where = receipt or _usual_receipt(places)
         summary: dict[str, Any] = {
             **sending.summary(), "counts": receipts.counts(lines), "reasons": receipts.reasons(lines),
@@ -105,7 +107,7 @@ def submit(
         _write(where, sending, summary, rows, wanted=receipt is not None)
         if not as_json:
             _print(sending, summary)
-        interrupted.over()
+        interrupted.restore_handlers()
         summary["reports"], summary["quarantined"] = [], []
         if wait and sending.tally.studies and not interrupted and failure is None:
             summary["reports"], summary["quarantined"] = _wait(client, sending, as_json=as_json)
@@ -113,25 +115,32 @@ def submit(
             print_json(summary | {"files": [asdict(each) for each in lines]})
     if failure is not None:
         raise failure
-    fine = sum(summary["counts"][fate] for fate in receipts.FINE)
+    if code := _exit_code(summary, rows, interrupted=bool(interrupted)):
+        raise typer.Exit(code)
+
+
+def _exit_code(summary: dict[str, Any], rows: "list[ReconciliationRow] | None", *, interrupted: bool) -> int:
+    """The exit code of a run whose every file was answered for, or that was interrupted."""
+    from infra.client import receipt as receipts
+
     if interrupted:
-        raise typer.Exit(INTERRUPTED)
-    if rows is not None and any(row.kept in ("missing", "incomplete", "rejected") for row in rows):
-        raise typer.Exit(MISSING)
-    if fine < len(lines) or summary["quarantined"]:
-        raise typer.Exit(REJECTED)
+        return INTERRUPTED
+    if any(row.kept in ("missing", "incomplete", "rejected") for row in rows or ()):
+        return MISSING
+    fine = sum(summary["counts"][fate] for fate in receipts.NOTHING_TO_DO)
+    return REJECTED if fine < sum(summary["counts"].values()) or summary["quarantined"] else 0
 
 
 def _open(
     path: Path,
-    client: Any,  # noqa: ANN401 - infra.client, imported late
+    client: Any,  # noqa: ANN401 - infra.client.api, imported late
     give_up_after_s: float,
     *,
     fresh: bool,
 ) -> "Journal | None":
-    """The journal, less the studies that the API has no longer or in part; None, said aloud, where none can be kept."""
-    from infra.sending.journal import Journal
-    from infra.sending.submission import forget_what_is_gone
+    """Open the journal, without studies that the API lacks or has in part; None, with a warning, if it has no place."""
+    from infra.client.journal import Journal
+    from infra.client.submission import forget_missing_studies
 
     try:
         journal = Journal(path, fresh=fresh)
@@ -144,7 +153,7 @@ def _open(
         return None
     if len(journal):
         try:
-            gone = forget_what_is_gone(journal, client, give_up_after_s)
+            gone = forget_missing_studies(journal, client, give_up_after_s)
         except BaseException:
             journal.__exit__()
             raise
@@ -157,21 +166,21 @@ def _write(
     where: Path,
     sending: "Submission",
     summary: dict[str, Any],
-    rows: "list[Reconciled] | None",
+    rows: "list[ReconciliationRow] | None",
     *,
     wanted: bool,
 ) -> None:
-    """The receipt, and the manifest's result beside a CSV. Raises OSError, but only for a file that somebody named."""
-    from infra.sending import manifest as manifests
-    from infra.sending import receipt as receipts
+    """Write the receipt, and the manifest's result beside a CSV. Raises OSError only for a file that was named."""
+    from infra.client import manifest as manifests
+    from infra.client import receipt as receipts
 
     try:
         receipts.write(where, sending.lines, summary)
         if rows is not None and where.suffix.lower() != ".json":
             summary["reconciled"] = where.with_name(f"{where.stem}-manifest.csv")
-            manifests.write(summary["reconciled"], rows)
+            manifests.write_result(summary["reconciled"], rows)
     except OSError as wrong:
-        summary["receipt"] = other = _elsewhere(where, sending, summary)
+        summary["receipt"] = other = _write_to_temporary_folder(where, sending, summary)
         put = f"it is at {other}" if other else "nor in the folder for temporary files"
         why = f"No receipt can be written at {where} ({wrong.strerror}), {put}"
         if wanted:
@@ -179,9 +188,9 @@ def _write(
         errors.print(f"{why}; name another place with --receipt.", markup=False, highlight=False, soft_wrap=True)
 
 
-def _elsewhere(where: Path, sending: "Submission", summary: dict[str, Any]) -> Path | None:
-    """A receipt where there is room: a full disk must not cost it."""
-    from infra.sending import receipt as receipts
+def _write_to_temporary_folder(where: Path, sending: "Submission", summary: dict[str, Any]) -> Path | None:
+    """Write the receipt to a temporary folder; None if that fails too."""
+    from infra.client import receipt as receipts
 
     try:
         other = Path(tempfile.mkdtemp(prefix="osteon-receipt-")) / where.name
@@ -192,17 +201,17 @@ def _elsewhere(where: Path, sending: "Submission", summary: dict[str, Any]) -> P
 
 
 def _usual_receipt(places: list[Path]) -> Path:
-    from infra.sending.journal import state_folder
+    from infra.client.journal import state_folder
 
     moment = datetime.now(UTC).strftime("%Y-%m-%dT%H-%M-%S.%fZ")
     return state_folder() / "receipts" / f"{moment}-{places[0].resolve().name or 'root'}.csv"
 
 
 class _Interrupts:
-    """How often this run was asked to end, by Ctrl-C, SIGTERM or the terminal that was closed.
+    """Count how often this run was asked to end: by Ctrl-C, SIGTERM or a closed terminal.
 
-    The first one finishes what is on its way and sends no more. The second waits for no answer; what was found and not
-    sent is still listed. The third lists no further. The receipt is written in any case.
+    The first one finishes what is on its way and sends no more. The second waits for no response; what was found and
+    not sent is still listed. The third lists no further. The receipt is written in any case.
     """
 
     def __init__(self, sending: "Submission") -> None:
@@ -216,12 +225,12 @@ class _Interrupts:
     def __bool__(self) -> bool:
         return self._count > 0
 
-    def enough(self) -> bool:
+    def is_third(self) -> bool:
         """Whether a third one came."""
         return self._count > 2
 
-    def over(self) -> None:
-        """From here on signals do what they did before."""
+    def restore_handlers(self) -> None:
+        """Restore what signals did before."""
         while self._before:
             signal.signal(*self._before.popitem())
 
@@ -244,23 +253,23 @@ def _interruptible(sending: "Submission") -> Iterator[_Interrupts]:
     try:
         yield interrupts
     finally:
-        interrupts.over()
+        interrupts.restore_handlers()
 
 
 def _run(
     sending: "Submission", shown: contextlib.AbstractContextManager[None], interrupts: _Interrupts
 ) -> BaseException | None:
-    """Send; returns what ended it early, but for a wish to end. Afterwards each file that was found has a line."""
+    """Send, and return what ended it early, except a wish to end. Afterwards each file that was found has a line."""
     failure: BaseException | None = None
     try:
         with shown:
             sending.run()
     except KeyboardInterrupt:
-        sending.abandon(interrupts.enough)
+        sending.mark_unsent(interrupts.is_third)
     except Exception as wrong:  # noqa: BLE001 - raised again once the receipt is written
         failure = wrong
         interrupts.abandoning = True
-        sending.abandon(interrupts.enough)
+        sending.mark_unsent(interrupts.is_third)
     interrupts.abandoning = True  # nothing but the receipt is left to do
     return failure or sending.uploader.failure
 
@@ -271,11 +280,11 @@ def _wait(
     *,
     as_json: bool,
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Wait until all studies are analysed; returns their reports for scripts, and those that are quarantined.
+    """Wait until all studies are analysed; return their reports for scripts, and those that are quarantined.
 
-    Each of the latter is told with its reason and the files that were sent of it.
+    Each of the latter is printed with its reason and the files that were sent of it.
     """
-    from infra.sending.receipt import shown
+    from infra.client.receipt import shown
 
     study_ids = sorted(sending.tally.studies)
     with progress(quiet=as_json) as bar:
@@ -286,16 +295,23 @@ def _wait(
         if each.study_id:
             files.setdefault(each.study_id, []).append(each.file)
     failed = [
-        {"study": state["id"], "reason": state["reason"], "files": files.get(state["id"], [])}
+        {
+            "study": state["id"],
+            "reason": state["reason"],
+            "detail": state.get("detail", ""),
+            "files": files.get(state["id"], []),
+        }
         for state in ended.values()
         if state["status"] == "quarantined"
     ]
     if as_json:
-        return [client.report(study_id) for study_id in study_ids], failed
-    line(f"{len(ended) - len(failed)} studies analysed, {len(failed)} quarantined")
+        return [client.retry_while_away(partial(client.report, study_id)) for study_id in study_ids], failed
+    kept = sum(state["status"] == "kept" for state in ended.values())
+    nothing = f", {kept} with nothing to analyse" if kept else ""
+    line(f"{len(ended) - len(failed) - kept} studies analysed, {len(failed)} quarantined{nothing}")
     left = MOST_NAMED
     for one in failed:
-        line(f"quarantined {one['study']}: {one['reason']}")
+        line(f"quarantined {one['study']}: {one['detail'] or one['reason']}")
         for name in one["files"][:left]:
             line(f"  {shown(name)}")
         left = max(0, left - len(one["files"]))
@@ -305,10 +321,10 @@ def _wait(
 
 
 def _print(sending: "Submission", summary: dict[str, Any]) -> None:
-    from infra.sending.receipt import FINE, HELD, shown
+    from infra.client.receipt import HELD, NOTHING_TO_DO, shown
 
     counts = summary["counts"]
-    bad = [each for each in sending.lines if each.outcome not in FINE]
+    bad = [each for each in sending.lines if each.outcome not in NOTHING_TO_DO]
     unsent = counts["unsent"]
     named = [each for each in bad if each.outcome != "unsent"][:MOST_NAMED]
     for each in named:
@@ -340,7 +356,7 @@ def _print(sending: "Submission", summary: dict[str, Any]) -> None:
 
 
 def _print_manifest(told: dict[str, Any]) -> None:
-    from infra.sending.receipt import shown
+    from infra.client.receipt import shown
 
     counts = told["counts"]
     line("manifest: " + ", ".join(f"{count} {kind}" for kind, count in counts.items()))

@@ -36,7 +36,7 @@ def upgrade() -> None:
     op.add_column("bundles", sa.Column("activated_at", TIME, nullable=True), if_not_exists=True)
     op.add_column("bundles", sa.Column("shadow", sa.Boolean(), server_default=sa.text("false"), nullable=False), if_not_exists=True)
     for column in RUN:
-        op.add_column("backlog_runs", column.copy(), if_not_exists=True)
+        op.add_column("backlog_runs", column, if_not_exists=True)
     op.alter_column("backlog_runs", "night", nullable=True)
     op.execute("UPDATE backlog_runs SET finished_at = started_at WHERE finished_at IS NULL")
     op.create_index("ix_backlog_runs_open", "backlog_runs", ["purpose"], postgresql_where=sa.text("finished_at IS NULL"), if_not_exists=True)

@@ -9,31 +9,38 @@ from pathlib import Path
 
 import pytest
 
-from tests.plant import Plant
+from tests.live_stack import BreakableStack
 
 CLONE_NEWNS = 0x00020000  # linux/sched.h
 
 
 @pytest.fixture
-def plant(standing: Plant) -> Iterator[Plant]:
+def live_stack(standing: BreakableStack) -> Iterator[BreakableStack]:
     """Postgres, Valkey and API, running; what the test starts itself ends with it."""
     standing.begin()
     yield standing
     standing.end_processes(1)
 
 
-@pytest.fixture(scope="session")
-def _own_mounts() -> None:
-    """What this process mounts is seen by it and its children only, and goes with it, however it ends."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    if os.geteuid() != 0 or libc.unshare(CLONE_NEWNS):
-        pytest.skip("a small file system can be mounted by root only")
-    subprocess.run(["mount", "--make-rprivate", "/"], check=True)
+own_mounts = pytest.StashKey[bool]()
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """What this process mounts is seen by it and its children only, and goes with it, however it ends.
+
+    Before any test: unshare(2) moves one thread alone, and a file cannot be linked from one thread's mounts to another's.
+    """
+    if os.geteuid() == 0 and any("small_disk" in getattr(item, "fixturenames", ()) for item in session.items):
+        session.stash[own_mounts] = ctypes.CDLL(None, use_errno=True).unshare(CLONE_NEWNS) == 0
+        if session.stash[own_mounts]:
+            subprocess.run(["mount", "--make-rprivate", "/"], check=True)
 
 
 @pytest.fixture
-def small_disk(tmp_path: Path, _own_mounts: None) -> Iterator[Callable[[str], Path]]:
+def small_disk(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Callable[[str], Path]]:
     """Makes a file system of this size, as mount names it."""
+    if not request.session.stash.get(own_mounts, False):
+        pytest.skip("a small file system can be mounted by root only")
     place = tmp_path / "small"
 
     def make(size: str) -> Path:

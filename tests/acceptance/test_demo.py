@@ -8,8 +8,8 @@ from pathlib import Path
 import psutil
 import pytest
 
+from shared.model.engines import device_description
 from shared.settings import ROOT
-from shared.vision.engines import device
 from tests.pace import LIMIT_S, until
 
 
@@ -57,16 +57,16 @@ def test_demo_twice_then_gone(tmp_path: Path) -> None:
     code, said, seen = osteon(home, "demo", "--once")
     assert code == 0, said
     assert seen
-    assert " 0 surprises" in said
+    assert " 0 mismatches" in said
     assert "Worklist" in said
     assert "Research use only" in said
     assert processes_of(home) == []
     key = (home / "secrets.json").read_bytes()
-    assert "OpenVINO" not in device() or len(list((home / "cache").iterdir())) == 1
+    assert "OpenVINO" not in device_description() or len(list((home / "cache").iterdir())) == 1
 
     code, again, _ = osteon(home, "demo", "--once")
     assert code == 0, again
-    assert " 0 surprises" in again
+    assert " 0 mismatches" in again
     assert (home / "secrets.json").read_bytes() == key
     assert processes_of(home) == []
 

@@ -1,6 +1,10 @@
 """Flower, the administrator's view: behind a login, and without patients."""
 
+import contextlib
 import json
+import os
+import pwd
+import stat
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +13,9 @@ import psutil
 import pydicom
 import pytest
 
+from infra.embedded import state
+from infra.embedded.parts import SECRETS
+from infra.embedded.state import read_secrets
 from shared.settings import ROOT
 from tests.conftest import System
 from tests.pace import LIMIT_S, until
@@ -52,8 +59,8 @@ def test_task_of_a_study_is_shown_without_its_patient(system: System) -> None:
         pages = json.dumps(tasks) + http.get("/tasks").text + http.get(f"/task/{own()[0]['uuid']}").text
     assert study_id in pages
     for path in paths:
-        film = pydicom.dcmread(path, stop_before_pixels=True)
-        for value in (str(film.PatientName), film.PatientID, film.StudyInstanceUID, path.name):
+        radiograph = pydicom.dcmread(path, stop_before_pixels=True)
+        for value in (str(radiograph.PatientName), radiograph.PatientID, radiograph.StudyInstanceUID, path.name):
             assert value not in pages
 
 
@@ -74,3 +81,71 @@ def test_no_secret_on_a_command_line(system: System) -> None:
     ]
     for secret in secrets:
         assert not [line for line in lines if secret in line]
+
+
+HELD = {  # what each process may know; those of Postgres and Valkey know nothing of it
+    "worker": {"OSTEON_DATABASE_URL", "OSTEON_BROKER_URL", "OSTEON_STORE_URL"},
+    "api": {
+        "OSTEON_DATABASE_URL", "OSTEON_BROKER_URL", "OSTEON_STORE_URL", "OSTEON_IDENTITY_KEY",
+        "OSTEON_SESSION_SECRET", "OSTEON_METRICS_TOKEN", "OSTEON_WEBHOOK_KEY",
+    },
+    "dicom": {"OSTEON_DATABASE_URL", "OSTEON_BROKER_URL", "OSTEON_STORE_URL", "OSTEON_IDENTITY_KEY"},
+    "results": {"OSTEON_DATABASE_URL", "OSTEON_STORE_URL"},
+    "deliver": {"OSTEON_DATABASE_URL", "OSTEON_STORE_URL", "OSTEON_WEBHOOK_KEY"},
+    "check": {"OSTEON_DATABASE_URL"},
+    "beat": {"OSTEON_BROKER_URL"},
+    "flower": {"OSTEON_BROKER_URL", "FLOWER_BASIC_AUTH", "FLOWER_COOKIE_SECRET"},
+    "postgres": set(),
+    "valkey": set(),
+}  # fmt: skip
+
+
+def test_each_process_holds_its_own_secrets_only(system: System) -> None:
+    """The worker, which decodes bytes of unknown origin, has neither the identities' key nor what logins are signed with, and
+    nor have its decoders; beat and Flower know the broker only."""
+    kept = read_secrets(system.stack.home)
+    values = {kept["identity_key"], kept["session_secret"], kept["flower_password"], *kept["keys"].values()}
+    found = state.status(system.stack.home)
+    assert {part.name for part in found.parts} == set(HELD)
+    for part in found.parts:
+        top = psutil.Process(part.pid)
+        for process in (top, *top.children(recursive=True)):
+            try:
+                environment = process.environ()
+            except psutil.Error:  # a decoder that has just ended
+                continue
+            held = {name for name in environment if name in SECRETS or name.startswith("FLOWER_")}
+            assert held <= HELD[part.name], (part.name, process.cmdline())
+            known = {value for value in values if any(value in told for told in environment.values())}
+            if part.name not in ("api", "dicom", "flower"):
+                assert not known, part.name
+    (api,) = [psutil.Process(part.pid) for part in found.parts if part.name == "api"]
+    assert HELD["api"] <= set(api.environ())
+
+
+def test_all_files_are_private(system: System) -> None:
+    """Nobody else of this machine reads logs, queues, tables, images or secrets; as root, folders can be passed through."""
+    home = system.stack.home
+    passed = {home, home / "postgres"} if os.geteuid() == 0 else set()
+    assert (home / "logs" / "api.log").stat().st_size > 0
+    for path in (home, *home.rglob("*")):
+        with contextlib.suppress(FileNotFoundError):  # a temporary file
+            mode = stat.S_IMODE(path.lstat().st_mode)
+            assert path.is_symlink() or not mode & (0o066 if path in passed else 0o077), f"{path} {mode:o}"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="an ordinary user's Postgres is that user's")
+def test_postgres_has_a_user_of_its_own(system: System) -> None:
+    """Started by root it runs under a uid that no account has and nothing else uses, and its tables belong to that."""
+    (server,) = [psutil.Process(part.pid) for part in state.status(system.stack.home).parts if part.name == "postgres"]
+    uid = server.uids().real
+    assert uid not in {account.pw_uid for account in pwd.getpwall()} | {0, 65534}
+    data = system.stack.home / "postgres" / "data"
+    assert {path.lstat().st_uid for path in (data, *data.rglob("*"))} == {uid}
+    family = {server.pid, *(child.pid for child in server.children(recursive=True))}
+    others = {
+        process.pid
+        for process in psutil.process_iter(["uids"])
+        if process.info["uids"] and process.info["uids"].real == uid
+    }
+    assert others <= family

@@ -4,8 +4,6 @@ import contextlib
 import json
 import os
 import socket
-import subprocess
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -16,12 +14,15 @@ import psutil
 import pytest
 from sqlalchemy import func, select
 
-from infra.process import free_port
+from api.server import main
+from infra.embedded.process import free_port
 from samples.objects import pattern_image, to_bytes
-from shared.repository import Database
-from shared.repository.access import Role, add_key
+from shared.db.engine import Database
+from shared.db.tables import InstanceRow
+from shared.domain.security import Role
+from shared.queries.access import add_key
 from shared.settings import ROOT, Settings
-from shared.tables import InstanceRow
+from tests.forked import ForkedProcess
 from tests.pace import LIMIT_S, limit_s, until
 
 KEY = "osk_acceptance"
@@ -33,7 +34,7 @@ END = b"\r\n--line--\r\n"
 class Server:
     """uvicorn in a process of its own."""
 
-    process: "subprocess.Popen[bytes]"
+    process: ForkedProcess
     port: int
     settings: Settings
     database: Database
@@ -41,14 +42,16 @@ class Server:
     def begin(self, length: int) -> socket.socket:
         """An upload whose headers are sent; the body is the caller's."""
         sock = socket.create_connection(("127.0.0.1", self.port), 30)
-        head = f"POST /studies HTTP/1.1\r\nHost: t\r\nAuthorization: Bearer {KEY}\r\nContent-Length: {length}\r\n"
+        head = (
+            f"POST /api/v1/studies HTTP/1.1\r\nHost: t\r\nAuthorization: Bearer {KEY}\r\nContent-Length: {length}\r\n"
+        )
         sock.sendall(head.encode() + b"Content-Type: multipart/form-data; boundary=line\r\n\r\n")
         return sock
 
     def upload(self, body: bytes) -> tuple[int, Any]:
         with self.begin(len(body)) as sock:
             sock.sendall(body)
-            return answer(sock)
+            return read_response(sock)
 
     def instances(self) -> int:
         with self.database.transaction() as session:
@@ -62,7 +65,8 @@ class Server:
         return named + [target for target in descriptors(self.process.pid) if target.startswith(str(folder))]
 
     def objects(self) -> list[Path]:
-        return [path for path in (self.settings.home / "objects").rglob("*") if path.is_file()]
+        found = (self.settings.home / "objects").rglob("*")
+        return [path for path in found if path.is_file() and path.suffix != ".sealed"]  # those can be made anew
 
 
 def descriptors(pid: int) -> list[str]:
@@ -74,7 +78,7 @@ def descriptors(pid: int) -> list[str]:
     return targets
 
 
-def answer(sock: socket.socket) -> tuple[int, Any]:
+def read_response(sock: socket.socket) -> tuple[int, Any]:
     """Status and JSON of a response."""
     data = b""
     while b"\r\n\r\n" not in data:
@@ -100,12 +104,10 @@ def server(make_settings: Callable[..., Settings], tmp_path: Path) -> Iterator[S
               ("database_url", "broker_url", "store_url", "identity_key", "session_secret")}  # fmt: skip
     env = {f"OSTEON_{name.upper()}": value for name, value in secret.items()} | {
         "PATH": os.environ["PATH"], "OSTEON_HOME": str(settings.home), "OSTEON_SPOOL_DIR": str(settings.spool_dir),
+        "OSTEON_API_PORT": str(port),
     }  # fmt: skip
     with (tmp_path / "api.log").open("wb") as log:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "uvicorn", "api.main:create_app", "--factory", "--port", str(port)],
-            env=env, cwd=ROOT, stdout=log, stderr=log,
-        )  # fmt: skip
+        process = ForkedProcess(main, env, log, ROOT)
 
     def listens() -> bool:
         assert process.poll() is None, (tmp_path / "api.log").read_text()
@@ -160,7 +162,7 @@ def test_many_clients_hang_up(server: Server) -> None:
 def test_too_large_is_said_before_the_body(server: Server) -> None:
     """A declared length over the limit is answered with 413 before the body is sent."""
     with server.begin(server.settings.max_request_bytes + 1) as sock:
-        assert answer(sock)[0] == 413
+        assert read_response(sock)[0] == 413
 
 
 @pytest.mark.slow
@@ -193,7 +195,7 @@ def test_two_gigabytes_in_flat_memory(server: Server, tmp_path: Path) -> None:
                 sock.sendall(block[: min(left, len(block))])
                 left -= min(left, len(block))
             sock.sendall(end)
-            status, receipt = answer(sock)
+            status, receipt = read_response(sock)
     finally:
         done.set()
         watcher.join()

@@ -9,7 +9,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
@@ -18,13 +18,14 @@ import psycopg2
 import pytest
 import redis
 
-from infra.parts import Part, osteon_parts, osteon_steps
-from infra.process import free_port
-from infra.stack import Stack
-from infra.state import Secrets, read_secrets
+from infra.embedded.parts import Part, osteon_parts, osteon_steps
+from infra.embedded.process import free_port
+from infra.embedded.stack import Stack
+from infra.embedded.state import Secrets, read_secrets
+from shared.domain.analysis import TaskOutcome
 from shared.settings import ROOT, Settings
+from tests.live_stack import SETTINGS, Studies, decoders_of, instance
 from tests.pace import LIMIT_S, limit_s
-from tests.plant import SETTINGS, Studies, decoders_of, film
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 STUDIES = 2000
@@ -35,7 +36,7 @@ STEADY_S = 15.0
 
 
 @dataclass
-class Fault:
+class PlannedFault:
     """What was done to the system, and when it was itself again."""
 
     name: str
@@ -53,7 +54,7 @@ class Fault:
 
 
 class Sender(threading.Thread):
-    """A hospital's bulk sender: sends on and on, and again what got no answer."""
+    """A hospital's bulk sender: sends on and on, and again what got no response."""
 
     def __init__(self, url: str, key: str, studies: Studies) -> None:
         super().__init__(name="sender", daemon=True)
@@ -65,7 +66,7 @@ class Sender(threading.Thread):
     def run(self) -> None:
         with httpx.Client(base_url=self._url, timeout=LIMIT_S, trust_env=False) as http:
             for start in range(0, STUDIES, FILES):
-                parts = [("files", (f"{n}.dcm", film("two thousand", n))) for n in range(start, start + FILES)]
+                parts = [("files", (f"{n}.dcm", instance("two thousand", n))) for n in range(start, start + FILES)]
                 while not self._send(http, parts):
                     time.sleep(0.5)
                 while len(self.stored) - analysed(self._studies) > AHEAD:
@@ -73,14 +74,14 @@ class Sender(threading.Thread):
 
     def _send(self, http: httpx.Client, parts: list[tuple[str, tuple[str, bytes]]]) -> bool:
         try:
-            answer = http.post("/studies", files=parts, headers={"Authorization": f"Bearer {self._key}"})
+            response = http.post("/api/v1/studies", files=parts, headers={"Authorization": f"Bearer {self._key}"})
         except httpx.HTTPError as wrong:
             self.failures[type(wrong).__name__] += 1
             return False
-        if answer.status_code != 200:
-            self.failures[str(answer.status_code)] += 1
+        if response.status_code != 200:
+            self.failures[str(response.status_code)] += 1
             return False
-        self.stored |= {line["file"]: line["study_id"] for line in answer.json()["files"]}
+        self.stored |= {line["file"]: line["study_id"] for line in response.json()["files"]}
         return True
 
 
@@ -98,19 +99,20 @@ def stack(tmp_path: Path, s3_host: str) -> Iterator[Stack]:
     port, mood = free_port(), tmp_path / "mood"
     mood.write_text("")
     direct = f"s3://osteon:osteon-secret@{s3_host}/two-thousand"
-    model = {f"OSTEON_{name}": value for name, value in SETTINGS.items()}
+    model = {f"OSTEON_{name}": value for name, value in (SETTINGS | {"DECODERS": "2"}).items()}
     model |= {"MODEL_S": "0.08", "OMP_NUM_THREADS": "1"}
     proxy = [sys.executable, str(ROOT / "tests/store_proxy.py"), str(port), s3_host, str(mood)]
 
     def steps(variables: Mapping[str, str], secrets: Secrets) -> Sequence[Part]:
         return [
-            Part(s.name, s.command, variables={"OSTEON_STORE_URL": direct}) for s in osteon_steps(variables, secrets)
+            replace(s, variables={**s.variables, "OSTEON_STORE_URL": direct}) for s in osteon_steps(variables, secrets)
         ]
 
     def parts(variables: Mapping[str, str], secrets: Secrets) -> Sequence[Part]:
         kept = {part.name: part for part in osteon_parts(variables, secrets)}
         worker = [sys.executable, "-m", "tests.fake_worker"]
-        workers = [Part(f"worker-{n}", worker, kept["worker"].ready, model, stop_wait_s=20) for n in (1, 2)]
+        quick = replace(kept["worker"], command=worker, variables=model, stop_wait_s=20)
+        workers = [replace(quick, name=f"worker-{n}") for n in (1, 2)]
         return [*workers, kept["api"], kept["beat"], Part("store", proxy)]
 
     config = Settings(home=tmp_path / "home", store_url=direct.replace(s3_host, f"127.0.0.1:{port}"))
@@ -129,10 +131,10 @@ def kill(stack: Stack, name: str) -> str:
     return "killed with -9"
 
 
-def kill_decoder(stack: Stack, dice: random.Random) -> str:
-    while not (found := decoders_of(pid_of(stack, f"worker-{dice.randint(1, 2)}"))):
+def kill_decoder(stack: Stack, rng: random.Random) -> str:
+    while not (found := decoders_of(pid_of(stack, f"worker-{rng.randint(1, 2)}"))):
         tend(stack, 0.1)
-    dice.choice(found).kill()
+    rng.choice(found).kill()
     return "killed with -9"
 
 
@@ -151,16 +153,16 @@ def tend(stack: Stack, seconds: float) -> None:
         time.sleep(0.1)
 
 
-def faults_of(stack: Stack, dice: random.Random) -> list[tuple[str, Callable[[], str]]]:
+def faults_of(stack: Stack, rng: random.Random) -> list[tuple[str, Callable[[], str]]]:
     """Every kind of fault once, in a random order."""
     parts = ["worker-1", "worker-2", "valkey", "postgres", "api", "store", "beat"]
     found: list[tuple[str, Callable[[], str]]] = [(name, partial(kill, stack, name)) for name in parts]
-    found += [("a decoder", lambda: kill_decoder(stack, dice)), ("the broker's memory", lambda: flush(stack))]
-    dice.shuffle(found)
+    found += [("a decoder", lambda: kill_decoder(stack, rng)), ("the broker's memory", lambda: flush(stack))]
+    rng.shuffle(found)
     return found
 
 
-def measure(faults: Sequence[Fault], studies: Studies, end: float) -> None:
+def measure(faults: Sequence[PlannedFault], studies: Studies, end: float) -> None:
     """Fill in how long each fault was felt, from the times that Postgres has of each study."""
     rows = studies.ask("SELECT id::text, extract(epoch FROM analysed_at) FROM studies ORDER BY analysed_at")
     when = {study_id: float(moment) for study_id, moment in rows}
@@ -182,25 +184,27 @@ def test_two_thousand_studies_while_everything_is_killed(stack: Stack, pytestcon
     stored is analysed exactly once, and the throughput is back soon after each fault."""
     seed = int(os.environ.get("FAULTS_SEED", random.randrange(10**6)))
     print(f"\nFAULTS_SEED={seed}")
-    dice = random.Random(seed)
+    rng = random.Random(seed)
     studies = Studies(stack.urls["database"])
     sender = Sender(stack.urls["api"], read_secrets(stack.home)["keys"]["submitter"], studies)
     sender.start()
     began = time.time()
-    faults: list[Fault] = []
-    planned = faults_of(stack, dice)
+    faults: list[PlannedFault] = []
+    planned = faults_of(stack, rng)
     room = STUDIES / (len(planned) + 1)
     for number, (name, do) in enumerate(planned):
-        moment = int(room * (number + dice.uniform(0.5, 1.0)))
+        moment = int(room * (number + rng.uniform(0.5, 1.0)))
         while analysed(studies) < moment:
             tend(stack, 0.2)
-        running = [study_id for (study_id,) in studies.ask("SELECT id::text FROM studies WHERE status = 'running'")]
+        running = [
+            study_id for (study_id,) in studies.ask("SELECT study_id::text FROM analyses WHERE state = 'running'")
+        ]
         at = time.time()
-        faults.append(Fault(name, do(), at, running))
+        faults.append(PlannedFault(name, do(), at, running))
         print(f"{at - began:6.1f} s  {name}: {faults[-1].what}, {len(running)} studies in hand")
     while sender.is_alive() or analysed(studies) < STUDIES:
         tend(stack, 0.5)
-        left = "SELECT status, attempts, reason, sent_at, lease_until FROM studies WHERE status <> 'analysed' LIMIT 20"
+        left = "SELECT state, attempts, reason, sent_at, lease_until FROM analyses WHERE state <> 'done' LIMIT 20"
         assert time.time() - faults[-1].at < limit_s(100), studies.ask(left)
     end = time.time()
     measure(faults, studies, end)
@@ -221,6 +225,7 @@ def results_written(home: Path) -> Counter[str]:
     written: Counter[str] = Counter()
     for log in (home / "logs").glob("worker-*.log"):
         for line in log.read_text().splitlines():
-            if '"message": "analysed"' in line:
-                written[json.loads(line)["study"]] += 1
+            if '"message": "analysis finished"' in line:
+                told = json.loads(line)
+                written[told["study"]] += told["outcome"] == TaskOutcome.ANALYSED
     return written

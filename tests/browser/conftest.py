@@ -9,7 +9,7 @@ import pytest
 import uvicorn
 from playwright.sync_api import Browser, Dialog, Page, expect, sync_playwright
 
-from tests.browsing import launch, pytest_runtest_makereport
+from tests.browsing import launch, log_in, pytest_runtest_makereport
 from tests.pace import limit_s
 
 __all__ = ["pytest_runtest_makereport"]  # pytest finds it here: it keeps what pages showed in a test that failed
@@ -55,9 +55,7 @@ def reader(browser: Browser, in_process: Any, url: str) -> Iterator[Page]:
         dialog.dismiss()
 
     page.on("dialog", refuse)
-    page.goto("/login")
-    page.get_by_label("Your key").fill(in_process.keys["radiologist"])
-    page.get_by_role("button", name="Log in").click()
+    log_in(context, url, in_process.keys["radiologist"])
     yield page
     context.close()
     assert errors == []

@@ -18,13 +18,13 @@ from PIL import Image
 from playwright.sync_api import Browser, Page, expect
 from pydicom import dcmread
 
-from infra.process import free_port
+from infra.embedded.process import free_port
 from samples.objects import to_bytes
 from shared.storage import preview_key
 from tests.browsing import needs_chromium, watched
 from tests.conftest import InProcessApi
+from tests.hospital import Hospital
 from tests.pace import LIMIT_S, limit_s
-from tests.ward import Ward
 
 REPORTS = Path(__file__).parents[1] / "data/field_reports"
 SHOTS = os.environ.get("OSTEON_SHOTS", "")  # a folder, for those who want to look
@@ -51,9 +51,9 @@ def file(name: str, **values: Any) -> bytes:
 
 
 @pytest.fixture
-def studies(ward: Ward, in_process: InProcessApi) -> dict[str, str]:
+def studies(hospital: Hospital, in_process: InProcessApi) -> dict[str, str]:
     """Three analysed studies: one that says everything, one that says nothing, and one with a conflict and a correction."""
-    ward.add_bundle("b", manifest={"sensitive": 0.1, "specific": 0.6, "regions": ["hand"]})
+    hospital.add_bundle("b", manifest={"sensitive": 0.1, "specific": 0.6, "regions": ["hand"]})
     sent = {
         "named": [
             file("o1-first.dcm", StudyInstanceUID="2.25.1", SOPInstanceUID="2.25.11", **NAMED),
@@ -69,9 +69,9 @@ def studies(ward: Ward, in_process: InProcessApi) -> dict[str, str]:
         receipt = in_process.post({str(n): content for n, content in enumerate(contents)}).json()
         ids[name] = receipt["studies"][0]["id"]
         study = UUID(ids[name])
-        claim = ward.claim(study, bundle="b")
-        assert ward.finish(claim, ward.answers(claim, "b"), "b")
-        for content, one in zip(contents, ward.instances(study), strict=True):
+        claim = hospital.claim(study, bundle="b")
+        assert hospital.finish(claim, hospital.results(claim, "b"), "b")
+        for content, one in zip(contents, hospital.instances(study), strict=True):
             ds = dcmread(io.BytesIO(content))
             out = io.BytesIO()
             Image.frombytes("L", (ds.Columns, ds.Rows), ds.PixelData[: ds.Rows * ds.Columns]).save(out, "JPEG")
@@ -124,7 +124,7 @@ def test_examination_is_named(browser: Browser, in_process: InProcessApi, studie
             re.compile("^Unterschenkel.*…, AP, LL, right$")
         )
         bare = page.locator(f"[data-study='{studies['bare']}']")
-        expect(bare.locator(".patient")).to_have_text("name not given")
+        expect(bare.locator(".patient")).to_have_text("Name not given")
         expect(bare.locator(".examination")).to_have_text("CR")
         shoot(page, "examination-worklist")
 
@@ -149,11 +149,11 @@ def test_examination_is_named(browser: Browser, in_process: InProcessApi, studie
         expect(page.locator(".identity .held")).to_contain_text("1 corrected header waits")
         shoot(page, "examination-study-corrected")
 
-        page.goto(f"{url}/studies/{studies['named']}/report.html")
+        page.goto(f"{url}/view/{studies['named']}/report")
         expect(page.locator(".facts")).to_contain_text(f"{LONG}, AP, LL, right")
-        expect(page.locator("#film-1")).to_contain_text("AP, right, CR")
+        expect(page.locator("#radiograph-1")).to_contain_text("AP, right, CR")
         shoot(page, "examination-report")
-        page.goto(f"{url}/studies/{studies['bare']}/report.html")
+        page.goto(f"{url}/view/{studies['bare']}/report")
         expect(page.locator(".facts")).not_to_contain_text("Examination")
         page.goto(f"{url}/login")
 
@@ -164,7 +164,7 @@ def test_an_administrator_decides(
     """Both patients stand side by side; one click and a yes makes another study, applies, or rejects with a reason."""
     with watched(browser) as page:
         log_in(page, url, in_process.keys["admin"])
-        page.goto(f"{url}/admin#held")
+        page.goto(f"{url}/operations#held")
         part = page.locator("#held")
         expect(part.get_by_role("heading")).to_contain_text("2 files wait")
         conflict = part.locator("tbody tr", has_text="Another patient")

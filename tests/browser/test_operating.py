@@ -15,34 +15,36 @@ from playwright.sync_api import Browser, expect
 from prometheus_client.parser import text_string_to_metric_families
 from sqlalchemy import text
 
-from infra.stack import Stack
-from infra.state import read_secrets
-from shared.repository import Database, samples, work
+from infra.embedded.stack import Stack
+from infra.embedded.state import read_secrets
+from shared.db.clock import db_now
+from shared.db.engine import Database
+from shared.queries import statistics
 from shared.settings import ROOT, Settings
 from tests.browsing import needs_chromium, watched
 from tests.conftest import SAMPLES, System
+from tests.live_stack import pid_of
 from tests.pace import LIMIT_S, until
-from tests.plant import pid_of
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
 NAMED = re.compile(r"\bosteon_[a-z_]+")
 
 
 @dataclass
-class Own(System):
+class OwnStack(System):
     """A system and its analysed study."""
 
     study: str = ""
 
 
 @pytest.fixture(scope="module")
-def own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Own]:
+def own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OwnStack]:
     """A system of this module's own, for its parts are killed; one study is analysed, one file was refused."""
     stack = Stack(Settings(home=tmp_path_factory.mktemp("operating") / "home"))
     with stack:
         secrets = read_secrets(stack.home)
         login = (secrets["flower_user"], secrets["flower_password"])
-        system = Own(stack, stack.urls["api"], stack.urls["flower"], secrets["keys"], login)
+        system = OwnStack(stack, stack.urls["api"], stack.urls["flower"], secrets["keys"], login)
         system.study = system.submit(sorted((SAMPLES / "studies" / "08-elbow").glob("*.dcm")))["studies"][0]["id"]
         system.submit(sorted((SAMPLES / "studies" / "01-hand").glob("*.dcm")))
         system.wait([system.study])
@@ -51,9 +53,11 @@ def own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Own]:
 
 def overview(system: System, chosen: str = "24h") -> Any:
     headers = {"Authorization": f"Bearer {system.keys['admin']}"}
-    answer = httpx.get(f"{system.api_url}/operations?range={chosen}", headers=headers, trust_env=False, timeout=LIMIT_S)
-    assert answer.status_code == 200, answer.text
-    return answer.json()
+    response = httpx.get(
+        f"{system.api_url}/api/v1/operations?range={chosen}", headers=headers, trust_env=False, timeout=LIMIT_S
+    )
+    assert response.status_code == 200, response.text
+    return response.json()
 
 
 def tended(system: System, condition: Callable[[], Any], seconds: float = 90) -> Any:
@@ -84,7 +88,7 @@ def families(url: str, token: str = "") -> set[str]:
     return found
 
 
-def test_the_worker_that_did_it_is_shown(own: Own) -> None:
+def test_the_worker_that_did_it_is_shown(own: OwnStack) -> None:
     """The living worker tells its device, its bundle and that it took studies."""
     view = tended(own, lambda: (found := overview(own))["workers"] and found["workers"][0]["bundle"] and found)
     (worker,) = view["workers"]
@@ -95,18 +99,23 @@ def test_the_worker_that_did_it_is_shown(own: Own) -> None:
     tended(own, lambda: overview(own)["workers"][0]["taken"] >= 2)
 
 
-def test_every_metric_of_dashboard_and_alerts_is_exposed(own: Own) -> None:
-    """Names in expressions are names that the running API and worker tell; a misspelt one would be silent for ever."""
+def test_every_metric_of_dashboard_and_alerts_is_exposed(own: OwnStack) -> None:
+    """Names in expressions are names that the running API, worker and listener tell; a misspelt one would be silent for ever."""
     own_database = Database(own.stack.urls["database"], 1)
     with own_database.transaction() as session:
         session.execute(text(
-            "INSERT INTO backlog_runs (id, night, started_at, failed, stranded, outdated, bundle) "
+            "INSERT INTO backfill_runs (id, day, started_at, failed, stranded, outdated, bundle) "
             "VALUES (gen_random_uuid(), current_date, now(), 0, 0, 0, '')"
+        ))  # fmt: skip
+        session.execute(text(
+            "INSERT INTO checks (id, state, ended_at, probability_deviation, heatmap_deviation) "
+            "VALUES (gen_random_uuid(), 'well', now(), 0, 0)"
         ))  # fmt: skip
     own_database.close()
     token = (own.stack.home / "metrics-token").read_text()
     port = own.stack._variables["OSTEON_WORKER_METRICS_PORT"]
     exposed = families(f"{own.api_url}/metrics", token) | families(f"http://127.0.0.1:{port}/metrics")
+    exposed |= families(f"http://127.0.0.1:{own.stack._variables['OSTEON_DICOM_METRICS_PORT']}/metrics")
     alerts = yaml.safe_load((ROOT / "infra/prometheus/alerts.yml").read_text())
     dashboard = json.loads((ROOT / "infra/grafana/osteon.json").read_text())
     expressions = [rule["expr"] for group in alerts["groups"] for rule in group["rules"]]
@@ -116,7 +125,7 @@ def test_every_metric_of_dashboard_and_alerts_is_exposed(own: Own) -> None:
     assert named - exposed == set()
 
 
-def test_the_worker_told_what_it_did(own: Own) -> None:
+def test_the_worker_told_what_it_did(own: OwnStack) -> None:
     """After two studies the worker's own counters are not zero."""
     port = own.stack._variables["OSTEON_WORKER_METRICS_PORT"]
     body = httpx.get(f"http://127.0.0.1:{port}/metrics", trust_env=False).text
@@ -136,20 +145,20 @@ def test_the_worker_told_what_it_did(own: Own) -> None:
 
 
 @needs_chromium
-def test_the_link_leads_to_the_study_s_task_in_flower(own: Own, browser: Browser) -> None:
+def test_the_link_leads_to_the_study_s_task_in_flower(own: OwnStack, browser: Browser) -> None:
     """Flower, opened by the page's link, lists this study's tasks and no other's."""
     # a study in quarantine has a row with its link
     database = Database(own.stack.urls["database"], 1)
     with database.transaction() as session:
         session.execute(
             text(
-                "UPDATE studies SET status = 'quarantined', reason = 'for the test', quarantined_at = now() WHERE id = :id"
+                "UPDATE studies SET status = 'quarantined', reason = 'no-image', quarantined_at = now() WHERE id = :id"
             ),
             {"id": own.study},
         )
     try:
         with watched(browser, 1600) as page:
-            page.goto(f"{own.api_url}/login?next=/admin")
+            page.goto(f"{own.api_url}/login?next=/operations")
             page.get_by_label("Your key").fill(own.keys["admin"])
             page.get_by_role("button", name="Log in").click()
             link = page.locator(f"#flower-{own.study}")
@@ -161,7 +170,7 @@ def test_the_link_leads_to_the_study_s_task_in_flower(own: Own, browser: Browser
         flower.goto(url)
         rows = flower.locator("#tasks-table tbody tr")
         expect(flower.locator("input[type=search]")).to_have_value(re.compile(own.study))
-        expect(rows.first).to_contain_text("osteon.analyse_study")
+        expect(rows.first).to_contain_text("osteon.analyse")
         hrefs = rows.locator("a").evaluate_all("links => links.map(link => link.href)")
         tasks = [href for href in hrefs if "/task/" in href]
         assert tasks
@@ -177,13 +186,13 @@ def test_the_link_leads_to_the_study_s_task_in_flower(own: Own, browser: Browser
         database.close()
 
 
-def test_history_outlives_the_broker_and_flower(own: Own) -> None:
+def test_history_outlives_the_broker_and_flower(own: OwnStack) -> None:
     """The broker killed with its file lost, Flower started anew: the page's history is the same, number for number."""
     database = Database(own.stack.urls["database"], 1)
 
     def sampled() -> None:
         with database.transaction() as session:
-            while samples.sample(session, work.clock(session)):
+            while statistics.write_statistics(session, db_now(session)):
                 pass
 
     tended(own, lambda: (sampled(), any(point["analysed"] for point in overview(own)["history"]))[1], 120)

@@ -5,24 +5,34 @@ import re
 import threading
 import time
 from collections.abc import Callable, Iterator
+from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 import uvicorn
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Page, Route, expect
-from sqlalchemy import select, text
+from sqlalchemy import func, select, text, update
 
-from api.main import create_app
-from infra.postgres import EmbeddedPostgres
-from infra.prepare import publish
-from infra.process import free_port
-from shared.repository import Database, operations, samples, work
-from shared.repository.access import Role, add_key, find_key
+from api.app import create_app
+from benchmarks.workload import ANALYSES
+from infra.embedded.postgres import EmbeddedPostgres
+from infra.embedded.process import free_port
+from infra.prepare import store_bundle_file
+from shared.db.clock import db_now
+from shared.db.engine import Database
+from shared.db.tables import KeyRow, PeerDayRow, StudyRow
+from shared.domain.peers import Caller, PeerRule
+from shared.domain.security import EventKind, Role, Subject, System
+from shared.queries import operations, peers, statistics
+from shared.queries.access import add_key, find_key
+from shared.queries.audit import Target, record
+from shared.queries.models import add_bundle
 from shared.settings import Settings
-from shared.tables import KeyRow, StudyRow
-from tests.browsing import needs_chromium, watched
-from tests.conftest import admin_sql, copied
+from tests.browsing import call, needs_chromium, watched
+from tests.databases import admin_sql, copied
+from tests.feedback_data import MANIFEST
 from tests.pace import LIMIT_S
 
 pytestmark = [needs_chromium, pytest.mark.slow]
@@ -30,22 +40,24 @@ SECRET = "osk_admin_of_these_tests"
 SHOTS = Path(os.environ.get("OSTEON_SHOTS", "")) if os.environ.get("OSTEON_SHOTS") else None
 # as after a month: mostly analysed, 30,000 waiting, 300 set aside for four reasons
 MANY = """
-INSERT INTO studies (id, site_id, study_instance_uid, priority, status, received_at, queue, queued_at, attempts, reason,
-    due_at, modality, region, bundle, images, failed_images, analysed_at, started_at, quarantined_at)
-SELECT gen_random_uuid(), (SELECT id FROM sites), '1.2.' || n, class, status, at, class, at, 1,
-    CASE status WHEN 'quarantined' THEN (ARRAY['Decoding took more than 60 s and was stopped', 'an object is missing',
-        'analysis failed (RuntimeError)', '4 attempts ended without a result: the worker died or hung each time'])[1 + n % 4]
+INSERT INTO studies (id, site_id, study_instance_uid, priority, status, received_at, current_analysis_id, reason,
+    due_at, modality, region, bundle, images, failed_images, analysed_at, quarantined_at)
+SELECT gen_random_uuid(), (SELECT id FROM sites), '1.2.' || n, class, status, at, gen_random_uuid(),
+    CASE status WHEN 'quarantined' THEN (ARRAY['decoding-timed-out', 'object-missing', 'analysis-failed', 'worker-died'])[1 + n % 4]
         ELSE '' END,
     at + interval '1 hour', 'DX', 'hand', 'second-look-2', 1, 0,
-    CASE status WHEN 'analysed' THEN at + wait END, CASE status WHEN 'analysed' THEN at + wait - interval '2 seconds' END,
+    CASE status WHEN 'analysed' THEN at + wait END,
     CASE status WHEN 'quarantined' THEN at + wait END
 FROM (
     SELECT n, now() - (100000 - n) * interval '25.9 seconds' AS at,
         interval '1 second' * (3 + 20 * random() + 200 * power(sin(n / 3000.0), 8) * random()) AS wait,
         CASE WHEN n % 20 = 0 THEN 'urgent' WHEN n % 5 = 0 THEN 'backlog' ELSE 'routine' END AS class,
         CASE WHEN n % 333 = 0 THEN 'quarantined' WHEN n > 70000 AND n % 20 <> 0 THEN 'queued'
-             WHEN n > 99990 THEN 'running' ELSE 'analysed' END AS status
+             WHEN n > 99990 THEN 'queued' ELSE 'analysed' END AS status
     FROM generate_series(1, 100000) AS n) AS thrown"""
+RUNNING = """
+UPDATE analyses SET state = 'running', attempts = 1, started_at = now() FROM studies
+WHERE study_id = studies.id AND study_instance_uid = '1.2.100000'"""
 
 
 class Site:
@@ -55,7 +67,7 @@ class Site:
         self.url, self.settings, self.database, self.page = url, settings, database, page
 
     def open(self, query: str = "") -> Page:
-        self.page.goto(f"{self.url}/admin{query}")
+        self.page.goto(f"{self.url}/operations{query}")
         expect(self.page.get_by_role("heading", name="Operations", level=1)).to_be_visible()
         return self.page
 
@@ -65,17 +77,17 @@ class Site:
 
     def beat(self, host: str, **more: object) -> None:
         with self.database.transaction() as session:
-            pulse = {
+            heartbeat = {
                 "id": session.scalar(text("SELECT gen_random_uuid()")), "host": host, "pid": 4711,
-                "device": "CPU, 2 lanes, OpenVINO bf16", "bundle": "second-look-2", "threads": 32, "taken": 68_123,
+                "device": "CPU, 2 streams, OpenVINO bf16", "bundle": "second-look-2", "threads": 32, "taken": 68_123,
                 "in_hand": 8,
             }  # fmt: skip
-            operations.beat(session, operations.Pulse(**(pulse | more)))
+            operations.write_heartbeat(session, operations.Heartbeat(**(heartbeat | more)))
 
-    def shot(self, name: str) -> None:
+    def shot(self, name: str, *, full_page: bool = True) -> None:
         if SHOTS:
             SHOTS.mkdir(exist_ok=True)
-            self.page.screenshot(path=SHOTS / f"{name}.png", full_page=True)
+            self.page.screenshot(path=SHOTS / f"{name}.png", full_page=full_page)
 
 
 @pytest.fixture
@@ -85,7 +97,7 @@ def site(browser: Browser, make_settings: Callable[..., Settings]) -> Iterator[S
     database = Database(settings.database_url.get_secret_value(), 4)
     with database.transaction() as session:
         if find_key(session, SECRET) is None:
-            add_key(session, "default", "admin", Role.ADMIN, SECRET)
+            add_key(session, "default", "admin", Role.ADMIN, SECRET, operates=True)
     server = uvicorn.Server(uvicorn.Config(create_app(settings), port=port, log_level="warning", access_log=False))
     thread = threading.Thread(target=server.run)
     thread.start()
@@ -93,9 +105,9 @@ def site(browser: Browser, make_settings: Callable[..., Settings]) -> Iterator[S
         while not server.started:
             assert thread.is_alive()
             time.sleep(0.05)
-        with watched(browser, width=1600, refused=(409, 422)) as page:
+        with watched(browser, width=1600, refused=(400, 409, 422)) as page:
             url = f"http://127.0.0.1:{port}"
-            page.goto(f"{url}/login?next=/admin")
+            page.goto(f"{url}/login?next=/operations")
             page.get_by_label("Your key").fill(SECRET)
             page.get_by_role("button", name="Log in").click()
             yield Site(url, settings, database, page)
@@ -107,11 +119,11 @@ def site(browser: Browser, make_settings: Callable[..., Settings]) -> Iterator[S
 
 @pytest.fixture(scope="module")
 def full_template(postgres: EmbeddedPostgres, template: str, tmp_path_factory: pytest.TempPathFactory) -> str:
-    """The name of a database with 100,000 studies, their history, workers, nights and refusals, to copy from."""
+    """The name of a database with 100,000 studies, their history, workers, backfill runs and rejections, to copy from."""
     with copied(postgres, template) as url:
         database = Database(url, 2)
         store = Settings(store_url=f"file:{tmp_path_factory.mktemp('objects')}")
-        publish(store, database, store.bundle_path, activate=True)
+        store_bundle_file(store, database, store.bundle_path, activate=True)
         fill(database)
         database.close()
         admin_sql(postgres, f"CREATE DATABASE full_of_studies TEMPLATE {url.rsplit('/', 1)[1]} OWNER osteon")
@@ -124,26 +136,28 @@ def fill(database: Database) -> None:
             session.execute(text(statement))
 
     with database.transaction() as session:
-        add_key(session, "default", "admin", Role.ADMIN, SECRET)
+        add_key(session, "default", "admin", Role.ADMIN, SECRET, operates=True)
     sql(MANY)
+    sql(ANALYSES)
+    sql(RUNNING)
     sql(
-        "INSERT INTO backlog_runs (id, night, started_at, finished_at, failed, stranded, outdated, bundle) SELECT "
+        "INSERT INTO backfill_runs (id, day, started_at, finished_at, failed, stranded, outdated, bundle) SELECT "
         "gen_random_uuid(), current_date - n, current_date - n + interval '2 hours', current_date - n + interval '3 hours', "
         "n % 5, 0, 300 - n, 'second-look-2' FROM generate_series(0, 12) AS n"
     )
     sql(
         "INSERT INTO instances (id, site_id, study_id, sop_instance_uid, sop_class_uid, transfer_syntax_uid, sha256, "
-        "size_bytes, modality, body_part, rows, columns, frames, received_at, error_reason, error_text) SELECT "
+        "size_bytes, modality, body_part, rows, columns, frames, received_at, error_reason) SELECT "
         "gen_random_uuid(), site_id, id, study_instance_uid || '.1', '1', '1', repeat('0', 64), 8400000, 'DX', 'HAND', 9, 9, "
-        "1, received_at, '', '' FROM studies"
+        "1, received_at, '' FROM studies"
     )
     with database.transaction() as session:
         where = session.scalars(select(KeyRow.site_id)).first()
         assert where is not None
         told = "The transfer syntax is not one that Osteon can decode. Send the image uncompressed or as JPEG-LS or JPEG 2000."
-        operations.note_refusals(session, where, [("unknown-transfer-syntax", "0xC000", told)] * 412)
+        operations.record_rejections(session, where, [("unknown-transfer-syntax", "0xC000", told)] * 412)
         words = "This is not a DICOM file: no DICM mark and no DICOM file meta information at its start."
-        operations.note_refusals(session, where, [("not-dicom", "0xC000", words)])
+        operations.record_rejections(session, where, [("not-dicom", "0xC000", words)])
     sampled(database)
 
 
@@ -151,10 +165,10 @@ def sampled(database: Database) -> None:
     """The history as a worker writes it."""
     for _ in range(1000):
         with database.transaction() as session:
-            if not samples.sample(session, work.clock(session)):
+            if not statistics.write_statistics(session, db_now(session)):
                 break
     with database.transaction() as session:
-        samples.count_stored(session)
+        statistics.count_stored(session)
 
 
 @pytest.fixture
@@ -168,8 +182,8 @@ def database_url(request: pytest.FixtureRequest, postgres: EmbeddedPostgres, tem
 
 @pytest.fixture
 def filled(site: Site, full_template: str) -> Site:
-    """100,000 studies, their history, two living workers and one that was killed, a bundle, nights, refusals."""
-    publish(site.settings, site.database, site.settings.bundle_path, activate=True)
+    """100,000 studies, their history, two living workers and one that was killed, a bundle, backfill runs, rejections."""
+    store_bundle_file(site.settings, site.database, site.settings.bundle_path, activate=True)
     site.sql("INSERT INTO bundles SELECT 'third-look', repeat('ab', 32), manifest, false, now() FROM bundles")
     site.beat("reading-1")
     site.beat("reading-2", pid=812, device="NVIDIA L4, torch bf16", in_hand=31, taken=912_004)
@@ -200,8 +214,9 @@ def test_an_empty_system(site: Site) -> None:
     expect(page.locator("#now")).to_contain_text("No worker is alive")
     expect(page.locator("#now")).to_contain_text("No bundle is active")
     expect(page.locator("#quarantine")).to_contain_text("No study is in quarantine")
-    expect(page.locator("#refusals")).to_contain_text("No file was refused")
-    expect(page.locator("#nights")).to_contain_text("No night has run yet")
+    expect(page.locator("#rejections")).to_contain_text("No file was rejected")
+    expect(page.locator("#sent")).to_contain_text("Nothing was sent")
+    expect(page.locator("#backfill-runs")).to_contain_text("No backfill run yet")
     expect(page.locator("#history")).to_contain_text("Nothing happened in this time")
     accessible(page)
     site.shot("empty-1600")
@@ -230,6 +245,27 @@ def test_one_study(site: Site) -> None:
     accessible(page)
 
 
+def test_what_was_sent(site: Site) -> None:
+    """The site and each key, with what they may send in an hour."""
+    site.sql(
+        "INSERT INTO upload_usage SELECT site_id, date_trunc('minute', now()), id, 1250000000, 1234, 7 FROM api_keys"
+    )
+    page = site.open()
+    rows = page.locator("#sent tbody tr")
+    expect(rows).to_have_count(2)
+    expect(rows.nth(0)).to_contain_text("the whole site")
+    expect(rows.nth(1)).to_have_text(re.compile(r"admin\s*1.25.GB\s*200.GB\s*1,234\s*50,000\s*7"))
+    expect(page.locator("#sent")).to_contain_text("50 % of all")
+    page.get_by_role("link", name="Sent").click()
+    accessible(page)
+    for width, height in ((1920, 1080), (1024, 768), (390, 844)):
+        page.set_viewport_size({"width": width, "height": height})
+        page.locator("#sent").scroll_into_view_if_needed()
+        if SHOTS:
+            SHOTS.mkdir(exist_ok=True)
+            page.locator("#sent").screenshot(path=SHOTS / f"sent-{width}.png")
+
+
 def test_a_hundred_thousand(filled: Site) -> None:
     """With 100,000 studies every part holds its numbers, fits its width, and is free of grave faults of access."""
     page = filled.open("?range=30d")
@@ -240,8 +276,8 @@ def test_a_hundred_thousand(filled: Site) -> None:
     expect(silent).to_contain_text("silent")
     expect(page.locator("#quarantine h2")).to_contain_text("300 studies")
     expect(page.locator("#quarantine table").first.locator("tbody tr")).to_have_count(4)
-    expect(page.locator("#refusals tbody tr")).to_have_count(2)
-    expect(page.locator("#nights tbody tr")).to_have_count(13)
+    expect(page.locator("#rejections tbody tr")).to_have_count(2)
+    expect(page.locator("#backfill-runs tbody tr")).to_have_count(13)
     expect(page.locator("#storage")).to_contain_text("100,000 images, 840 GB")
     assert (page.locator("#plot-waits path.line-2").last.get_attribute("d") or "").count("L") > 50
     for query in ("?range=30d", "?range=24h", "?range=1h"):
@@ -273,7 +309,7 @@ def test_a_reason_is_released_by_its_button(filled: Site) -> None:
     page = filled.open()
     rows = page.locator("#quarantine table").first.locator("tbody tr")
     expect(rows).to_have_count(4)
-    row = rows.filter(has_text="an object is missing")
+    row = rows.filter(has_text="are not in the object store")
     expect(row).to_have_count(1)
     row.get_by_role("button").click()
     expect(page.locator("#said")).to_contain_text("75 released")
@@ -287,7 +323,7 @@ def test_a_refusal_of_the_server_is_shown(site: Site) -> None:
     page.get_by_role("button", name="Revoke the key of admin").click()
     expect(page.get_by_role("dialog")).to_contain_text("Revoke the key of admin?")
     page.get_by_role("button", name="Yes").click()
-    expect(page.locator("#wrong")).to_contain_text("Make a new admin key first")
+    expect(page.locator("#wrong")).to_contain_text("make another one first")
 
 
 def test_a_key_is_made_used_and_revoked_by_page(site: Site) -> None:
@@ -303,18 +339,164 @@ def test_a_key_is_made_used_and_revoked_by_page(site: Site) -> None:
     site.shot("key")
     key = secret.inner_text()
     use = {"Authorization": f"Bearer {key}"}
-    assert page.request.get(f"{site.url}/worklist", headers=use).status == 200
-    page.evaluate("refresh()")
+    assert page.request.get(f"{site.url}/api/v1/worklist", headers=use).status == 200
+    call(page, "operations.js", "it.refresh()")
     expect(secret).to_have_text(key)
     page.get_by_role("button", name="Hide").click()
     assert key not in page.content()
     page.get_by_role("button", name="Revoke the key of emergency room").click()
     page.get_by_role("button", name="Cancel").click()
-    assert page.request.get(f"{site.url}/worklist", headers=use).status == 200
+    assert page.request.get(f"{site.url}/api/v1/worklist", headers=use).status == 200
     page.get_by_role("button", name="Revoke the key of emergency room").click()
     page.get_by_role("button", name="Yes").click()
     expect(page.locator("#key-list tr", has_text="emergency room")).to_contain_text("revoked")
-    assert page.request.get(f"{site.url}/worklist", headers=use).status == 401
+    assert page.request.get(f"{site.url}/api/v1/worklist", headers=use).status == 401
+
+
+def test_dicom_peers_are_admitted_changed_and_disabled_by_page(site: Site) -> None:
+    """A refused caller stands on the page with a button; what it opens admits it, by keyboard as well."""
+    callers = [
+        Caller("PACS1", "OSTEON", "10.1.2.3"), Caller("CT-ROOM-2", "OSTEON", "10.1.2.40", "ab" * 32),
+        Caller("BAD\\TITLE", "OSTEON", "10.1.2.9"),
+    ]  # fmt: skip
+    with site.database.transaction() as session:
+        for caller in callers:
+            peers.note_refused(session, caller)
+    page = site.open()
+    section, dialog = page.locator("#dicom-peers"), page.locator("#peer")
+    expect(section.get_by_role("region", name="Refused callers").locator("tbody tr")).to_have_count(3)
+    expect(section.get_by_role("button", name="Admit")).to_have_count(2)  # a title that is none cannot be admitted
+    section.get_by_role("button", name="Admit PACS1").press("Enter")
+    expect(dialog).to_be_visible()
+    expect(dialog.get_by_label("Address or network")).to_have_value("10.1.2.3")
+    expect(dialog.get_by_label("Site")).to_have_value("default")
+    for width, height in ((1920, 1080), (1024, 768), (390, 844)):
+        page.set_viewport_size({"width": width, "height": height})
+        site.shot(f"peer-dialog-{width}", full_page=False)
+        assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    page.set_viewport_size({"width": 1600, "height": 1000})
+    accessible(page)
+    dialog.get_by_label("Address or network").fill("pacs.example")
+    dialog.get_by_role("button", name="Admit").click()
+    expect(dialog.get_by_role("alert")).to_contain_text("names of hosts are not looked up")
+    dialog.get_by_label("Address or network").fill("10.1.2.3")
+    dialog.get_by_label("Issuer").fill("NORTH")
+    dialog.get_by_role("button", name="Admit").press("Enter")
+    expect(dialog).to_be_hidden()
+    expect(page.locator("#said")).to_contain_text("PACS1 may send to OSTEON now")
+    with site.database.transaction() as session:
+        found = peers.admitted(session, callers[0])
+    assert found
+    assert found.key.issuer == "NORTH"
+    expect(section.get_by_role("region", name="Refused callers").locator("tbody tr")).to_have_count(2)
+    with site.database.transaction() as session:
+        peers.note_contact(session, found.id)
+        peers.note_images(session, found.id, 1204, 9_800_000_000, 3)
+        old = update(PeerDayRow).values(last_images_at=func.now() - timedelta(hours=50))
+        session.execute(old)
+    section.get_by_role("button", name="Change the peer PACS1").click()
+    expect(dialog.get_by_label("Name")).to_be_hidden()
+    dialog.get_by_label("Silent after hours").fill("24")
+    dialog.get_by_label("may ask for Storage Commitment").check()
+    dialog.get_by_text("Count a study's images").click()
+    dialog.get_by_label("Host").fill("pacs.example")
+    dialog.get_by_label("Port").fill("104")
+    dialog.get_by_label("AE title", exact=True).fill("PACS")
+    dialog.get_by_role("button", name="Change").click()
+    expect(page.locator("#said")).to_contain_text("PACS1 is changed")
+    row = section.get_by_role("region", name="Peers").get_by_role("row").filter(has_text="PACS1")
+    expect(row).to_contain_text("silent for")
+    expect(row).to_contain_text("1,204")
+    expect(page.locator("#now .wrong").filter(has_text="PACS1")).to_be_visible()
+    with site.database.transaction() as session:
+        peers.admit(session, System.PREPARE, found.site_id, PeerRule("DX-ANY"), name="Any device of the old building")
+    call(page, "operations.js", "it.refresh()")
+    expect(section.get_by_role("region", name="Peers").locator("tbody tr")).to_have_count(2)
+    accessible(page)
+    for width, height in ((1920, 1080), (1024, 768), (390, 844)):
+        page.set_viewport_size({"width": width, "height": height})
+        page.locator("#dicom-peers-title").scroll_into_view_if_needed()
+        page.evaluate("document.getElementById('dicom-peers').scrollIntoView()")
+        site.shot(f"peers-{width}", full_page=False)
+        assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    row.get_by_role("button", name="Disable the peer PACS1").click()
+    page.get_by_role("button", name="Yes").click()
+    expect(row).to_contain_text("disabled")
+    with site.database.transaction() as session:
+        assert peers.admitted(session, callers[0]) is None
+    expect(page.locator("#event-list tr").filter(has_text="disabled the DICOM peer PACS1")).to_be_visible()
+
+
+def test_who_did_what(site: Site) -> None:
+    """Who, when, what, from what to what: each in words, filtered by keyboard, page by page, and linked from its thing."""
+    with site.database.transaction() as session:
+        for name in ("first-look", "third-look"):
+            add_bundle(session, name, "0" * 64, MANIFEST)
+    use = {"Authorization": f"Bearer {SECRET}"}
+
+    def post(path: str, **wanted: object) -> Any:
+        response = site.page.request.post(f"{site.url}{path}", headers=use, data=wanted or None)
+        assert response.ok, response.text()
+        return response.json()
+
+    for number in range(32):
+        post("/api/v1/keys", name=f"scanner {number}", role="submitter")
+    post("/api/v1/keys", name="ada", role="admin", site="north", new_site=True)
+    post("/api/v1/bundles/first-look/activate")
+    post("/api/v1/bundles/third-look/shadow", limit=500)
+    table = site.page.request.get(f"{site.url}/api/v1/turnaround-targets", headers=use).json()["minutes"]
+    table["positive"]["routine"], table["positive severe"]["urgent"] = 25, 5
+    assert site.page.request.put(f"{site.url}/api/v1/turnaround-targets", headers=use, data={"minutes": table}).ok
+    post(f"/api/v1/keys/{post('/api/v1/keys', name='ct-2', role='submitter')['id']}/revoke")
+    post("/api/v1/bundles/third-look/activate")
+    with site.database.transaction() as session:
+        about = Target(Subject.RUN, "0b7c6a9e-6a53-4f4e-9a55-0d7c2c1f9b10")
+        record(session, EventKind.RUN_BEGUN, System.BEAT, about=about, everywhere=True, after={"model": "third-look"})
+    page = site.open()
+    rows = page.locator("#event-list tbody tr")
+    expect(rows).to_have_count(30)
+    expect(rows.nth(0)).to_contain_text("Osteon, by its schedule")
+    expect(rows.nth(1)).to_contain_text("activated the model third-look")
+    expect(rows.nth(1)).to_contain_text("active first-look → third-look")
+    expect(rows.nth(1)).to_contain_text("state shadow → active")
+    expect(rows.nth(1).locator("time")).to_have_attribute("data-form", re.compile("."))
+    expect(rows.nth(2)).to_contain_text("state valid → revoked")
+    targets = rows.filter(has_text="changed the setting turnaround-targets")
+    expect(targets).to_contain_text("positive, routine 30 → 25")
+    expect(targets).to_contain_text("table built-in → chosen")
+    expect(page.locator("#turnaround-targets")).to_contain_text("Chosen by admin")
+    active = page.locator("#bundles").get_by_role("row", name=re.compile("^third-look"))
+    expect(active).to_contain_text(re.compile("active since .* by admin"))
+    expect(page.locator("#key-list tr", has_text="ct-2")).to_contain_text(re.compile("revoked .* by admin"))
+    accessible(page)
+    for width, height in ((1920, 1080), (1024, 768), (390, 844)):
+        page.set_viewport_size({"width": width, "height": height})
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+        if SHOTS:
+            SHOTS.mkdir(exist_ok=True)
+            for part in ("events", "bundles", "keys"):
+                page.locator(f"#{part}").screenshot(path=SHOTS / f"{part}-{width}.png")
+    page.get_by_role("link", name="Older ones").click()
+    expect(rows.filter(has_text="made the key scanner 0 ")).to_have_count(1)
+    page.get_by_role("link", name="The latest ones").click()
+    expect(rows.nth(0)).to_contain_text("began a backfill run")
+    active.get_by_role("link", name="events").click()
+    expect(rows).to_have_count(2)
+    page.locator(".event-filters select").focus()
+    page.keyboard.type("model sh")
+    page.keyboard.press("Enter")
+    page.get_by_role("button", name="Filter").press("Enter")
+    expect(rows).to_have_count(1)
+    expect(rows).to_contain_text("studies none → 500")
+    call(page, "operations.js", "it.refresh()")
+    expect(rows).to_have_count(1)
+    page.locator("#range-24h").click()
+    expect(rows).to_have_count(1)
+    page.get_by_label("Who", exact=True).fill("nobody")
+    page.keyboard.press("Enter")
+    expect(page.locator("#event-list")).to_contain_text("No such event")
+    page.locator("#events").get_by_role("link", name="All").click()
+    expect(rows).to_have_count(30)
 
 
 def test_a_refresh_moves_nothing(filled: Site) -> None:
@@ -327,7 +509,7 @@ def test_a_refresh_moves_nothing(filled: Site) -> None:
     button.focus()
     identity = button.get_attribute("id")
     filled.beat("reading-9")
-    page.evaluate("refresh()")
+    call(page, "operations.js", "it.refresh()")
     expect(page.locator("#now")).to_contain_text("reading-9")
     expect(page.locator(f"#{identity}")).to_be_focused()
     expect(page.locator("#table-queue")).to_have_attribute("open", "")
@@ -340,11 +522,11 @@ def test_buttons_of_bundles_call_what_they_say(filled: Site) -> None:
     page = filled.open()
     asked = []
 
-    def answer(route: Route) -> None:
+    def response(route: Route) -> None:
         asked.append((route.request.method, route.request.url.removeprefix(filled.url)))
         route.fulfill(json={})
 
-    page.route("**/bundles/**", answer)
+    page.route("**/api/v1/bundles/**", response)
     page.get_by_role("button", name="Activate third-look").click()
     expect(page.get_by_role("dialog")).to_contain_text("Analyse from now on with third-look?")
     assert asked == []
@@ -352,22 +534,22 @@ def test_buttons_of_bundles_call_what_they_say(filled: Site) -> None:
     expect(page.locator("#said")).to_contain_text("Done: activate third-look.")
     page.get_by_role("button", name="Shadow third-look").click()
     expect(page.locator("#said")).to_contain_text("Done: shadow third-look.")
-    assert asked == [("POST", "/bundles/third-look/activate"), ("POST", "/bundles/third-look/shadow")]
+    assert asked == [("POST", "/api/v1/bundles/third-look/activate"), ("POST", "/api/v1/bundles/third-look/shadow")]
 
 
 LOOKS = """
-INSERT INTO second_looks (study_id, bundle, site_id, run_id, purpose, state, queued_at, attempts, reason, region,
-    old_bundle, old_assessment, old_probability, new_assessment, new_probability, finished_at)
-SELECT id, 'third-look', site_id, (SELECT id FROM backlog_runs WHERE night = current_date), 'outdated', 'done', now(), 1,
-    '', CASE WHEN n % 2 = 0 THEN 'hand' ELSE 'leg' END, 'second-look-2', CASE WHEN n = 4 THEN 'positive' ELSE 'negative' END,
+INSERT INTO analyses (id, priority, study_id, model, site_id, run_id, purpose, state, queued_at, attempts, old_region,
+    old_model, old_assessment, old_probability, assessment, fracture_probability, finished_at)
+SELECT gen_random_uuid(), 'backlog', id, 'third-look', site_id, (SELECT id FROM backfill_runs WHERE day = current_date),
+    'rerun', 'done', now(), 1, CASE WHEN n % 2 = 0 THEN 'hand' ELSE 'leg' END, 'second-look-2', CASE WHEN n = 4 THEN 'positive' ELSE 'negative' END,
     0.1, CASE WHEN n <= 3 THEN 'unclear' ELSE 'negative' END, 0.2, now()
 FROM (SELECT id, site_id, row_number() OVER (ORDER BY id) AS n FROM studies WHERE status = 'analysed') AS numbered
 WHERE n <= 12
 """
 
 
-def test_a_comparison_and_a_night_are_told_in_tables(filled: Site) -> None:
-    """What the server answers to Compare and of a night stands there in words, tables and links, not as JSON."""
+def test_a_comparison_and_a_backfill_run_are_told_in_tables(filled: Site) -> None:
+    """What the server answers to Compare and of a backfill run stands there in words, tables and links, not as JSON."""
     page = filled.open()
     page.get_by_role("button", name="Compare third-look with second-look-2").click()
     report = page.locator("#compared")
@@ -384,19 +566,36 @@ def test_a_comparison_and_a_night_are_told_in_tables(filled: Site) -> None:
     expect(report.get_by_role("row", name=re.compile("^hand"))).to_have_text("hand620.1000")
     expect(report.locator("a")).to_have_count(4)
     filled.shot("comparison")
-    page.locator("#nights").get_by_role("button").first.click()
-    expect(report.get_by_role("heading")).to_have_text(re.compile(r"^Night of [0-9-]{10}, second-look-2$"))
+    page.locator("#backfill-runs").get_by_role("button").first.click()
+    expect(report.get_by_role("heading")).to_have_text(re.compile(r"^Backfill run of [0-9-]{10}, second-look-2$"))
     expect(report).to_contain_text(
         "3 studies that the older bundle assessed as negative are unclear or positive now, 1 no longer"
     )
     expect(report.get_by_role("row", name=re.compile("^outdated"))).to_have_text("outdated12")
-    filled.shot("night")
+    filled.shot("backfill-run")
     accessible(page)
 
 
-def test_allowances_are_changed_by_page(site: Site) -> None:
+def test_refused_kinds_are_chosen_by_page(site: Site) -> None:
+    """By keyboard: what is chosen is in force at once, and given up again."""
+    page = site.open()
+    part = page.locator("#refused-kinds")
+    part.get_by_label("refuse secondary captures").press("Space")
+    part.get_by_role("button", name="Refuse these").press("Enter")
+    expect(page.locator("#said")).to_contain_text("Refused: secondary-capture.")
+    expect(part).to_contain_text("the choice of this site")
+    accessible(page)
+    page = site.open()
+    expect(page.get_by_label("refuse secondary captures")).to_be_checked()
+    page.locator("#refused-kinds").get_by_role("button", name="As the installation").press("Enter")
+    expect(page.locator("#said")).to_contain_text("Nothing is refused.")
+    expect(page.get_by_label("refuse secondary captures")).not_to_be_checked()
+
+
+def test_turnaround_targets_are_changed_by_page(site: Site) -> None:
     """A table that fits is in force at once and moves what is unread; one that does not is refused in words."""
     site.sql(MANY.replace("generate_series(1, 100000)", "generate_series(1, 50)"))
+    site.sql(ANALYSES)
     page = site.open()
     field = page.get_by_label("pending, routine, minutes")
     field.fill("60")
@@ -414,4 +613,4 @@ def test_allowances_are_changed_by_page(site: Site) -> None:
             text("SELECT DISTINCT due_at - received_at FROM studies WHERE priority = 'routine'")
         ).all()
     assert [wait.total_seconds() for wait in waits] == [300]
-    site.shot("allowances")
+    site.shot("turnaround-targets")

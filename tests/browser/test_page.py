@@ -12,7 +12,8 @@ import pytest
 from playwright.sync_api import Browser, ConsoleMessage, Dialog, Page, expect
 from pydicom.uid import generate_uid
 
-from tests.browsing import WATCH_POLICY, leave, needs_chromium
+from api.pages.render import STATIC
+from tests.browsing import WATCH_POLICY, call, leave, needs_chromium
 from tests.pace import limit_s
 
 SAMPLES = Path(__file__).parents[2] / "samples"
@@ -34,7 +35,7 @@ def page(browser: Browser, system: Any) -> Iterator[Page]:
     def note(message: ConsoleMessage) -> None:
         # Chromium notes every page that is answered with an error status, as a refused login is on purpose
         refused = message.text.startswith("Failed to load resource") and "/login" in message.location.get("url", "")
-        # and a claim that a page left behind which was gone before it had its answer
+        # and a claim that a page left behind which was gone before it had its response
         left = "status of 409" in message.text
         if message.type == "error" and not refused and not left:
             errors.append(message.text)
@@ -111,7 +112,7 @@ def all_rows(page: Page, system: Any) -> list[tuple[str, str, str]]:
         page.goto(system.api_url + str(following.get_attribute("href")))
 
 
-def test_stranger_is_sent_to_the_login_and_back(page: Page, system: Any, studies: dict[str, str]) -> None:
+def test_who_is_not_logged_in_is_sent_to_the_login_and_back(page: Page, system: Any, studies: dict[str, str]) -> None:
     """Nothing is shown without a key, and the way that was wanted is kept."""
     open_study(page, system, studies["01-hand"])
     expect(page).to_have_url(re.compile("/login\\?next="))
@@ -131,16 +132,16 @@ def test_login_leads_nowhere_else(page: Page, system: Any, target: str) -> None:
 
 def test_wrong_key_is_refused_in_words(page: Page, system: Any) -> None:
     """A key that does not exist brings 401 and says so."""
-    with page.expect_response(lambda response: response.request.method == "POST") as answer:
+    with page.expect_response(lambda response: response.request.method == "POST") as response:
         log_in(page, system, "osk_wrong")
-    assert answer.value.status == 401
+    assert response.value.status == 401
     expect(page.get_by_role("alert")).to_contain_text("This key is not valid")
 
 
 def test_submitter_is_told_which_key_to_use(page: Page, system: Any) -> None:
     """A key that only sends may not see patients, and is told whose may."""
     log_in(page, system, system.keys["submitter"])
-    expect(page.get_by_role("alert")).to_contain_text("needs a radiologist's or an admin's key")
+    expect(page.get_by_role("alert")).to_contain_text("need a radiologist's, an admin's or an operator's key")
     page.goto(system.api_url)
     expect(page).to_have_url(re.compile("/login"))
 
@@ -199,7 +200,7 @@ def test_worklist_refreshes_in_place(reader: Page, system: Any, studies: dict[st
     reader.locator(link).focus()
     reader.evaluate("window.same = true")
     receipt = system.submit([forged(tmp_path / "late.dcm", "LATE^LISA")], priority="urgent")
-    reader.evaluate("refresh()")
+    call(reader, "worklist.js", "it.refresh()")
     expect(reader.locator(f"tr[data-study='{receipt['studies'][0]['id']}']")).to_contain_text("LATE, LISA")
     assert reader.evaluate("window.same")
     expect(reader.locator(link)).to_be_focused()
@@ -210,10 +211,12 @@ def test_unchanged_worklist_is_not_sent_again(reader: Page, system: Any, studies
     """A refresh that shows nothing new is answered 304, so it reads nobody's identity."""
     system.wait(list(studies.values()), 180)
     ask = """fetch(location.href, {headers: {Accept: "text/html",
-        "If-None-Match": document.getElementById("list").dataset.version}}).then(answer => answer.status)"""
+        "If-None-Match": document.getElementById("list").dataset.version}}).then(response => response.status)"""
     reader.goto(f"{system.api_url}/?status=quarantined&priority=backlog")
     assert reader.evaluate(ask) in (200, 304)  # 200 if a count changed in between
-    reader.wait_for_function(f"async () => (await refresh(), (await {ask}) === 304)")
+    reader.wait_for_function(
+        f"async () => (await (await import('{STATIC}/worklist.js')).refresh(), (await {ask}) === 304)"
+    )
 
 
 def test_study_opens_by_key(reader: Page, system: Any, studies: dict[str, str]) -> None:
@@ -227,12 +230,14 @@ def test_study_opens_by_key(reader: Page, system: Any, studies: dict[str, str]) 
     expect(reader.get_by_role("region", name="Who reads this study")).to_contain_text("You read this study")
 
 
-def test_study_shows_film_and_words(reader: Page, system: Any, studies: dict[str, str]) -> None:
-    """The preview is there at once, the worker's full film after it, beside the model's words. See test_viewer.py."""
+def test_study_shows_radiograph_and_words(reader: Page, system: Any, studies: dict[str, str]) -> None:
+    """The preview is there at once, the worker's full-resolution frame after it, beside the model's words. See test_viewer.py."""
     open_study(reader, system, studies["01-hand"])
     expect(reader.get_by_role("heading", name="SAMPLE, ADA")).to_be_visible()
-    expect(reader.locator("#stage")).to_have_attribute("data-shown", re.compile("^[12]/1/(preview|full film)$"))
-    expect(reader.locator("#quality")).to_have_text(re.compile("^full film"))
+    expect(reader.locator("#stage")).to_have_attribute(
+        "data-shown", re.compile("^[12]/1/(preview|full-resolution frame)$")
+    )
+    expect(reader.locator("#quality")).to_have_text(re.compile("^full-resolution frame"))
     assert reader.locator(".thumb").count() == len(list((SAMPLES / "studies" / "01-hand").glob("*.dcm")))
     expect(reader.locator(".finding:visible")).to_contain_text(FINDINGS)
     expect(reader.get_by_role("img", name=re.compile("unclear from .*, positive from"))).to_be_visible()
@@ -247,7 +252,7 @@ def test_name_is_shown_as_text(reader: Page, system: Any, studies: dict[str, str
     assert any(SCRIPT in text for _, _, text in all_rows(reader, system))
 
 
-@pytest.mark.parametrize("width", [820, 480])
+@pytest.mark.parametrize("width", [pytest.param(820, marks=pytest.mark.slow), 480])
 def test_nothing_hangs_over_the_edge(reader: Page, system: Any, studies: dict[str, str], width: int) -> None:
     """On a tablet, and on a telephone, no page needs to be scrolled sideways."""
     reader.set_viewport_size({"width": width, "height": 1180})

@@ -1,5 +1,6 @@
 """The viewer as a radiologist uses it: Chromium, a real API, a real worker whose model alone is a stand-in."""
 
+import math
 import os
 import re
 import subprocess
@@ -14,44 +15,45 @@ import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, ConsoleMessage, Locator, Page, expect
 
-from infra.client import Client
+from api.pages.render import STATIC
+from infra.client.api import Client
 from samples.objects import pattern_image, set_pixels, to_bytes, uid
-from shared.vision.pixels import open_pixels
+from shared.pixels.decode import open_pixels
 from tests.bordered import TOP, Border, Stored, as_dicom, bordered
-from tests.browsing import WATCH_POLICY, leave, needs_chromium
+from tests.browsing import WATCH_POLICY, leave, log_in, needs_chromium
 from tests.forked import ForkedProcess
+from tests.live_stack import KEYS, BreakableStack
 from tests.pace import LIMIT_S, limit_s
-from tests.plant import KEYS, Plant
 
 SAMPLES = Path(__file__).parents[2] / "samples" / "studies"
 SHOTS = os.environ.get("OSTEON_SHOTS")  # a folder, for those who want to look
 CELLS = 28
 SCORES = {"positive": 9.0, "unclear": 4.0, "negative": 0.2, "abstained": 8.0}  # as their assessments go
 GRAVE = ("serious", "critical")
-LARGE = (2500, 2000)  # rows and columns of a film of 5 megapixels
+LARGE = (2500, 2000)  # rows and columns of a radiograph of 5 megapixels
 
 pytestmark = needs_chromium
 
 
 @dataclass
-class Room:
+class ViewerSystem:
     """A running system with studies to look at."""
 
-    plant: Plant
+    live_stack: BreakableStack
     worker: "subprocess.Popen[bytes] | ForkedProcess"
     studies: dict[str, str]  # name to id
 
     def sql(self, statement: str, *values: object) -> None:
         """Change rows."""
-        connection = psycopg2.connect(self.plant.postgres.url.replace("+psycopg2", ""))
+        connection = psycopg2.connect(self.live_stack.postgres.url.replace("+psycopg2", ""))
         with connection, connection.cursor() as cursor:
             cursor.execute(statement, values)
         connection.close()
 
-    def forget_films(self) -> None:
-        """Empty the cache of full films, as an operator may at any time."""
-        for film in self.plant.folder.glob("objects/films/**/*.film"):
-            film.unlink()
+    def forget_frames(self) -> None:
+        """Empty the cache of full-resolution frames, as an operator may at any time."""
+        for radiograph in self.live_stack.folder.glob("objects/frames/**/*.frame"):
+            radiograph.unlink()
 
     def find(
         self, study: str, assessment: str, probability: float, cells: np.ndarray, abstention: str | None = None
@@ -71,7 +73,7 @@ def spot(row: float, column: float, sigma: float = 1.4, peak: int = 255) -> np.n
 
 
 def gradient(name: str, shape: tuple[int, int]) -> bytes:
-    """A 12-bit film that grows brighter to the right, with a grid."""
+    """A 12-bit radiograph that grows brighter to the right, with a grid."""
     _, columns = shape
     ramp = np.broadcast_to(np.linspace(200, 3900, columns), shape).copy()
     ramp[::250] += 150
@@ -84,7 +86,7 @@ def gradient(name: str, shape: tuple[int, int]) -> bytes:
 
 
 def hand() -> Stored:
-    """A sample film of 12 bits, (H, W), bone is the greater."""
+    """A sample radiograph of 12 bits, (H, W), bone is the greater."""
     frame = open_pixels((SAMPLES / "05-hand/1-pa.dcm").read_bytes()).frame(0)
     return np.asarray(np.rint((frame - frame.min()) * (TOP / np.ptp(frame))), np.uint16)
 
@@ -96,6 +98,13 @@ def bordered_hand() -> bytes:
     return as_dicom(bordered(hand(), border), border, **ids)
 
 
+def turned_hand() -> bytes:
+    """Askew on white."""
+    border = Border("rotated", "white", (0.1,) * 4, -8.0, 0, padded=False, mirrored=False)
+    ids = {"SOPInstanceUID": uid("viewer/turned/1"), "StudyInstanceUID": uid("viewer/turned")}
+    return as_dicom(bordered(hand(), border), border, **ids)
+
+
 def squashed_hand() -> bytes:
     """Every second column left away, and said so."""
     ids: dict[str, Any] = {"SOPInstanceUID": uid("viewer/squashed/1"), "StudyInstanceUID": uid("viewer/squashed")}
@@ -103,14 +112,14 @@ def squashed_hand() -> bytes:
 
 
 @pytest.fixture(scope="module")
-def room(standing: Plant, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Room]:
+def viewer(standing: BreakableStack, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ViewerSystem]:
     standing.begin()
     worker = standing.worker()
     files = {name: sorted((SAMPLES / name).glob("*.dcm")) for name in ("05-hand", "24-leg", "21-leg", "15-shoulder")}
-    large = tmp_path_factory.mktemp("films") / "large.dcm"
+    large = tmp_path_factory.mktemp("radiographs") / "large.dcm"
     large.write_bytes(gradient("large", LARGE))
     files["large"] = [large]
-    for name, content in (("bordered", bordered_hand()), ("squashed", squashed_hand())):
+    for name, content in (("bordered", bordered_hand()), ("squashed", squashed_hand()), ("turned", turned_hand())):
         files[name] = [large.with_name(f"{name}.dcm")]
         files[name][0].write_bytes(content)
     studies = {}
@@ -118,10 +127,11 @@ def room(standing: Plant, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
         for name, paths in files.items():
             (studies[name],) = client.submit([(path, path.name) for path in paths], "routine").studies
     standing.until(lambda: standing.studies.done(list(studies.values())) == len(studies), 120)
-    made = Room(standing, worker, studies)
+    made = ViewerSystem(standing, worker, studies)
     made.find("05-hand", "positive", 0.9, spot(14, 14))
     made.find("large", "positive", 0.9, spot(7, 14))
     made.find("bordered", "positive", 0.9, spot(14, 14))
+    made.find("turned", "positive", 0.9, spot(7, 14))
     made.find("squashed", "positive", 0.9, spot(14, 14))
     made.find("24-leg", "unclear", 0.1, spot(10, 12, peak=60))
     made.find("21-leg", "abstained", 0.9, spot(14, 14), "metal")
@@ -131,14 +141,14 @@ def room(standing: Plant, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
 
 
 @pytest.fixture
-def make_page(browser: Browser, room: Room) -> Iterator[Callable[..., Page]]:
+def make_page(browser: Browser, viewer: ViewerSystem) -> Iterator[Callable[..., Page]]:
     """Makes a page that a radiologist is logged in to; the test fails if its console told of an error."""
     contexts, errors = [], []
 
     def note(message: ConsoleMessage) -> None:
-        # Chromium notes every answer with an error status; a refused film is one on purpose
-        refused = message.text.startswith("Failed to load resource") and "/film?" in message.location.get("url", "")
-        # and a claim that an earlier test's page left behind, gone before it had its answer
+        # Chromium notes every response with an error status; a refused radiograph is one on purpose
+        refused = message.text.startswith("Failed to load resource") and "/frame?" in message.location.get("url", "")
+        # and a claim that an earlier test's page left behind, gone before it had its response
         left = "status of 409" in message.text
         if message.type == "error" and not refused and not left:
             errors.append(message.text)
@@ -151,16 +161,13 @@ def make_page(browser: Browser, room: Room) -> Iterator[Callable[..., Page]]:
         page.set_default_timeout(limit_s(20) * 1000)
         page.on("console", note)
         page.on("pageerror", lambda error: errors.append(str(error)))
-        page.goto(f"{room.plant.url}/login")
-        page.get_by_label("Your key").fill(KEYS["radiologist"])
-        page.get_by_role("button", name="Log in").click()
-        expect(page.get_by_role("heading", name="Worklist")).to_be_visible()
+        log_in(context, viewer.live_stack.url, KEYS["radiologist"])
         return page
 
     yield make
     for context in contexts:
         for page in context.pages:
-            leave(page, room.plant.url)
+            leave(page, viewer.live_stack.url)
         context.close()
     assert errors == []
 
@@ -170,9 +177,9 @@ def page(make_page: Callable[..., Page]) -> Page:
     return make_page()
 
 
-def look(page: Page, room: Room, study: str, kind: str = "full film") -> Locator:
+def look(page: Page, viewer: ViewerSystem, study: str, kind: str = "full-resolution frame") -> Locator:
     """Open a study and wait for its picture; returns the stage."""
-    page.goto(f"{room.plant.url}/view/{room.studies[study]}")
+    page.goto(f"{viewer.live_stack.url}/view/{viewer.studies[study]}")
     stage = page.locator("#stage")
     expect(stage).to_have_attribute("data-shown", re.compile(f"{kind}$"))
     return stage
@@ -196,7 +203,7 @@ def gray(page: Page, x: float = 0.5, y: float = 0.5) -> Any:
 
 
 def view(page: Page) -> list[float]:
-    """The part of the film that the stage shows: left, top, width, height in its pixels."""
+    """The part of the radiograph that the stage shows: left, top, width, height in its pixels."""
     return [float(number) for number in str(page.locator("#lines").get_attribute("viewBox")).split()]
 
 
@@ -204,7 +211,7 @@ def view(page: Page) -> list[float]:
 
 
 def outlined(page: Page) -> list[float]:
-    """Middle of what the outlines surround, in shares of the film."""
+    """Middle of what the outlines surround, in shares of the radiograph."""
     return list(
         page.evaluate(
             """() => {
@@ -219,9 +226,9 @@ def outlined(page: Page) -> list[float]:
     )
 
 
-def test_a_shutter_covers_borders_and_can_be_lifted(page: Page, room: Room) -> None:
+def test_a_shutter_covers_borders_and_can_be_lifted(page: Page, viewer: ViewerSystem) -> None:
     """Black over what lies outside the field, by button and key; the outline lies where the field's evidence is."""
-    stage = look(page, room, "bordered")
+    stage = look(page, viewer, "bordered")
     shutter = page.get_by_role("button", name="Shutter")
     expect(shutter).to_have_attribute("aria-pressed", "true")
     page.locator("#overlay").click()
@@ -241,9 +248,29 @@ def test_a_shutter_covers_borders_and_can_be_lifted(page: Page, room: Room) -> N
         shot(page, f"shutter-{width}")
 
 
-def test_where_all_is_exposed_there_is_no_shutter(page: Page, room: Room) -> None:
+def test_a_field_that_lies_askew_is_drawn_so(page: Page, viewer: ViewerSystem) -> None:
+    """The model read it upright; shutter, heatmap and outline are turned to where it lies in the image."""
+    look(page, viewer, "turned")
+    told = page.locator(".finding:not([hidden])").evaluate("element => ({ ...element.dataset })")
+    turn = float(told["turn"])
+    assert turn == pytest.approx(8, abs=0.1)
+    page.locator("#overlay").click()
+    assert gray(page, 0.265, 0.03) == 0 and gray(page, 0.735, 0.97) == 0  # corners of the image
+    shot(page, "turned-closed")
+    page.locator("#shutter").click()
+    assert gray(page, 0.265, 0.03) > 200 and gray(page, 0.735, 0.97) > 200
+    page.locator("#overlay").click()
+    shot(page, "turned-lifted")
+    height, width = hand().shape
+    rows, columns = float(told["rows"]), float(told["columns"])
+    up = (14 - 7) / CELLS * max(height, width)  # from the field's middle to the spot, turned clockwise
+    across, down = up * math.sin(math.radians(turn)), -up * math.cos(math.radians(turn))
+    assert outlined(page) == pytest.approx([0.5 + across / columns, 0.5 + down / rows], abs=0.02)
+
+
+def test_where_all_is_exposed_there_is_no_shutter(page: Page, viewer: ViewerSystem) -> None:
     """Its button is not shown, and its key does nothing."""
-    stage = look(page, room, "large")
+    stage = look(page, viewer, "large")
     expect(page.locator("#shutter")).to_be_hidden()
     before = gray(page)
     stage.press("b")
@@ -251,10 +278,10 @@ def test_where_all_is_exposed_there_is_no_shutter(page: Page, room: Room) -> Non
     expect(page.locator("#shutter")).to_have_attribute("aria-pressed", "true")
 
 
-def test_pixels_that_are_not_square_are_drawn_in_true_proportions(page: Page, room: Room) -> None:
-    """Twice as broad as high; preview, film and outlines agree on that."""
+def test_pixels_that_are_not_square_are_drawn_in_true_proportions(page: Page, viewer: ViewerSystem) -> None:
+    """Twice as broad as high; preview, radiograph and outlines agree on that."""
     height, width = hand().shape
-    look(page, room, "squashed")
+    look(page, viewer, "squashed")
     told = page.locator(".finding:not([hidden])")
     expect(told).to_have_attribute("data-columns", str(2 * ((width + 1) // 2)))
     expect(told).to_have_attribute("data-rows", str(height))
@@ -268,13 +295,13 @@ def test_pixels_that_are_not_square_are_drawn_in_true_proportions(page: Page, ro
 # -- the picture, and how it is drawn -------------------------------------------------------------------------------
 
 
-def test_from_click_to_picture(page: Page, room: Room) -> None:
+def test_from_click_to_picture(page: Page, viewer: ViewerSystem) -> None:
     """A click in the worklist and on another image shows the worker's preview; the times are printed."""
-    study = room.studies["05-hand"]
-    room.sql(
+    study = viewer.studies["05-hand"]
+    viewer.sql(
         "UPDATE studies SET due_at = due_at - interval '1 year' WHERE id = %s", study
     )  # first of all tests' studies
-    page.goto(room.plant.url)
+    page.goto(viewer.live_stack.url)
     link = page.locator(f"a.open[href='/view/{study}']")
     link.evaluate(
         "link => link.addEventListener('click', () => sessionStorage.setItem('clicked', "
@@ -287,7 +314,7 @@ def test_from_click_to_picture(page: Page, room: Room) -> None:
     )
     times = []
     for number in (2, 3):
-        expect(page.locator("#stage")).to_have_attribute("data-shown", re.compile("full film$"))
+        expect(page.locator("#stage")).to_have_attribute("data-shown", re.compile("full-resolution frame$"))
         times.append(
             page.evaluate(
                 """(number) => new Promise((done) => {
@@ -305,32 +332,32 @@ def test_from_click_to_picture(page: Page, room: Room) -> None:
             )
         )
     print(f"\nclick to picture: from the worklist {took:.0f} ms, another image {times} ms")
-    expect(page.locator("#stage")).to_have_attribute("data-shown", "3/1/full film")
+    expect(page.locator("#stage")).to_have_attribute("data-shown", "3/1/full-resolution frame")
 
 
-def test_film_takes_the_previews_place(page: Page, room: Room) -> None:
-    """The full film brings all gray levels, and neither zoom nor place change."""
+def test_radiograph_takes_the_previews_place(page: Page, viewer: ViewerSystem) -> None:
+    """The full-resolution frame brings all gray levels, and neither zoom nor place change."""
     held: list[Any] = []
-    page.route("**/film?*", lambda route: held.append(route))  # noqa: PLW0108 - Playwright marks it
-    look(page, room, "large", "preview")
-    expect(page.locator("#quality")).to_have_text(re.compile("^preview, 8 bit; the full film is coming"))
+    page.route("**/frame?*", lambda route: held.append(route))  # noqa: PLW0108 - Playwright marks it
+    look(page, viewer, "large", "preview")
+    expect(page.locator("#quality")).to_have_text(re.compile("^preview, 8 bit; the full-resolution frame is coming"))
     for _ in range(3):
         page.get_by_role("button", name="Zoom in").click()
     page.get_by_role("slider", name="Centre").fill("400")
     page.wait_for_timeout(300)
     before, seen = view(page), gray(page, 0.3)
     held[0].continue_()
-    page.unroute("**/film?*")
-    expect(page.locator("#quality")).to_have_text("full film, 12 bit")
+    page.unroute("**/frame?*")
+    expect(page.locator("#quality")).to_have_text("full-resolution frame, 12 bit")
     assert view(page) == pytest.approx(before)
     assert abs(gray(page, 0.3) - seen) <= 12  # the reader's own window came along
     pixels = page.evaluate("Number(document.getElementById('centre-value').textContent)")
     assert pixels > 255
 
 
-def test_window_changes_the_pixels(page: Page, room: Room) -> None:
+def test_window_changes_the_pixels(page: Page, viewer: ViewerSystem) -> None:
     """Sliders, presets and the right button change the gray of a place, and Reset brings it back."""
-    look(page, room, "large")
+    look(page, viewer, "large")
     page.keyboard.press("h")
     page.keyboard.press("t")
     start = gray(page)
@@ -354,16 +381,16 @@ def test_window_changes_the_pixels(page: Page, room: Room) -> None:
     page.mouse.down()
     page.mouse.move(x, y - 200, steps=4)
     page.mouse.up()
-    assert view(page) == left  # the window moved, the film did not
+    assert view(page) == left  # the window moved, the radiograph did not
     page.keyboard.press("r")
     page.keyboard.press("h")
     page.keyboard.press("t")
     assert gray(page) == start
 
 
-def test_invert(page: Page, room: Room) -> None:
+def test_invert(page: Page, viewer: ViewerSystem) -> None:
     """Inverted, black is white, and twice inverted it is as before."""
-    look(page, room, "large")
+    look(page, viewer, "large")
     page.keyboard.press("h")
     page.keyboard.press("t")
     before = gray(page, 0.4)
@@ -374,9 +401,9 @@ def test_invert(page: Page, room: Room) -> None:
     assert gray(page, 0.4) == before
 
 
-def test_zoom_about_the_pointer_and_pan(page: Page, room: Room) -> None:
-    """The film's point under the pointer stays there; a drag takes the film along; a double click fits it again."""
-    stage = look(page, room, "large")
+def test_zoom_about_the_pointer_and_pan(page: Page, viewer: ViewerSystem) -> None:
+    """The radiograph's point under the pointer stays there; a drag takes the radiograph along; a double click fits it again."""
+    stage = look(page, viewer, "large")
     box = stage.bounding_box()
     assert box is not None
     fitted = view(page)
@@ -403,10 +430,10 @@ def test_zoom_about_the_pointer_and_pan(page: Page, room: Room) -> None:
     expect(page.locator("#where")).to_contain_text("100 % of its pixels")
 
 
-def test_touch_pans_and_pinches(make_page: Callable[..., Page], room: Room) -> None:
-    """One finger moves the film, two zoom it."""
+def test_touch_pans_and_pinches(make_page: Callable[..., Page], viewer: ViewerSystem) -> None:
+    """One finger moves the radiograph, two zoom it."""
     page = make_page(viewport={"width": 820, "height": 1180}, has_touch=True)
-    stage = look(page, room, "large")
+    stage = look(page, viewer, "large")
     stage.scroll_into_view_if_needed()
     box = stage.bounding_box()
     assert box is not None
@@ -436,33 +463,37 @@ def test_touch_pans_and_pinches(make_page: Callable[..., Page], room: Room) -> N
     assert dragged[1] > pinched[1]
 
 
-def test_five_megapixels_stay_fluid(page: Page, room: Room) -> None:
-    """A drag of the window repaints a film of 5 megapixels by what is seen of it; the times are printed."""
-    room.forget_films()
-    look(page, room, "large")
+@pytest.mark.slow
+def test_five_megapixels_stay_fluid(page: Page, viewer: ViewerSystem) -> None:
+    """A drag of the window repaints a radiograph of 5 megapixels by what is seen of it; the times are printed."""
+    viewer.forget_frames()
+    look(page, viewer, "large")
     marks = page.evaluate(
         "performance.getEntriesByName('picture').map(mark => [mark.detail, Math.round(mark.startTime)])"
     )
-    print(f"\nfrom the call of the page, the worker having to make the film: {marks} ms")
+    print(f"\nfrom the call of the page, the worker having to make the radiograph: {marks} ms")
     took = page.evaluate(
         """async () => {
             const shape = { width: ABOUT.columns, height: ABOUT.rows, field: { x: 0, y: 0, width: 1, height: 1 } };
-            const film = Film.ofAnswer(await (await fetch(URL)).arrayBuffer(), ABOUT, shape);
+            const { Radiograph } = await import("STATIC/viewer/radiograph.js");
+            const radiograph = Radiograph.ofResponse(await (await fetch(URL)).arrayBuffer(), ABOUT, shape);
             const canvas = Object.assign(document.createElement("canvas"), { width: 1200, height: 1000 });
             const context = canvas.getContext("2d");
-            const scale = 1000 / film.height;
+            const scale = 1000 / radiograph.height;
             const times = [];
             for (let i = 0; i < 40; i++) {
                 const start = performance.now();
-                film.setWindow([i * 10, 3000 + i], false);
-                film.draw(context, { x: 0, y: 0, scale });
+                radiograph.setWindow([i * 10, 3000 + i], false);
+                radiograph.draw(context, { x: 0, y: 0, scale });
                 context.getImageData(0, 0, 1, 1);
                 times.push(performance.now() - start);
             }
             return times.sort((a, b) => a - b)[20];
-        }""".replace("URL", f"'/studies/{room.studies['large']}/film'").replace(
+        }""".replace("URL", f"'/api/v1/studies/{viewer.studies['large']}/frame'")
+        .replace(
             "ABOUT", "{rows: 2500, columns: 2000, bits: 12, slope: 1, intercept: 0, window: [0, 4095], exact: true}"
         )
+        .replace("STATIC", STATIC)
     )
     print(f"\na picture of {LARGE[0]} x {LARGE[1]} at a new window: {took:.1f} ms in the median")
 
@@ -470,9 +501,9 @@ def test_five_megapixels_stay_fluid(page: Page, room: Room) -> None:
 # -- many images and frames -----------------------------------------------------------------------------------------
 
 
-def test_images_and_frames_by_keys_alone(page: Page, room: Room) -> None:
+def test_images_and_frames_by_keys_alone(page: Page, viewer: ViewerSystem) -> None:
     """Without a mouse every image and frame is reached; words, picture and announcement follow."""
-    look(page, room, "05-hand")
+    look(page, viewer, "05-hand")
     page.keyboard.press("]")
     expect(page.locator("#stage")).to_have_attribute("data-shown", re.compile("^2/1/"))
     expect(page.locator("#said")).to_contain_text("image 2 of 3")
@@ -484,10 +515,10 @@ def test_images_and_frames_by_keys_alone(page: Page, room: Room) -> None:
     expect(page.locator("#stage")).to_have_attribute("data-shown", re.compile("^2/1/"))
     page.reload()
     expect(page.locator("#stage")).to_have_attribute("data-shown", re.compile("^2/1/"))  # where the reader was
-    look(page, room, "24-leg")
+    look(page, viewer, "24-leg")
     expect(page.locator("#frame-value")).to_have_text("frame 1 of 2")
     page.keyboard.press(".")
-    expect(page.locator("#stage")).to_have_attribute("data-shown", "1/2/full film")
+    expect(page.locator("#stage")).to_have_attribute("data-shown", "1/2/full-resolution frame")
     expect(page.locator(".finding:visible")).to_have_attribute("data-frame", "2")
     page.keyboard.press(",")
     expect(page.locator("#stage")).to_have_attribute("data-shown", re.compile("^1/1/"))
@@ -506,9 +537,9 @@ def test_images_and_frames_by_keys_alone(page: Page, room: Room) -> None:
     expect(page.get_by_role("dialog")).to_be_hidden()
 
 
-def test_no_picture_stands_beside_anothers_words(page: Page, room: Room) -> None:
+def test_no_picture_stands_beside_anothers_words(page: Page, viewer: ViewerSystem) -> None:
     """While the next image's picture is on its way nothing is shown, not the image before."""
-    look(page, room, "05-hand")
+    look(page, viewer, "05-hand")
     assert gray(page, 0.5, 0.2) > 0
     page.evaluate(
         """() => {
@@ -523,17 +554,17 @@ def test_no_picture_stands_beside_anothers_words(page: Page, room: Room) -> None
     assert gray(page, 0.5, 0.2) == 0
     expect(page.locator("#lines .outline")).to_have_count(0)
     page.evaluate("window.release()")
-    expect(page.locator("#stage")).to_have_attribute("data-shown", "2/1/full film")
+    expect(page.locator("#stage")).to_have_attribute("data-shown", "2/1/full-resolution frame")
 
 
-def test_only_the_shown_film_is_fetched(page: Page, room: Room) -> None:
-    """Of a study of many images one full film is fetched; who leafs through fetches none of those in between."""
+def test_only_the_shown_radiograph_is_fetched(page: Page, viewer: ViewerSystem) -> None:
+    """Of a study of many images one full-resolution frame is fetched; who leafs through fetches none of those in between."""
     asked: list[str] = []
-    page.on("request", lambda request: asked.append(request.url) if "/film?" in request.url else None)
-    look(page, room, "05-hand")
+    page.on("request", lambda request: asked.append(request.url) if "/frame?" in request.url else None)
+    look(page, viewer, "05-hand")
     assert {url.split("?")[1] for url in asked} == {"image=1&frame=1"}
     page.evaluate("for (const number of [2, 3]) document.querySelector(`.thumb[data-image='${number}']`).click()")
-    expect(page.locator("#stage")).to_have_attribute("data-shown", "3/1/full film")
+    expect(page.locator("#stage")).to_have_attribute("data-shown", "3/1/full-resolution frame")
     assert {url.split("?")[1] for url in asked} == {"image=1&frame=1", "image=3&frame=1"}
 
 
@@ -541,7 +572,7 @@ def test_only_the_shown_film_is_fetched(page: Page, room: Room) -> None:
 
 
 def boxes(page: Page, name: str) -> Any:
-    """The bounding boxes of a line's paths, in the film's pixels."""
+    """The bounding boxes of a line's paths, in the radiograph's pixels."""
     # found and measured in one step: a path that a zoom has replaced in between has an empty box
     return page.evaluate(
         """selector => [...document.querySelectorAll(selector)].map((path) => {
@@ -552,13 +583,13 @@ def boxes(page: Page, name: str) -> Any:
     )
 
 
-def test_outlines_stand_where_the_evidence_is(page: Page, room: Room) -> None:
+def test_outlines_stand_where_the_evidence_is(page: Page, viewer: ViewerSystem) -> None:
     """The solid line lies within the dotted one, both around the spot, whatever the zoom; t hides them."""
-    look(page, room, "large")
+    look(page, viewer, "large")
     expect(page.locator("#drawn")).to_contain_text("solid: alone enough for “positive”")
     ((dotted,), (solid,)) = boxes(page, "sensitive"), boxes(page, "specific")
     rows, columns = LARGE
-    # the spot: row 7 of 28, in the middle; the square is as high as the film
+    # the spot: row 7 of 28, in the middle; the square is as high as the radiograph
     place = columns / 2, 7 / CELLS * rows
     for line in (dotted, solid):
         assert (line["x"] + line["w"] / 2, line["y"] + line["h"] / 2) == pytest.approx(place, abs=rows / CELLS / 2)
@@ -580,20 +611,20 @@ def test_outlines_stand_where_the_evidence_is(page: Page, room: Room) -> None:
     expect(page.locator("#lines .outline")).to_have_count(0)
 
 
-def test_no_outline_where_the_film_is_not_called(page: Page, room: Room) -> None:
-    """A film under the solid point has no solid line; one under both has none; the legend says so."""
-    look(page, room, "24-leg")
+def test_no_outline_where_the_radiograph_is_not_called(page: Page, viewer: ViewerSystem) -> None:
+    """A radiograph under the solid point has no solid line; one under both has none; the legend says so."""
+    look(page, viewer, "24-leg")
     expect(page.locator("#drawn")).to_contain_text("(none here)")
     assert boxes(page, "specific") == []
     assert boxes(page, "sensitive") != []
-    look(page, room, "15-shoulder")
+    look(page, viewer, "15-shoulder")
     expect(page.locator("#drawn")).to_contain_text("(none here)")
     assert boxes(page, "specific") + boxes(page, "sensitive") == []
 
 
-def test_abstention_is_told_and_draws_nothing_unasked(page: Page, room: Room) -> None:
+def test_abstention_is_told_and_draws_nothing_unasked(page: Page, viewer: ViewerSystem) -> None:
     """Where the model abstains there is a reason in plain words, no line however hot the map, and a map when asked for."""
-    look(page, room, "21-leg")
+    look(page, viewer, "21-leg")
     words = page.locator(".finding:visible .abstains")
     expect(words).to_contain_text("Outside the validated scope: metal in view. Raw score high")
     expect(words).to_contain_text("mislead the model")
@@ -609,18 +640,18 @@ def test_abstention_is_told_and_draws_nothing_unasked(page: Page, room: Room) ->
     expect(page.locator("#drawn")).to_have_text(silent)
     page.keyboard.press("h")
     expect(page.locator("#drawn")).to_have_text(hidden)
-    look(page, room, "05-hand")  # asking or not of one that abstains changes nothing for another
+    look(page, viewer, "05-hand")  # asking or not of one that abstains changes nothing for another
     expect(page.locator("#overlay")).to_have_attribute("aria-pressed", "true")
 
 
-def test_heatmap_fades_hides_and_is_cut_off(page: Page, room: Room) -> None:
-    """Opacity and threshold change the colour over the film, h takes it away; the threshold is told as a number."""
-    look(page, room, "large")
+def test_heatmap_fades_hides_and_is_cut_off(page: Page, viewer: ViewerSystem) -> None:
+    """Opacity and threshold change the colour over the radiograph, h takes it away; the threshold is told as a number."""
+    look(page, viewer, "large")
     expect(page.locator("#drawn")).not_to_be_empty()
     page.keyboard.press("t")
 
     def red(y: float) -> Any:
-        """How much more red than blue a place in the film's middle is."""
+        """How much more red than blue a place in the radiograph's middle is."""
         return page.evaluate(
             """(y) => new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(() => {
                 const canvas = document.getElementById("canvas");
@@ -644,27 +675,27 @@ def test_heatmap_fades_hides_and_is_cut_off(page: Page, room: Room) -> None:
     assert red(middle) == 0
 
 
-def test_model_is_told_in_plain_words(page: Page, room: Room) -> None:
-    """What it was validated for, and of 100 films how many it calls, stand beside the film."""
-    look(page, room, "05-hand")
-    page.get_by_text("What second-look-2 is good for").click()
+def test_model_is_told_in_plain_words(page: Page, viewer: ViewerSystem) -> None:
+    """What it was validated for, and of 100 radiographs how many it calls, stand beside the radiograph."""
+    look(page, viewer, "05-hand")
+    page.get_by_text("What Osteon FracAtlas 2 is good for").click()
     words = page.locator("details.model")
     expect(words).to_contain_text("Validated for hand, elbow, shoulder, hip and leg")
-    expect(words).to_contain_text("Of 100 fractured films 98 are unclear or positive (94 to 100)")
+    expect(words).to_contain_text("Of 100 fractured radiographs 98 are unclear or positive (94 to 100)")
     expect(words).to_contain_text("of 100 sound ones 55 too (49 to 60)")
     expect(words).to_contain_text("95 % intervals")
 
 
-# -- marks, which the answer panel asks for -------------------------------------------------------------------------
+# -- marks, which the feedback panel asks for -------------------------------------------------------------------------
 
 
-def test_a_reader_marks_a_place(page: Page, room: Room) -> None:
-    """After osteon:mark-start a drag, or the keys, give a box in shares of the film; marks that are given are drawn."""
-    stage = look(page, room, "large")
+def test_a_reader_marks_a_place(page: Page, viewer: ViewerSystem) -> None:
+    """After osteon:mark-start a drag, or the keys, give a box in shares of the radiograph; marks that are given are drawn."""
+    stage = look(page, viewer, "large")
     page.evaluate("document.addEventListener('osteon:mark', (event) => (window.marked = event.detail))")
     seen = view(page)
     page.evaluate("document.dispatchEvent(new CustomEvent('osteon:mark-start'))")
-    box = stage.bounding_box()  # the film takes the focus, and comes into sight by that
+    box = stage.bounding_box()  # the radiograph takes the focus, and comes into sight by that
     assert box is not None
     page.mouse.move(box["x"] + 1 + 0.45 * (box["width"] - 2), box["y"] + 1 + 0.25 * (box["height"] - 2))
     page.mouse.down()
@@ -697,10 +728,10 @@ def test_a_reader_marks_a_place(page: Page, room: Room) -> None:
 # -- everybody ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("study", ["05-hand", "24-leg", "21-leg"])
-def test_axe_finds_nothing_serious(page: Page, room: Room, study: str) -> None:
+@pytest.mark.parametrize("study", ["05-hand", pytest.param("24-leg", marks=pytest.mark.slow), "21-leg"])
+def test_axe_finds_nothing_serious(page: Page, viewer: ViewerSystem, study: str) -> None:
     """No serious or critical fault of accessibility, with the model's words opened and the help sheet shown too."""
-    look(page, room, study)
+    look(page, viewer, study)
     page.locator("details.model summary").click()
     for _ in range(2):
         found = Axe().run(page, options={"resultTypes": ["violations"]}).response["violations"]
@@ -709,12 +740,17 @@ def test_axe_finds_nothing_serious(page: Page, room: Room, study: str) -> None:
         page.keyboard.press("?")
 
 
-@pytest.mark.parametrize(("width", "height"), [(1600, 1000), (1180, 820), (820, 1180), (480, 900)])
-def test_nothing_hangs_over_the_edge(make_page: Callable[..., Page], room: Room, width: int, height: int) -> None:
+@pytest.mark.parametrize(
+    ("width", "height"),
+    [(1600, 1000), *(pytest.param(*size, marks=pytest.mark.slow) for size in ((1180, 820), (820, 1180))), (480, 900)],
+)
+def test_nothing_hangs_over_the_edge(
+    make_page: Callable[..., Page], viewer: ViewerSystem, width: int, height: int
+) -> None:
     """On a desktop, on a tablet held either way, and on a telephone, no page needs to be scrolled sideways."""
     page = make_page(viewport={"width": width, "height": height})
     for study in ("05-hand", "24-leg", "21-leg"):
-        look(page, room, study)
+        look(page, viewer, study)
         expect(page.locator("#drawn")).not_to_be_empty()
         assert page.evaluate("document.documentElement.scrollWidth") <= width
         shot(page, f"{study}-{width}")
@@ -723,21 +759,22 @@ def test_nothing_hangs_over_the_edge(make_page: Callable[..., Page], room: Room,
 # -- when something is missing; last, for they end the worker -------------------------------------------------------
 
 
-def test_refused_film_says_why(page: Page, room: Room) -> None:
-    """A film that cannot be made leaves the preview, with the reason."""
-    page.route("**/film?*", lambda route: route.fulfill(status=422, json={"detail": "The pixels are damaged."}))
-    look(page, room, "15-shoulder", "preview")
-    expect(page.locator("#quality")).to_contain_text("No full film: The pixels are damaged.")
+def test_refused_radiograph_says_why(page: Page, viewer: ViewerSystem) -> None:
+    """A radiograph that cannot be made leaves the preview, with the reason."""
+    page.route("**/frame?*", lambda route: route.fulfill(status=422, json={"detail": "The pixels are damaged."}))
+    look(page, viewer, "15-shoulder", "preview")
+    expect(page.locator("#quality")).to_contain_text("No full-resolution frame: The pixels are damaged.")
     expect(page.locator("#said")).to_contain_text("The pixels are damaged.")
 
 
-def test_without_a_worker_the_preview_stays(page: Page, room: Room) -> None:
-    """No worker: the preview is there and says that the full film does not come; once one runs, it comes."""
-    room.worker.kill()
-    room.worker.wait(LIMIT_S)
-    room.forget_films()
-    look(page, room, "15-shoulder", "preview")
-    expect(page.locator("#quality")).to_contain_text("The full film does not come; perhaps no worker runs")
+@pytest.mark.slow
+def test_without_a_worker_the_preview_stays(page: Page, viewer: ViewerSystem) -> None:
+    """No worker: the preview is there and says that the full-resolution frame does not come; once one runs, it comes."""
+    viewer.worker.kill()
+    viewer.worker.wait(LIMIT_S)
+    viewer.forget_frames()
+    look(page, viewer, "15-shoulder", "preview")
+    expect(page.locator("#quality")).to_contain_text("The full-resolution frame does not come; perhaps no worker runs")
     shot(page, "no-worker")
-    room.worker = room.plant.worker()
-    expect(page.locator("#quality")).to_have_text(re.compile("^full film"), timeout=limit_s(60) * 1000)
+    viewer.worker = viewer.live_stack.worker()
+    expect(page.locator("#quality")).to_have_text(re.compile("^full-resolution frame"), timeout=limit_s(60) * 1000)

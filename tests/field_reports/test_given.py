@@ -1,4 +1,4 @@
-"""Files of tests/data/field_reports: each gives the frames of its twin, or is refused when it is sent, by its tag."""
+"""Files of tests/data/field_reports: each gives the frames of its twin, or is rejected when it is sent, by its tag."""
 
 import io
 
@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 
 from shared import errors
-from shared.dicom import read_header
-from shared.image import ImageLimits
+from shared.dicom.header import read_header
+from shared.dicom.image import ImageLimits
+from shared.domain.study import Header, StoredOnly
+from shared.pixels.decode import display, open_pixels
 from shared.settings import ROOT
-from shared.study import Header
-from shared.vision.pixels import display, open_pixels
 
 FILES = ROOT / "tests/data/field_reports"
 TWINS = {
@@ -29,10 +29,9 @@ TWINS = {
     "t83-gray-jpeg-as-ybr": "ref8",
     "t84-two-frames-padded-fragments": "q26-two-frames-two-fragments-bot-right",
 }
-REFUSED = {
+REJECTED = {
     "p16-j2k-signed-stream-unsigned-header": (errors.UndecodablePixels, r"Pixel Representation \(0028,0103\)"),
     "q42-native-uid-encapsulated-long": (errors.UndecodablePixels, r"transfer syntax \(0002,0010\)"),
-    "q81-ybr422-native": (errors.UnsupportedPixels, r"Photometric Interpretation \(0028,0004\) is YBR_FULL_422"),
 }
 
 
@@ -47,7 +46,7 @@ def taken_in(data: bytes) -> Header:
 
 @pytest.mark.parametrize("name", TWINS)
 def test_same_as_its_twin(name: str) -> None:
-    """Taken in; every frame equals its twin's to the bit, and so does the preview."""
+    """IntakeResult in; every frame equals its twin's to the bit, and so does the preview."""
     odd, twin = content(name), content(TWINS[name])
     taken_in(odd)
     one, other = open_pixels(odd), open_pixels(twin)
@@ -57,14 +56,21 @@ def test_same_as_its_twin(name: str) -> None:
         np.testing.assert_array_equal(display(one, number), display(other, number))
 
 
-@pytest.mark.parametrize("name", REFUSED)
-def test_refused_when_it_is_sent(name: str) -> None:
-    """Refused by the tag's name, by intake and decoder alike."""
-    kind, words = REFUSED[name]
+@pytest.mark.parametrize("name", REJECTED)
+def test_rejected_when_it_is_sent(name: str) -> None:
+    """Rejected by the tag's name, by intake and decoder alike."""
+    kind, words = REJECTED[name]
     with pytest.raises(kind, match=words):
         taken_in(content(name))
     with pytest.raises(kind, match=words):
         open_pixels(content(name)).frame(0)
+
+
+def test_colour_is_kept_and_never_read() -> None:
+    """It is stored as what it is; the decoder still refuses it by the tag's name."""
+    assert taken_in(content("q81-ybr422-native")).kept is StoredOnly.COLOUR
+    with pytest.raises(errors.UnsupportedPixels, match=r"Photometric Interpretation \(0028,0004\) is YBR_FULL_422"):
+        open_pixels(content("q81-ybr422-native")).frame(0)
 
 
 def test_name_in_two_scripts() -> None:

@@ -7,9 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from shared.dicom import read_header
-from shared.image import ImageLimits
-from shared.vision.pixels import display, open_pixels
+from shared.dicom.header import read_header
+from shared.dicom.image import ImageLimits
+from shared.domain.study import StoredOnly
+from shared.pixels.decode import display, open_pixels
 from tests.field_reports.reports import REPORTS, Report
 
 
@@ -37,10 +38,15 @@ def check(report: Report) -> None:
 
 @pytest.mark.parametrize("source", REPORTS)
 def test_report(source: str) -> None:
-    """Read right, or refused when it is sent, in words that name the tag; intake and decoder agree."""
+    """Read right, kept as colour, or rejected when it is sent, in words that name the tag; intake and decoder agree."""
     report = REPORTS[source]()
-    if report.refused is None:
+    if report.rejected is None:
         check(report)
+        return
+    if report.kept:
+        assert read_header(io.BytesIO(report.content), len(report.content), ImageLimits()).kept is StoredOnly.COLOUR
+        with pytest.raises(report.rejected, match=report.words):
+            open_pixels(report.content).frame(0)
         return
     for read in (
         lambda: read_header(io.BytesIO(report.content), len(report.content), ImageLimits()),
@@ -48,7 +54,7 @@ def test_report(source: str) -> None:
     ):
         if report.words == "SOPClassUID" and "open_pixels" in read.__code__.co_names:
             continue  # the decoder does not look at it
-        with pytest.raises(report.refused, match=report.words):
+        with pytest.raises(report.rejected, match=report.words):
             read()
 
 

@@ -1,9 +1,9 @@
 """Hostile and odd input, from the bytes of an upload to findings.
 
-Covered, for every case: the spool and the multipart parser (api.ingest), archives (api.archives), the header check
-(shared.dicom), decoding and the preview (shared.vision.pixels, .codecs, worker.decoding.preview), the network's
-square (shared.vision.tensors), and a finding in words (shared.vision.reader) from a network that is arithmetic.
-What must hold: the process lives, answers within limits of time and memory, and the answer is findings or a named
+Covered, for every case: the spool and the multipart parser (api.spool), archives (api.intake.archives), the header check
+(shared.dicom.header), decoding and the preview (shared.pixels.decode, .codecs, worker.decoder_pool.preview), the network's
+square (shared.pixels.tensors), and a finding in words (shared.model.predictor) from a network that is arithmetic.
+What must hold: the process lives, answers within limits of time and memory, and the result is findings or a named
 error (a Rejected with a reason and a DICOM failure code; a BadRequest for a multipart body) that quotes neither the
 patient nor another exception; nothing printed, logged or warned names the patient; API and worker read the same size
 from the same bytes; what is stored is text that a database takes.

@@ -51,7 +51,7 @@ class Summary:
         """Count one in; outcome: path.Outcome, or the exception that came in its place."""
         self.cases += 1
         if isinstance(outcome, TimeoutError):
-            result, wrong = "hang", "no answer within the limit"
+            result, wrong = "hang", "no response within the limit"
         elif isinstance(outcome, ProcessExpired | BrokenProcessPool):
             result, wrong = "crash", f"the process died, exit code {getattr(outcome, 'exitcode', 'unknown')}"
         elif isinstance(outcome, BaseException):
@@ -131,10 +131,10 @@ def numbered(first: int, count: int) -> Iterator[str]:
 
 
 def _start() -> None:
-    from tests.fuzz.path import Way
+    from tests.fuzz.path import ChildSystem
 
     global _way  # noqa: PLW0603 - one for each child
-    _way = Way()
+    _way = ChildSystem()
     pages = int(Path("/proc/self/statm").read_text().split()[0])
     most = pages * resource.getpagesize() + ADDRESS_SPACE
     resource.setrlimit(resource.RLIMIT_AS, (most, most))

@@ -1,6 +1,6 @@
 """Cases by name: a line of text says how a hostile input is made, so that any one can be made again.
 
-explicit-u2|odd_geometry@17|cut_file@3     a sound file, then mutators, each with the seed of its dice
+explicit-u2|odd_geometry@17|cut_file@3     a sound file, then mutators, each with the seed of its rng
 archive|zip_bomb@5                         a maker of archives
 request|odd_parts@9                        a maker of multipart bodies
 broken|text.dcm                            a published file that is broken on purpose
@@ -19,26 +19,26 @@ CORPUS = Path(__file__).parent / "corpus"  # inputs that once did what must not 
 
 def one(number: int) -> str:
     """The case with this number."""
-    dice = random.Random(number)
-    what = dice.random()
+    rng = random.Random(number)
+    what = rng.random()
     if what < 0.08:
-        return f"archive|{dice.choice(sorted(containers.ARCHIVES))}@{dice.getrandbits(32)}"
+        return f"archive|{rng.choice(sorted(containers.ARCHIVES))}@{rng.getrandbits(32)}"
     if what < 0.11:
-        return f"request|{dice.choice(sorted(containers.REQUESTS))}@{dice.getrandbits(32)}"
-    return damage(dice)
+        return f"request|{rng.choice(sorted(containers.REQUESTS))}@{rng.getrandbits(32)}"
+    return damage(rng)
 
 
-def damage(dice: random.Random) -> str:
+def damage(rng: random.Random) -> str:
     """A sound file and one to three mutators."""
-    steps = [dice.choice(sorted(mutators.ALL)) for _ in range(dice.choice((1, 1, 1, 2, 2, 3)))]
+    steps = [rng.choice(sorted(mutators.ALL)) for _ in range(rng.choice((1, 1, 1, 2, 2, 3)))]
     steps.sort(key=lambda step: next(i for i, level in enumerate(mutators.LEVELS) if step in level))
     picky = [step for step in steps if step in mutators.ONLY]
     names = sorted(name for name in sound.MAKERS if not picky or name.startswith(mutators.ONLY[picky[0]]))
     small = [name for name in names if not name.startswith("sample")]
-    base = dice.choice(names)
-    if base not in small and dice.random() < 0.6:  # large, hence slow
-        base = dice.choice(small)
-    return "|".join([base, *(f"{step}@{dice.getrandbits(32)}" for step in steps)])
+    base = rng.choice(names)
+    if base not in small and rng.random() < 0.6:  # large, hence slow
+        base = rng.choice(small)
+    return "|".join([base, *(f"{step}@{rng.getrandbits(32)}" for step in steps)])
 
 
 def damaged(number: int) -> bytes:
@@ -57,8 +57,8 @@ def make(case: str) -> bytes | tuple[bytes, str]:
         return (CORPUS / steps[0]).read_bytes()
     if base in ("archive", "request"):
         name, seed = steps[0].split("@")
-        dice = random.Random(int(seed))
-        return containers.ARCHIVES[name](dice) if base == "archive" else containers.REQUESTS[name](dice)
+        rng = random.Random(int(seed))
+        return containers.ARCHIVES[name](rng) if base == "archive" else containers.REQUESTS[name](rng)
     specimen = sound.specimen(base)
     for step in steps:
         name, seed = step.split("@")

@@ -18,21 +18,22 @@ import cv2
 import numpy as np
 import torch
 
-from api.archives import is_archive, unpack
-from api.ingest import Spool, open_spool, receive
-from shared.dicom import read_header
+from api.intake.archives import unpack_archive
+from api.spool import Spool, open_spool, receive
+from shared.archives import starts_as_archive
+from shared.dicom.header import read_header
+from shared.dicom.image import ImageLimits
+from shared.domain.findings import AbstentionReason, Assessment, Finding
+from shared.domain.manifest import Manifest
+from shared.domain.study import Header
 from shared.errors import BadRequest, CannotUnderstand, Rejected, UndecodablePixels
-from shared.findings import AbstentionReason, Assessment, Finding
-from shared.image import ImageLimits
-from shared.study import Header
-from shared.vision.bundle import Manifest
-from shared.vision.engines import Answer
-from shared.vision.frames import PREVIEW_SIDE, open_image
-from shared.vision.pixels import PixelSource
-from shared.vision.reader import Reader
+from shared.model.engines import EngineOutput
+from shared.model.predictor import Predictor
+from shared.pixels.decode import PixelSource
+from shared.pixels.frames import PREVIEW_SIDE, open_image
 from tests.fuzz.sound import MARKERS
 from tests.pace import slowness
-from worker.decoding import preview
+from worker.decoder_pool import preview
 
 # small enough that a case that reaches a limit is over soon; the ratios between them are those of the defaults
 LIMITS = ImageLimits(max_header_bytes=2**20, max_frame_pixels=1_000_000, max_frames=20, max_decoded_bytes=2**24)
@@ -42,7 +43,7 @@ MAX_FILES, MAX_BYTES, MAX_RATIO = 50, 2**24, 200
 LONGEST_MESSAGE = 400
 SIZE = 64
 REASONS = {kind.reason for kind in Rejected.__subclasses__()} | {Rejected.reason}
-FAILURES = {0xC000, 0x0122, 0xA900, 0xA700, 0x0111}
+FAILURES = {0x0122, 0xA900, 0xA700, 0xC122, *range(0xC000, 0xC100)}
 
 
 @dataclass(frozen=True)
@@ -56,36 +57,36 @@ class Outcome:
     mib: float = 0.0  # peak memory beyond that before the case
 
 
-class Wrong(Exception):
+class WrongOutcome(Exception):
     """Something that must not happen."""
 
 
-def reader() -> Reader:
-    """A reader whose network is arithmetic on the square: any input reaches every answer, at no cost."""
+def predictor() -> Predictor:
+    """A predictor whose network is arithmetic on the square: any input reaches every output, at no cost."""
     manifest = Manifest(
         name="hostile-1", regions=["hand", "elbow"], input_size=SIZE, sensitive=0.2, specific=0.6,
-        modalities=["CR", "DX"], other_body_parts=["CHEST"], least_region_probability=0.4, most_strangeness=2.0,
+        modalities=["CR", "DX"], other_body_parts=["CHEST"], least_region_probability=0.4, most_ood_score=2.0,
         hardware=0.8, heatmap_full=0.5,
     )  # fmt: skip
 
-    def engine(squares: np.ndarray) -> Answer:
+    def engine(squares: np.ndarray) -> EngineOutput:
         level = squares.reshape(len(squares), -1).astype(np.float32).mean(1) / 64 - 2
         cells = squares.reshape(len(squares), 8, SIZE // 8, 8, SIZE // 8).mean((2, 4), dtype=np.float32) / 32 - 4
-        return Answer(
+        return EngineOutput(
             np.stack([level, -level], 1), level, np.stack([level, level - 1, level - 2], 1), cells, level**2, level - 3
         )
 
-    return Reader(None, manifest, engine)  # type: ignore[arg-type]
+    return Predictor(None, manifest, engine)  # type: ignore[arg-type]
 
 
-class Way:
-    """One child's view of the system: a spool folder and a reader."""
+class ChildSystem:
+    """One child's view of the system: a spool folder and a predictor."""
 
     def __init__(self) -> None:
         cv2.setNumThreads(1)
         torch.set_num_threads(1)
-        self.reader = reader()
-        self.sink = Sink()
+        self.predictor = predictor()
+        self.sink = OutputCapture()
 
     def file(self, data: bytes) -> Outcome:
         """An uploaded file, an archive or not."""
@@ -120,7 +121,7 @@ class Way:
             warnings.simplefilter("always")
             try:
                 result = case()
-            except Wrong as why:
+            except WrongOutcome as why:
                 result, wrong = "wrong", str(why)
             except BaseException as broken:  # an unnamed error, which is what all this looks for
                 result = "wrong"
@@ -136,14 +137,14 @@ class Way:
     def _file(self, data: bytes) -> str:
         with open_spool(None) as spool:
             spooled = spool.append("name.dcm", iter([data]))
-            if not is_archive(spool, spooled):
+            if not starts_as_archive(spooled.start):
                 return self._instance(data)
             return self._archive(spool, spooled)
 
     def _archive(self, spool: Spool, spooled: Any) -> str:
         results = set()
         try:
-            for member in unpack(spool, spooled, MAX_FILES, MAX_BYTES, MAX_RATIO):
+            for member in unpack_archive(spool, spooled, MAX_FILES, MAX_BYTES, MAX_RATIO):
                 if isinstance(member, tuple):
                     name, why = member
                     results.add(named(why))
@@ -155,24 +156,28 @@ class Way:
         except Rejected as why:
             results.add(named(why))
         if not results:
-            raise Wrong("an archive was passed over in silence")
+            raise WrongOutcome("an archive was passed over in silence")
         if spool.end - spooled.size_bytes > MAX_BYTES * 1.2:
-            raise Wrong(f"an archive was unpacked to {spool.end} bytes")
+            raise WrongOutcome(f"an archive was unpacked to {spool.end} bytes")
         return "archive: " + " + ".join(sorted(results)[:2])
 
     def _instance(self, data: bytes) -> str:
         """A file that is no archive. The worker is shown what the API refuses, too: it may have been stored before."""
         header, refused = None, ""
         try:
-            header = read_header(io.BytesIO(data), len(data), LIMITS)
-            check_header(header)
+            read = read_header(io.BytesIO(data), len(data), LIMITS)
+            check_header(read)
+            if read.kept:  # no worker gets it
+                refused = f"kept: {read.kept}"
+            else:
+                header = read
         except Rejected as why:
             refused = named(why)
         try:
             findings = self._analyse(data, header)
         except Rejected as why:
             if header and not isinstance(why, UndecodablePixels):  # damage inside a stream shows when it is decoded
-                raise Wrong(f"intake took what the decoder refuses: {named(why)}") from None
+                raise WrongOutcome(f"intake took what the decoder refuses: {named(why)}") from None
             return refused or f"{named(why)} (worker)"
         return refused or ("findings" if findings else "nothing")
 
@@ -181,7 +186,7 @@ class Way:
             opened = open_image(data, LIMITS)
         except Rejected as why:
             if header:
-                raise Wrong(f"intake took what the decoder refuses for its header: {named(why)}") from None
+                raise WrongOutcome(f"intake took what the decoder refuses for its header: {named(why)}") from None
             raise
         source = opened.source
         if header and isinstance(source, PixelSource):
@@ -192,16 +197,16 @@ class Way:
             if isinstance(source, PixelSource):
                 image = source.frame(index)
                 if image.shape != (source.rows, source.columns) or not np.isfinite(image).all():
-                    raise Wrong(f"frame {index + 1} is {image.shape} or not finite")
+                    raise WrongOutcome(f"frame {index + 1} is {image.shape} or not finite")
             squares.append(frame.square)
             picture = preview(frame.preview())
             shown = cv2.imdecode(np.frombuffer(picture, np.uint8), cv2.IMREAD_UNCHANGED)
             if shown is None or shown.ndim != 2 or max(shown.shape) > PREVIEW_SIDE:
-                raise Wrong(f"the preview of frame {index + 1} is no gray image of a size that was asked for")
-        readings = self.reader.read(squares)
+                raise WrongOutcome(f"the preview of frame {index + 1} is no gray image of a size that was asked for")
+        outputs = self.predictor.predict(squares)
         findings = [
-            self.reader.finding(reading, number, opened.modality, opened.body_part)
-            for number, reading in enumerate(readings, start=1)
+            self.predictor.finding(output, number, opened.modality, opened.body_part)
+            for number, output in enumerate(outputs, start=1)
         ]
         for finding in findings:
             check_finding(finding)
@@ -224,8 +229,8 @@ class Way:
                 with spool.open(file) as opened:
                     data = opened.read()
                 if len(data) != file.size_bytes:
-                    raise Wrong("a spooled file is not as long as it says")
-                if not is_archive(spool, file):
+                    raise WrongOutcome("a spooled file is not as long as it says")
+                if not starts_as_archive(file.start):
                     self._instance(data)
                 else:
                     self._archive(spool, file)
@@ -236,71 +241,73 @@ class Way:
 
 
 def named(why: Rejected) -> str:
-    """The error's class name. Raises Wrong for one that is not named as it should be."""
+    """The error's class name. Raises WrongOutcome for one that is not named as it should be."""
     if type(why) is Rejected or why.reason not in REASONS or why.failure not in FAILURES:
-        raise Wrong(f"{type(why).__name__} has reason {why.reason!r} and failure {why.failure:#x}")
+        raise WrongOutcome(f"{type(why).__name__} has reason {why.reason!r} and failure {why.failure:#x}")
     check_message(str(why), why)
     return type(why).__name__
 
 
 def check_message(text: str, why: BaseException) -> None:
-    """Raises Wrong for a message that names the patient, quotes another exception, or rambles."""
+    """Raises WrongOutcome for a message that names the patient, quotes another exception, or rambles."""
     for marker in MARKERS:
         if marker.lower() in text.lower():
-            raise Wrong(f"{type(why).__name__} names the patient: {text[:200]}")
+            raise WrongOutcome(f"{type(why).__name__} names the patient: {text[:200]}")
     if not 15 <= len(text) <= LONGEST_MESSAGE or not text.isprintable() or not text.isascii():
-        raise Wrong(f"{type(why).__name__} has an odd message of {len(text)} characters: {text[:200]!r}")
+        raise WrongOutcome(f"{type(why).__name__} has an odd message of {len(text)} characters: {text[:200]!r}")
     context = why.__context__
     for _ in range(20):
         if context is None:
             break
         quoted = str(context)
         if not isinstance(context, Rejected | BadRequest) and len(quoted) > 3 and quoted in text:
-            raise Wrong(f"{type(why).__name__} quotes {type(context).__name__}: {text[:200]}")
+            raise WrongOutcome(f"{type(why).__name__} quotes {type(context).__name__}: {text[:200]}")
         if isinstance(context, MemoryError) or "memory" in quoted.lower():
-            raise Wrong(f"memory ran out: {type(context).__name__}: {quoted[:200]}")
+            raise WrongOutcome(f"memory ran out: {type(context).__name__}: {quoted[:200]}")
         context = context.__context__
 
 
 def check_header(header: Header) -> None:
-    """Raises Wrong for a header that Postgres or JSON could not hold."""
+    """Raises WrongOutcome for a header that Postgres or JSON could not hold."""
     for name, value in {**asdict(header), **asdict(header.identity)}.items():
         if isinstance(value, str):
             try:
                 value.encode()
             except UnicodeEncodeError:
-                raise Wrong(f"{name} holds half a character, which no database stores") from None
+                raise WrongOutcome(f"{name} holds half a character, which no database stores") from None
             if "\0" in value or len(value) > 324:
-                raise Wrong(f"{name} holds a NUL, or {len(value)} characters")
+                raise WrongOutcome(f"{name} holds a NUL, or {len(value)} characters")
     if max(len(header.modality), len(header.body_part)) > 16 or not header.sop_instance_uid.isascii():
-        raise Wrong("modality, body part or UID is not as its column")
-    if not (1 <= header.rows * header.columns <= LIMITS.max_frame_pixels and 1 <= header.frames <= 20):
-        raise Wrong(f"{header.frames} x {header.rows} x {header.columns} is over the limits")
+        raise WrongOutcome("modality, body part or UID is not as its column")
+    if not header.kept and not (
+        1 <= header.rows * header.columns <= LIMITS.max_frame_pixels and 1 <= header.frames <= 20
+    ):
+        raise WrongOutcome(f"{header.frames} x {header.rows} x {header.columns} is over the limits")
 
 
 def agree(header: Header, source: PixelSource) -> None:
-    """Raises Wrong where API and worker read different things from the same bytes."""
+    """Raises WrongOutcome where API and worker read different things from the same bytes."""
     first = (header.rows, header.columns, header.frames, header.transfer_syntax_uid)
     second = (source.rows, source.columns, source.frames, source.transfer_syntax)
     if first != second:
-        raise Wrong(f"the API reads {first}, the worker {second}")
+        raise WrongOutcome(f"the API reads {first}, the worker {second}")
 
 
 def check_finding(finding: Finding) -> None:
-    """Raises Wrong for a finding that is none."""
+    """Raises WrongOutcome for a finding that is none."""
     for value in (finding.fracture_probability, finding.region_probability):
         if not 0 <= value <= 1:
-            raise Wrong(f"{value} is no probability")
+            raise WrongOutcome(f"{value} is no probability")
     if (
         finding.assessment not in Assessment
         or len(finding.heatmap.values) != finding.heatmap.height * finding.heatmap.width
     ):
-        raise Wrong("a finding's assessment or heatmap is none")
+        raise WrongOutcome("a finding's assessment or heatmap is none")
     caveat = finding.assessment is Assessment.POSITIVE and finding.abstention is AbstentionReason.METAL
     if (finding.assessment is Assessment.ABSTAINED or caveat) != (finding.abstention is not None):
-        raise Wrong(f"{finding.assessment}, and the reason {finding.abstention}")
+        raise WrongOutcome(f"{finding.assessment}, and the reason {finding.abstention}")
     if not finding.abstention_detail.isprintable():
-        raise Wrong(f"the detail {finding.abstention_detail!r} cannot be stored")
+        raise WrongOutcome(f"the detail {finding.abstention_detail!r} cannot be stored")
     finding.abstention_detail.encode()
 
 
@@ -351,7 +358,7 @@ PROBES: dict[str, Any] = {
 # -- instruments ---------------------------------------------------------------------------------------------------
 
 
-class Sink:
+class OutputCapture:
     """Takes what this process prints, C code included."""
 
     text = ""
@@ -361,7 +368,7 @@ class Sink:
         self._kept = [os.dup(1), os.dup(2)]
 
     @contextmanager
-    def caught(self) -> Iterator["Sink"]:
+    def caught(self) -> Iterator["OutputCapture"]:
         """Output of the block goes to `text`."""
         self._file.seek(0)
         self._file.truncate()

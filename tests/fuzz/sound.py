@@ -32,12 +32,12 @@ RLE = "1.2.840.10008.1.2.5"
 SHAPE = (44, 36)
 
 
-def film(dtype: str = "u2", bits: int = 12, shape: tuple[int, int] = SHAPE) -> np.ndarray:
+def radiograph(dtype: str = "u2", bits: int = 12, shape: tuple[int, int] = SHAPE) -> np.ndarray:
     """A ramp with noise and a bright bar, (H, W): something that every codec has work with."""
-    dice = np.random.default_rng(bits)
+    rng = np.random.default_rng(bits)
     top = (1 << bits) - 1
     values = np.add.outer(np.linspace(0, top * 0.6, shape[0]), np.linspace(0, top * 0.2, shape[1]))
-    values += dice.integers(0, max(2, top // 8), shape)
+    values += rng.integers(0, max(2, top // 8), shape)
     values[10:14, 5:30] = top
     if np.dtype(dtype).kind == "i":
         values -= 1 << (bits - 1)
@@ -66,8 +66,8 @@ def finished(name: str, ds: Dataset, syntax: str) -> Specimen:
 
 
 def native(kind: str, dtype: str = "u2", bits: int = 12, frames: int = 1) -> Specimen:
-    """An uncompressed film."""
-    pixels = film(dtype, bits)
+    """An uncompressed radiograph."""
+    pixels = radiograph(dtype, bits)
     ds = described(pixels, bits, frames)
     order: Literal["<", ">"] = ">" if kind == "big" else "<"
     raw = pixels.astype(pixels.dtype.newbyteorder(order)).tobytes() * frames
@@ -82,8 +82,8 @@ def packed(
     name: str, syntax: str, pack: Callable[[np.ndarray], bytes], dtype: str = "u2", bits: int = 12, frames: int = 1,
     *, fragments: int = 1, table: str = "basic",
 ) -> Specimen:  # fmt: skip
-    """A compressed film; table: "basic", "none" or "extended" offsets."""
-    pixels = film(dtype, bits)
+    """A compressed radiograph; table: "basic", "none" or "extended" offsets."""
+    pixels = radiograph(dtype, bits)
     ds = described(pixels, bits, frames)
     streams = [pack(pixels)] * frames
     if table == "extended":
@@ -135,8 +135,8 @@ def htj2k(pixels: np.ndarray) -> bytes:
 
 def enhanced() -> Specimen:
     """Three frames, each with a rescale and a VOI LUT or window of its own, after a shared modality LUT."""
-    ds = described(film(), 12, 3)
-    ds.PixelData = film().tobytes() * 3
+    ds = described(radiograph(), 12, 3)
+    ds.PixelData = radiograph().tobytes() * 3
     ds["PixelData"].VR = "OW"
     groups = []
     for number in range(3):
@@ -151,8 +151,8 @@ def enhanced() -> Specimen:
 
 def with_luts() -> Specimen:
     """A modality LUT and a VOI LUT."""
-    ds = described(film(), 12)
-    ds.PixelData = film().tobytes()
+    ds = described(radiograph(), 12)
+    ds.PixelData = radiograph().tobytes()
     ds["PixelData"].VR = "OW"
     for keyword in ("ModalityLUTSequence", "VOILUTSequence"):
         item = Dataset()
@@ -166,8 +166,8 @@ def with_luts() -> Specimen:
 
 def palette() -> Specimen:
     """Palette colour, which is refused by name."""
-    ds = described(film("u1", 8), 8)
-    ds.PixelData = film("u1", 8).tobytes()
+    ds = described(radiograph("u1", 8), 8)
+    ds.PixelData = radiograph("u1", 8).tobytes()
     ds["PixelData"].VR = "OW"
     ds.PhotometricInterpretation = "PALETTE COLOR"
     for colour in ("Red", "Green", "Blue"):
@@ -179,18 +179,18 @@ def palette() -> Specimen:
 
 def foreign(charset: str | list[str], name: str) -> Specimen:
     """A name in another script."""
-    ds = described(film("u1", 8), 8)
+    ds = described(radiograph("u1", 8), 8)
     ds.SpecificCharacterSet, ds.PatientName = charset, name
-    ds.PixelData = film("u1", 8).tobytes()
+    ds.PixelData = radiograph("u1", 8).tobytes()
     ds["PixelData"].VR = "OW"
     return finished("foreign", ds, NATIVE["explicit"])
 
 
 def mirrored() -> Specimen:
     """MONOCHROME1, signed, rescaled."""
-    ds = described(film("i2", 12), 12)
+    ds = described(radiograph("i2", 12), 12)
     ds.PhotometricInterpretation, ds.RescaleSlope, ds.RescaleIntercept = "MONOCHROME1", 2, -9
-    ds.PixelData = film("i2", 12).tobytes()
+    ds.PixelData = radiograph("i2", 12).tobytes()
     ds["PixelData"].VR = "OW"
     return finished("mirrored", ds, NATIVE["explicit"])
 

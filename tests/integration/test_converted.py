@@ -14,11 +14,11 @@ import numpy as np
 import pytest
 import torch
 
+from shared.model import converted as module
+from shared.model.bundle import load_bundle
+from shared.model.converted import MAX_KEPT_NETWORKS, convert_or_read
+from shared.model.engines import EngineOutput, openvino_engine
 from shared.settings import ROOT, Settings
-from shared.vision import converted as module
-from shared.vision.bundle import load_bundle
-from shared.vision.converted import KEPT, converted
-from shared.vision.engines import Answer, openvino_engine
 from tests.pace import LIMIT_S
 
 openvino = pytest.importorskip("openvino")
@@ -36,7 +36,7 @@ class Scaled(torch.nn.Module):
         ops = openvino.opset13
         pixels = ops.parameter([-1, 1, size, size], np.uint8, "pixels")
         product = ops.multiply(ops.convert(pixels, "f32"), ops.constant(self.factor.detach().numpy()))
-        return openvino.Model([ops.result(product) for _ in Answer._fields], [pixels])
+        return openvino.Model([ops.result(product) for _ in EngineOutput._fields], [pixels])
 
 
 SQUARES = np.full((3, 8, 8), 10, np.uint8)
@@ -82,9 +82,9 @@ def test_networks_are_told_apart(tmp_path: Path, conversions: list[int], monkeyp
     network: Any = Scaled(2.0)
     assert [said(factor, tmp_path) for factor in (2.0, 3.0, 2.0)] == [20.0, 30.0, 20.0]
     assert len(conversions) == 2
-    converted(network, 16, tmp_path)
+    convert_or_read(network, 16, tmp_path)
     monkeypatch.setattr(openvino, "__version__", "another")
-    converted(network, 8, tmp_path)
+    convert_or_read(network, 8, tmp_path)
     assert conversions == [8, 8, 16, 8]
 
 
@@ -106,7 +106,7 @@ def test_a_damaged_one_is_made_anew(
         assert [said(2.0, tmp_path), said(2.0, tmp_path)] == [20.0, 20.0]
     assert conversions == [8, 8], "mended once, then used"
     assert [record.message for record in caplog.records if record.levelno >= logging.WARNING] == [
-        "a converted network cannot be used, it is made anew"
+        "converted network discarded"
     ]
 
 
@@ -125,7 +125,7 @@ def test_a_useless_folder_costs_time_only(
         monkeypatch.setattr(openvino, "save_model", fill)
     with caplog.at_level(logging.WARNING):
         assert [said(2.0, folder), said(3.0, folder)] == [20.0, 30.0]
-    assert "the converted network is not kept" in caplog.text
+    assert "converted network not kept" in caplog.text
     assert why == "a file" or not list(folder.iterdir())
 
 
@@ -141,13 +141,13 @@ def fill(_model: object, path: Path, **_more: object) -> None:
 def test_the_folder_stays_small(tmp_path: Path, conversions: list[int]) -> None:
     """The newest few stay; used ones count as new; what a killed worker left half-written goes too."""
     (tmp_path / "partial-of-a-killed-one").mkdir()
-    for age, factor in enumerate(range(1, KEPT + 1)):
+    for age, factor in enumerate(range(1, MAX_KEPT_NETWORKS + 1)):
         said(float(factor), tmp_path)
         for path in tmp_path.iterdir():
             os.utime(path, (path.stat().st_atime, path.stat().st_mtime - 100 * (age + 1)))
     said(1.0, tmp_path)
     said(99.0, tmp_path)
-    assert len(list(tmp_path.iterdir())) == KEPT
+    assert len(list(tmp_path.iterdir())) == MAX_KEPT_NETWORKS
     conversions.clear()
     said(1.0, tmp_path)
     assert not conversions, "it was used lately"
@@ -165,8 +165,8 @@ def test_workers_may_start_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setattr(module, "_convert", slow)
     with ThreadPoolExecutor(3) as pool:
-        answers = list(pool.map(said, [2.0] * 3, [tmp_path] * 3))
-    assert answers == [20.0] * 3
+        outputs = list(pool.map(said, [2.0] * 3, [tmp_path] * 3))
+    assert outputs == [20.0] * 3
     (kept,) = tmp_path.iterdir()
     assert {path.name for path in kept.iterdir()} == {"network.bin", "network.xml", "sha256"}
 
@@ -174,28 +174,28 @@ def test_workers_may_start_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 MANY_AT_ONCE = """
     import sys, threading
     from pathlib import Path
-    import numpy, shared.vision.converted
+    import numpy, shared.model.converted
     from tests.integration.test_converted import SQUARES, Scaled
-    from shared.vision.engines import openvino_engine
-    shared.vision.converted._convert = None  # it is kept
+    from shared.model.engines import openvino_engine
+    shared.model.converted._convert = None  # it is kept
     engine = openvino_engine(Scaled(2.0), 8, Path(sys.argv[1]))
     sys.setswitchinterval(1e-6)
-    together, answers = threading.Barrier(8), []
+    together, outputs = threading.Barrier(8), []
     def ask():
         together.wait()
-        answers.append(float(engine(SQUARES).fracture.mean()))
+        outputs.append(float(engine(SQUARES).fracture.mean()))
     threads = [threading.Thread(target=ask) for _ in range(8)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    print(answers == [20.0] * 8)
+    print(outputs == [20.0] * 8)
 """
 
 
 @pytest.mark.usefixtures("conversions")
-def test_lanes_may_begin_at_once(tmp_path: Path) -> None:
-    """A worker that converted nothing has shown OpenVINO no array yet; its lanes do so at the same moment, and go on.
+def test_streams_may_begin_at_once(tmp_path: Path) -> None:
+    """A worker that converted nothing has shown OpenVINO no array yet; its streams do so at the same moment, and go on.
 
     OpenVINO's bindings stood still there for ever, in five of six tries.
     """

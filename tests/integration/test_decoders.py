@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 
 from samples.objects import pattern_image, to_bytes
-from shared.image import ImageLimits
+from shared.dicom.image import ImageLimits
 from shared.storage import open_store, original_key, sha256_of
 from tests import poisons
 from tests.pace import LIMIT_S, slowness, until
-from worker import decoding
-from worker.decoding import Decoders, DecodingFailed, Job
+from worker import decoder_pool
+from worker.decoder_pool import Decoders, DecodingFailed, Job
 
 LIMITS = ImageLimits(max_frame_pixels=10**8, max_frames=10, max_decoded_bytes=10**9, max_header_bytes=10**6)
 
@@ -61,7 +61,7 @@ def test_a_clock_that_is_set_ahead_stops_no_image(
     ahead = threading.Event()
     wall = SimpleNamespace(time=lambda: time.time() + 7200 * ahead.is_set(), sleep=time.sleep)
     monkeypatch.setattr("pebble.pool.process.time", wall)
-    monkeypatch.setattr(decoding, "decode", poisons.slowly)
+    monkeypatch.setattr(decoder_pool, "decode", poisons.slowly)
     future = make_decoders().submit(stored(store_url, "slow"))
     wait_for(tmp_path / poisons.BEGUN)
     child = (tmp_path / poisons.BEGUN).read_text()
@@ -73,12 +73,12 @@ def test_a_clock_that_is_set_ahead_stops_no_image(
 def test_a_clock_that_is_set_back_lets_no_image_hang(
     store_url: str, tmp_path: Path, make_decoders: Callable[..., Decoders], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """An image that hangs is stopped by the time that really passed, and the lane goes on with a new child."""
+    """An image that hangs is stopped by the time that really passed, and the stream goes on with a new child."""
     back = threading.Event()
     wall = SimpleNamespace(time=lambda: time.time() - 7200 * back.is_set(), sleep=time.sleep)
     monkeypatch.setattr("pebble.pool.process.time", wall)
-    monkeypatch.setattr(decoding, "decode", poisons.decode)
-    monkeypatch.setattr(decoding, "SPARE_S", 4.0)
+    monkeypatch.setattr(decoder_pool, "decode", poisons.decode)
+    monkeypatch.setattr(decoder_pool, "EXTRA_START_S", 4.0)
     seconds = round(4 * slowness())
     decoders = make_decoders(limit_s=float(seconds))
     assert decoders.submit(stored(store_url, "sound")).result(LIMIT_S).body_part == "HAND"
@@ -93,7 +93,7 @@ def test_a_child_that_met_its_memory_limit_is_replaced(
     store_url: str, make_decoders: Callable[..., Decoders], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What it may hold on to is not the next image's trouble."""
-    monkeypatch.setattr(decoding, "decode", poisons.decode)
+    monkeypatch.setattr(decoder_pool, "decode", poisons.decode)
     decoders = make_decoders()
     with pytest.raises(DecodingFailed, match="of memory"):
         decoders.submit(stored(store_url, "poison: eight gigabytes")).result(LIMIT_S)

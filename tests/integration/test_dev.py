@@ -11,10 +11,10 @@ from pathlib import Path
 import httpx
 import pytest
 
-from infra import state
-from infra.parts import Part
-from infra.process import is_same
-from infra.stack import Stack
+from infra.embedded import state
+from infra.embedded.parts import Part
+from infra.embedded.process import is_same_process
+from infra.embedded.stack import Stack
 from shared.settings import ROOT, Settings
 from tests.pace import LIMIT_S, until
 
@@ -97,16 +97,16 @@ def test_what_is_written_is_what_is_served(checkout: Path, started: "subprocess.
 
     def served(path: str, word: str) -> bool:
         try:
-            answer = httpx.get(before.urls["api"] + path, headers={"Accept": "text/html"}, trust_env=False)
+            response = httpx.get(before.urls["api"] + path, headers={"Accept": "text/html"}, trust_env=False)
         except httpx.TransportError:  # it is being restarted
             return False
-        return word in answer.text
+        return word in response.text
 
     template = checkout / "api/pages/templates/login.html"
     template.write_text(template.read_text().replace("Your key", "Your own key"))
     until(lambda: served("/login", "Your own key"), 60, log.read_text)
 
-    module = checkout / "api/main.py"
+    module = checkout / "api/app.py"
     module.write_text(module.read_text().replace('title="Osteon"', 'title="Osteon, changed"'))
     until(lambda: served("/openapi.json", "Osteon, changed"), 60, log.read_text)
     assert running(home)["worker"] == {part.name: part.pid for part in before.parts}["worker"]
@@ -119,5 +119,5 @@ def test_what_is_written_is_what_is_served(checkout: Path, started: "subprocess.
     started.send_signal(signal.SIGINT)
     assert started.wait(LIMIT_S) == 0
     assert parts is not None
-    assert not any(is_same(part["pid"], part["created"]) for part in parts["parts"].values())
+    assert not any(is_same_process(part["pid"], part["created"]) for part in parts["parts"].values())
     assert not state.status(home).running

@@ -14,10 +14,10 @@ import psycopg2
 import pytest
 import redis
 
-from infra import postgres as postgres_module
-from infra.postgres import EmbeddedPostgres
-from infra.process import wait_until
-from infra.valkey import EmbeddedValkey
+from infra.embedded import postgres as postgres_module
+from infra.embedded.postgres import EmbeddedPostgres
+from infra.embedded.process import wait_until
+from infra.embedded.valkey import EmbeddedValkey
 from shared.errors import StackError
 
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can set up another uid's view")
@@ -55,16 +55,17 @@ def kill(pid: int | None) -> None:
 # -- postgres ---------------------------------------------------------------------------------------------------
 
 
-def test_postgres_serves_an_owner_who_is_no_superuser(postgres: EmbeddedPostgres) -> None:
-    """The application's role owns its UTF-8 database and cannot read the machine's files through it."""
+def test_postgres_serves_two_roles_that_are_no_superusers(postgres: EmbeddedPostgres) -> None:
+    """One owns the UTF-8 database, the application's owns nothing; neither can read the machine's files through it."""
     postgres.start()
-    assert ask(
-        postgres.url,
-        "SELECT current_user, pg_encoding_to_char(encoding), rolsuper FROM pg_database, pg_roles "
-        "WHERE datname = current_database() AND rolname = current_user",
-    ) == [("osteon", "UTF8", False)]
-    with pytest.raises(psycopg2.errors.InsufficientPrivilege):
-        ask(postgres.url, "SELECT pg_read_file('/etc/passwd')")
+    for url, role, owns in ((postgres.owner_url, "osteon", True), (postgres.url, "osteon_app", False)):
+        assert ask(
+            url,
+            "SELECT current_user, pg_encoding_to_char(encoding), rolsuper, datdba = pg_roles.oid FROM pg_database, pg_roles "
+            "WHERE datname = current_database() AND rolname = current_user",
+        ) == [(role, "UTF8", False, owns)]
+        with pytest.raises(psycopg2.errors.InsufficientPrivilege):
+            ask(url, "SELECT pg_read_file('/etc/passwd')")
 
 
 def test_postgres_listens_on_loopback_with_a_password(postgres: EmbeddedPostgres) -> None:
@@ -75,7 +76,7 @@ def test_postgres_listens_on_loopback_with_a_password(postgres: EmbeddedPostgres
     with pytest.raises(psycopg2.OperationalError, match="password"):
         psycopg2.connect(host="127.0.0.1", port=postgres.port, user="osteon", dbname="osteon", password="wrong")
     files = sorted(postgres.folder.glob("*.password"))
-    assert [path.name for path in files] == ["osteon.password", "postgres.password"]
+    assert [path.name for path in files] == ["osteon.password", "osteon_app.password", "postgres.password"]
     assert all(stat.S_IMODE(path.stat().st_mode) == 0o600 for path in files)
     assert postgres.child is not None
     assert postgres.child.pid is not None
@@ -87,10 +88,10 @@ def test_postgres_logs_no_values(postgres: EmbeddedPostgres) -> None:
     """An error is in its log, and neither the statement nor the key that it was about, which may be a patient's."""
     postgres.start()
     for query in ("CREATE TABLE t (name text PRIMARY KEY)", "INSERT INTO t VALUES ('Roe^Jane')"):
-        ask(postgres.url, query)
+        ask(postgres.owner_url, query)
     for query in ("INSERT INTO t VALUES ('Roe^Jane')", "SELECT 'Roe^Jane' FROM nowhere"):
         with pytest.raises(psycopg2.Error):
-            ask(postgres.url, query)
+            ask(postgres.owner_url, query)
     log = (postgres.folder / "postgres.log").read_text()
     assert "duplicate key value" in log
     assert 'relation "nowhere" does not exist' in log
@@ -100,13 +101,13 @@ def test_postgres_logs_no_values(postgres: EmbeddedPostgres) -> None:
 def test_postgres_keeps_committed_rows_through_kill_9(postgres: EmbeddedPostgres) -> None:
     """A killed server starts again at once, at the same address, with every committed row."""
     postgres.start()
-    url = postgres.url
+    url = postgres.owner_url
     ask(url, "CREATE TABLE kept AS SELECT 7 AS n")
     assert postgres.child is not None
     kill(postgres.child.pid)
     assert wait_until(lambda: not postgres.running, 5)
     postgres.start()
-    assert postgres.url == url
+    assert postgres.owner_url == url
     assert ask(url, "SELECT n FROM kept") == [(7,)]
 
 
@@ -174,9 +175,28 @@ def test_root_runs_postgres_below_folders_closed_to_others(tmp_path: Path, monke
         server.start()
         assert ask(server.url, "SELECT 1") == [(1,)]
         assert server.child is not None
-        assert psutil.Process(server.child.pid).uids().effective == postgres_module.NOBODY
+        uid = psutil.Process(server.child.pid).uids().effective
+        assert uid in postgres_module.OWN_UIDS
     finally:
         server.stop()
+
+
+@as_root
+def test_root_gives_tables_to_a_user_of_their_own(postgres: EmbeddedPostgres) -> None:
+    """What an earlier version left with nobody, whom other programs run under, belongs to a uid of its own, and keeps it."""
+    postgres.start()
+    postgres.stop()
+    postgres_module._change_owner(postgres.data, postgres_module.NOBODY)
+    uids = set()
+    for _ in range(2):
+        postgres.start()
+        assert ask(postgres.url, "SELECT 1") == [(1,)]
+        assert postgres.child is not None
+        uids.add(psutil.Process(postgres.child.pid).uids().effective)
+        postgres.stop()
+    (uid,) = uids
+    assert uid in postgres_module.OWN_UIDS
+    assert {path.lstat().st_uid for path in (postgres.data, *postgres.data.rglob("*"))} == {uid}
 
 
 def test_another_postgres_is_run_when_it_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

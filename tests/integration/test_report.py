@@ -12,16 +12,16 @@ import pytest
 from PIL import Image
 from sqlalchemy import select, update
 
-from api.pages.paper import MISSING, drawable
-from shared.findings import RESEARCH_USE, Assessment
-from shared.repository import reading
+from shared.db.tables import FindingRow, IdentityReadRow
+from shared.domain.findings import RESEARCH_USE, Assessment
+from shared.paper import MISSING, drawable
+from shared.queries import studies
 from shared.storage import preview_key, sha256_of
-from shared.tables import FindingRow, IdentityReadRow
-from tests.answered import MANIFEST, ONE, analyse, say, study_file
+from tests.feedback_data import MANIFEST, ONE, analyse, say, study_file
 
 KNOWN = MANIFEST | {
     "modalities": ["CR", "DX"], "data": {"sources": ["FracAtlas"]}, "limits": "Elbows are weak.",
-    "metrics": {"films": 703, "fractured": 92, "operating_points": {
+    "metrics": {"radiographs": 703, "fractured": 92, "operating_points": {
         "sensitive": {"sensitivity": [0.978, 0.943, 1.0], "specificity": [0.455, 0.4, 0.51]},
         "specific": {"sensitivity": [0.73, 0.54, 0.87], "specificity": [0.96, 0.94, 0.98]},
     }},
@@ -43,9 +43,9 @@ def made(api: Any, images: int = 1, assessment: Assessment = Assessment.POSITIVE
 
 
 def paper(api: Any, study: str) -> bytes:
-    answer = api.http.get(f"/studies/{study}/report.pdf", headers=api.headers("radiologist"))
-    assert (answer.status_code, answer.headers["content-type"]) == (200, "application/pdf"), answer.text
-    return bytes(answer.content)
+    response = api.http.get(f"/api/v1/studies/{study}/report.pdf", headers=api.headers("radiologist"))
+    assert (response.status_code, response.headers["content-type"]) == (200, "application/pdf"), response.text
+    return bytes(response.content)
 
 
 def pages_of(content: bytes, tmp_path: Path) -> list[str]:
@@ -62,7 +62,7 @@ def flat(text: str) -> str:
 @needs_poppler
 @pytest.mark.parametrize("images", [1, 2, 3, 4])
 def test_up_to_four_images_stand_on_one_page(in_process: Any, tmp_path: Path, images: int) -> None:
-    """Identity, findings, limits, an answer and the banner, all on one A4 page."""
+    """Identity, findings, limits, feedback and the banner, all on one A4 page."""
     study = made(in_process, images)
     say(in_process, study, **ONE | {"verdict": "supplement", "text": "old break of the radius"})
     (page,) = pages_of(paper(in_process, study), tmp_path)
@@ -79,7 +79,7 @@ def test_up_to_four_images_stand_on_one_page(in_process: Any, tmp_path: Path, im
 
 @needs_poppler
 def test_long_reports_go_on(in_process: Any, tmp_path: Path) -> None:
-    """Nine images and many answers take more pages; each has the banner and its number, and nothing is cut off."""
+    """Nine images and much feedback take more pages; each has the banner and its number, and nothing is cut off."""
     study = made(in_process, 9)
     for number in range(30):
         say(in_process, study, **ONE | {"verdict": "supplement", "text": f"remark {number} " + "words " * 60})
@@ -109,15 +109,15 @@ def test_the_heatmap_of_an_abstention_is_drawn_when_asked_for(in_process: Any) -
 
     def colour(study: str, **query: str) -> int:
         headers = in_process.headers("radiologist")
-        answer = in_process.http.get(f"/studies/{study}/overlay.jpg", params=query, headers=headers)
-        pixels = np.asarray(Image.open(io.BytesIO(answer.content)).convert("RGB"), int)
+        response = in_process.http.get(f"/api/v1/studies/{study}/overlay.jpg", params=query, headers=headers)
+        pixels = np.asarray(Image.open(io.BytesIO(response.content)).convert("RGB"), int)
         return int(np.ptp(pixels, axis=2).max())
 
     silent, positive = made(in_process, assessment=Assessment.ABSTAINED), made(in_process, number=2)
     assert colour(silent) < 10
     assert colour(silent, unveiled="true") > 60
     assert colour(positive) > 60
-    url, headers = f"/studies/{silent}/report.html", in_process.headers("radiologist")
+    url, headers = f"/view/{silent}/report", in_process.headers("radiologist")
     veiled, unveiled = (in_process.http.get(url + query, headers=headers).text for query in ("", "?unveiled=true"))
     assert ("Its heatmap is not drawn" in veiled, "unveiled=true&" in veiled) == (True, False)
     assert ("Its heatmap is not drawn" in unveiled, "unveiled=true&" in unveiled) == (False, True)
@@ -148,7 +148,7 @@ def test_what_no_font_draws_is_said(in_process: Any, tmp_path: Path) -> None:
     text = flat(" ".join(pages_of(paper(in_process, study), tmp_path)))
     assert "Qabbani" in text
     assert f"{MISSING} stands for characters that this PDF cannot draw (U+0642" in text
-    page = in_process.http.get(f"/studies/{study}/report.html", headers=in_process.headers("radiologist")).text
+    page = in_process.http.get(f"/view/{study}/report", headers=in_process.headers("radiologist")).text
     assert "قباني" in page
 
 
@@ -179,8 +179,7 @@ def test_a_report_is_read_under_audit_and_by_readers_only(in_process: Any) -> No
         with in_process.database.transaction() as session:
             return len(session.scalars(select(IdentityReadRow).where(IdentityReadRow.study_id == UUID(study))).all())
 
-    for count, path in enumerate(("report.html", "report.pdf"), start=1):
-        url = f"/studies/{study}/{path}"
+    for count, url in enumerate((f"/view/{study}/report", f"/api/v1/studies/{study}/report.pdf"), start=1):
         assert in_process.http.get(url, headers=in_process.headers("submitter")).status_code == 403
         assert in_process.http.get(url, headers=in_process.headers("radiologist")).status_code == 200
         assert reads() == count
@@ -194,12 +193,12 @@ def test_a_missing_picture_is_said(in_process: Any) -> None:
 
 
 def test_marks_and_heatmap_are_drawn_where_they_are(in_process: Any) -> None:
-    """In the picture, the heatmap colours its place, a mark's edge is blue there, and elsewhere the film is gray."""
+    """In the picture, the heatmap colours its place, a mark's edge is blue there, and elsewhere the radiograph is gray."""
     study = made(in_process)
     mark = {"image": 1, "frame": 1, "x": 0.1, "y": 0.1, "width": 0.2, "height": 0.2}
     say(in_process, study, **ONE | {"marks": [mark]})
-    answer = in_process.http.get(f"/studies/{study}/overlay.jpg", headers=in_process.headers("radiologist"))
-    picture = Image.open(io.BytesIO(answer.content))
+    response = in_process.http.get(f"/api/v1/studies/{study}/overlay.jpg", headers=in_process.headers("radiologist"))
+    picture = Image.open(io.BytesIO(response.content))
     assert picture.size == (120, 160)
     picture_rgb = np.asarray(picture)
     red, _, blue = picture_rgb[80, 60].tolist()
@@ -214,15 +213,15 @@ def test_of_very_many_images_the_gravest_are_pictured(
     in_process: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """All images are told of in words; pictures are of the gravest, and of the others it is said that there are none."""
-    monkeypatch.setattr("api.report.MOST_PICTURES", 2)
+    monkeypatch.setattr("api.studies.report.MOST_PICTURES", 2)
     study = made(in_process, 4)
     with in_process.database.transaction() as session:
-        ids = [view.row.id for view in reading.instances(session, UUID(study))]
+        ids = [view.row.id for view in studies.instances(session, UUID(study))]
         for number, chance in ((1, 0.75), (2, 0.95), (3, 0.8), (4, 0.9)):
             session.execute(
                 update(FindingRow).where(FindingRow.instance_id == ids[number - 1]).values(fracture_probability=chance)
             )
-    page = in_process.http.get(f"/studies/{study}/report.html", headers=in_process.headers("radiologist")).text
+    page = in_process.http.get(f"/view/{study}/report", headers=in_process.headers("radiologist")).text
     assert [f"overlay.jpg?image={number}&" in page for number in (1, 2, 3, 4)] == [False, True, False, True]
     content = paper(in_process, study)
     assert page.count("the 2 gravest images of this study are") == 2
@@ -241,9 +240,9 @@ def test_images_that_could_not_be_read_are_told_first(in_process: Any, tmp_path:
     analyse(in_process, study, assessment=assessment, unread=2)
     words = "2 images could not be read"
     reader = in_process.headers("radiologist")
-    assert words in in_process.http.get("/worklist", headers=reader).json()["entries"][0]["why"]
+    assert words in in_process.http.get("/api/v1/worklist", headers=reader).json()["entries"][0]["why"]
     assert words in in_process.http.get(f"/view/{study}", headers=reader).text
-    pages = [in_process.http.get(f"/studies/{study}/report.html", headers=reader).text.partition('class="headline"')[2]]
+    pages = [in_process.http.get(f"/view/{study}/report", headers=reader).text.partition('class="headline"')[2]]
     pages.append(flat(" ".join(pages_of(paper(in_process, study), tmp_path))).partition("Image 1")[0])
     for text in pages:
         headline = text.partition("</p>")[0]
@@ -262,29 +261,29 @@ def test_why_an_image_is_not_pictured(in_process: Any, tmp_path: Path) -> None:
 
 
 @needs_poppler
-def test_an_answer_stands_with_the_finding_that_it_answered(in_process: Any, tmp_path: Path) -> None:
+def test_feedback_stands_with_the_finding_that_it_is_about(in_process: Any, tmp_path: Path) -> None:
     """A newer bundle says positive where the older said negative: who agreed with the older is not seen to agree with it."""
     study = made(in_process, assessment=Assessment.NEGATIVE)
     say(in_process, study, **ONE)
     analyse(in_process, study, "second", Assessment.POSITIVE, KNOWN)
     say(in_process, study, **ONE | {"verdict": "disagree", "bundle": "second", "fracture": "no"})
-    answered = "This answered bundle first: negative, score 0.7 of 10"
-    page = in_process.http.get(f"/studies/{study}/report.html", headers=in_process.headers("radiologist")).text
+    said = "It is about bundle first: negative, score 0.7 of 10"
+    page = in_process.http.get(f"/view/{study}/report", headers=in_process.headers("radiologist")).text
     for text in (flat(page), flat(" ".join(pages_of(paper(in_process, study), tmp_path)))):
-        current, _, earlier = text.partition("Readers' answers")[2].partition("Answers to earlier findings")
+        current, _, earlier = text.partition("Readers' feedback")[2].partition("Feedback on earlier findings")
         assert "disagrees on image 1" in current
         assert " agrees on image 1" not in current
         assert " agrees on image 1" in earlier
-        assert answered in earlier
+        assert said in earlier
 
 
 def test_a_corrected_mark_makes_another_picture(in_process: Any) -> None:
-    """The picture's address changes when an answer is corrected, though the number of answers stays."""
+    """The picture's address changes when feedback is corrected, though the number of entries stays."""
     study = made(in_process)
     mark = {"image": 1, "frame": 1, "x": 0.1, "y": 0.1, "width": 0.2, "height": 0.2}
     seen = set()
     for x in (0.1, 0.5):
         say(in_process, study, **ONE | {"marks": [mark | {"x": x}]})
-        page = in_process.http.get(f"/studies/{study}/report.html", headers=in_process.headers("radiologist")).text
+        page = in_process.http.get(f"/view/{study}/report", headers=in_process.headers("radiologist")).text
         seen.add(page.partition("overlay.jpg?")[2].partition('"')[0])
     assert len(seen) == 2

@@ -14,10 +14,11 @@ from pathlib import Path
 import pytest
 from pydantic import SecretStr
 
-from infra import state
-from infra.parts import Part
-from infra.process import created, is_same, wait_until
-from infra.stack import Stack
+from infra.embedded import stack as stack_module
+from infra.embedded import state
+from infra.embedded.parts import Part
+from infra.embedded.process import creation_time, free_port, is_same_process, wait_until
+from infra.embedded.stack import Stack
 from shared.errors import StackError
 from shared.settings import ROOT, Settings
 from tests.pace import LIMIT_S
@@ -94,7 +95,7 @@ def test_secrets_are_made_once_and_private(tmp_path: Path) -> None:
             assert stat.S_IMODE((home / "stack.json").stat().st_mode) == 0o600
     assert state.ensure_secrets(home) == first
     assert stat.S_IMODE((home / "secrets.json").stat().st_mode) == 0o600
-    assert set(first["keys"]) == {"submitter", "radiologist", "admin"}
+    assert set(first["keys"]) == {"submitter", "radiologist", "admin", "operator"}
 
 
 def test_full_disk_stops_nothing_half_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -129,6 +130,15 @@ def test_busy_port_moves_on_unless_it_was_chosen(tmp_path: Path) -> None:
             assert int(stack.urls["api"].rsplit(":", 1)[1]) > port
 
 
+def test_two_processes_never_serve_their_metrics_on_one_port(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever was here before may hold the worker's: then it takes the next one, which would be the listener's."""
+    first = free_port()
+    monkeypatch.setattr(stack_module, "METRICS_PORTS", {"worker": first, "dicom": first + 1})
+    with socket.create_server(("127.0.0.1", first)), Stack(outside(tmp_path), steps=no_parts, parts=no_parts) as stack:
+        chosen = [int(stack._variables[f"OSTEON_{name}_METRICS_PORT"]) for name in ("WORKER", "DICOM")]
+    assert first < chosen[0] < chosen[1]
+
+
 def test_failed_step_shows_its_log_and_leaves_nothing(tmp_path: Path) -> None:
     """A migration that fails is named with what it wrote, and the stack that it stopped can start again."""
     home = tmp_path / "home"
@@ -138,6 +148,31 @@ def test_failed_step_shows_its_log_and_leaves_nothing(tmp_path: Path) -> None:
     assert not (home / "stack.json").exists()
     with Stack(outside(home), steps=no_parts, parts=no_parts):
         pass
+
+
+@only_linux
+def test_a_part_is_waited_for_while_it_makes_progress(tmp_path: Path) -> None:
+    """One that computes for longer than the limit before it is ready is waited for; one that sleeps is given up."""
+    computing = """if True:
+        import time
+        while time.process_time() < 1.2:
+            pass
+        open("ready", "w").close()
+        time.sleep(600)
+    """
+
+    def busy(*_: object) -> Sequence[Part]:
+        code = computing.replace("ready", str(tmp_path / "ready"))
+        return [Part("busy", [sys.executable, "-S", "-c", code], (tmp_path / "ready").exists)]
+
+    def idle(*_: object) -> Sequence[Part]:
+        return [Part("idle", [sys.executable, "-S", "-c", "import time; time.sleep(600)"], lambda: False)]
+
+    with Stack(outside(tmp_path / "busy", start_limit_s=1.0), steps=no_parts, parts=busy):
+        assert (tmp_path / "ready").exists()
+    late = Stack(outside(tmp_path / "idle", start_limit_s=1.0), steps=no_parts, parts=idle)
+    with pytest.raises(StackError, match=r"idle was not ready, and did nothing for 1 s \(OSTEON_START_LIMIT_S"):
+        late.start()
 
 
 def supervise(home: Path, parts: str, *, embedded: bool = False) -> "subprocess.Popen[str]":
@@ -185,12 +220,12 @@ def test_dead_parts_are_started_again(tmp_path: Path) -> None:
     assert state.down(home, delete=True)
     assert supervisor.wait(LIMIT_S) == 0
     assert not home.exists()
-    assert not any(is_same(part["pid"], part["created"]) for part in after.values())
+    assert not any(is_same_process(part["pid"], part["created"]) for part in after.values())
 
 
 def test_part_that_keeps_dying_ends_the_stack(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A part that cannot live is given up with the end of its log instead of being restarted for ever."""
-    monkeypatch.setattr("infra.stack.MAX_RESTARTS", 1)
+    monkeypatch.setattr("infra.embedded.stack.MAX_RESTARTS", 1)
     dying = sleeper("worker", "import time; time.sleep(1.5); raise SystemExit('no model')")
     stack = Stack(outside(tmp_path / "home"), steps=no_parts, parts=lambda *_: [dying])
     with pytest.raises(StackError, match=r"(?s)worker was restarted.*no model"), stack:
@@ -213,7 +248,10 @@ def test_parts_stop_before_the_servers_they_use(tmp_path: Path) -> None:
 
         def stop_valkey() -> None:
             alive.append(
-                (is_same(worker["pid"], worker["created"]), stack.postgres is not None and stack.postgres.running)
+                (
+                    is_same_process(worker["pid"], worker["created"]),
+                    stack.postgres is not None and stack.postgres.running,
+                )
             )
             valkey_stop()
 
@@ -238,7 +276,7 @@ def test_deaf_part_is_killed_with_its_children(tmp_path: Path) -> None:
     with Stack(outside(home), steps=no_parts, parts=lambda *_: [sleeper("worker", code, stop_wait_s=0.5)]):
         assert wait_until(lambda: log.read_text().endswith("\n"), 10)
         grandchild = int(log.read_text())
-    assert wait_until(lambda: created(grandchild) is None, 5)
+    assert wait_until(lambda: creation_time(grandchild) is None, 5)
 
 
 @only_linux
@@ -249,7 +287,7 @@ def test_kill_9_of_the_supervisor_leaves_nothing_running(tmp_path: Path) -> None
     before = processes(home)
     supervisor.kill()
     supervisor.wait()
-    assert wait_until(lambda: not any(is_same(part["pid"], part["created"]) for part in before.values()), 10)
+    assert wait_until(lambda: not any(is_same_process(part["pid"], part["created"]) for part in before.values()), 10)
     assert not state.status(home).running
     with Stack(Settings.model_validate({"home": home}), steps=no_parts, parts=no_parts):
         assert state.status(home).running
@@ -264,9 +302,9 @@ def test_next_start_ends_what_ignored_the_death_signal(tmp_path: Path) -> None:
     worker = processes(home)["worker"]
     supervisor.kill()
     supervisor.wait()
-    assert is_same(worker["pid"], worker["created"])
+    assert is_same_process(worker["pid"], worker["created"])
     state.end_orphans(home, wait_s=0.5)
-    assert not is_same(worker["pid"], worker["created"])
+    assert not is_same_process(worker["pid"], worker["created"])
 
 
 def test_ctrl_c_stops_everything(tmp_path: Path) -> None:
@@ -276,7 +314,7 @@ def test_ctrl_c_stops_everything(tmp_path: Path) -> None:
     api = processes(home)["api"]
     supervisor.send_signal(signal.SIGINT)
     assert supervisor.wait(LIMIT_S) == 0
-    assert not is_same(api["pid"], api["created"])
+    assert not is_same_process(api["pid"], api["created"])
     assert not (home / "stack.json").exists()
 
 

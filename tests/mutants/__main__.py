@@ -42,7 +42,7 @@ that no longer stands in the code exactly once, or a test that is missing, is no
 """
 
 
-class Wrong(Exception):
+class InvalidFault(Exception):
     """The list does not fit the code or the tests any more; says what to change."""
 
 
@@ -94,7 +94,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         with copy_of(ROOT) as tree:
             verdicts = list(judge_all(tree, chosen, whole=given.whole, told=sys.stderr if given.json else sys.stdout))
-    except Wrong as wrong:
+    except InvalidFault as wrong:
         print(wrong, file=sys.stderr)
         return 2
     survivors = [verdict for verdict in verdicts if not verdict.caught]
@@ -120,7 +120,7 @@ def copy_of(root: Path) -> Iterator[Path]:
 
 
 def judge_all(tree: Path, faults: Sequence[Fault], *, whole: bool, told: TextIO) -> Iterator[Verdict]:
-    """The verdict on each fault; told: where a line is written as each comes. Raises Wrong."""
+    """The verdict on each fault; told: where a line is written as each comes. Raises InvalidFault."""
     for fault in faults:
         changed(tree / fault.file, fault)  # before minutes are spent
     slowness()  # measured once, for all processes that inherit it
@@ -140,13 +140,15 @@ def judge_all(tree: Path, faults: Sequence[Fault], *, whole: bool, told: TextIO)
 
 
 def check_unchanged(outcomes: Mapping[str, Outcome], named: Sequence[str]) -> None:
-    """Raises Wrong unless all named tests ran and passed on the unchanged code."""
+    """Raises InvalidFault unless all named tests ran and passed on the unchanged code."""
     missing = [test for test in named if outcomes.get(test, Outcome.SKIPPED) is Outcome.SKIPPED]
     if missing:
-        raise Wrong(f"These tests are not run by `make test` (no such test, slow, or skipped): {', '.join(missing)}")
+        raise InvalidFault(
+            f"These tests are not run by `make test` (no such test, slow, or skipped): {', '.join(missing)}"
+        )
     failing = [test for test, outcome in outcomes.items() if outcome is Outcome.FAILED]
     if failing:
-        raise Wrong(f"These tests fail without any fault, so they tell nothing: {', '.join(failing)}")
+        raise InvalidFault(f"These tests fail without any fault, so they tell nothing: {', '.join(failing)}")
 
 
 def judge(fault: Fault, outcomes: Mapping[str, Outcome], seconds: float, *, whole: bool = False) -> Verdict:
@@ -157,10 +159,10 @@ def judge(fault: Fault, outcomes: Mapping[str, Outcome], seconds: float, *, whol
 
 
 def changed(file: Path, fault: Fault) -> str:
-    """The file's text with the fault in it. Raises Wrong where the fault's text does not stand there exactly once."""
+    """The file's text with the fault in it. Raises InvalidFault where the fault's text does not stand there exactly once."""
     text = file.read_text(encoding="utf-8") if file.is_file() else ""
     if text.count(fault.text) != 1:
-        raise Wrong(
+        raise InvalidFault(
             f"{fault.name}: the text of this fault stands {text.count(fault.text)} times in {fault.file}, not once. "
             "Bring tests/mutants/faults.py up to date with the code."
         )
@@ -169,13 +171,13 @@ def changed(file: Path, fault: Fault) -> str:
         try:
             compile(made, str(file), "exec")
         except SyntaxError as wrong:
-            raise Wrong(f"{fault.name}: with this fault {fault.file} is no Python any more: {wrong}") from wrong
+            raise InvalidFault(f"{fault.name}: with this fault {fault.file} is no Python any more: {wrong}") from wrong
     return made
 
 
 @contextmanager
 def planted(file: Path, fault: Fault, number: int) -> Iterator[None]:
-    """The fault stands in the file during the block. number: another one for each fault. Raises Wrong."""
+    """The fault stands in the file during the block. number: another one for each fault. Raises InvalidFault."""
     made, before, times = changed(file, fault), file.read_bytes(), file.stat()
     file.write_text(made, encoding="utf-8")
     # Python takes compiled code for current by the source's size and second of change: give each fault one of its own
@@ -190,7 +192,7 @@ def planted(file: Path, fault: Fault, number: int) -> Iterator[None]:
 def run_tests(tree: Path, tests: Sequence[str], *, stop: bool = False) -> dict[str, Outcome]:
     """What became of the quick tests among these, or of all quick tests where none is named; by node id.
 
-    stop: at the first failure. Raises Wrong where pytest did not come to its end.
+    stop: at the first failure. Raises InvalidFault where pytest did not come to its end.
     """
     report = tree.parent / "report.xml"
     report.unlink(missing_ok=True)
@@ -222,7 +224,7 @@ def run_tests(tree: Path, tests: Sequence[str], *, stop: bool = False) -> dict[s
         check=False,
     )
     if (done.returncode not in RAN and not (tests and done.returncode == 5)) or not report.is_file():
-        raise Wrong(f"pytest did not come to its end (exit code {done.returncode}):\n{done.stdout[-4000:]}")
+        raise InvalidFault(f"pytest did not come to its end (exit code {done.returncode}):\n{done.stdout[-4000:]}")
     return outcomes_of(report)
 
 

@@ -1,1 +1,1 @@
-"""Tests of whole systems, marked `systems`: containers, network namespaces, DICOM peers. There are none yet."""
+"""Tests of whole systems, marked `systems`: containers, network namespaces, DICOM peers."""

@@ -1,7 +1,10 @@
 """What contributors are told is true, and what they may forget is noticed."""
 
+import dataclasses
+import json
 import re
 import tomllib
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -12,8 +15,12 @@ from starlette.routing import Match
 
 import shared
 from api import pages
-from api.pages.render import ROOMS
-from shared.settings import OTHERS, ROOT, Settings
+from api.pages.render import NAVIGATION, STATIC_DIR, modules
+from api.schemas import FindingView
+from infra.predict import COLUMNS
+from shared.db.tables import FindingRow
+from shared.domain.findings import Finding
+from shared.settings import OTHERS, RENAMED, ROOT, Settings
 from tests.unit.training.test_adapters import TREES
 from training.datasets import ADAPTERS, LAYOUTS
 from training.export import SOURCES
@@ -67,16 +74,22 @@ def test_tests_that_notice_are_there() -> None:
 
 
 def test_the_forge_runs_what_ci_runs() -> None:
-    """The workflow makes every target of .ci/run, and installs every system package of it before."""
+    """The workflow makes every target of .ci/run, and installs every system package of it before.
+
+    Node.js is for `make check`, and the forge's own machines have it; and for the tests of systems, which fetch OHIF.
+    """
     ci = (ROOT / ".ci/run").read_text()
     named = targets(ci) | set(" ".join(re.findall(r"^for target in (.*);", ci, re.MULTILINE)).split())
     long = set(JOBS["long"]["strategy"]["matrix"]["target"])
     assert {"check", "test"} < named
     assert named <= long | targets("\n".join(map(commands, JOBS.values())))
     packages = set(" ".join(re.findall(r"apt-get install -y -qq ([\w -]+)\)", ci)).split())
-    assert "chromium" in packages
+    assert {"chromium", "nodejs", "npm"} < packages
+    packages -= {"nodejs", "npm", "--no-install-recommends"}
+    assert "container" not in JOBS["check"]
     for job in ("test", "long"):
         assert packages <= set(commands(JOBS[job]).split())
+    assert "npm" in commands(JOBS["long"]).split()
 
 
 def test_the_matrix_is_what_the_package_promises() -> None:
@@ -106,6 +119,15 @@ def test_the_citation_is_of_this_version() -> None:
     assert yaml.safe_load((ROOT / "CITATION.cff").read_text())["version"] == shared.__version__
 
 
+def test_every_dependency_stands_with_its_licence() -> None:
+    """Each package that pyproject.toml asks for is in a table of THIRD_PARTY.md."""
+    asked = [line for lines in (PROJECT["dependencies"], *PROJECT["optional-dependencies"].values()) for line in lines]
+    names = {re.match(r"[\w-]+", line)[0] for line in asked} - {"osteon"}  # type: ignore[index]
+    table = [line.split("|")[1] for line in (ROOT / "THIRD_PARTY.md").read_text().splitlines() if line.startswith("| ")]
+    told = set(re.findall(r"[\w-]+", " ".join(table)))
+    assert names - told == set()
+
+
 # -- what a migration, a data set, a page or a setting needs ---------------------------------------------------------
 
 
@@ -129,6 +151,22 @@ def test_a_step_outside_its_transaction_is_cut_off_in_a_test(path: Path) -> None
     assert not builds or f'"{path.name[:4]}", "ix_' in cut_off
 
 
+@pytest.mark.parametrize(
+    ("there", "instead"),
+    [
+        ([column.name for column in FindingRow.__table__.columns], {"extent": "severity"}),
+        (FindingView.model_fields, {"extent": "severity", "heatmap": "heatmap_url"}),
+        # predict draws a heatmap into a file, with the field as it lies
+        (COLUMNS, {"extent": "severity", "heatmap": "file", "field": "file"}),
+    ],
+    ids=["table", "API", "predict"],
+)
+def test_a_field_of_a_finding_is_told_everywhere(there: Collection[str], instead: dict[str, str]) -> None:
+    """What the model finds is a column of `findings`, a field of the API's response and of `osteon predict`."""
+    names = {instead.get(field.name, field.name) for field in dataclasses.fields(Finding)}
+    assert names - set(there) == set()
+
+
 def test_a_data_set_is_complete() -> None:
     """Each adapter has its layout told, its citation in the model card, and a tree to test it with."""
     assert set(SOURCES) == set(ADAPTERS)
@@ -147,16 +185,47 @@ def test_a_page_is_served() -> None:
     for path in (ROOT / "api/pages").glob("*.py"):
         for method, route in re.findall(r'@router\.(get|post)\(\s*"([^"]+)"', path.read_text()):
             assert served(route, method.upper()), path.name
-    assert [path for path, _, _ in ROOMS if not served(path)] == []
+    assert [path for path, _, _ in NAVIGATION if not served(path)] == []
     assert not served("/nowhere")
 
 
 @pytest.mark.parametrize("path", TEMPLATES, ids=lambda path: path.stem)
 def test_a_template_links_files_that_are_there(path: Path) -> None:
-    """What a page links from /static exists and carries its version, for browsers keep it for a year."""
-    for name, version in re.findall(r'/static/([\w.-]+)((?:\?v=\{\{ ASSETS \}\})?)"', path.read_text()):
-        assert (ROOT / "api/pages/static" / name).is_file()
-        assert version, name
+    """Styles and scripts exist, and none is linked by an address without the digest of the folder."""
+    text = path.read_text()
+    linked = re.findall(r'\{\{ STATIC \}\}/([\w./-]+)"', text) + re.findall(r'\{\{ script\("([\w./-]+)"\) \}\}', text)
+    assert [name for name in linked if not (STATIC_DIR / name).is_file()] == []
+    assert '"/static' not in text
+    assert "<script" not in text
+
+
+def test_every_script_is_part_of_a_page() -> None:
+    """What a page loads names all that it imports, each after what it imports itself; no script is left over."""
+    text = "\n".join(path.read_text() for path in TEMPLATES)
+    entries = set(re.findall(r'\{\{ script\("([\w./-]+)"\) \}\}', text))
+    assert entries == {"page.js", "worklist.js", "study.js", "operations.js"}
+    loaded = {name for entry in entries for name in modules(entry)}
+    assert loaded == {str(path.relative_to(STATIC_DIR)) for path in STATIC_DIR.rglob("*.js")}
+    for name in loaded:
+        imported = re.findall(r'\bfrom "([^"]+)"|^import "([^"]+)"', (STATIC_DIR / name).read_text(), re.MULTILINE)
+        here = {str((STATIC_DIR / name).parent.joinpath(a or b).resolve().relative_to(STATIC_DIR)) for a, b in imported}
+        assert here <= set(modules(name)), name
+
+
+def test_packages_of_npm_are_locked_by_hash_alone() -> None:
+    """Each is of one version and known by its content; no registry is named, for everybody has their own."""
+    package, lock = (json.loads((ROOT / name).read_text()) for name in ("package.json", "package-lock.json"))
+    assert package["private"] is True
+    assert "dependencies" not in package  # browsers get our files and nothing else
+    assert [wish for wish in package["devDependencies"].values() if not re.fullmatch(r"\d+\.\d+\.\d+", wish)] == []
+    installed = {name: one for name, one in lock["packages"].items() if name}
+    assert len(installed) > len(package["devDependencies"])
+    assert [name for name, one in installed.items() if not one["integrity"].startswith("sha512-")] == []
+    assert [name for name, one in installed.items() if "resolved" in one] == []
+    assert lock["packages"][""]["devDependencies"] == package["devDependencies"]
+    oldest = package["engines"]["node"].removeprefix(">=")
+    assert f"Node.js {oldest} or newer" in CONTRIBUTING
+    assert f"Node.js {oldest} or newer" in (ROOT / "Makefile").read_text()
 
 
 def test_a_setting_says_what_it_is() -> None:
@@ -165,13 +234,14 @@ def test_a_setting_says_what_it_is() -> None:
 
 
 def test_variables_are_settings_or_told() -> None:
-    """Every OSTEON_ variable in the code is a setting, or stands in CONTRIBUTING's table; and none there is gone."""
+    """Every OSTEON_ variable in the code is a setting, now or before, or in CONTRIBUTING's table; none there is gone."""
     settings = {f"OSTEON_{name.upper()}" for name in Settings.model_fields}
+    assert set(RENAMED.values()) <= settings
     table = {
         name for line in CONTRIBUTING.splitlines() if line.startswith("| `OSTEON_") for name in VARIABLE.findall(line)
     }
     assert table == OTHERS
     used = {name for path in CODE for name in VARIABLE.findall(path.read_text())}
-    assert used - settings - table - {"OSTEON_KEY"} == set()
+    assert used - settings - RENAMED.keys() - table - {"OSTEON_KEY"} == set()
     tests = {name for path in (ROOT / "tests").rglob("*.py") for name in VARIABLE.findall(path.read_text())}
     assert {name for name in table if not name.startswith("OSTEON_KEY_")} <= used | tests

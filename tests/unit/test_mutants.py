@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.mutants.__main__ import ROOT, Outcome, Wrong, changed, check_unchanged, judge, outcomes_of, planted
+from tests.mutants.__main__ import ROOT, InvalidFault, Outcome, changed, check_unchanged, judge, outcomes_of, planted
 from tests.mutants.faults import FAULTS, Fault
 
 FAULT = Fault("name", "What is wrong.", "code.py", "is_right", "is_wrong", ("tests/a.py::test_a", "tests/a.py::test_b"))
@@ -42,12 +42,12 @@ def test_a_fault_must_fit_its_file(tmp_path: Path) -> None:
     file = tmp_path / "code.py"
     for content in ("", "is_right = is_right"):
         file.write_text(content)
-        with pytest.raises(Wrong, match=r"faults\.py up to date"):
+        with pytest.raises(InvalidFault, match=r"faults\.py up to date"):
             changed(file, FAULT)
-    with pytest.raises(Wrong, match="up to date"):
+    with pytest.raises(InvalidFault, match="up to date"):
         changed(tmp_path / "gone.py", FAULT)
     file.write_text("is_right = 1")
-    with pytest.raises(Wrong, match="no Python"):
+    with pytest.raises(InvalidFault, match="no Python"):
         changed(file, Fault("name", "What is wrong.", "code.py", "is_right =", "is_right = =", ()))
 
 
@@ -96,5 +96,5 @@ def test_what_tells_nothing_is_refused() -> None:
         ({a: Outcome.PASSED, b: Outcome.SKIPPED}, "not run by `make test`"),
         ({a: Outcome.PASSED, b: Outcome.FAILED}, "fail without any fault"),
     ):
-        with pytest.raises(Wrong, match=why):
+        with pytest.raises(InvalidFault, match=why):
             check_unchanged(outcomes, FAULT.tests)

@@ -1,53 +1,69 @@
-"""Data sets as one table of films. `films` reads any of them; each has an adapter in its own file."""
+"""Data sets as one table of labelled radiographs. `radiographs` reads any of them; each has its adapter in a file."""
 
 from collections.abc import Callable
 from pathlib import Path
 
 from shared.errors import BadDataset
-from training.datasets.film import MISSING, REGIONS, Film, in_square, outline_mask, read_exposed, read_film, split
 from training.datasets.fracatlas import extent, fracatlas
 from training.datasets.grazpedwri import grazpedwri
 from training.datasets.mura import NAME, TABLES, mura
-from training.datasets.tables import tables
+from training.datasets.radiograph import (
+    MISSING,
+    REGIONS,
+    LabelledRadiograph,
+    in_square,
+    outline_mask,
+    read_exposed,
+    read_radiograph,
+    split,
+)
+from training.datasets.tables import OWN_TABLES, tables
 
 __all__ = [
     "ADAPTERS",
     "MISSING",
     "REGIONS",
-    "Film",
+    "LabelledRadiograph",
     "extent",
-    "films",
     "fracatlas",
     "grazpedwri",
     "in_square",
     "mura",
     "outline_mask",
+    "radiographs",
     "read_exposed",
-    "read_film",
+    "read_radiograph",
     "split",
     "tables",
 ]
 
-ADAPTERS: dict[str, Callable[[Path], list[Film]]] = {
+ADAPTERS: dict[str, Callable[[Path], list[LabelledRadiograph]]] = {
     "fracatlas": fracatlas,
     "mura": mura,
     "grazpedwri": grazpedwri,
     "csv": tables,
-    "dicom": tables,  # the same table: each of its films is what its content says
+    "dicom": tables,  # the same table: each of its radiographs is what its content says
 }
 
 LAYOUTS = f"""\
   fracatlas    a folder with labels.csv, polygons.json and images/
   mura         {NAME}/ or the folder that holds it, with {" and ".join(TABLES)}
   grazpedwri   a folder with dataset.csv, images_part1/ .. images_part4/ and folder_structure/
-  csv, dicom   a .csv file, or a folder with films.csv: columns image and patient, and what else is known"""
+  csv, dicom   a .csv file, or a folder with radiographs.csv: columns image and patient, and what else is known"""
 
 
-def films(path: Path, kind: str = "") -> list[Film]:
-    """The films of a data set.
+def radiographs(path: Path, kind: str = "") -> list[LabelledRadiograph]:
+    """Read a data set.
 
-    kind: one of ADAPTERS; "" finds it out from the files that are there.
-    Raises BadDataset: for an unknown layout it lists the known ones, else it names the file and the line to mend.
+    Args:
+        path: folder of the data set, or a .csv file.
+        kind: one of ADAPTERS; "" finds it out from the files that are there.
+
+    Returns:
+        Its radiographs, in the order of its tables.
+
+    Raises:
+        BadDataset: An unknown layout: lists the known ones. Else names the file and the line to mend.
     """
     if not path.exists():
         raise BadDataset(f"{path} does not exist: give the folder of a data set, or a .csv file")
@@ -66,6 +82,6 @@ def _kind(path: Path) -> str:
         return "mura"
     if (path / "dataset.csv").is_file():
         return "grazpedwri"
-    if (path / "films.csv").is_file():
+    if any((path / name).is_file() for name in OWN_TABLES):
         return "csv"
     raise BadDataset(f"{path} has no layout that is known:\n{LAYOUTS}")

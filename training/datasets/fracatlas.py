@@ -1,4 +1,4 @@
-"""FracAtlas: 4083 films of five regions, with outlines of the fractures."""
+"""FracAtlas: 4083 radiographs of five regions, with outlines of the fractures."""
 
 import json
 from collections.abc import Iterator
@@ -8,8 +8,17 @@ from typing import Any
 import numpy as np
 
 from shared.errors import BadDataset
-from training.datasets.film import MISSING, Film, Outline, yolo_box
-from training.datasets.rows import FLAG, REGION, Row, gather, inside, read_rows, read_text, refuse_twice
+from training.datasets.radiograph import MISSING, LabelledRadiograph, Outline, yolo_box
+from training.datasets.rows import (
+    FLAG,
+    REGION,
+    Row,
+    check_unique,
+    path_inside,
+    radiographs_of_rows,
+    read_rows,
+    read_text,
+)
 
 COLUMNS = (
     *("image_id", "block", "region", "fractured", "hardware", "boxes_yolo_cx_cy_w_h"),
@@ -17,26 +26,33 @@ COLUMNS = (
 )
 
 
-def fracatlas(root: Path) -> list[Film]:
+def fracatlas(root: Path) -> list[LabelledRadiograph]:
     """Read FracAtlas (Abedeen et al. 2023, doi:10.1038/s41597-023-02432-4).
 
-    root: the folder with labels.csv, polygons.json and images/.
-    Leaves out truncated and duplicate films. Severity is `extent`.
-    Raises BadDataset naming the file and the line that is wrong.
+    Args:
+        root: the folder with labels.csv, polygons.json and images/.
+
+    Returns:
+        Its radiographs without truncated and duplicate ones; the extent is counted by `extent`.
+
+    Raises:
+        BadDataset: Names the file and the line that is wrong.
     """
     table, polygons_file = root / "labels.csv", root / "polygons.json"
     rows = read_rows(table, COLUMNS)
-    refuse_twice(rows, lambda row: row["image_id"])
+    check_unique(rows, lambda row: row["image_id"])
     try:
         polygons = json.loads(read_text(polygons_file))
     except ValueError as wrong:
-        raise BadDataset(f"{polygons_file} is not JSON: {wrong}") from wrong
+        raise BadDataset(f"{polygons_file} is not JSON: {wrong}; take it from the data set again") from wrong
     if not isinstance(polygons, dict):
-        raise BadDataset(f"{polygons_file} should hold an object with the outlines of each image_id")
-    return gather(table, rows, lambda row: _films(root, row, polygons.get(row["image_id"], [])))
+        raise BadDataset(
+            f"{polygons_file} should hold an object with the outlines of each image_id; take it from the data set again"
+        )
+    return radiographs_of_rows(table, rows, lambda row: _radiographs(root, row, polygons.get(row["image_id"], [])))
 
 
-def _films(root: Path, row: Row, shapes: list[dict[str, Any]]) -> Iterator[Film]:
+def _radiographs(root: Path, row: Row, shapes: list[dict[str, Any]]) -> Iterator[LabelledRadiograph]:
     if "1" in (row["source_jpeg_truncated"], row["exact_duplicate"]):
         return
     try:
@@ -45,12 +61,12 @@ def _films(root: Path, row: Row, shapes: list[dict[str, Any]]) -> Iterator[Film]
         raise ValueError(f"its outline in polygons.json cannot be read: {wrong!r}") from wrong
     boxes = [yolo_box(text.split()) for text in row["boxes_yolo_cx_cy_w_h"].split(";") if text.strip()]
     fractured = row.choice("fractured", FLAG)
-    yield Film(
-        path=inside(root / "images", row["image_id"]),
+    yield LabelledRadiograph(
+        path=path_inside(root / "images", row["image_id"]),
         block=row["block"],
         region=row.choice("region", REGION),
         fractured=fractured,
-        severity=extent(fractured, boxes),
+        extent=extent(fractured, boxes),
         hardware=row.choice("hardware", FLAG),
         original_size=(row.whole("orig_width"), row.whole("orig_height")),
         outlines=outlines or boxes,
@@ -59,10 +75,15 @@ def _films(root: Path, row: Row, shapes: list[dict[str, Any]]) -> Iterator[Film]
 
 
 def extent(fractured: int, boxes: list[Outline]) -> int:
-    """Severity by proxy, since this set does not carry it: how many fractures are annotated, and how large.
+    """Grade the extent, since this set does not carry it: how many fractures are annotated, and how large.
 
-    boxes: each (4, 2) corners in 0..1. Returns 0 none; 1 mild: one box under 1 % of the film; 3 severe: three or more
-    boxes, or 6 % of the film; 2 moderate: what is between; MISSING: fractured, but nothing is outlined.
+    Args:
+        fractured: 0 or 1.
+        boxes: of the fractures, each (4, 2) corners in 0..1.
+
+    Returns:
+        0 none; 1 mild: one box under 1 % of the radiograph; 3 severe: three or more boxes, or 6 % of the radiograph;
+        2 moderate: what is between; MISSING: fractured, but nothing is outlined.
     """
     if not fractured:
         return 0

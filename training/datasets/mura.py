@@ -1,11 +1,11 @@
-"""MURA: 40,000 films of the upper extremity, normal or not."""
+"""MURA: 40,000 radiographs of the upper extremity, normal or not."""
 
 import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from training.datasets.film import MISSING, REGIONS, Film, image_size
-from training.datasets.rows import FLAG, Row, gather, read_rows, refuse_twice
+from training.datasets.radiograph import MISSING, REGIONS, LabelledRadiograph, image_size
+from training.datasets.rows import FLAG, Row, check_unique, radiographs_of_rows, read_rows
 
 NAME = "MURA-v1.1"
 TABLES = ("train_labeled_studies.csv", "valid_labeled_studies.csv")
@@ -24,25 +24,32 @@ STUDY = re.compile(
 )
 
 
-def mura(root: Path) -> list[Film]:
+def mura(root: Path) -> list[LabelledRadiograph]:
     """Read MURA v1.1 (Rajpurkar et al. 2018, arXiv:1712.06957) as it is unpacked.
 
-    root: the folder MURA-v1.1, or the one that holds it.
     A study is labelled normal or abnormal. Normal is no fracture. Abnormal is not a fracture: about half of those
-    studies show hardware, and degeneration and lesions count as well; so an abnormal film has no fracture label and
-    no severity. A study's label is given to each of its films. Hardware is not labelled.
-    Raises BadDataset naming the file and the line that is wrong.
+    studies show hardware, and degeneration and lesions count as well; so an abnormal radiograph has no fracture label
+    and no extent. A study's label is given to each of its radiographs. Hardware is not labelled.
+
+    Args:
+        root: the folder MURA-v1.1, or the one that holds it.
+
+    Returns:
+        Its radiographs of both tables, training first.
+
+    Raises:
+        BadDataset: Names the file and the line that is wrong.
     """
     root = root / NAME if (root / NAME).is_dir() else root
-    found: list[Film] = []
+    found: list[LabelledRadiograph] = []
     for name in TABLES:
         rows = read_rows(root / name, ("study", "label"), has_head=False)
-        refuse_twice(rows, lambda row: row["study"].rstrip("/"))
-        found += gather(root / name, rows, lambda row: _films(root, row))
+        check_unique(rows, lambda row: row["study"].rstrip("/"))
+        found += radiographs_of_rows(root / name, rows, lambda row: _radiographs(root, row))
     return found
 
 
-def _films(root: Path, row: Row) -> Iterator[Film]:
+def _radiographs(root: Path, row: Row) -> Iterator[LabelledRadiograph]:
     study, abnormal = STUDY.fullmatch(row["study"]), row.choice("label", FLAG)
     if not study:
         raise ValueError(f"'{row['study']}' should look like {NAME}/train/XR_WRIST/patient00001/study1_negative/")
@@ -56,12 +63,12 @@ def _films(root: Path, row: Row) -> Iterator[Film]:
     if not images:
         raise ValueError(f"{folder} holds no image: unpack the whole archive")
     for path in sorted(images):
-        yield Film(
+        yield LabelledRadiograph(
             path=path,
             block=f"mura-{study['patient']}",
             region=REGIONS.index(REGION_OF[study["part"]]),
             fractured=MISSING if abnormal else 0,
-            severity=MISSING if abnormal else 0,
+            extent=MISSING if abnormal else 0,
             hardware=MISSING,
             original_size=image_size(path),
             source="mura",

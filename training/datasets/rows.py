@@ -1,4 +1,4 @@
-"""Tables of labels, read so that whatever is wrong in one is named by its file and line."""
+"""Reads tables of labels; an error names the file and the line."""
 
 import csv
 import io
@@ -10,7 +10,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from shared.errors import BadDataset
-from training.datasets.film import MISSING, REGIONS, Film
+from training.datasets.radiograph import MISSING, REGIONS, LabelledRadiograph
 
 REGION = {"": MISSING, **{name: index for index, name in enumerate(REGIONS)}}
 FLAG = {"0": 0, "1": 1}
@@ -28,7 +28,18 @@ class Row:
         return self.cells.get(column, "")
 
     def choice(self, column: str, words: Mapping[str, int]) -> int:
-        """What the cell's word, in lower case, stands for. Raises ValueError for another word."""
+        """Translate the word in a cell, in lower case.
+
+        Args:
+            column: "" counts as its word where the table has no such column.
+            words: the words that may be there, and what each stands for.
+
+        Returns:
+            What the word stands for.
+
+        Raises:
+            ValueError: The cell holds another word; lists the known ones.
+        """
         word = self[column].lower()
         if word not in words:
             known = ", ".join(known or "nothing" for known in words)
@@ -36,14 +47,14 @@ class Row:
         return words[word]
 
     def whole(self, column: str) -> int:
-        """The cell's number. Raises ValueError if it is not a whole one, 1 or more."""
+        """Read the cell as a whole number, 1 or more; raises ValueError for anything else."""
         if not self[column].isdecimal() or int(self[column]) < 1:
             raise ValueError(f"{column} is '{self[column]}': give a whole number, 1 or more")
         return int(self[column])
 
 
 def read_text(path: Path) -> str:
-    """A whole text file. Raises BadDataset if it is missing, is not UTF-8 (the line is named), or holds a NUL."""
+    """Read a whole text file; raises BadDataset if it is missing, is not UTF-8 (the line is named), or holds a NUL."""
     try:
         data = path.read_bytes()
     except FileNotFoundError:
@@ -64,11 +75,19 @@ def read_text(path: Path) -> str:
 def read_rows(
     table: Path, needed: Sequence[str], *, optional: Collection[str] | None = None, has_head: bool = True
 ) -> list[Row]:
-    """The rows of a CSV file in UTF-8; empty ones are passed over.
+    """Read the rows of a CSV file in UTF-8; empty ones are passed over.
 
-    needed: columns that must be there, and where has_head is false all columns, in order.
-    optional: the only other columns that may be there; None allows any.
-    Raises BadDataset naming the file and the line.
+    Args:
+        table: the file.
+        needed: columns that must be there, and where has_head is false all columns, in order.
+        optional: the only other columns that may be there; None allows any.
+        has_head: whether the first row names the columns.
+
+    Returns:
+        The rows in order, without the head.
+
+    Raises:
+        BadDataset: Names the file and the line that is wrong.
     """
     text = read_text(table)
     if not text.strip():
@@ -85,7 +104,9 @@ def read_rows(
                 _check_head(f"{table}, line {line}", texts, needed, optional)
                 columns = texts
             elif len(texts) != len(columns):
-                raise BadDataset(f"{table}, line {line}: has {len(texts)} cells where {len(columns)} are due")
+                raise BadDataset(
+                    f"{table}, line {line}: has {len(texts)} cells where {len(columns)} are due; mend the row"
+                )
             else:
                 rows.append(Row(table, line, dict(zip(columns, texts, strict=True))))
             line = lines.line_num + 1
@@ -105,8 +126,16 @@ def _check_head(where: str, columns: list[str], needed: Sequence[str], optional:
             raise BadDataset(f"{where}: unknown column '{name}'; known are {', '.join((*needed, *optional))}")
 
 
-def refuse_twice(rows: list[Row], key: Callable[[Row], str]) -> None:
-    """Raises BadDataset, naming both lines, where two rows have the same key."""
+def check_unique(rows: list[Row], key: Callable[[Row], str]) -> None:
+    """Refuse a table where two rows have the same key.
+
+    Args:
+        rows: of one table.
+        key: gives what must be unique.
+
+    Raises:
+        BadDataset: Names both lines.
+    """
     first: dict[str, int] = {}
     for row in rows:
         line = first.setdefault(key(row), row.line)
@@ -114,8 +143,19 @@ def refuse_twice(rows: list[Row], key: Callable[[Row], str]) -> None:
             raise BadDataset(f"{row.table}, line {row.line}: {key(row)} is on line {line} already; keep one of the two")
 
 
-def inside(folder: Path, name: str) -> Path:
-    """The file of that name in a folder or below it. Raises ValueError if it is not there, or would lie outside."""
+def path_inside(folder: Path, name: str) -> Path:
+    """Find a file in a folder or below it.
+
+    Args:
+        folder: the file must not lie outside.
+        name: path from the folder, as a table has it.
+
+    Returns:
+        Path of a file that exists.
+
+    Raises:
+        ValueError: It is not there, or would lie outside.
+    """
     if Path(name).is_absolute() or ".." in Path(name).parts:
         raise ValueError(f"'{name}' leads out of {folder}: give a path within it")
     path = folder / name
@@ -124,22 +164,32 @@ def inside(folder: Path, name: str) -> Path:
     return path
 
 
-def gather(table: Path, rows: list[Row], films_of: Callable[[Row], Iterable[Film]]) -> list[Film]:
-    """The films of all rows, in order. Threads, for nearly all the time goes into opening files.
+def radiographs_of_rows(
+    table: Path, rows: list[Row], radiographs_of: Callable[[Row], Iterable[LabelledRadiograph]]
+) -> list[LabelledRadiograph]:
+    """Make radiographs of rows. Uses threads, for nearly all the time goes into opening files.
 
-    films_of: what it raises (ValueError, OSError, BadDataset) comes out as BadDataset with the row's file and line.
-    Raises BadDataset also if there is no film at all.
+    Args:
+        table: named in errors and in the progress bar.
+        rows: of that table.
+        radiographs_of: makes the radiographs of one row; its ValueError, OSError and BadDataset become BadDataset.
+
+    Returns:
+        The radiographs of all rows, in order.
+
+    Raises:
+        BadDataset: What radiographs_of raised, with file and line of the row; or there is no radiograph at all.
     """
 
-    def of(row: Row) -> list[Film]:
+    def of(row: Row) -> list[LabelledRadiograph]:
         try:
-            return [*films_of(row)]
+            return [*radiographs_of(row)]
         except (ValueError, OSError, BadDataset) as wrong:
             raise BadDataset(f"{row.table}, line {row.line}: {wrong}") from wrong
 
     with ThreadPoolExecutor(8) as pool:
         told = tqdm(pool.map(of, rows), desc=f"read {table.name}", total=len(rows), unit="row", delay=2)
-        films = [film for some in told for film in some]
-    if not films:
-        raise BadDataset(f"{table} has no usable row: a film is needed at least")
-    return films
+        radiographs = [radiograph for some in told for radiograph in some]
+    if not radiographs:
+        raise BadDataset(f"{table} has no usable row: a radiograph is needed at least")
+    return radiographs

@@ -1,4 +1,4 @@
-"""Your own films: a CSV file beside JPEG, PNG or DICOM."""
+"""Your own radiographs: a CSV file beside JPEG, PNG or DICOM."""
 
 import os
 import re
@@ -7,52 +7,63 @@ from math import isfinite
 from pathlib import Path
 
 from shared.errors import BadDataset
-from training.datasets.film import MISSING, Film, Outline, corners, image_size, is_dicom
-from training.datasets.rows import REGION, Row, gather, inside, read_rows, refuse_twice
+from training.datasets.radiograph import MISSING, LabelledRadiograph, Outline, corners, image_size, is_dicom
+from training.datasets.rows import REGION, Row, check_unique, path_inside, radiographs_of_rows, read_rows
 
 COLUMNS = ("patient", "block", "region", "fracture", "severity", "ao", "boxes", "hardware", "weight")
 YES = {"": MISSING, "0": 0, "1": 1, "no": 0, "yes": 1, "false": 0, "true": 1}
-SEVERITY = {"": MISSING, "none": 0, "mild": 1, "moderate": 2, "severe": 3, "0": 0, "1": 1, "2": 2, "3": 3}
+EXTENT = {"": MISSING, "none": 0, "mild": 1, "moderate": 2, "severe": 3, "0": 0, "1": 1, "2": 2, "3": 3}
+OWN_TABLES = ("radiographs.csv", "films.csv")  # in a folder; the second was its name before 0.2.0, read until 0.3.0
 AO = re.compile(r"\d[RUF]?\d(\.\d)*-?(?P<type>[ABC])[\d.]*([(\[].*[)\]])?")
 
 
-def tables(path: Path) -> list[Film]:
-    """Read a CSV file with a row a film, or the films.csv of a folder.
+def tables(path: Path) -> list[LabelledRadiograph]:
+    """Read a CSV file with a row a radiograph, or the radiographs.csv of a folder.
 
     | column  | what it holds; an empty cell, or no such column, is MISSING                                        |
     |---------|-----------------------------------------------------------------------------------------------------|
     | image   | path from the table's folder: JPEG, PNG, DICOM (.dcm, no extension, or any name with a DICM mark)   |
-    | patient | who, or `block`, which films belong together; one of the two is needed, and never empty             |
+    | patient | who, or `block`, which images belong together; one of the two is needed, and never empty            |
     | region  | hand, elbow, shoulder, hip or leg                                                                   |
     | fracture, hardware | 0 or 1, no or yes, false or true                                                         |
     | severity| none, mild, moderate, severe, or 0..3; none where fracture is 0                                     |
     | ao      | AO/OTA code, taken where severity is empty: type A is mild, B moderate, C severe (2R3A2 is mild)    |
     | boxes   | of the fractures, "x0 y0 x1 y1; x0 y0 x1 y1" in pixels of the image                                 |
-    | weight  | of the film in the losses, more than 0; empty is 1                                                  |
+    | weight  | of the image in the losses, more than 0; empty is 1                                                 |
 
-    Raises BadDataset naming the file and the line that is wrong.
     Source of the AO types: Meinberg et al. 2018, AO/OTA Fracture and Dislocation Classification Compendium.
+
+    Args:
+        path: the .csv file, or a folder with radiographs.csv.
+
+    Returns:
+        A radiograph a row, in order.
+
+    Raises:
+        BadDataset: Names the file and the line that is wrong.
     """
-    table = path / "films.csv" if path.is_dir() else path
+    table = path
+    if path.is_dir():
+        table = next((path / name for name in OWN_TABLES if (path / name).is_file()), path / OWN_TABLES[0])
     rows = read_rows(table, ("image",), optional=COLUMNS)
     if rows and ("patient" in rows[0].cells) == ("block" in rows[0].cells):
         raise BadDataset(f"{table}, line 1: give one of the columns patient and block, and not both")
-    refuse_twice(rows, lambda row: os.path.normpath(row["image"]))
-    return gather(table, rows, _films)
+    check_unique(rows, lambda row: os.path.normpath(row["image"]))
+    return radiographs_of_rows(table, rows, _radiographs)
 
 
-def _films(row: Row) -> Iterator[Film]:
-    image = inside(row.table.parent, row["image"])
+def _radiographs(row: Row) -> Iterator[LabelledRadiograph]:
+    image = path_inside(row.table.parent, row["image"])
     block = row["patient"] or row["block"]
     if not block:
         raise ValueError("patient or block is empty: it keeps a patient on one side of the split")
     fractured, size = row.choice("fracture", YES), image_size(image)
-    yield Film(
+    yield LabelledRadiograph(
         path=image,
         block=f"csv-{block}",
         region=row.choice("region", REGION),
         fractured=fractured,
-        severity=_severity(row, fractured),
+        extent=_extent_of(row, fractured),
         hardware=row.choice("hardware", YES),
         original_size=size,
         outlines=_boxes(row, fractured, size),
@@ -61,8 +72,8 @@ def _films(row: Row) -> Iterator[Film]:
     )
 
 
-def _severity(row: Row, fractured: int) -> int:
-    said = row.choice("severity", SEVERITY)
+def _extent_of(row: Row, fractured: int) -> int:
+    said = row.choice("severity", EXTENT)
     if said == MISSING and row["ao"]:
         code = AO.fullmatch(row["ao"].upper())
         if not code:

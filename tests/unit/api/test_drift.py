@@ -7,9 +7,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from api.drift import ANSWERS_PER_FALSE_ALARM, BASELINE, LEAST, LIMIT, chart, cusum, wilson
+from api.feedback.drift import (
+    BASELINE_VERDICTS,
+    LIMIT,
+    MIN_VERDICTS,
+    VERDICTS_PER_FALSE_ALARM,
+    cusum,
+    cusum_chart,
+    wilson,
+)
 
-ANSWERS = st.lists(st.booleans(), max_size=400)
+VERDICTS = st.lists(st.booleans(), max_size=400)
 
 
 @given(st.integers(0, 500), st.integers(0, 500))
@@ -31,10 +39,10 @@ def test_interval_is_wilsons() -> None:
 @pytest.mark.parametrize("rate", [0.05, 0.5, 0.9])
 def test_interval_covers(rate: float) -> None:
     """Of many samples of 60, the interval holds the true rate in about 95 %."""
-    dice = random.Random(5)
+    rng = random.Random(5)
     held = 0
     for _ in range(2000):
-        found = wilson(sum(dice.random() < rate for _ in range(60)), 60)
+        found = wilson(sum(rng.random() < rate for _ in range(60)), 60)
         held += found.low <= rate <= found.high
     assert 0.93 <= held / 2000 <= 0.985
 
@@ -47,68 +55,71 @@ def test_more_hits_than_cases_is_refused() -> None:
 
 @pytest.mark.parametrize("rate", [0.03, 0.1, 0.3, 0.6])
 def test_false_alarms_stay_under_their_nominal_rate(rate: float) -> None:
-    """At exactly the expected rate, runs of n answers alarm in at most n / ANSWERS_PER_FALSE_ALARM of all cases."""
-    dice, length, runs = random.Random(11), 400, 500
+    """At exactly the expected rate, runs of n verdicts alarm in at most n / VERDICTS_PER_FALSE_ALARM of all cases."""
+    rng, length, runs = random.Random(11), 400, 500
     alarms = 0
     for _ in range(runs):
-        values, _ = cusum([dice.random() < rate for _ in range(length)], rate)
+        values, _ = cusum([rng.random() < rate for _ in range(length)], rate)
         alarms += max(values) >= LIMIT
-    assert alarms / runs <= length / ANSWERS_PER_FALSE_ALARM
+    assert alarms / runs <= length / VERDICTS_PER_FALSE_ALARM
 
 
 @pytest.mark.parametrize("rate", [0.02, 0.1, 0.3])
 def test_constant_rates_rarely_alarm_though_the_rate_is_learned(rate: float) -> None:
-    """With the expected rate learned from the first answers, 500 further ones alarm in fewer than one run of ten."""
-    dice = random.Random(13)
-    alarms = sum(chart([dice.random() >= rate for _ in range(BASELINE + 500)]).alarm_at is not None for _ in range(300))
+    """With the expected rate learned from the first verdicts, 500 further ones alarm in fewer than one run of ten."""
+    rng = random.Random(13)
+    alarms = sum(
+        cusum_chart([rng.random() >= rate for _ in range(BASELINE_VERDICTS + 500)]).alarm_at is not None
+        for _ in range(300)
+    )
     assert alarms / 300 < 0.1
 
 
 @pytest.mark.parametrize(("before", "after", "within"), [(0.05, 0.4, 60), (0.1, 0.4, 120), (0.2, 0.6, 100)])
 def test_a_real_shift_alarms_soon(before: float, after: float, within: int) -> None:
-    """When readers begin to disagree far more often, nearly every run alarms within that many answers."""
-    dice = random.Random(17)
+    """When readers begin to disagree far more often, nearly every run alarms within that many verdicts."""
+    rng = random.Random(17)
     caught = 0
     for _ in range(200):
-        steady = [dice.random() >= before for _ in range(BASELINE + 100)]
-        caught += chart(steady + [dice.random() >= after for _ in range(within)]).alarm_at is not None
+        steady = [rng.random() >= before for _ in range(BASELINE_VERDICTS + 100)]
+        caught += cusum_chart(steady + [rng.random() >= after for _ in range(within)]).alarm_at is not None
     assert caught / 200 >= 0.9
 
 
-@given(ANSWERS)
+@given(VERDICTS)
 def test_more_disagreement_never_lowers_the_chart(agrees: list[bool]) -> None:
     """Turning one later agreement into a disagreement moves no value down."""
     changed = list(agrees)
-    for place in range(len(changed) - 1, BASELINE - 1, -1):
+    for place in range(len(changed) - 1, BASELINE_VERDICTS - 1, -1):
         if changed[place]:
             changed[place] = False
             break
-    assert all(new >= old for old, new in zip(chart(agrees).values, chart(changed).values, strict=True))
+    assert all(new >= old for old, new in zip(cusum_chart(agrees).values, cusum_chart(changed).values, strict=True))
 
 
-@given(st.lists(st.booleans(), min_size=BASELINE, max_size=BASELINE), ANSWERS, st.randoms())
-def test_order_among_the_first_answers_does_not_matter(
-    first: list[bool], rest: list[bool], dice: random.Random
+@given(st.lists(st.booleans(), min_size=BASELINE_VERDICTS, max_size=BASELINE_VERDICTS), VERDICTS, st.randoms())
+def test_order_among_the_first_verdicts_does_not_matter(
+    first: list[bool], rest: list[bool], rng: random.Random
 ) -> None:
-    """The first answers only tell a rate; later ones are a course, in which the order is the point."""
+    """The first verdicts only tell a rate; later ones are a course, in which the order is the point."""
     shuffled = list(first)
-    dice.shuffle(shuffled)
-    assert chart(first + rest) == chart(shuffled + rest)
+    rng.shuffle(shuffled)
+    assert cusum_chart(first + rest) == cusum_chart(shuffled + rest)
 
 
-@given(ANSWERS)
-def test_a_chart_of_few_answers_says_nothing(agrees: list[bool]) -> None:
-    """There is no value before the first answers are in, and none outside 0..LIMIT afterwards."""
-    made = chart(agrees)
-    assert made.enough == (len(agrees) >= BASELINE + LEAST)
-    assert len(made.values) == max(0, len(agrees) - BASELINE)
-    assert (made.expected is None) == (len(agrees) < BASELINE)
+@given(VERDICTS)
+def test_a_chart_of_few_verdicts_says_nothing(agrees: list[bool]) -> None:
+    """There is no value before the first verdicts are in, and none outside 0..LIMIT afterwards."""
+    made = cusum_chart(agrees)
+    assert made.enough == (len(agrees) >= BASELINE_VERDICTS + MIN_VERDICTS)
+    assert len(made.values) == max(0, len(agrees) - BASELINE_VERDICTS)
+    assert (made.expected is None) == (len(agrees) < BASELINE_VERDICTS)
     assert all(0 <= value <= LIMIT for value in made.values)
 
 
 def test_an_alarm_ends_when_readers_agree_again() -> None:
     """The alarm holds while disagreement lasts and ends once the chart is back at 0."""
     good, bad = [True] * 200, [False] * 60
-    assert chart(good + bad).alarm_at is not None
-    assert chart(good + bad + [True] * 5).alarm_at == chart(good + bad).alarm_at
-    assert chart(good + bad + [True] * 400).alarm_at is None
+    assert cusum_chart(good + bad).alarm_at is not None
+    assert cusum_chart(good + bad + [True] * 5).alarm_at == cusum_chart(good + bad).alarm_at
+    assert cusum_chart(good + bad + [True] * 400).alarm_at is None

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from api.examination import aged, cut, examined, image_words, joined, patient, when
+from api.studies.examination import aged, cut, examined, image_words, joined, patient, when
 
 texts = st.text(max_size=80)
 

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from api.archives import unpack
-from api.ingest import extended_name, open_spool, receive
+from api.intake.archives import unpack_archive
+from api.spool import extended_name, open_spool, receive
 from shared.errors import BadArchive, BadRequest
 
 PART = b'--edge\r\nContent-Disposition: form-data; name="files"; filename="a"\r\n'
@@ -93,4 +93,4 @@ def test_an_archive_of_nothing_is_refused() -> None:
     with open_spool(None) as spool:
         spooled = spool.append("a.zip", iter([out.getvalue()]))
         with pytest.raises(BadArchive, match="no file"):
-            list(unpack(spool, spooled, 10, 10**6, 100))
+            list(unpack_archive(spool, spooled, 10, 10**6, 100))

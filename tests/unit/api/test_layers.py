@@ -5,7 +5,7 @@ import sys
 
 from shared.settings import ROOT
 
-HEAVY = ("torch", "torchvision", "cv2", "openvino", "imagecodecs", "shared.vision")
+HEAVY = ("torch", "torchvision", "cv2", "openvino", "imagecodecs", "shared.pixels", "shared.model")
 SAMPLE = ROOT / "samples/studies/01-hand/1-pa.dcm"
 
 
@@ -14,10 +14,8 @@ def python(code: str) -> str:
 
 
 def test_api_loads_no_pixel_library() -> None:
-    """A fresh interpreter that imports api.main has loaded neither torch nor any other pixel library."""
-    code = (
-        f"import sys, api.main; print([name for name in {HEAVY!r} if name in sys.modules], 'api.main' in sys.modules)"
-    )
+    """A fresh interpreter that imports api.app has loaded neither torch nor any other pixel library."""
+    code = f"import sys, api.app; print([name for name in {HEAVY!r} if name in sys.modules], 'api.app' in sys.modules)"
     assert python(code).strip() == "[] True"
 
 
@@ -35,9 +33,9 @@ class Absent:
             raise ModuleNotFoundError(name)
 
 sys.meta_path.insert(0, Absent())
-import api.main, io
-from shared.dicom import read_header
-from shared.image import ImageLimits
+import api.app, io
+from shared.dicom.header import read_header
+from shared.dicom.image import ImageLimits
 data = open({str(SAMPLE)!r}, "rb").read()
 print("numpy" in sys.modules, read_header(io.BytesIO(data), len(data), ImageLimits()).modality)
 """

@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 import pytest
 
 from benchmarks import __main__ as cli
-from benchmarks.check import RUNS, Checked, Verdict, check, exit_code, table
-from benchmarks.measure import Case, Goal, Missing, Result
+from benchmarks.check import RUNS, CheckResult, Verdict, check, exit_code, table
+from benchmarks.measure import Case, Goal, MissingRequirement, Result
 
 GOAL = Goal(">=", 0.9)
 CERTAIN, LUCKY, UNLUCKY, BAD = [1.0, 1.1, 1.2], [0.8, 1.0, 1.2], [0.7, 0.8, 1.0], [0.1, 0.2, 0.3]
@@ -59,7 +59,7 @@ def test_what_cannot_run_is_told() -> None:
     """A crash fails the check; something that is not installed does not, but stands in the table."""
 
     def missing() -> Result:
-        raise Missing("install it")
+        raise MissingRequirement("install it")
 
     def crashed() -> Result:
         raise RuntimeError("exit code 9")
@@ -75,12 +75,12 @@ def test_what_cannot_run_is_told() -> None:
 def test_the_table_shows_the_case_closest_to_missing_its_goal() -> None:
     """Of all cases, those with a goal of their own too, whichever direction it has."""
     tight = Case.of("tight", "s", [1.04, 1.04, 1.04], [1.0] * 3, goal=Goal("<=", 1.05))
-    found = Checked("one", Verdict.MET, (result(CERTAIN, tight),), (12.4,))
+    found = CheckResult("one", Verdict.MET, (result(CERTAIN, tight),), (12.4,))
     lines = table([found]).splitlines()
     assert lines[0].split() == ["benchmark", "case", "ratio", "spread", "goal", "verdict", "seconds"]
     assert lines[1].split() == ["one", "tight", "1.04", "1.04", "-", "1.04", "<=", "1.05", "met", "12"]
     assert len(lines) == 2
-    slow = Checked("one", Verdict.MET, (result(CERTAIN),), (61.0,))
+    slow = CheckResult("one", Verdict.MET, (result(CERTAIN),), (61.0,))
     assert "over 60 s" in table([slow])
 
 
@@ -92,7 +92,7 @@ def test_the_command_checks_in_small_form(monkeypatch: pytest.MonkeyPatch, capsy
         asked.append((name, quick))
         return result(BAD if name == "worker" else CERTAIN)
 
-    monkeypatch.setattr(cli, "_apart", apart)
+    monkeypatch.setattr(cli, "_in_own_process", apart)
     assert cli.main(["heatmap", "--check"]) == 0
     assert asked == [("heatmap", True)]
     said = capsys.readouterr().out
@@ -112,12 +112,12 @@ def test_what_is_missing_has_an_exit_code_of_its_own(
     """A benchmark in a process of its own says so in JSON, and the one that started it understands."""
 
     def measure(name: str, quick: bool, say: object) -> Result:
-        raise Missing("install it")
+        raise MissingRequirement("install it")
 
     monkeypatch.setattr(cli, "measure", measure)
     assert cli.main(["viewer", "--json"]) == cli.MISSING
     said = capsys.readouterr().out
     done = type("Done", (), {"returncode": cli.MISSING, "stdout": said})
     monkeypatch.setattr("benchmarks.__main__.subprocess.run", lambda *_, **__: done)
-    with pytest.raises(Missing, match="install it"):
-        cli._apart("viewer", quick=True)
+    with pytest.raises(MissingRequirement, match="install it"):
+        cli._in_own_process("viewer", quick=True)

@@ -74,7 +74,7 @@ def test_a_missed_goal_is_a_result_and_a_crash_is_a_failure(
             raise RuntimeError("it ended with exit code 9")
         return made(name, 0.5)
 
-    monkeypatch.setattr(cli, "_apart", apart)
+    monkeypatch.setattr(cli, "_in_own_process", apart)
     assert cli.main(["a"] * 2 + ["b", "--write", str(tmp_path / "R.md")]) == 1
     assert "not met" in capsys.readouterr().out
     written = (tmp_path / "R.md").read_text()
@@ -93,7 +93,7 @@ def test_a_run_that_is_cut_short_keeps_what_it_has(monkeypatch: pytest.MonkeyPat
             raise KeyboardInterrupt
         return made(name, 0.5)
 
-    monkeypatch.setattr(cli, "_apart", apart)
+    monkeypatch.setattr(cli, "_in_own_process", apart)
     with pytest.raises(KeyboardInterrupt):
         cli.main(["a", "b", "--write", str(tmp_path / "R.md")])
     assert "| a | a case | 0.5 |" in (tmp_path / "R.md").read_text()

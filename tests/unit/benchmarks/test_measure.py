@@ -6,7 +6,7 @@ import statistics
 
 import pytest
 
-from benchmarks.measure import Case, Goal, Result, interleaved, median_interval, timed
+from benchmarks.measure import Case, Goal, Result, interleaved, median_interval, time_of
 
 
 def result(ratios: list[float], goal: Goal) -> Result:
@@ -50,11 +50,11 @@ def test_few_repeats_give_lowest_to_highest() -> None:
 
 def test_interval_holds_the_true_median_as_often_as_it_says() -> None:
     """Of 2,000 samples of a skewed distribution, at least 94 % of the intervals hold its median."""
-    dice = random.Random(3)
+    rng = random.Random(3)
     median = math.exp(0)
     held = 0
     for _ in range(2000):
-        low, high = median_interval([dice.lognormvariate(0, 1) for _ in range(15)])
+        low, high = median_interval([rng.lognormvariate(0, 1) for _ in range(15)])
         held += low <= median <= high
     assert held / 2000 >= 0.94
 
@@ -136,5 +136,5 @@ def test_pairs_must_pair_up() -> None:
 
 def test_timed_returns_seconds() -> None:
     """An arm made of work returns how long it took."""
-    arm = timed(lambda: statistics.median(range(100_000)))
+    arm = time_of(lambda: statistics.median(range(100_000)))
     assert 0 < arm() < 60

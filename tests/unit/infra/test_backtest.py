@@ -1,4 +1,4 @@
-"""The backtest's laws: what no order of a list can change, and what ours promises."""
+"""The backtest's laws: what no order of a list can change, and what ours entries."""
 
 import json
 import math
@@ -17,11 +17,11 @@ from infra.backtest import arrivals as made
 from infra.backtest.arrivals import Arrival
 from infra.backtest.figures import figures
 from infra.backtest.simulation import Department, Policy, Shift, simulate
+from shared.domain.study import Priority
+from shared.domain.worklist import TURNAROUND_TARGETS
 from shared.settings import Settings
-from shared.study import Priority
-from shared.worklist import ALLOWANCES
 
-KINDS = [kind for kind in ALLOWANCES if kind != "pending"]
+KINDS = [kind for kind in TURNAROUND_TARGETS if kind != "pending"]
 PRIORITIES = st.sampled_from(list(Priority))
 
 
@@ -106,12 +106,12 @@ def test_arrival_order_has_the_least_longest_wait(
 
 
 @given(UNEQUAL)
-def test_ours_waits_at_most_its_allowance_and_the_work_then_left(replayed: list[Arrival]) -> None:
+def test_ours_waits_at_most_its_target_and_the_work_then_left(replayed: list[Arrival]) -> None:
     """With findings at hand, nothing that comes after a study's due time is read before it: it waits no longer than its
-    allowance, and then until what was there already is read."""
+    target, and then until what was there already is read."""
     readings = simulate(replayed, Policy.DUE, Department((Shift(),), 4.0, 0.0))
     for each in readings:
-        due = each.arrival.at + ALLOWANCES[each.arrival.kind][each.arrival.priority]
+        due = each.arrival.at + TURNAROUND_TARGETS[each.arrival.kind][each.arrival.priority]
         there = [other for other in readings if other.arrival.at <= due < other.end]
         left = sum(other.end - max(due, other.start) for other in there)
         assert each.start <= due + left + 1e-9
@@ -142,7 +142,7 @@ def test_a_shift_through_the_night() -> None:
 
 
 def test_figures() -> None:
-    """Mean, 95th percentile by nearest rank, maximum, and the share over its own allowance, by class and over all."""
+    """Mean, 95th percentile by nearest rank, maximum, and the share over its target, by class and over all."""
     replayed = [Arrival(0.0, Priority.ROUTINE, "positive", 0.5, True, 2.0) for _ in range(20)]
     rows = {row.kind: row for row in figures(Policy.DUE, simulate(replayed, Policy.DUE, Department()), Department())}
     assert set(rows) == {"positive", "all", "fractured"}
@@ -154,9 +154,9 @@ def test_figures() -> None:
 def test_arrivals_written_are_arrivals_read(tmp_path_factory: Any, replayed: list[Arrival]) -> None:
     """The CSV keeps all that a simulation needs; only the days before the first arrival fall away."""
     path = tmp_path_factory.mktemp("arrivals") / "a.csv"
-    made.write(path, replayed)
+    made.write_arrivals(path, replayed)
     days = math.floor(replayed[0].at / 1440) * 1440
-    again = made.read(path)
+    again = made.read_arrivals(path)
     assert [each.at + days for each in again] == [each.at for each in replayed]
     said = lambda each: (each.priority, each.kind, each.probability, each.fracture, each.reading_minutes)  # noqa: E731
     assert Counter(map(said, again)) == Counter(map(said, replayed))
@@ -191,15 +191,15 @@ def test_call_and_severity_make_a_class(tmp_path: Path) -> None:
         "2026-01-05T08:02,,",
     ]
     (tmp_path / "a.csv").write_text("\n".join(lines))
-    assert [each.kind for each in made.read(tmp_path / "a.csv")] == ["positive severe", "positive", "pending"]
+    assert [each.kind for each in made.read_arrivals(tmp_path / "a.csv")] == ["positive severe", "positive", "pending"]
 
 
 def test_synthetic_department_is_as_the_manifest_says() -> None:
     """Prevalence, calls and abstentions of many synthetic studies come near the figures they are made from."""
     manifest = made.manifest_of(Settings().bundle_path)
-    studies = made.synthetic(manifest, 1, 60, 400)
-    assert studies == made.synthetic(manifest, 1, 60, 400)
-    assert studies != made.synthetic(manifest, 2, 60, 400)
+    studies = made.synthetic_arrivals(manifest, 1, 60, 400)
+    assert studies == made.synthetic_arrivals(manifest, 1, 60, 400)
+    assert studies != made.synthetic_arrivals(manifest, 2, 60, 400)
     broken = [each for each in studies if each.fracture]
     assert len(broken) / len(studies) == pytest.approx(made.PREVALENCE, abs=0.01)
     called = [each for each in studies if each.kind != "abstained"]
@@ -217,8 +217,8 @@ def test_synthetic_department_is_as_the_manifest_says() -> None:
 
 
 def test_command(tmp_path: Path) -> None:
-    """What --synthetic saves can be replayed to the same figures; the plot is a picture; other allowances change ours only."""
-    saved, picture, table = tmp_path / "a.csv", tmp_path / "plots" / "a.png", tmp_path / "allowances.json"
+    """What --synthetic saves can be replayed to the same figures; the plot is a picture; other targets change ours only."""
+    saved, picture, table = tmp_path / "a.csv", tmp_path / "plots" / "a.png", tmp_path / "targets.json"
     run: Callable[..., Result] = lambda *words: CliRunner().invoke(cli.app, ["backtest", *map(str, words)])  # noqa: E731
     first = run("--synthetic", "--days", 3, "--save", saved, "--plot", picture, "--json")
     assert first.exit_code == 0, first.stderr
@@ -230,9 +230,12 @@ def test_command(tmp_path: Path) -> None:
     assert [row["mean"] for row in again] == pytest.approx(
         [row["mean"] for row in told], abs=0.1
     )  # seconds are rounded
-    whole = {kind: dict.fromkeys(row, 5) for kind, row in ALLOWANCES.items()}
-    table.write_text(json.dumps({"minutes": whole, "longest_minutes": 5}))  # as GET /allowances answers
-    other = json.loads(run(saved, "--json", "--allowances", table).stdout)["figures"]
+    whole = {kind: dict.fromkeys(row, 5) for kind, row in TURNAROUND_TARGETS.items()}
+    table.write_text(json.dumps({"minutes": whole, "longest_minutes": 5}))  # as GET /api/v1/turnaround-targets answers
+    other = json.loads(run(saved, "--json", "--targets", table).stdout)["figures"]
+    of_before = run(saved, "--json", "--allowances", table)
+    assert json.loads(of_before.stdout)["figures"] == other
+    assert "--allowances is now --targets" in " ".join(of_before.stderr.split())
     means: Callable[..., list[float]] = lambda rows, policy: [row["mean"] for row in rows if row["policy"] == policy]  # noqa: E731
     assert means(other, "probability only") == means(again, "probability only")
     assert means(other, "osteon") != means(again, "osteon")
@@ -243,11 +246,12 @@ def test_command(tmp_path: Path) -> None:
 
 def test_unsound_tables_and_other_encodings_are_refused(tmp_path: Path) -> None:
     """A table that no department could switch on is refused with the reasons, a CSV of a spreadsheet's own with the cure."""
-    table, arrivals = tmp_path / "allowances.json", tmp_path / "arrivals.csv"
+    table, arrivals = tmp_path / "targets.json", tmp_path / "arrivals.csv"
     table.write_text('{"negative": {"routine": 1, "urgent": 1}}')
     arrivals.write_bytes("arrived_at,class\n2026-01-01,negative\nM\u00fcller,negative\n".encode("cp1252"))
     for arguments, words in (
-        (["--synthetic", "--allowances", str(table)], "may not wait longer"),
+        (["--synthetic", "--targets", str(table)], "may not wait longer"),
+        (["--synthetic", "--targets", str(table), "--allowances", str(table)], "give --targets alone"),
         ([str(arrivals)], "save it as CSV UTF-8"),
     ):
         done = CliRunner().invoke(cli.app, ["backtest", *arguments])

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from infra.sources import Sources
+from infra.embedded.sources import Sources
 
 
 def test_a_change_is_told_once_and_to_the_parts_that_load_the_file(tmp_path: Path) -> None:

@@ -9,20 +9,23 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
-from infra.client import Client
-from infra.sending import upload as upload_module
-from infra.sending.journal import Journal
-from infra.sending.receipt import Fate
-from infra.sending.submission import Submission, Tally
-from infra.sending.walk import FILES_PER_REQUEST, Archive, Item, Stamp, groups, walk
-from infra.sending.watching import Pace, sentences
+from infra.client import upload as upload_module
+from infra.client.api import ApiBusy, Client
+from infra.client.journal import Journal
+from infra.client.receipt import FileStatus
+from infra.client.submission import Progress, Submission
+from infra.client.upload import UploadCallbacks, Uploader
+from infra.client.walk import FILES_PER_REQUEST, Archive, Item, Stamp, groups, walk
+from infra.client.watching import Throughput, sentences
 from shared.errors import OsteonError, Unavailable
+from tests.examples import examples
 
 # how a request may go wrong, and whether its files were taken before it did
 FAILURES = ["503", "429", "500", "413", "502", "hang up", "taken, then hang up", "ok", "ok", "ok"]
@@ -75,17 +78,17 @@ def serving(server: Server) -> Iterator[str]:
             body = self.rfile.read(length)
             # the sender may hang up midway, too: such a request is none
             what = server.next() if len(body) == length else "hang up"
-            answer: dict[str, Any] = {"detail": what}
+            response: dict[str, Any] = {"detail": what}
             status = int(what) if what.isdigit() else 200
             if what in ("ok", "taken, then hang up"):
                 boundary = self.headers["Content-Type"].split("boundary=")[1].encode()
-                answer = {"files": server.take(body, boundary), "studies": []}
+                response = {"files": server.take(body, boundary), "studies": []}
             with server.lock:
                 server.together -= 1
             if "hang up" in what:
                 self.close_connection = True
                 return
-            text = json.dumps(answer).encode()
+            text = json.dumps(response).encode()
             self.send_response(status)
             if status == 429:
                 self.send_header("Retry-After", "0")
@@ -119,11 +122,12 @@ def _hasty(monkeypatch: pytest.MonkeyPatch) -> None:
     """Retries come at once, and any bytes are sent."""
     monkeypatch.setattr(upload_module, "FIRST_PAUSE_S", 0.001)
     monkeypatch.setattr(upload_module, "LONGEST_PAUSE_S", 0.002)
-    monkeypatch.setattr("infra.sending.submission.passed_by", lambda *_: None)  # what is sent here is no DICOM
+    monkeypatch.setattr("infra.client.submission.why_skipped", lambda *_: None)  # what is sent here is no DICOM
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(st.lists(st.sampled_from(FAILURES), max_size=40), st.integers(1, 6), st.integers(0, 230))
+@examples(
+    12, 80, script=st.lists(st.sampled_from(FAILURES), max_size=40), jobs=st.integers(1, 6), count=st.integers(0, 230)
+)
 def test_no_failure_loses_or_doubles_a_file(
     tmp_path_factory: pytest.TempPathFactory, script: list[str], jobs: int, count: int
 ) -> None:
@@ -139,7 +143,7 @@ def test_no_failure_loses_or_doubles_a_file(
     assert all(times == 1 for times in server.taken.values())
     for line in sending.lines:
         content = (folder / line.file).read_bytes()
-        if line.outcome in (Fate.STORED, Fate.DUPLICATE):
+        if line.outcome in (FileStatus.STORED, FileStatus.DUPLICATE):
             assert content in server.has
         elif line.reason == "request-refused":  # the server breaks on this file alone, or said so
             assert set(script) & {"500", "413"}
@@ -149,7 +153,7 @@ def test_no_failure_loses_or_doubles_a_file(
         len((folder / line.file).read_bytes()) for line in sending.lines if line.reason != "request-refused"
     )
     with Journal(folder.parent / "journal") as again:
-        assert len(again) == sum(line.outcome in (Fate.STORED, Fate.DUPLICATE) for line in sending.lines)
+        assert len(again) == sum(line.outcome in (FileStatus.STORED, FileStatus.DUPLICATE) for line in sending.lines)
 
 
 def test_giving_up(tmp_path: Path) -> None:
@@ -159,7 +163,7 @@ def test_giving_up(tmp_path: Path) -> None:
         sending = Submission(client, [folder], "routine", 2, 0.05, None)
         sending.run()
     assert isinstance(sending.uploader.failure, Unavailable)
-    assert [line.outcome for line in sending.lines] == [Fate.UNSENT] * 170
+    assert [line.outcome for line in sending.lines] == [FileStatus.UNSENT] * 170
 
 
 def test_a_file_that_vanishes_or_grows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -173,7 +177,7 @@ def test_a_file_that_vanishes_or_grows(tmp_path: Path, monkeypatch: pytest.Monke
             file.write(b"more")
         return iter(seen)
 
-    monkeypatch.setattr("infra.sending.submission.walk", found)
+    monkeypatch.setattr("infra.client.submission.walk", found)
     with serving(Server([])) as url, Client(url, "key") as client:
         sending = Submission(client, [folder], "routine", 1, 60, None)
         monkeypatch.setattr(sending, "_count", lambda: None)
@@ -219,7 +223,7 @@ def test_an_archive_too_large_goes_by_member(tmp_path: Path, monkeypatch: pytest
         packed.writestr("1", "one")
         packed.writestr("2", "two")
     (small,) = walk([tmp_path])
-    monkeypatch.setattr("infra.sending.walk.MOST_MEMBERS", 1)
+    monkeypatch.setattr("infra.client.walk.MOST_MEMBERS", 1)
     (large,) = walk([tmp_path])
     assert isinstance(small, Archive)
     assert isinstance(large, Archive)
@@ -234,10 +238,10 @@ def test_an_archive_too_large_goes_by_member(tmp_path: Path, monkeypatch: pytest
 
 def test_journal_cut_off_anywhere(tmp_path: Path) -> None:
     """Wherever a crash cuts the journal off, the whole lines before count, and what is added later counts too."""
-    from infra.sending.journal import Known
+    from infra.client.journal import JournalEntry
 
     items = [Item(str(n), tmp_path / f"ü{n}", Stamp(n, n), n) for n in range(3)]
-    known = [Known(item.stamp, "0" * 64, f"s{n}", f"1.{n}") for n, item in enumerate(items)]
+    known = [JournalEntry(item.stamp, "0" * 64, f"s{n}", f"1.{n}") for n, item in enumerate(items)]
     with Journal(tmp_path / "j") as journal:
         journal.add(zip(items[:2], known[:2], strict=True))
     content = (tmp_path / "j").read_bytes()
@@ -261,12 +265,12 @@ def test_two_runs_at_once(tmp_path: Path) -> None:
 
 def test_pace() -> None:
     """Many small files cost more than their bytes: the time left is the longer of the two reckonings."""
-    tally = Tally(total_files=100, total_bytes=1000)
-    pace = Pace(tally)
-    pace.look(0.0)
+    tally = Progress(total_files=100, total_bytes=1000)
+    pace = Throughput(tally)
+    pace.record(0.0)
     assert pace.left_s() is None
     tally.files, tally.bytes = 10, 900
-    pace.look(10.0)
+    pace.record(10.0)
     assert pace.rates() == (90.0, 1.0)
     assert pace.left_s() == 90.0
     assert sentences(tally, pace)[0].startswith("10 of 100 files")
@@ -299,7 +303,56 @@ def test_an_abandoned_run_names_every_file(tmp_path: Path, walked: int) -> None:
         else:
             threading.Timer(0.2, sending.uploader.stop).start()
             sending.run()
-        sending.abandon()
+        sending.mark_unsent()
     names = [f"{number:04}" for number in range(230)] + [f"zz.zip!{number}" for number in range(5)]
     assert [line.file for line in sending.lines] == names
-    assert {line.outcome for line in sending.lines} == {Fate.UNSENT}
+    assert {line.outcome for line in sending.lines} == {FileStatus.UNSENT}
+
+
+class Patient:
+    """A clock that passes as it is waited for."""
+
+    def __init__(self) -> None:
+        self.now_s, self.waits_s = 0.0, list[float]()
+
+    def wait(self, seconds: float) -> bool:
+        """As an event's that nobody sets."""
+        self.now_s += max(seconds, 0.001)
+        self.waits_s.append(seconds)
+        return False
+
+    def is_set(self) -> bool:
+        """Never."""
+        return False
+
+
+@pytest.mark.parametrize(("status", "waited"), [(429, True), (503, False)])
+def test_a_quota_is_waited_for_as_long_as_it_says(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, status: int, waited: bool
+) -> None:
+    """The API answers and says when: that is no reason to give up, however long it is; a broken API is."""
+    clock, troubles = Patient(), list[str]()
+    monkeypatch.setattr(upload_module, "time", SimpleNamespace(monotonic=lambda: clock.now_s))
+    responses: list[Any] = [ApiBusy(status, "This key may send 5 studies an hour.", 3000.0)] * 3 + [
+        {"files": [], "studies": []}
+    ]
+
+    class Api:
+        def upload(self, _body: object) -> Any:
+            response = responses.pop(0)
+            if isinstance(response, Exception):
+                raise response
+            return response
+
+    callbacks = UploadCallbacks(lambda _: None, lambda *_: None, lambda _: None, lambda _: None, troubles.append)
+    uploader = Uploader(Api(), "routine", 1, 60.0, callbacks)  # type: ignore[arg-type]
+    uploader._stopping = clock  # type: ignore[assignment]
+    if waited:
+        uploader._send_until_answered([], 0.0)
+        assert min(clock.waits_s) >= 3000
+        assert "This key may send" in troubles[0]
+        assert "3000 s" in troubles[0]
+        assert troubles[-1] == ""
+    else:
+        with pytest.raises(ApiBusy):
+            uploader._send_until_answered([], 0.0)

@@ -1,6 +1,7 @@
 """Bundles: what is saved is what is loaded, and nothing damaged is."""
 
 import hashlib
+import io
 import json
 import struct
 from pathlib import Path
@@ -13,9 +14,11 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 from safetensors.torch import load, save
 
+from shared.domain.manifest import Calibration, Manifest, read_manifest, title_and_key, title_of
 from shared.errors import BadBundle
-from shared.vision.bundle import Calibration, Manifest, load_bundle, save_bundle
-from shared.vision.network import BoneNet
+from shared.model.bundle import load_bundle, save_bundle
+from shared.model.network import BoneNet
+from shared.settings import ROOT
 
 MANIFEST: dict[str, Any] = {
     "name": "test-1",
@@ -26,7 +29,7 @@ MANIFEST: dict[str, Any] = {
     "specific": 0.6,
     "modalities": ["CR", "DX"],
     "least_region_probability": 0.4,
-    "most_strangeness": 2.0,
+    "most_ood_score": 2.0,
     "hardware": 0.5,
     "heatmap_full": 0.6,
     "data": {"set": "none"},
@@ -76,12 +79,59 @@ def test_loaded_is_what_was_saved(network: BoneNet, written: tuple[bytes, str]) 
             torch.testing.assert_close(one, other, atol=0, rtol=0)
 
 
+def test_keys_of_before_are_read_as_those_of_today(written: tuple[bytes, str]) -> None:
+    """A bundle written before 0.2.0 counts films and says strangeness; whoever reads it sees the keys of today."""
+    figures = {"films": 8, "fractured": 3, "groups": {"films": {"films": 4}, "hand": {"films": 5, "fractured": 1}}}
+    told = Manifest(**MANIFEST).model_dump() | {"metrics": figures}
+    told["most_strangeness"] = told.pop("most_ood_score") + 1
+    old = with_manifest(written[0], json.dumps(told))
+    expected = {
+        "radiographs": 8,
+        "fractured": 3,
+        "groups": {"films": {"radiographs": 4}, "hand": {"radiographs": 5, "fractured": 1}},
+    }
+    assert load_bundle(old)[1].metrics == expected
+    assert load_bundle(old)[1].most_ood_score == Manifest(**MANIFEST).most_ood_score + 1
+    assert read_manifest(io.BytesIO(old), len(old)).metrics == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "manifest", "title", "both"),
+    [
+        ("second-look-2", {}, "Osteon FracAtlas 2", "Osteon FracAtlas 2 (second-look-2)"),
+        ("second-look", {"title": ""}, "Osteon FracAtlas 1", "Osteon FracAtlas 1 (second-look)"),
+        ("mine", {"title": "Wards 2026"}, "Wards 2026", "Wards 2026 (mine)"),
+        ("mine", {}, "mine", "mine"),
+    ],
+)
+def test_people_see_a_models_title(name: str, manifest: dict[str, str], title: str, both: str) -> None:
+    """The manifest's, that of a bundle shipped before manifests had one, or the key; reports name the key beside it."""
+    assert (title_of(name, manifest), title_and_key(name, manifest)) == (title, both)
+
+
 def test_sha256_is_the_files(written: tuple[bytes, str]) -> None:
     """The returned digest is that of the file, and another one is refused before anything is parsed."""
     content, sha256 = written
     assert sha256 == hashlib.sha256(content).hexdigest()
     with pytest.raises(BadBundle, match="sha256 differs"):
         load_bundle(content, "0" * 64)
+
+
+def test_what_is_read_without_the_weights_is_the_same(written: tuple[bytes, str]) -> None:
+    """The manifest alone, as the API reads it without torch, and the shipped bundle's too."""
+    assert read_manifest(io.BytesIO(written[0]), len(written[0])) == Manifest(**MANIFEST)
+    shipped = ROOT / "training/bundles/second-look.safetensors"
+    with shipped.open("rb") as file:
+        assert read_manifest(file, shipped.stat().st_size).name == "second-look-2"
+
+
+def refused(content: bytes, words: str = ".", *, weights_only: bool = False) -> None:
+    """Whoever reads it refuses it; weights_only: whoever loads the weights."""
+    with pytest.raises(BadBundle, match=words):
+        load_bundle(content)
+    if not weights_only:
+        with pytest.raises(BadBundle, match=words):
+            read_manifest(io.BytesIO(content), len(content))
 
 
 @pytest.mark.parametrize("share", [0.0, 0.001, 0.3, 0.999999])
@@ -91,8 +141,7 @@ def test_damaged_weight_is_refused(written: tuple[bytes, str], share: float) -> 
     (length,) = struct.unpack_from("<Q", content)
     first = 8 + length
     content[first + int((len(content) - first - 1) * share)] ^= 1
-    with pytest.raises(BadBundle, match="damaged"):
-        load_bundle(bytes(content))
+    refused(bytes(content), "damaged")
 
 
 def test_damaged_manifest_is_refused_wherever(written: tuple[bytes, str]) -> None:
@@ -104,23 +153,20 @@ def test_damaged_manifest_is_refused_wherever(written: tuple[bytes, str]) -> Non
     for place in range(first, first + len(escaped)):
         damaged = bytearray(content[: 8 + length])
         damaged[place] ^= 1
-        with pytest.raises(BadBundle):
-            load_bundle(bytes(damaged))
+        refused(bytes(damaged))
 
 
 @pytest.mark.parametrize("keep", [0, 7, 8, 100, 5000, -1])
 def test_cut_short_is_refused(written: tuple[bytes, str], keep: int) -> None:
     """A download that broke off is no bundle, wherever it broke."""
-    with pytest.raises(BadBundle):
-        load_bundle(written[0][:keep])
+    refused(written[0][:keep])
 
 
 @given(st.binary(max_size=300))
 @settings(deadline=None)
 def test_random_bytes_are_refused(content: bytes) -> None:
     """Any bytes that are no bundle end in BadBundle, never in another error."""
-    with pytest.raises(BadBundle):
-        load_bundle(content)
+    refused(content)
 
 
 JSON = st.recursive(
@@ -135,8 +181,7 @@ HEADERS = JSON | st.fixed_dictionaries({"__metadata__": JSON | st.fixed_dictiona
 def test_strange_headers_are_refused(header: object) -> None:
     """A file with a well-formed length and any JSON as header ends in BadBundle too."""
     text = json.dumps(header).encode()
-    with pytest.raises(BadBundle):
-        load_bundle(struct.pack("<Q", len(text)) + text)
+    refused(struct.pack("<Q", len(text)) + text)
 
 
 @given(JSON | st.text())
@@ -146,23 +191,19 @@ def test_strange_manifests_are_refused(manifest: object) -> None:
     described = manifest if isinstance(manifest, str) else json.dumps(manifest)
     digest = hashlib.sha256(described.encode(errors="replace")).hexdigest()
     text = json.dumps({"__metadata__": {"manifest": described, "manifest_sha256": digest}}).encode()
-    with pytest.raises(BadBundle):
-        load_bundle(struct.pack("<Q", len(text)) + text)
+    refused(struct.pack("<Q", len(text)) + text)
 
 
 def test_deep_nesting_is_refused() -> None:
     """A header of a hundred thousand brackets does not exhaust the stack."""
     text = b"[" * 100_000
-    with pytest.raises(BadBundle):
-        load_bundle(struct.pack("<Q", len(text)) + text)
+    refused(struct.pack("<Q", len(text)) + text)
 
 
 def test_foreign_safetensors_are_refused() -> None:
     """Weights of another program are told apart from a damaged bundle's."""
-    with pytest.raises(BadBundle):
-        load_bundle(save({"weight": torch.zeros(3)}))
-    with pytest.raises(BadBundle, match="no Osteon model bundle"):
-        load_bundle(save({"weight": torch.zeros(3)}, {"format": "pt"}))
+    refused(save({"weight": torch.zeros(3)}))
+    refused(save({"weight": torch.zeros(3)}, {"format": "pt"}), "no Osteon model bundle")
 
 
 @pytest.mark.parametrize(
@@ -174,21 +215,19 @@ def test_foreign_safetensors_are_refused() -> None:
         ({"regions": ["hand", "elbow", "hip"]}, "do not fit"),
         ({"name": "../evil"}, "name"),
         ({"input_size": 100}, "input_size"),
-        ({"surprise": 1}, "surprise"),
+        ({"mismatch": 1}, "mismatch"),
     ],
 )
 def test_unknown_kinds_are_refused_by_name(written: tuple[bytes, str], changes: dict[str, Any], words: str) -> None:
     """A sound file that this version cannot serve is refused, and the message says what it does not know."""
     manifest = json.loads(Manifest(**MANIFEST).model_dump_json()) | changes
-    with pytest.raises(BadBundle, match=words):
-        load_bundle(with_manifest(written[0], json.dumps(manifest)))
+    refused(with_manifest(written[0], json.dumps(manifest)), words, weights_only=words == "do not fit")
 
 
 @pytest.mark.parametrize("missing", ["manifest", "manifest_sha256", "weights_sha256"])
 def test_missing_digest_is_refused(written: tuple[bytes, str], missing: str) -> None:
     """A bundle that lost a digest is not taken on trust."""
-    with pytest.raises(BadBundle):
-        load_bundle(with_metadata(written[0], **{missing: None}))
+    refused(with_metadata(written[0], **{missing: None}))
 
 
 @pytest.mark.parametrize("name", ["My Model", "", "-a", "a/b", "a" * 65, "a\n"])

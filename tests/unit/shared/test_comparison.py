@@ -12,11 +12,11 @@ from pydicom import dcmread
 from pydicom.dataset import Dataset
 
 from samples.objects import SYNTAX, pattern_image, set_pixels, to_bytes
-from shared.comparison import Verdict, compare
-from shared.image import ImageLimits
+from shared.dicom.comparison import Verdict, compare
+from shared.dicom.image import ImageLimits
 from shared.storage import DirectoryStore, original_key, sha256_of
-from worker import decoding
-from worker.decoding import PairJob, compare_pair
+from worker import decoder_pool
+from worker.decoder_pool import PairJob, compare_pair
 
 LIMITS = ImageLimits()
 NATIVE = ("explicit", "implicit", "deflated")
@@ -81,19 +81,26 @@ def test_any_other_byte_is_never_the_same_by_mistake(at: int, change: int) -> No
     verdict = compare(PLAIN, bytes(other), LIMITS)
     if verdict is not Verdict.SAME:
         return
-    told = dcmread(io.BytesIO(bytes(other)), force=True)
-    assume("PixelData" in told)  # at a VR that is none, which we step over, pydicom loses its way
-    assert told.PixelData == dcmread(io.BytesIO(PLAIN)).PixelData
-    for keyword in ("PatientName", "PatientID", "StudyInstanceUID", "SOPInstanceUID", "StudyDescription"):
-        assert str(told.get(keyword)).strip() == str(dcmread(io.BytesIO(PLAIN)).get(keyword)).strip()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of a character set that is none
+        told = dcmread(io.BytesIO(bytes(other)), force=True)
+        assume("PixelData" in told)  # at a VR that is none, which we step over, pydicom loses its way
+        assert told.PixelData == dcmread(io.BytesIO(PLAIN)).PixelData
+        for keyword in ("PatientName", "PatientID", "StudyInstanceUID", "SOPInstanceUID", "StudyDescription"):
+            try:
+                value = told.get(keyword)
+            except NotImplementedError:  # a VR that is none: pydicom has no value there, and we compare the bytes
+                assert told.get_item(keyword).value == dcmread(io.BytesIO(PLAIN)).get_item(keyword).value
+                continue
+            assert str(value).strip() == str(dcmread(io.BytesIO(PLAIN)).get(keyword)).strip()
 
 
 @pytest.mark.parametrize("encoding", PACKED)
 def test_a_worker_compares_values(tmp_path: Any, monkeypatch: pytest.MonkeyPatch, encoding: str) -> None:
     """A decoder tells what bytes do not: the same image in another encoding, a header, other pixels."""
     store = DirectoryStore(tmp_path)
-    monkeypatch.setattr(decoding, "_bench", None)
-    decoding.begin_here(store, LIMITS)
+    monkeypatch.setattr(decoder_pool, "_state", None)
+    decoder_pool.begin_here(store, LIMITS)
 
     def put(content: bytes) -> str:
         store.put(original_key(sha256_of(content)), io.BytesIO(content), len(content))

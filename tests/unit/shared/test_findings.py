@@ -6,13 +6,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shared.findings import (
+from shared.domain.findings import (
     AbstentionReason,
     Assessment,
+    Extent,
     Finding,
     Heatmap,
     OperatingPoints,
-    Severity,
     abstention_words,
     assessment_of,
     gravity,
@@ -20,7 +20,7 @@ from shared.findings import (
     shown_score,
     summarise,
 )
-from shared.worklist import ALLOWANCES, urgency_class
+from shared.domain.worklist import TURNAROUND_TARGETS, urgency_class
 
 CHANCES = st.floats(0, 1)
 STRENGTH = [Assessment.NEGATIVE, Assessment.UNCLEAR, Assessment.POSITIVE]
@@ -28,7 +28,7 @@ STRENGTH = [Assessment.NEGATIVE, Assessment.UNCLEAR, Assessment.POSITIVE]
 
 def finding(
     assessment: Assessment = Assessment.NEGATIVE,
-    severity: Severity = Severity.NONE,
+    extent: Extent = Extent.NONE,
     chance: float = 0.1,
     region: str = "hand",
     score: float | None = None,
@@ -40,7 +40,7 @@ def finding(
         0.9,
         chance,
         assessment,
-        severity,
+        extent,
         Heatmap(b"\0", 1, 1),
         score,
         AbstentionReason.METAL if assessment is Assessment.ABSTAINED else None,
@@ -54,7 +54,7 @@ SCORES = {
     Assessment.ABSTAINED: st.none() | st.floats(0, 10),
 }
 FINDINGS = st.sampled_from(Assessment).flatmap(
-    lambda said: st.builds(finding, st.just(said), st.sampled_from(Severity), CHANCES, score=st.none() | SCORES[said])
+    lambda said: st.builds(finding, st.just(said), st.sampled_from(Extent), CHANCES, score=st.none() | SCORES[said])
 )
 
 
@@ -83,12 +83,12 @@ def test_what_is_no_probability_gets_no_call(nonsense: float) -> None:
 
 def test_worst_finding_speaks_for_the_study() -> None:
     """One positive image among many negative images decides, with its own region and extent."""
-    one = finding(Assessment.POSITIVE, Severity.MILD, 0.9, "elbow")
+    one = finding(Assessment.POSITIVE, Extent.MILD, 0.9, "elbow")
     summary = summarise(
-        [finding(), finding(Assessment.ABSTAINED, chance=0.99), one, finding(Assessment.UNCLEAR, Severity.SEVERE)]
+        [finding(), finding(Assessment.ABSTAINED, chance=0.99), one, finding(Assessment.UNCLEAR, Extent.SEVERE)]
     )
     assert summary is not None
-    assert (summary.assessment, summary.severity, summary.region) == (Assessment.POSITIVE, Severity.MILD, "elbow")
+    assert (summary.assessment, summary.extent, summary.region) == (Assessment.POSITIVE, Extent.MILD, "elbow")
     assert summary.fracture_probability == 0.9
 
 
@@ -104,7 +104,7 @@ def test_beside_an_unread_image_there_is_no_negative(unread: int, words: str) ->
     """A study of which an image could not be read is not called normal; a graver finding still speaks for it."""
     summary = summarise([finding(Assessment.NEGATIVE, chance=0.3)], unread)
     assert summary is not None
-    assert (summary.assessment, summary.severity) == (Assessment.ABSTAINED, Severity.NONE)
+    assert (summary.assessment, summary.extent) == (Assessment.ABSTAINED, Extent.NONE)
     assert abstention_words(summary.abstention, summary.abstention_detail) == words
     found = [finding(Assessment.UNCLEAR, chance=0.5)]
     assert summarise(found, unread) == summarise(found)
@@ -113,9 +113,9 @@ def test_beside_an_unread_image_there_is_no_negative(unread: int, words: str) ->
 def test_extent_then_probability_decide_between_equal_calls() -> None:
     """Of two fractures with the same assessment the larger one speaks, then the more probable one."""
     findings = [
-        finding(Assessment.POSITIVE, Severity.MILD, 0.99, "hand"),
-        finding(Assessment.POSITIVE, Severity.SEVERE, 0.7, "hip"),
-        finding(Assessment.POSITIVE, Severity.SEVERE, 0.8, "leg"),
+        finding(Assessment.POSITIVE, Extent.MILD, 0.99, "hand"),
+        finding(Assessment.POSITIVE, Extent.SEVERE, 0.7, "hip"),
+        finding(Assessment.POSITIVE, Extent.SEVERE, 0.8, "leg"),
     ]
     summary = summarise(findings)
     assert summary is not None
@@ -128,7 +128,7 @@ def test_another_image_never_makes_a_study_look_better(findings: list[Finding], 
     before, after = summarise(findings), summarise([*findings, late])
     assert before is not None
     assert after is not None
-    classes = list(ALLOWANCES)  # the gravest first
+    classes = list(TURNAROUND_TARGETS)  # the gravest first
     assert classes.index(urgency_class(after)) <= classes.index(urgency_class(before))
 
 
@@ -211,9 +211,9 @@ def test_an_abstention_ranks_as_the_graver_of_the_two(score: float | None, ranke
 def test_the_abstention_speaks_where_its_raw_score_is_graver() -> None:
     """Beside an unclear image one with metal and a high raw score decides; beside a positive one it does not."""
     metal = finding(Assessment.ABSTAINED, chance=0.9, score=8.0)
-    summary = summarise([finding(Assessment.UNCLEAR, Severity.MILD, 0.5, score=4.0), metal])
+    summary = summarise([finding(Assessment.UNCLEAR, Extent.MILD, 0.5, score=4.0), metal])
     assert summary is not None
     assert (summary.assessment, summary.score, summary.abstention) == ("abstained", 8.0, "metal")
-    summary = summarise([finding(Assessment.POSITIVE, Severity.MILD, 0.8, score=7.5), metal])
+    summary = summarise([finding(Assessment.POSITIVE, Extent.MILD, 0.8, score=7.5), metal])
     assert summary is not None
     assert (summary.assessment, summary.score, summary.abstention) == ("positive", 7.5, None)

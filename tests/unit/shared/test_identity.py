@@ -6,8 +6,8 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from shared.identity import FIELDS, completed, name_groups, normal, same_patient
-from shared.study import Identity
+from shared.domain.identity import FIELDS, complete_identity, name_groups, normalised, same_patient
+from shared.domain.study import Identity
 
 words = st.text(st.characters(codec="utf-8", exclude_characters="^=\\\0", exclude_categories=("Cs", "Cc")), max_size=8)
 names = st.lists(words, min_size=1, max_size=5).map("^".join)
@@ -73,7 +73,7 @@ def test_comparing_is_fair(one: Identity, other: Identity) -> None:
     shouted = replace(one, patient_name=f" {one.patient_name}^^", patient_id=f"  {one.patient_id} ")
     assume("=" not in one.patient_name)
     assert same_patient(one, shouted)
-    assert normal(one) == normal(shouted)
+    assert normalised(one) == normalised(shouted)
 
 
 @given(identities, st.sets(st.sampled_from(FIELDS)))
@@ -92,7 +92,7 @@ def test_what_both_say_is_a_difference(one: Identity, other: Identity, name: str
 @given(identities, identities)
 def test_completing(one: Identity, other: Identity) -> None:
     """What is known stays; what was lacking is taken over; the patient stays the same."""
-    whole = completed(one, other)
+    whole = complete_identity(one, other)
     for name in Identity.__dataclass_fields__:
         assert getattr(whole, name) == (
             getattr(one, name) if getattr(one, name).strip() else getattr(other, name) or getattr(one, name)

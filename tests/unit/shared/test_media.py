@@ -8,10 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from samples.objects import pattern_image, to_bytes
-from shared.dicom import read_header
+from shared.dicom.header import read_header
+from shared.dicom.image import ImageLimits
+from shared.dicom.media import DIRECTORY_UID, SkippedFileKind, why_skipped
 from shared.errors import Rejected
-from shared.image import ImageLimits
-from shared.media import DIRECTORY_UID, PassedBy, passed_by
 from shared.settings import ROOT
 
 LIMITS = ImageLimits()
@@ -19,8 +19,8 @@ IMAGE = to_bytes(pattern_image(1, "media"), "1.2.840.10008.1.2.1")
 NAMES = ["IM1", "DICOMDIR", "README.txt", "a.dcm", "viewer.exe", "disc.zip!IMAGES/IM1", "1.2.840.1", "a\\b.txt"]
 
 
-def why(content: bytes, name: str = "IM1") -> PassedBy | None:
-    return passed_by(io.BytesIO(content), len(content), name, LIMITS)
+def why(content: bytes, name: str = "IM1") -> SkippedFileKind | None:
+    return why_skipped(io.BytesIO(content), len(content), name, LIMITS)
 
 
 def accepted(content: bytes) -> bool:
@@ -81,7 +81,7 @@ def test_what_is_accepted_is_never_passed_by(data: st.DataObject) -> None:
 )
 def test_what_lies_beside_the_images_is_passed_by(content: bytes, name: str) -> None:
     """By its content where nothing speaks for an image."""
-    assert why(content, name) is PassedBy.OTHER
+    assert why(content, name) is SkippedFileKind.OTHER
 
 
 def test_a_dicomdir_is_passed_by_whatever_it_is_called() -> None:
@@ -89,7 +89,7 @@ def test_a_dicomdir_is_passed_by_whatever_it_is_called() -> None:
     listing = pydicom.Dataset()
     listing.FileSetID = "DISC"
     for name in NAMES:
-        assert why(directory(listing), name) is PassedBy.DIRECTORY
+        assert why(directory(listing), name) is SkippedFileKind.DIRECTORY
 
 
 @pytest.mark.parametrize(

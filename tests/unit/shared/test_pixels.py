@@ -1,4 +1,4 @@
-"""From DICOM bytes to images: every encoding, every damage. Small films are made here; real ones where they are found."""
+"""From DICOM bytes to images: every encoding, every damage. Small radiographs are made here; real ones where they are found."""
 
 import contextlib
 import csv
@@ -29,9 +29,10 @@ from pydicom.pixels.processing import apply_modality_lut, apply_voi_lut
 from pydicom.uid import UID
 
 from shared import errors
-from shared.image import ImageLimits
+from shared.dicom.image import ImageLimits
+from shared.pixels.decode import display, open_pixels
 from shared.settings import ROOT
-from shared.vision.pixels import display, open_pixels
+from tests.pace import limit_s
 
 IMPLICIT_LE, EXPLICIT_LE, BIG_ENDIAN = "1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.2"
 DEFLATED, RLE = "1.2.840.10008.1.2.1.99", "1.2.840.10008.1.2.5"
@@ -40,41 +41,41 @@ SECRET = "Secret^Patient"
 Array = npt.NDArray[Any]
 
 
-def _rle(film: Array, bits: int) -> bytes:
-    allocated = film.dtype.itemsize * 8
+def _rle(radiograph: Array, bits: int) -> bytes:
+    allocated = radiograph.dtype.itemsize * 8
     return bytes(
         RLELosslessEncoder.encode(
-            film,
-            rows=film.shape[0],
-            columns=film.shape[1],
+            radiograph,
+            rows=radiograph.shape[0],
+            columns=radiograph.shape[1],
             samples_per_pixel=1,
             bits_allocated=allocated,
             bits_stored=allocated,
-            pixel_representation=int(film.dtype.kind == "i"),
+            pixel_representation=int(radiograph.dtype.kind == "i"),
             photometric_interpretation="MONOCHROME2",
             number_of_frames=1,
         )
     )
 
 
-def _jpeg2000(film: Array, bits: int) -> bytes:
-    return bytes(imagecodecs.jpeg2k_encode(film, codecformat="J2K", reversible=True, bitspersample=bits))
+def _jpeg2000(radiograph: Array, bits: int) -> bytes:
+    return bytes(imagecodecs.jpeg2k_encode(radiograph, codecformat="J2K", reversible=True, bitspersample=bits))
 
 
-def _lossless_jpeg(film: Array, bits: int) -> bytes:
-    return bytes(imagecodecs.jpeg8_encode(_raw(film), lossless=True, bitspersample=max(bits, 2), predictor=1))
+def _lossless_jpeg(radiograph: Array, bits: int) -> bytes:
+    return bytes(imagecodecs.jpeg8_encode(_raw(radiograph), lossless=True, bitspersample=max(bits, 2), predictor=1))
 
 
-def _htj2k(film: Array, _bits: int) -> bytes:
-    return bytes(imagecodecs.htj2k_encode(film, reversible=True))
+def _htj2k(radiograph: Array, _bits: int) -> bytes:
+    return bytes(imagecodecs.htj2k_encode(radiograph, reversible=True))
 
 
-def _jpeg_ls(film: Array, _bits: int) -> bytes:
-    return bytes(imagecodecs.jpegls_encode(_raw(film)))
+def _jpeg_ls(radiograph: Array, _bits: int) -> bytes:
+    return bytes(imagecodecs.jpegls_encode(_raw(radiograph)))
 
 
-def _raw(film: Array) -> Array:
-    return film.view(f"u{film.dtype.itemsize}")
+def _raw(radiograph: Array) -> Array:
+    return radiograph.view(f"u{radiograph.dtype.itemsize}")
 
 
 LOSSLESS: dict[str, Callable[[Array, int], bytes]] = {
@@ -93,15 +94,15 @@ NATIVE = (IMPLICIT_LE, EXPLICIT_LE, BIG_ENDIAN, DEFLATED)
 
 
 def make(
-    films: list[Array],
+    radiographs: list[Array],
     syntax: str = EXPLICIT_LE,
     bits: int | None = None,
     frames: list[bytes] | None = None,
     value: bytes | None = None,
     **attributes: Any,
 ) -> bytes:
-    """A DICOM file of the films, (H, W) integers each. frames or value stand in for the encoded pixels."""
-    first = films[0]
+    """A DICOM file of the radiographs, (H, W) integers each. frames or value stand in for the encoded pixels."""
+    first = radiographs[0]
     allocated = first.dtype.itemsize * 8
     bits = bits or allocated
     dataset = Dataset()
@@ -111,16 +112,18 @@ def make(
     dataset.Rows, dataset.Columns = first.shape
     dataset.BitsAllocated, dataset.BitsStored, dataset.HighBit = allocated, bits, bits - 1
     dataset.PixelRepresentation = int(first.dtype.kind == "i")
-    if len(films) > 1:
-        dataset.NumberOfFrames = len(films)
+    if len(radiographs) > 1:
+        dataset.NumberOfFrames = len(radiographs)
     if syntax in LOSSLESS or frames:
-        frames = frames or [LOSSLESS[syntax](film, bits) for film in films]
+        frames = frames or [LOSSLESS[syntax](radiograph, bits) for radiograph in radiographs]
         dataset.PixelData = encapsulate(frames)
         dataset["PixelData"].is_undefined_length = True
         vr = "OB"
     else:
         order: Literal["<", ">"] = ">" if syntax == BIG_ENDIAN else "<"
-        pixels = b"".join(film.astype(film.dtype.newbyteorder(order)).tobytes() for film in films)
+        pixels = b"".join(
+            radiograph.astype(radiograph.dtype.newbyteorder(order)).tobytes() for radiograph in radiographs
+        )
         pixels += b"\0" * (len(pixels) % 2)
         if allocated == 8 and syntax == BIG_ENDIAN:
             pixels = np.frombuffer(pixels, "<u2").astype(">u2").tobytes()  # OW: bytes swap within words
@@ -160,17 +163,17 @@ def write(dataset: Dataset, syntax: str) -> bytes:
 
 
 def ramp(dtype: str, bits: int, shape: tuple[int, int] = (12, 10)) -> Array:
-    """A film that takes the least, the greatest and many values between."""
+    """A radiograph that takes the least, the greatest and many values between."""
     signed = np.dtype(dtype).kind == "i"
     low, high = (-(1 << bits - 1), (1 << bits - 1) - 1) if signed else (0, (1 << bits) - 1)
-    film = np.linspace(low, high, shape[0] * shape[1]).round().reshape(shape).astype(dtype)
-    film[2:5, 3:7] = high
-    return film
+    radiograph = np.linspace(low, high, shape[0] * shape[1]).round().reshape(shape).astype(dtype)
+    radiograph[2:5, 3:7] = high
+    return radiograph
 
 
 @st.composite
-def films(draw: st.DrawFn) -> tuple[Array, int]:
-    """A film with its Bits Stored; every value lies within them."""
+def radiographs(draw: st.DrawFn) -> tuple[Array, int]:
+    """A radiograph with its Bits Stored; every value lies within them."""
     dtype, bits = draw(st.sampled_from([("u1", 8), ("u2", 10), ("u2", 12), ("u2", 16), ("i2", 12), ("i2", 16)]))
     signed = dtype[0] == "i"
     low, high = (-(1 << bits - 1), (1 << bits - 1) - 1) if signed else (0, (1 << bits) - 1)
@@ -182,21 +185,21 @@ def films(draw: st.DrawFn) -> tuple[Array, int]:
 
 
 @settings(max_examples=60, deadline=None)
-@given(films(), st.sampled_from([*NATIVE, RLE]))
-def test_native_and_rle_encodings_of_a_film_give_its_values(case: tuple[Array, int], syntax: str) -> None:
-    """However a film is stored uncompressed or run length encoded, its frame is the film."""
-    film, bits = case
-    frame = open_pixels(make([film], syntax, bits)).frame(0)
+@given(radiographs(), st.sampled_from([*NATIVE, RLE]))
+def test_native_and_rle_encodings_of_a_radiograph_give_its_values(case: tuple[Array, int], syntax: str) -> None:
+    """However a radiograph is stored uncompressed or run length encoded, its frame is the radiograph."""
+    radiograph, bits = case
+    frame = open_pixels(make([radiograph], syntax, bits)).frame(0)
     assert frame.dtype == np.float32
-    np.testing.assert_array_equal(frame, film.astype(np.float32))
+    np.testing.assert_array_equal(frame, radiograph.astype(np.float32))
 
 
 @pytest.mark.parametrize("syntax", [*NATIVE, *LOSSLESS])
 @pytest.mark.parametrize(("dtype", "bits"), [("u1", 8), ("u2", 10), ("u2", 12), ("u2", 16), ("i2", 12), ("i2", 16)])
 def test_every_lossless_encoding_gives_the_same_frame(syntax: str, dtype: str, bits: int) -> None:
-    """All lossless transfer syntaxes of one film give identical frames, at every bit depth and sign."""
-    film = ramp(dtype, bits, (24, 19))
-    np.testing.assert_array_equal(open_pixels(make([film], syntax, bits)).frame(0), film.astype(np.float32))
+    """All lossless transfer syntaxes of one radiograph give identical frames, at every bit depth and sign."""
+    radiograph = ramp(dtype, bits, (24, 19))
+    np.testing.assert_array_equal(open_pixels(make([radiograph], syntax, bits)).frame(0), radiograph.astype(np.float32))
 
 
 WHOLE_CELLS: dict[str, tuple[int, ...]] = {  # Bits Allocated that the encoders here take
@@ -270,9 +273,9 @@ def test_a_stream_of_values_alone_gives_them(data: st.DataObject, syntax: str, s
 @pytest.mark.parametrize(("allocated", "bits", "width"), [(16, 12, 16), (16, 16, 16), (16, 12, 12), (8, 8, 8)])
 def test_a_sign_that_the_header_does_not_know_is_refused(syntax: str, allocated: int, bits: int, width: int) -> None:
     """A signed codestream under Pixel Representation 0: some mean its bits, others its values, so none is guessed."""
-    film = ramp(f"i{allocated // 8}", min(bits, width))
-    stream = _jpeg2000(film, width)
-    content = make([film.view(f"u{allocated // 8}")], syntax, bits, frames=[stream])
+    radiograph = ramp(f"i{allocated // 8}", min(bits, width))
+    stream = _jpeg2000(radiograph, width)
+    content = make([radiograph.view(f"u{allocated // 8}")], syntax, bits, frames=[stream])
     with pytest.raises(errors.UndecodablePixels, match=r"Pixel Representation \(0028,0103\)"):
         open_pixels(content).frame(0)
 
@@ -288,16 +291,16 @@ def test_a_stream_that_fits_neither_bits_stored_nor_high_bit_is_refused() -> Non
 @pytest.mark.parametrize("signed", [False, True])
 def test_what_a_lossy_stream_misses_does_not_wrap(signed: bool) -> None:
     """A lossy stream wider than Bits Stored goes over their ends by a little; white does not become black."""
-    film = np.zeros((64, 64), "u2")
-    film[9:40, 20:] = film[50:] = 4095
-    film = film.astype("i2") - 2048 if signed else film
-    stream = bytes(imagecodecs.jpeg2k_encode(film, codecformat="J2K", level=45, bitspersample=16))
+    radiograph = np.zeros((64, 64), "u2")
+    radiograph[9:40, 20:] = radiograph[50:] = 4095
+    radiograph = radiograph.astype("i2") - 2048 if signed else radiograph
+    stream = bytes(imagecodecs.jpeg2k_encode(radiograph, codecformat="J2K", level=45, bitspersample=16))
     decoded = imagecodecs.jpeg2k_decode(stream)
-    assert decoded.max() > film.max()  # so that there is something to miss
-    stored = open_pixels(make([film], JPEG + "91", 12, frames=[stream])).stored(0)
-    np.testing.assert_array_equal(stored, np.clip(decoded, film.min(), film.max()))
+    assert decoded.max() > radiograph.max()  # so that there is something to miss
+    stored = open_pixels(make([radiograph], JPEG + "91", 12, frames=[stream])).stored(0)
+    np.testing.assert_array_equal(stored, np.clip(decoded, radiograph.min(), radiograph.max()))
     # an overlay that the header names is cleared there, too
-    marked = film.view("u2") | 0x8000
+    marked = radiograph.view("u2") | 0x8000
     stream = bytes(imagecodecs.jpeg2k_encode(marked, codecformat="J2K", level=90, bitspersample=16))
     if not signed:
         stored = open_pixels(make([marked], JPEG + "91", 12, frames=[stream], **overlay(15))).stored(0)
@@ -305,14 +308,14 @@ def test_what_a_lossy_stream_misses_does_not_wrap(signed: bool) -> None:
 
 
 @settings(max_examples=60, deadline=None)
-@given(films(), st.sampled_from([(1, 0), (2, -1024), (0.684, 200.0), (-1, 0)]))
+@given(radiographs(), st.sampled_from([(1, 0), (2, -1024), (0.684, 200.0), (-1, 0)]))
 def test_monochrome1_inversion_undoes_itself(case: tuple[Array, int], rescale: tuple[float, float]) -> None:
-    """A film and its negative, marked MONOCHROME1, give the same frame, whatever the rescale."""
-    film, bits = case
-    total = -1 if film.dtype.kind == "i" else (1 << bits) - 1
-    negative = (total - film.astype(np.int64)).astype(film.dtype)
+    """A radiograph and its negative, marked MONOCHROME1, give the same frame, whatever the rescale."""
+    radiograph, bits = case
+    total = -1 if radiograph.dtype.kind == "i" else (1 << bits) - 1
+    negative = (total - radiograph.astype(np.int64)).astype(radiograph.dtype)
     slope, intercept = rescale
-    plain = open_pixels(make([film], bits=bits, RescaleSlope=slope, RescaleIntercept=intercept))
+    plain = open_pixels(make([radiograph], bits=bits, RescaleSlope=slope, RescaleIntercept=intercept))
     mirrored = open_pixels(
         make(
             [negative],
@@ -351,24 +354,24 @@ def test_any_damage_is_refused_by_name_or_survived(data: st.DataObject) -> None:
 
 
 @pytest.mark.parametrize("syntax", [JPEG + "50", JPEG + "51"])
-def test_lossy_jpeg_is_near_its_film(syntax: str) -> None:
+def test_lossy_jpeg_is_near_its_radiograph(syntax: str) -> None:
     """JPEG baseline at 8 bit and extended at 12 bit decode to within their loss."""
     bits, dtype = (8, "u1") if syntax.endswith("50") else (12, "u2")
-    film = ramp(dtype, bits, (32, 32))
-    stream = bytes(imagecodecs.jpeg8_encode(film, level=98, bitspersample=bits))
-    frame = open_pixels(make([film], syntax, bits, frames=[stream])).frame(0)
-    assert np.abs(frame - film).mean() < 0.02 * (1 << bits)
+    radiograph = ramp(dtype, bits, (32, 32))
+    stream = bytes(imagecodecs.jpeg8_encode(radiograph, level=98, bitspersample=bits))
+    frame = open_pixels(make([radiograph], syntax, bits, frames=[stream])).frame(0)
+    assert np.abs(frame - radiograph).mean() < 0.02 * (1 << bits)
 
 
 @pytest.mark.parametrize("syntax", [*NATIVE, RLE, JPEG + "80", JPEG + "90"])
 @pytest.mark.parametrize("dtype", ["u1", "u2"])
 def test_frames_keep_their_order_and_size(syntax: str, dtype: str) -> None:
-    """Every frame of a multi-frame film is its own, also where 8-bit frames have an odd number of pixels."""
+    """Every frame of a multi-frame radiograph is its own, also where 8-bit frames have an odd number of pixels."""
     stack = [ramp(dtype, 8, (5, 7)) // divisor for divisor in (1, 2, 3)]
     source = open_pixels(make(stack, syntax, 8))
     assert source.frames == 3
-    for frame, film in zip(source, stack, strict=True):
-        np.testing.assert_array_equal(frame.image, film)
+    for frame, radiograph in zip(source, stack, strict=True):
+        np.testing.assert_array_equal(frame.image, radiograph)
     assert [frame.number for frame in source] == [1, 2, 3]
     with pytest.raises(IndexError):
         source.frame(3)
@@ -377,7 +380,7 @@ def test_frames_keep_their_order_and_size(syntax: str, dtype: str) -> None:
 def test_fragments_and_extended_offsets_are_joined() -> None:
     """A frame cut into fragments, with or without offset tables, is put together again."""
     stack = [ramp("u2", 12), ramp("u2", 12)[::-1].copy()]
-    streams = [_jpeg_ls(film, 12) for film in stack]
+    streams = [_jpeg_ls(radiograph, 12) for radiograph in stack]
     fragmented = encapsulate(streams, fragments_per_frame=2)
     without_table = encapsulate(streams, has_bot=False)
     pixels, offsets, lengths = encapsulate_extended(streams)
@@ -395,77 +398,79 @@ def test_fragments_and_extended_offsets_are_joined() -> None:
         ),
     ):
         source = open_pixels(content)
-        for number, film in enumerate(stack):
-            np.testing.assert_array_equal(source.frame(number), film)
+        for number, radiograph in enumerate(stack):
+            np.testing.assert_array_equal(source.frame(number), radiograph)
 
 
 def test_bits_beyond_bits_stored_are_no_pixels() -> None:
     """An old overlay in the unused high bits does not reach the frame, and High Bit places the samples."""
-    film = ramp("u2", 10)
-    noisy = film | 0xA000
-    np.testing.assert_array_equal(open_pixels(make([noisy], bits=10)).frame(0), film)
-    np.testing.assert_array_equal(open_pixels(make([film << 6], bits=10, HighBit=15)).frame(0), film)
+    radiograph = ramp("u2", 10)
+    noisy = radiograph | 0xA000
+    np.testing.assert_array_equal(open_pixels(make([noisy], bits=10)).frame(0), radiograph)
+    np.testing.assert_array_equal(open_pixels(make([radiograph << 6], bits=10, HighBit=15)).frame(0), radiograph)
 
 
 def test_signed_samples_are_extended_from_their_own_width() -> None:
     """A negative 12-bit sample whose upper nibble is clear is still negative."""
-    film = ramp("i2", 12)
-    bare = (film.view("u2") & 0x0FFF).view("i2")
-    np.testing.assert_array_equal(open_pixels(make([bare], bits=12)).frame(0), film)
+    radiograph = ramp("i2", 12)
+    bare = (radiograph.view("u2") & 0x0FFF).view("i2")
+    np.testing.assert_array_equal(open_pixels(make([bare], bits=12)).frame(0), radiograph)
 
 
 def test_jpeg2000_of_the_wrong_sign_reads_as_the_header_says() -> None:
     """An unsigned JPEG 2000 stream under a signed header holds two's complement samples, as pydicom takes it."""
-    film = ramp("i2", 13)
-    stream = _jpeg2000(film.view("u2") & 0x1FFF, 13)
-    np.testing.assert_array_equal(open_pixels(make([film], JPEG + "90", 16, frames=[stream])).frame(0), film)
+    radiograph = ramp("i2", 13)
+    stream = _jpeg2000(radiograph.view("u2") & 0x1FFF, 13)
+    np.testing.assert_array_equal(
+        open_pixels(make([radiograph], JPEG + "90", 16, frames=[stream])).frame(0), radiograph
+    )
 
 
 def test_8_bit_big_endian_bytes_are_not_swapped_in_ob() -> None:
     """Big endian 8-bit pixels are swapped within words as OW, but stand in order as OB."""
-    film = ramp("u1", 8, (5, 5))
-    swapped = make([film], BIG_ENDIAN)
+    radiograph = ramp("u1", 8, (5, 5))
+    swapped = make([radiograph], BIG_ENDIAN)
     at = swapped.index(b"\x7f\xe0\x00\x10OW")
-    plain = swapped[: at + 4] + b"OB" + swapped[at + 6 : at + 12] + film.tobytes() + b"\0"
-    np.testing.assert_array_equal(open_pixels(swapped).frame(0), film)
-    np.testing.assert_array_equal(open_pixels(plain).frame(0), film)
+    plain = swapped[: at + 4] + b"OB" + swapped[at + 6 : at + 12] + radiograph.tobytes() + b"\0"
+    np.testing.assert_array_equal(open_pixels(swapped).frame(0), radiograph)
+    np.testing.assert_array_equal(open_pixels(plain).frame(0), radiograph)
 
 
 def test_rescale_and_modality_lut_give_modality_units() -> None:
     """Rescale is slope times value plus intercept; a modality LUT maps, and clamps beyond its ends."""
-    film = ramp("u2", 12)
-    rescaled = open_pixels(make([film], bits=12, RescaleSlope=2, RescaleIntercept=-1024)).frame(0)
-    np.testing.assert_array_equal(rescaled, film * 2.0 - 1024)
+    radiograph = ramp("u2", 12)
+    rescaled = open_pixels(make([radiograph], bits=12, RescaleSlope=2, RescaleIntercept=-1024)).frame(0)
+    np.testing.assert_array_equal(rescaled, radiograph * 2.0 - 1024)
     for count, first in ((256, 100), (4096, 0)):
         table = (np.arange(count) * 3 % 4096).astype("u2")
         item = Dataset()
         item.LUTDescriptor, item.ModalityLUTType, item.LUTData = [count, first, 12], "US", table.tobytes()
         item["LUTDescriptor"].VR, item["LUTData"].VR = "US", "OW"
-        frame = open_pixels(make([film], bits=12, ModalityLUTSequence=[item])).frame(0)
-        np.testing.assert_array_equal(frame, table[np.clip(film.astype(int) - first, 0, count - 1)])
+        frame = open_pixels(make([radiograph], bits=12, ModalityLUTSequence=[item])).frame(0)
+        np.testing.assert_array_equal(frame, table[np.clip(radiograph.astype(int) - first, 0, count - 1)])
 
 
 def test_a_modality_lut_of_bytes_is_exact_wherever_it_begins() -> None:
     """A table that begins far below the least value maps each byte to its own entry."""
-    film, item = np.arange(256, dtype="u1").reshape(16, 16), Dataset()
+    radiograph, item = np.arange(256, dtype="u1").reshape(16, 16), Dataset()
     table = (np.arange(8192) % 4099).astype("u2")
     item.LUTDescriptor, item.ModalityLUTType, item.LUTData = [8192, -5001, 16], "US", table.tobytes()
     item["LUTDescriptor"].VR, item["LUTData"].VR = "SS", "OW"
-    frame = open_pixels(make([film], ModalityLUTSequence=[item])).frame(0)
-    np.testing.assert_array_equal(frame, table[film.astype(int) + 5001])
+    frame = open_pixels(make([radiograph], ModalityLUTSequence=[item])).frame(0)
+    np.testing.assert_array_equal(frame, table[radiograph.astype(int) + 5001])
 
 
 def test_each_frame_follows_its_functional_group() -> None:
     """Enhanced objects rescale frame by frame."""
-    film, groups = ramp("u2", 12), []
+    radiograph, groups = ramp("u2", 12), []
     for slope in (1, 3):
         value, group = Dataset(), Dataset()
         value.RescaleSlope, value.RescaleIntercept, value.RescaleType = slope, 5, "US"
         group.PixelValueTransformationSequence = [value]
         groups.append(group)
-    source = open_pixels(make([film, film], bits=12, PerFrameFunctionalGroupsSequence=groups))
-    np.testing.assert_array_equal(source.frame(0), film + 5.0)
-    np.testing.assert_array_equal(source.frame(1), film * 3.0 + 5)
+    source = open_pixels(make([radiograph, radiograph], bits=12, PerFrameFunctionalGroupsSequence=groups))
+    np.testing.assert_array_equal(source.frame(0), radiograph + 5.0)
+    np.testing.assert_array_equal(source.frame(1), radiograph * 3.0 + 5)
 
 
 # -- preview ----------------------------------------------------------------------------------------------------
@@ -474,20 +479,20 @@ def test_each_frame_follows_its_functional_group() -> None:
 @pytest.mark.parametrize("function", ["LINEAR", "LINEAR_EXACT", "SIGMOID"])
 def test_window_is_the_standards(function: str) -> None:
     """The preview follows PS3.3 C.11.2.1.2 and .3 to within a gray level, and pydicom's reading of it."""
-    film = ramp("u2", 12)
-    content = make([film], bits=12, WindowCenter=1500, WindowWidth=1800, VOILUTFunction=function)
-    expected = apply_voi_lut(film, pydicom.dcmread(io.BytesIO(content))) / 4095 * 255
+    radiograph = ramp("u2", 12)
+    content = make([radiograph], bits=12, WindowCenter=1500, WindowWidth=1800, VOILUTFunction=function)
+    expected = apply_voi_lut(radiograph, pydicom.dcmread(io.BytesIO(content))) / 4095 * 255
     assert np.abs(display(open_pixels(content), 0) - expected).max() <= 1
 
 
 def test_voi_lut_sequence_comes_before_the_window() -> None:
     """A VOI LUT Sequence is applied, scaled by the bits of its descriptor, and rules over a window."""
-    film, item = ramp("u2", 12), Dataset()
+    radiograph, item = ramp("u2", 12), Dataset()
     table = np.minimum(np.arange(4096) // 8, 255).astype("u2")
     item.LUTDescriptor, item.LUTData = [4096, 0, 8], table.tobytes()
     item["LUTDescriptor"].VR, item["LUTData"].VR = "US", "OW"
-    content = make([film], bits=12, VOILUTSequence=[item], WindowCenter=10, WindowWidth=20)
-    np.testing.assert_array_equal(display(open_pixels(content), 0), table[film])
+    content = make([radiograph], bits=12, VOILUTSequence=[item], WindowCenter=10, WindowWidth=20)
+    np.testing.assert_array_equal(display(open_pixels(content), 0), table[radiograph])
 
 
 @pytest.mark.parametrize(
@@ -506,11 +511,11 @@ def test_a_useless_window_gives_way_to_percentiles(window: dict[str, Any]) -> No
 
 
 def test_bone_is_white_in_the_preview_of_either_kind() -> None:
-    """MONOCHROME1 is inverted after its window, so that a negative's preview is the film's, and a blank is black."""
-    film = ramp("u2", 12)
-    plain = make([film], bits=12, WindowCenter=2048, WindowWidth=4096)
+    """MONOCHROME1 is inverted after its window, so that a negative's preview is the radiograph's, and a blank is black."""
+    radiograph = ramp("u2", 12)
+    plain = make([radiograph], bits=12, WindowCenter=2048, WindowWidth=4096)
     mirrored = make(
-        [4095 - film], bits=12, WindowCenter=2048, WindowWidth=4096, PhotometricInterpretation="MONOCHROME1"
+        [4095 - radiograph], bits=12, WindowCenter=2048, WindowWidth=4096, PhotometricInterpretation="MONOCHROME1"
     )
     source = open_pixels(mirrored)
     np.testing.assert_array_equal(display(source, 0), display(open_pixels(plain), 0))
@@ -519,10 +524,10 @@ def test_bone_is_white_in_the_preview_of_either_kind() -> None:
     assert not display(open_pixels(blank), 0).any()
 
 
-# -- refusals ---------------------------------------------------------------------------------------------------
+# -- rejections ---------------------------------------------------------------------------------------------------
 
-FILM = ramp("u2", 12)
-SOUND = make([FILM], bits=12)
+RADIOGRAPH = ramp("u2", 12)
+SOUND = make([RADIOGRAPH], bits=12)
 
 
 def _cut(content: bytes, by: int) -> bytes:
@@ -539,7 +544,7 @@ def _no_syntax() -> bytes:
 
 
 def _defined_length() -> bytes:
-    content = make([FILM], JPEG + "90", 12)
+    content = make([RADIOGRAPH], JPEG + "90", 12)
     at = content.index(b"\xe0\x7f\x10\x00OB") + 8
     return content[:at] + struct.pack("<L", len(content) - at - 4) + content[at + 4 :]
 
@@ -551,25 +556,29 @@ REFUSED: list[tuple[str, type[errors.Rejected], Callable[[], bytes]]] = [
     ("no transfer syntax", errors.NoFileMeta, _no_syntax),
     ("header cut", errors.CannotUnderstand, lambda: SOUND[: SOUND.index(b"\x28\x00\x00\x01US") + 3]),
     ("value cut", errors.CannotUnderstand, lambda: SOUND[: SOUND.index(SECRET.encode()) + 4]),
-    ("unknown syntax", errors.UnknownTransferSyntax, lambda: make([FILM], "1.2.3.4.5")),
-    ("mpeg", errors.UnknownTransferSyntax, lambda: make([FILM], JPEG + "102", frames=[b"\0" * 8])),
-    ("progressive syntax", errors.UnknownTransferSyntax, lambda: make([FILM], JPEG + "55", frames=[b"\0" * 8])),
-    ("no pixel data", errors.NoPixelData, lambda: make([FILM], PixelData=None)),
-    ("empty pixel data", errors.NoPixelData, lambda: make([FILM], value=b"")),
-    ("colour", errors.UnsupportedPixels, lambda: make([FILM], PhotometricInterpretation="RGB", SamplesPerPixel=3)),
-    ("palette", errors.UnsupportedPixels, lambda: make([FILM], PhotometricInterpretation="PALETTE COLOR")),
-    ("float", errors.UnsupportedPixels, lambda: make([FILM], PixelData=None, FloatPixelData=b"\0" * 480)),
-    ("bitmap", errors.UnsupportedPixels, lambda: make([FILM], BitsAllocated=1, BitsStored=1, HighBit=0)),
-    ("no rows", errors.BadAttributes, lambda: make([FILM], Rows=None)),
-    ("rows 0", errors.BadAttributes, lambda: make([FILM], Rows=0)),
-    ("too many bits", errors.BadAttributes, lambda: make([FILM], BitsStored=17)),
-    ("slope 0", errors.BadAttributes, lambda: make([FILM], RescaleSlope=0, RescaleIntercept=0)),
-    ("huge", errors.TooLarge, lambda: make([FILM], Rows=60000, Columns=60000)),
-    ("201 frames", errors.TooLarge, lambda: make([FILM], NumberOfFrames=201)),
+    ("unknown syntax", errors.UnknownTransferSyntax, lambda: make([RADIOGRAPH], "1.2.3.4.5")),
+    ("mpeg", errors.UnknownTransferSyntax, lambda: make([RADIOGRAPH], JPEG + "102", frames=[b"\0" * 8])),
+    ("progressive syntax", errors.UnknownTransferSyntax, lambda: make([RADIOGRAPH], JPEG + "55", frames=[b"\0" * 8])),
+    ("no pixel data", errors.NoPixelData, lambda: make([RADIOGRAPH], PixelData=None)),
+    ("empty pixel data", errors.NoPixelData, lambda: make([RADIOGRAPH], value=b"")),
+    (
+        "colour",
+        errors.UnsupportedPixels,
+        lambda: make([RADIOGRAPH], PhotometricInterpretation="RGB", SamplesPerPixel=3),
+    ),
+    ("palette", errors.UnsupportedPixels, lambda: make([RADIOGRAPH], PhotometricInterpretation="PALETTE COLOR")),
+    ("float", errors.UnsupportedPixels, lambda: make([RADIOGRAPH], PixelData=None, FloatPixelData=b"\0" * 480)),
+    ("bitmap", errors.UnsupportedPixels, lambda: make([RADIOGRAPH], BitsAllocated=1, BitsStored=1, HighBit=0)),
+    ("no rows", errors.BadAttributes, lambda: make([RADIOGRAPH], Rows=None)),
+    ("rows 0", errors.BadAttributes, lambda: make([RADIOGRAPH], Rows=0)),
+    ("too many bits", errors.BadAttributes, lambda: make([RADIOGRAPH], BitsStored=17)),
+    ("slope 0", errors.BadAttributes, lambda: make([RADIOGRAPH], RescaleSlope=0, RescaleIntercept=0)),
+    ("huge", errors.TooLarge, lambda: make([RADIOGRAPH], Rows=60000, Columns=60000)),
+    ("201 frames", errors.TooLarge, lambda: make([RADIOGRAPH], NumberOfFrames=201)),
     ("native cut", errors.TruncatedPixels, lambda: _cut(SOUND, 1)),
-    ("fewer frames than said", errors.TruncatedPixels, lambda: make([FILM], NumberOfFrames=2)),
-    ("fewer fragments than said", errors.TruncatedPixels, lambda: make([FILM], JPEG + "80", NumberOfFrames=2)),
-    ("fragment cut", errors.TruncatedPixels, lambda: _cut(make([FILM], JPEG + "90", 12), 40)),
+    ("fewer frames than said", errors.TruncatedPixels, lambda: make([RADIOGRAPH], NumberOfFrames=2)),
+    ("fewer fragments than said", errors.TruncatedPixels, lambda: make([RADIOGRAPH], JPEG + "80", NumberOfFrames=2)),
+    ("fragment cut", errors.TruncatedPixels, lambda: _cut(make([RADIOGRAPH], JPEG + "90", 12), 40)),
     ("not encapsulated", errors.UndecodablePixels, _defined_length),
 ]
 
@@ -585,21 +594,21 @@ def test_what_the_header_shows_is_refused_on_opening(kind: type[errors.Rejected]
 
 def test_a_file_without_preamble_is_read() -> None:
     """A file that starts at its meta information, without preamble and DICM mark, is taken."""
-    np.testing.assert_array_equal(open_pixels(SOUND[132:]).frame(0), FILM)
+    np.testing.assert_array_equal(open_pixels(SOUND[132:]).frame(0), RADIOGRAPH)
 
 
 @pytest.mark.parametrize("syntax", [JPEG + n for n in ("50", "51", "57", "70", "80", "81", "90", "91", "201", "203")])
 @pytest.mark.parametrize("part", [0.02, 0.5, 0.9])
 def test_a_cut_stream_is_refused_not_filled_with_gray(syntax: str, part: float) -> None:
     """A compressed stream that ends early raises, though some codecs would fill in what is missing."""
-    film = np.random.default_rng(0).integers(0, 4096, (32, 32)).astype("u2")
+    radiograph = np.random.default_rng(0).integers(0, 4096, (32, 32)).astype("u2")
     if syntax[-2:] in ("50", "51"):
-        film = (film >> 4).astype("u1")
-        stream = bytes(imagecodecs.jpeg8_encode(film, level=90))
+        radiograph = (radiograph >> 4).astype("u1")
+        stream = bytes(imagecodecs.jpeg8_encode(radiograph, level=90))
     else:
-        stream = LOSSLESS[syntax](film, 12)
+        stream = LOSSLESS[syntax](radiograph, 12)
     cut = stream[: int(len(stream) * part)]
-    source = open_pixels(make([film], syntax, frames=[cut]))
+    source = open_pixels(make([radiograph], syntax, frames=[cut]))
     with pytest.raises((errors.TruncatedPixels, errors.UndecodablePixels)):
         source.frame(0)
 
@@ -610,21 +619,21 @@ def test_a_stream_of_another_size_is_refused(syntax: str) -> None:
     for shape in ((11, 10), (12, 12), (40, 40)):
         stream = LOSSLESS[syntax](ramp("u2", 12, shape), 12)
         with pytest.raises(errors.UndecodablePixels):
-            open_pixels(make([FILM], syntax, 12, frames=[stream])).frame(0)
+            open_pixels(make([RADIOGRAPH], syntax, 12, frames=[stream])).frame(0)
 
 
 @pytest.mark.parametrize("syntax", [RLE, JPEG + "70", JPEG + "80", JPEG + "90", JPEG + "201"])
 def test_noise_instead_of_a_stream_is_refused(syntax: str) -> None:
     """Bytes that are no stream of the transfer syntax raise UndecodablePixels, as does a colour stream."""
     with pytest.raises(errors.UndecodablePixels):
-        open_pixels(make([FILM], syntax, 12, frames=[bytes(range(1, 201))])).frame(0)
+        open_pixels(make([RADIOGRAPH], syntax, 12, frames=[bytes(range(1, 201))])).frame(0)
 
 
 def test_a_colour_stream_under_a_gray_header_is_refused() -> None:
     """Three components are not read as one."""
     stream = bytes(imagecodecs.jpeg2k_encode(np.zeros((12, 10, 3), "u1"), codecformat="J2K"))
     with pytest.raises(errors.UnsupportedPixels):
-        open_pixels(make([FILM], JPEG + "90", 12, frames=[stream])).frame(0)
+        open_pixels(make([RADIOGRAPH], JPEG + "90", 12, frames=[stream])).frame(0)
 
 
 def _peak(work: Callable[[], object], kind: type[errors.Rejected]) -> int:
@@ -642,7 +651,7 @@ def test_a_deflate_bomb_costs_no_memory() -> None:
     machine = zlib.compressobj(9, wbits=-15)
     zeros = b"\0" * (1 << 20)
     bomb = b"".join(machine.compress(zeros) for _ in range(64)) + machine.flush()
-    deflated = make([FILM], DEFLATED)
+    deflated = make([RADIOGRAPH], DEFLATED)
     meta = deflated[: 144 + struct.unpack_from("<L", deflated, 140)[0]]
     limits = ImageLimits(max_header_bytes=1 << 20)
     assert _peak(lambda: open_pixels(meta + bomb, limits), errors.TooLarge) < 8 << 20
@@ -650,20 +659,20 @@ def test_a_deflate_bomb_costs_no_memory() -> None:
 
 def test_a_claim_of_sixty_thousand_squared_costs_no_memory() -> None:
     """Rows and Columns are held against the limits before anything of their size is allocated."""
-    content = make([FILM], Rows=60000, Columns=60000)
+    content = make([RADIOGRAPH], Rows=60000, Columns=60000)
     assert _peak(lambda: open_pixels(content), errors.TooLarge) < 1 << 20
 
 
 def test_a_stream_larger_than_its_header_is_refused_before_decoding() -> None:
     """A stream's own claim to be enormous is found in its header and never allocated."""
-    stream = bytearray(_jpeg2000(FILM, 12))
+    stream = bytearray(_jpeg2000(RADIOGRAPH, 12))
     stream[8:16] = struct.pack(">LL", 60000, 60000)
-    source = open_pixels(make([FILM], JPEG + "90", 12, frames=[bytes(stream)]))
+    source = open_pixels(make([RADIOGRAPH], JPEG + "90", 12, frames=[bytes(stream)]))
     assert _peak(lambda: source.frame(0), errors.UndecodablePixels) < 1 << 20
 
 
 def _coded(rows: int, columns: int, *, tile: int = 0, precinct: int = 15, block: int = 6, layers: int = 1) -> bytes:
-    """A JPEG 2000 film whose header and stream claim rows x columns; the rest as powers of two, but the tile."""
+    """A JPEG 2000 radiograph whose header and stream claim rows x columns; the rest as powers of two, but the tile."""
     stream = bytearray(_jpeg2000(ramp("u2", 12, (64, 64)), 12))
     stream[8:16], stream[24:32] = struct.pack(">LL", columns, rows), struct.pack(">LL", tile or columns, tile or rows)
     at = stream.index(b"\xff\x52")
@@ -672,10 +681,10 @@ def _coded(rows: int, columns: int, *, tile: int = 0, precinct: int = 15, block:
     segment[2:4], segment[6:8] = struct.pack(">H", len(segment) - 2), struct.pack(">H", layers)
     segment[4], segment[10:12] = segment[4] | 1, bytes([block - 2] * 2)
     stream[at : at + 2 + length] = segment
-    return make([FILM], JPEG + "90", 12, frames=[bytes(stream)], Rows=rows, Columns=columns)
+    return make([RADIOGRAPH], JPEG + "90", 12, frames=[bytes(stream)], Rows=rows, Columns=columns)
 
 
-def test_a_film_in_parts_as_real_ones_are_is_decoded() -> None:
+def test_a_radiograph_in_parts_as_real_ones_are_is_decoded() -> None:
     """Precincts of 128, blocks of 32 and a few layers are no reason to refuse."""
     assert open_pixels(_coded(64, 64, precinct=7, block=5)).frame(0).shape == (64, 64)
 
@@ -684,22 +693,24 @@ def test_a_film_in_parts_as_real_ones_are_is_decoded() -> None:
     "parts",
     [{"tile": 1}, {"tile": 9}, {"precinct": 1}, {"precinct": 3}, {"block": 2}, {"precinct": 7, "layers": 65535}],
 )
-def test_a_film_in_millions_of_parts_is_refused_before_decoding(parts: dict[str, int]) -> None:
-    """Tiles, precincts, blocks and layers cost memory each, 31 GB for a film of 60 million pixels in 3 KB."""
+def test_a_radiograph_in_millions_of_parts_is_refused_before_decoding(parts: dict[str, int]) -> None:
+    """Tiles, precincts, blocks and layers cost memory each, 31 GB for a radiograph of 60 million pixels in 3 KB."""
     source = open_pixels(_coded(7000, 7000, **parts))
-    with pytest.raises(errors.UndecodablePixels, match="than any film is"):
+    with pytest.raises(errors.UndecodablePixels, match="than any radiograph is"):
         source.frame(0)
 
 
 def test_tiles_are_counted_in_the_codestream_that_is_decoded() -> None:
     """Boxes around it cannot show the check another codestream than the decoder's."""
-    film = ramp("u2", 12, (64, 64))
-    boxed = bytes(imagecodecs.jpeg2k_encode(film, codecformat="JP2", reversible=True, bitspersample=12))
-    np.testing.assert_array_equal(open_pixels(make([film], JPEG + "90", 12, frames=[boxed])).frame(0), film)
-    plain, at = _jpeg2000(film[::-1].copy(), 12), boxed.index(b"jp2h") - 4
+    radiograph = ramp("u2", 12, (64, 64))
+    boxed = bytes(imagecodecs.jpeg2k_encode(radiograph, codecformat="JP2", reversible=True, bitspersample=12))
+    np.testing.assert_array_equal(open_pixels(make([radiograph], JPEG + "90", 12, frames=[boxed])).frame(0), radiograph)
+    plain, at = _jpeg2000(radiograph[::-1].copy(), 12), boxed.index(b"jp2h") - 4
     decoy = struct.pack(">L4s", 8 + len(plain), b"free") + plain
     twice = boxed[:at] + decoy + boxed[at:]
-    np.testing.assert_array_equal(open_pixels(make([film], JPEG + "90", 12, frames=[twice])).frame(0), film[::-1])
+    np.testing.assert_array_equal(
+        open_pixels(make([radiograph], JPEG + "90", 12, frames=[twice])).frame(0), radiograph[::-1]
+    )
 
 
 def test_tiles_beside_the_image_are_refused() -> None:
@@ -714,7 +725,7 @@ def test_tiles_beside_the_image_are_refused() -> None:
 def test_frames_are_found_whatever_the_offset_tables_say() -> None:
     """One fragment for each frame needs no table; where one is needed, it must fit."""
     stack = [ramp("u2", 12), ramp("u2", 12)[::-1].copy()]
-    streams = [_jpeg_ls(film, 12) for film in stack]
+    streams = [_jpeg_ls(radiograph, 12) for radiograph in stack]
     streams = [stream + b"\0" * (len(stream) % 2) for stream in streams]
 
     def encapsulated(table: bytes, *fragments: bytes) -> bytes:
@@ -749,16 +760,24 @@ def test_frames_are_found_whatever_the_offset_tables_say() -> None:
 @pytest.mark.timeout(60)
 def test_many_frames_in_many_fragments_are_found_in_one_walk() -> None:
     """200 frames in 99,000 fragments take a moment to find, not minutes."""
-    stream = _jpeg_ls(FILM, 12)
+    stream = _jpeg_ls(RADIOGRAPH, 12)
     items = [b"", *[stream + b"\0" * (len(stream) % 2)] * 200, *[b"\0\0"] * 98_000, b"\xff\xd9"]
     value = b"".join(struct.pack("<HHL", 0xFFFE, 0xE000, len(item)) + item for item in items)
-    content = make([FILM], JPEG + "80", 12, value=value + b"\xfe\xff\xdd\xe0\0\0\0\0", NumberOfFrames=200)
+    content = make([RADIOGRAPH], JPEG + "80", 12, value=value + b"\xfe\xff\xdd\xe0\0\0\0\0", NumberOfFrames=200)
     before = time.process_time()
     assert sum(1 for _ in open_pixels(content)) == 200
-    assert time.process_time() - before < 3
+    assert time.process_time() - before < limit_s(1)
 
 
-@pytest.mark.parametrize("keyword", ["VOILUTSequence", "PerFrameFunctionalGroupsSequence", "Rows", "WindowCenter"])
+@pytest.mark.parametrize(
+    "keyword",
+    [
+        "VOILUTSequence",
+        pytest.param("PerFrameFunctionalGroupsSequence", marks=pytest.mark.slow),
+        "Rows",
+        "WindowCenter",
+    ],
+)
 def test_a_million_items_cost_no_memory(keyword: str) -> None:
     """Items are counted as they are read, in sequences that are wanted and in the place of numbers."""
     items = b"\xfe\xff\x00\xe0\0\0\0\0" * 1_000_000
@@ -776,7 +795,7 @@ def test_a_million_items_cost_no_memory(keyword: str) -> None:
 
 def test_what_follows_deflated_pixels_is_not_inflated() -> None:
     """A tail that would fill the memory costs none."""
-    deflated = make([FILM], DEFLATED)
+    deflated = make([RADIOGRAPH], DEFLATED)
     at = 144 + struct.unpack_from("<L", deflated, 140)[0]
     machine = zlib.compressobj(9, wbits=-15)
     swollen = machine.compress(zlib.decompress(deflated[at:], -15) + b"\0" * (200 << 20)) + machine.flush()
@@ -784,19 +803,19 @@ def test_what_follows_deflated_pixels_is_not_inflated() -> None:
     frame = open_pixels(deflated[:at] + swollen, ImageLimits(max_header_bytes=1 << 20)).frame(0)
     used = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    np.testing.assert_array_equal(frame, FILM)
+    np.testing.assert_array_equal(frame, RADIOGRAPH)
     assert used < 8 << 20
 
 
-def test_a_deflated_film_beyond_the_header_s_limit_is_inflated_as_far_as_its_pixels_reach() -> None:
-    """The limit is the header's, not the film's."""
-    film = np.random.default_rng(1).integers(0, 4096, (300, 300)).astype("u2")
+def test_a_deflated_radiograph_beyond_the_header_s_limit_is_inflated_as_far_as_its_pixels_reach() -> None:
+    """The limit is the header's, not the radiograph's."""
+    radiograph = np.random.default_rng(1).integers(0, 4096, (300, 300)).astype("u2")
     np.testing.assert_array_equal(
-        open_pixels(make([film], DEFLATED, 12), ImageLimits(max_header_bytes=4096)).frame(0), film
+        open_pixels(make([radiograph], DEFLATED, 12), ImageLimits(max_header_bytes=4096)).frame(0), radiograph
     )
 
 
-@pytest.mark.parametrize("film", [FILM, ramp("u4", 32)], ids=["u2", "u4"])
+@pytest.mark.parametrize("radiograph", [RADIOGRAPH, ramp("u4", 32)], ids=["u2", "u4"])
 @pytest.mark.parametrize(
     "values",
     [
@@ -810,9 +829,9 @@ def test_a_deflated_film_beyond_the_header_s_limit_is_inflated_as_far_as_its_pix
         {"WindowCenter": "NaN", "WindowWidth": 5},
     ],
 )
-def test_numbers_beyond_float32_never_reach_arithmetic(film: Array, values: dict[str, Any]) -> None:
+def test_numbers_beyond_float32_never_reach_arithmetic(radiograph: Array, values: dict[str, Any]) -> None:
     """Such a rescale is refused and such a window left out; warnings are errors here."""
-    content = make([film], **values)
+    content = make([radiograph], **values)
     if "RescaleSlope" in values:
         with pytest.raises(errors.BadAttributes):
             open_pixels(content)
@@ -821,17 +840,17 @@ def test_numbers_beyond_float32_never_reach_arithmetic(film: Array, values: dict
         assert (shown.min(), shown.max()) == (0, 255)
 
 
-def test_a_lack_of_memory_is_no_flaw_of_the_film(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_lack_of_memory_is_no_flaw_of_the_radiograph(monkeypatch: pytest.MonkeyPatch) -> None:
     """It is not answered with "damaged", which would be final, but raised, so that the study is tried again."""
 
     def fail(*_: object, **__: object) -> NoReturn:
         raise MemoryError
 
-    source = open_pixels(make([FILM], JPEG + "80", 12))
-    monkeypatch.setattr("shared.vision.codecs._DECODERS", {JPEG + "80": fail})
+    source = open_pixels(make([RADIOGRAPH], JPEG + "80", 12))
+    monkeypatch.setattr("shared.pixels.codecs._DECODERS", {JPEG + "80": fail})
     with pytest.raises(MemoryError):
         source.frame(0)
-    monkeypatch.setattr("shared.image.read_dataset", fail)
+    monkeypatch.setattr("shared.dicom.image.read_plain", fail)
     with pytest.raises(MemoryError):
         open_pixels(SOUND)
 
@@ -847,7 +866,7 @@ def test_pydicom_says_nothing_and_keeps_its_voice(
     assert SECRET not in repr(open_pixels(content))
 
 
-# -- real films -------------------------------------------------------------------------------------------------
+# -- real radiographs -------------------------------------------------------------------------------------------------
 
 SAMPLES = ROOT / "tests/data/dicom"
 ROWS = list(csv.DictReader((SAMPLES / "labels.csv").read_text().splitlines()))
@@ -918,7 +937,7 @@ def test_real_files_decode_as_in_pydicom_or_are_refused(row: dict[str, str]) -> 
     assert display(source, 0, frames[0]).std() > 0
 
 
-def test_the_tibia_is_one_film_in_every_encoding() -> None:
+def test_the_tibia_is_one_radiograph_in_every_encoding() -> None:
     """The derived tibia gives identical frames from every encoding, photometric interpretation and sign."""
     names = "explicit_le implicit_le big_endian deflated rle mono2 signed16 3frames no_preamble".split()
     reference, *others = (open_pixels(_sample(f"derived_tibia_{name}.dcm")).frame(0) for name in names)

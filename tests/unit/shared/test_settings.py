@@ -1,15 +1,24 @@
 """Wrong settings are told in a sentence, in every process; what Kubernetes sets for services is passed over."""
 
 import os
-import subprocess
-import sys
+import re
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shared.settings import OTHERS, BadSettings, Settings, misspelt
-from tests.pace import limit_s
+from shared.settings import (
+    OTHERS,
+    RENAMED,
+    ROOT,
+    BadSettings,
+    Settings,
+    _warn_of_old_name,
+    cpu_count,
+    misspelt,
+)
+from tests.forked import run_module
 
 NAMES = [f"OSTEON_{name.upper()}" for name in Settings.model_fields]
 
@@ -47,12 +56,31 @@ def test_variables_of_services_are_passed_over(service: str, monkeypatch: pytest
     assert Settings().api_port == 8081
 
 
+@pytest.mark.parametrize("old", sorted(RENAMED))
+def test_an_old_name_counts_with_a_warning(
+    old: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A setting's name of before 0.2.0 is taken, and the log says how it is called now; both names are an error."""
+    new = RENAMED[old]
+    field = new.removeprefix("OSTEON_").lower()
+    value = {"FULL_FRAMES": "False", "BACKFILL_TIMEZONE": "Europe/Berlin"}.get(field.upper(), "7")
+    monkeypatch.setenv(old, value)
+    _warn_of_old_name.cache_clear()
+    assert str(getattr(Settings(), field)).removesuffix(".0") == value
+    assert [(vars(one)["old"], vars(one)["new"]) for one in caplog.records] == [(old, new)]
+    monkeypatch.setenv(new, value)
+    with pytest.raises(BadSettings, match=f"{old} is the old name of {new}, and both are set"):
+        Settings()
+    monkeypatch.setenv(old, "")  # as Compose sets what is left out
+    assert str(getattr(Settings(), field)).removesuffix(".0") == value
+
+
 @pytest.mark.parametrize(
     ("name", "value", "words"),
     [
         ("OSTEON_BATCH_SIZE", "many", "integer"),
         ("OSTEON_BATCH_SIZE", "0", "greater than or equal to 1"),
-        ("OSTEON_NIGHTLY_TIMEZONE", "Berlin", "Europe/Berlin"),
+        ("OSTEON_BACKFILL_TIMEZONE", "Berlin", "Europe/Berlin"),
         ("OSTEON_LOG_LEVEL", "LOUD", "DEBUG"),
         ("OSTEON_API_PORT", "tcp:8000", "integer"),
     ],
@@ -71,24 +99,81 @@ def test_a_wrong_value_is_told_without_it(name: str, value: str, words: str, mon
     "command",
     [
         ["worker.main"],
-        ["celery", "-A", "worker.main:app", "beat"],
-        ["uvicorn", "api.main:create_app", "--factory"],
+        ["celery", "-A", "shared.queue.app:app", "beat"],
+        ["api.server"],
         ["infra.prepare"],
         ["infra.cli", "status"],
         ["alembic", "-c", "migrations/alembic.ini", "current"],
     ],
     ids=lambda command: command[0],
 )
-def test_every_process_says_it_in_a_sentence(command: list[str]) -> None:
+def test_every_process_says_it_in_a_sentence(command: list[str], tmp_path: Path) -> None:
     """Exit code 1, one line, no trace."""
-    environment = os.environ | {"OSTEON_DATABSE_URL": "postgresql://nowhere"}
-    done = subprocess.run(
-        [sys.executable, "-m", *command],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=limit_s(60),
-        check=False,
-    )
-    assert done.returncode == 1, done.stderr
-    assert done.stderr.strip() == "osteon: OSTEON_DATABSE_URL is no setting; did you mean OSTEON_DATABASE_URL?"
+    done = run_module(command, os.environ | {"OSTEON_DATABSE_URL": "postgresql://nowhere"}, tmp_path)
+    assert done.returncode == 1, done.stdout
+    assert done.stdout.strip() == "osteon: OSTEON_DATABSE_URL is no setting; did you mean OSTEON_DATABASE_URL?"
+
+
+# -- the cores that a control group grants --------------------------------------------------------------------------
+
+
+def control_group(folder: Path, cgroup: str, files: dict[str, str]) -> dict[str, Path]:
+    """A process's view of its control groups: /proc/self/cgroup, and what stands in the tree."""
+    proc, mounts = folder / "proc", folder / "mounts"
+    proc.mkdir()
+    (proc / "cgroup").write_text(cgroup)
+    for name, text in files.items():
+        file = mounts / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text + "\n")
+    return {"proc": proc, "mounts": mounts}
+
+
+V1, V1_TOGETHER = "5:cpu:/docker/abc\n4:memory:/docker/abc\n0::/docker/abc\n", "3:cpu,cpuacct:/docker/abc\n"
+
+
+@pytest.mark.parametrize(
+    ("cgroup", "files", "cores"),
+    [
+        ("0::/\n", {"cpu.max": "150000 100000"}, 2),  # version 2, in a container, which sees its own group as the root
+        ("0::/\n", {"cpu.max": "max 100000"}, 8),
+        ("0::/\n", {"cpu.max": "20000 100000"}, 1),
+        ("0::/a/b\n", {"a/b/cpu.max": "max 100000", "a/cpu.max": "300000 100000"}, 3),  # the group above grants less
+        ("0::/a/b\n", {"a/b/cpu.max": "100000 50000", "a/cpu.max": "300000 100000"}, 2),
+        ("0::/a\n", {"a/cpu.max": "6400000 100000"}, 8),  # more than there are
+        (V1, {"cpu/cpu.cfs_quota_us": "100000", "cpu/cpu.cfs_period_us": "100000"}, 1),  # version 1, in a container
+        (V1, {"cpu/docker/abc/cpu.cfs_quota_us": "250000", "cpu/docker/abc/cpu.cfs_period_us": "100000"}, 3),
+        (V1, {"cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "100000"}, 8),
+        (V1_TOGETHER, {"cpu,cpuacct/cpu.cfs_quota_us": "200000", "cpu,cpuacct/cpu.cfs_period_us": "100000"}, 2),
+        (V1, {"unified/docker/abc/cpu.max": "400000 100000"}, 4),  # both versions, the quota in the second's tree
+        ("0::/\n", {"cpu.max": "nonsense"}, 8),
+        ("0::/\n", {"cpu.max": "100000 0"}, 8),
+        ("4:memory:/x\n", {"x/cpu.max": "100000 100000"}, 8),
+        ("", {}, 8),
+    ],
+)
+def test_a_quota_sets_the_number_of_cores(
+    cgroup: str, files: dict[str, str], cores: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A part of a core counts whole; no quota, or one that cannot be read, grants what the process is bound to."""
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
+    assert cpu_count(**control_group(tmp_path, cgroup, files)) == cores
+
+
+def test_without_control_groups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on macOS."""
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 5}, raising=False)
+    assert cpu_count(tmp_path / "nowhere", tmp_path) == 2
+
+
+def test_nobody_counts_cores_by_himself() -> None:
+    """Threads are chosen by `cpu_count` of the settings alone, which knows the quota."""
+    found = [
+        f"{file.relative_to(ROOT)}: {line.strip()}"
+        for folder in ("api", "infra", "shared", "training", "worker")
+        for file in (ROOT / folder).rglob("*.py")
+        for line in file.read_text().splitlines()
+        if re.search(r"\b(os|multiprocessing|psutil|torch)\.\w*cpu_count\(|sched_getaffinity\(", line)
+    ]
+    assert len(found) == 1, found
+    assert found[0].startswith("shared/settings.py")

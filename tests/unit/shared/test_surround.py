@@ -10,9 +10,9 @@ import pydicom
 import pytest
 from pydicom.uid import JPEGBaseline8Bit
 
-from shared.vision.pixels import open_pixels
-from shared.vision.radiograph import Radiograph, radiograph
-from shared.vision.tensors import content_box
+from shared.pixels.decode import open_pixels
+from shared.pixels.radiograph import Radiograph, decode_radiograph
+from shared.pixels.tensors import content_box
 from tests.bordered import TOP, Border, as_dicom, bordered
 from tests.unit.shared.test_exposure import PLAIN, limb
 
@@ -20,7 +20,7 @@ FIELD_REPORTS = Path(__file__).parents[2] / "data/field_reports"
 
 
 def seen(content: bytes) -> Radiograph:
-    return radiograph(open_pixels(content), 0)
+    return decode_radiograph(open_pixels(content), 0)
 
 
 def padded(value: int, *, signed: bool = False, bits: int = 16, vr: str = "US", **more: Any) -> bytes:
@@ -124,6 +124,63 @@ def test_a_rectangular_shutter_is_the_field() -> None:
     assert found.padded is None  # it can be lifted
 
 
+def enhanced(shutters: list[dict[str, Any]], *, per_frame: bool) -> bytes:
+    """Two frames whose shutters stand in functional groups: one each, or the first for both."""
+    ds = pydicom.dcmread(io.BytesIO(as_dicom(limb())))
+    ds.NumberOfFrames, ds.PixelData = 2, ds.PixelData * 2
+    groups = []
+    for attributes in shutters:
+        shutter, group = pydicom.Dataset(), pydicom.Dataset()
+        for keyword, value in attributes.items():
+            setattr(shutter, keyword, value)
+        group.FrameDisplayShutterSequence = [shutter]
+        groups.append(group)
+    if per_frame:
+        ds.PerFrameFunctionalGroupsSequence = groups
+    else:
+        ds.SharedFunctionalGroupsSequence = groups[:1]
+    out = io.BytesIO()
+    ds.save_as(out)
+    return out.getvalue()
+
+
+RECTANGLE = (
+    ("UpperHorizontalEdge", 41),
+    ("LowerHorizontalEdge", 260),
+    ("LeftVerticalEdge", 31),
+    ("RightVerticalEdge", 200),
+)
+
+
+def blades(kind: str, more: int = 0) -> dict[str, Any]:
+    """A rectangular shutter, or a collimator, `more` pixels further down."""
+    edges = {f"{kind}{name}": place + (more if "Horizontal" in name else 0) for name, place in RECTANGLE}
+    return {f"{kind}Shape": "RECTANGULAR", **edges}
+
+
+@pytest.mark.parametrize("per_frame", [True, False])
+def test_a_shutter_in_functional_groups_is_its_frames(per_frame: bool) -> None:
+    """Frame Display Shutter Sequence, PS3.3 C.7.6.16.2.16: of each frame, or shared."""
+    source = open_pixels(enhanced([blades("Shutter"), blades("Shutter", 20)], per_frame=per_frame))
+    tops = [decode_radiograph(source, i).exposure.box.top for i in range(2)]
+    assert tops == ([40, 60] if per_frame else [40, 40])
+
+
+def test_a_collimators_edges_are_the_field() -> None:
+    """X-Ray Collimator, PS3.3 C.8.7.3: what lies beyond its edges holds scatter only."""
+    image = limb()
+    dimmed = np.full_like(image, 300) + np.arange(image.shape[1], dtype=np.uint16) % 7 * 9
+    dimmed[40:260, 30:200] = image[40:260, 30:200]
+    found = seen(as_dicom(dimmed, **blades("Collimator")))
+    box = found.exposure.box
+    assert (box.top, box.left, box.height, box.width) == (40, 30, 220, 170)
+
+
+def test_a_collimator_that_would_hide_anatomy_is_not_believed() -> None:
+    """Its edges may be told in pixels of an image that was cut since."""
+    assert seen(as_dicom(limb(), **blades("Collimator"))).exposure.box.height == 300
+
+
 def test_a_circular_and_a_polygonal_shutter_cover_their_corners() -> None:
     """The rectangle around the shape is cut out, its corners are covered."""
     circle = seen(
@@ -173,7 +230,7 @@ def test_the_proportions_of_a_pixel(more: dict[str, Any], stretch: float) -> Non
 
 
 def test_pixels_that_are_not_square_are_shown_and_read_in_true_proportions() -> None:
-    """Every second column left away and said so: square and preview are those of the whole film, but for sharpness."""
+    """Every second column left away and said so: square and preview are those of the whole radiograph, but for sharpness."""
     image = limb(300, 240)
     halved = (image[:, ::2].astype(np.uint32) + image[:, 1::2]).astype(np.float64) / 2
     content = as_dicom(np.rint(halved).astype(np.uint16), PixelAspectRatio=[1, 2])
@@ -194,10 +251,10 @@ def test_a_window_goes_by_the_field() -> None:
     image = limb()
     around = bordered(image, PLAIN)
     source = open_pixels(as_dicom(around))
-    found = radiograph(source, 0)
+    found = decode_radiograph(source, 0)
     twin = open_pixels(as_dicom(image))
     shown = found.preview(source, 0, 4096)[found.exposure.box.cut]
-    np.testing.assert_allclose(shown.astype(int), radiograph(twin, 0).preview(twin, 0, 4096), atol=1)
+    np.testing.assert_allclose(shown.astype(int), decode_radiograph(twin, 0).preview(twin, 0, 4096), atol=1)
 
 
 def test_no_value_is_beyond_the_range() -> None:

@@ -9,17 +9,17 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from shared.findings import AbstentionReason, Assessment, Severity, StudySummary
-from shared.study import Priority, StudyStatus
-from shared.worklist import (
-    ALLOWANCES,
+from shared.domain.findings import AbstentionReason, Assessment, Extent, StudySummary
+from shared.domain.study import Priority, StudyStatus
+from shared.domain.worklist import (
     HARD_MAXIMUM,
     PENDING,
-    Allowances,
+    TURNAROUND_TARGETS,
+    TurnaroundTargets,
     WorklistEntry,
     due_at,
     longest_wait,
-    objections,
+    target_errors,
     urgency_class,
 )
 
@@ -28,7 +28,7 @@ TIMES = st.datetimes(datetime(2000, 1, 1), datetime(2100, 1, 1), timezones=st.ti
 SUMMARIES = st.none() | st.builds(
     StudySummary,
     st.sampled_from(Assessment),
-    st.sampled_from(Severity),
+    st.sampled_from(Extent),
     st.just("hand"),
     st.floats(0, 1),
 )
@@ -44,7 +44,7 @@ def entry(**changes: object) -> WorklistEntry:
         "received_at": NOON,
         "due_at": NOON + timedelta(minutes=30),
         "assessment": Assessment.POSITIVE,
-        "severity": Severity.MODERATE,
+        "extent": Extent.MODERATE,
         "region": "elbow",
         "fracture_probability": 0.93,
         "score": 8.2,
@@ -53,13 +53,14 @@ def entry(**changes: object) -> WorklistEntry:
         "modality": "DX",
         "images": 2,
         "failed_images": 0,
-        "reason": "",
+        "reason": None,
+        "reason_detail": "",
     }
     return WorklistEntry(**(values | changes))  # type: ignore[arg-type]
 
 
 @st.composite
-def tables(draw: st.DrawFn, most: int = int(HARD_MAXIMUM.total_seconds() // 60)) -> Allowances:
+def tables(draw: st.DrawFn, most: int = int(HARD_MAXIMUM.total_seconds() // 60)) -> TurnaroundTargets:
     """Any table that a site may choose."""
     table: dict[str, dict[Priority, int]] = {}
     graver = dict.fromkeys(Priority, 1)
@@ -72,27 +73,29 @@ def tables(draw: st.DrawFn, most: int = int(HARD_MAXIMUM.total_seconds() // 60))
 
 
 @given(tables())
-def test_every_table_that_keeps_the_order_may_be_chosen(table: Allowances) -> None:
+def test_every_table_that_keeps_the_order_may_be_chosen(table: TurnaroundTargets) -> None:
     """A table in which nobody graver or more urgent waits longer, and nobody beyond the hard maximum, has no objection."""
-    assert objections(table) == []
+    assert target_errors(table) == []
     assert longest_wait(table) <= HARD_MAXIMUM
-    assert objections(ALLOWANCES) == []
+    assert target_errors(TURNAROUND_TARGETS) == []
 
 
 @given(tables(most=500), st.sampled_from(URGENCY), PRIORITIES, st.integers(-5, 20_000))
-def test_a_table_that_breaks_the_order_may_not(table: Allowances, name: str, priority: Priority, minutes: int) -> None:
+def test_a_table_that_breaks_the_order_may_not(
+    table: TurnaroundTargets, name: str, priority: Priority, minutes: int
+) -> None:
     """With one cell changed, a table is refused exactly if somebody graver or more urgent would wait longer, or too long."""
     changed = {row: dict(cells) for row, cells in table.items()}
     changed[name][priority] = minutes
     columns = [[changed[row][each] for row in URGENCY] for each in Priority]
     rows = [[cells[each] for each in Priority] for cells in changed.values()]
     sound = 1 <= minutes <= 10080 and all(line == sorted(line) for line in columns + rows)
-    assert (objections(changed) == []) == sound
+    assert (target_errors(changed) == []) == sound
 
 
 @given(TIMES, PRIORITIES, SUMMARIES, tables())
 def test_nothing_waits_longer_than_the_longest_wait(
-    received: datetime, priority: Priority, summary: StudySummary | None, table: Allowances
+    received: datetime, priority: Priority, summary: StudySummary | None, table: TurnaroundTargets
 ) -> None:
     """By any table, every study is due after its arrival and within the table's longest wait of it: nobody starves."""
     wait = due_at(received, priority, summary, table) - received.astimezone(UTC)
@@ -101,7 +104,7 @@ def test_nothing_waits_longer_than_the_longest_wait(
 
 @given(st.lists(st.tuples(TIMES, PRIORITIES, SUMMARIES), min_size=2, max_size=5), tables())
 def test_later_than_longest_wait_never_overtakes(
-    studies: list[tuple[datetime, Priority, StudySummary | None]], table: Allowances
+    studies: list[tuple[datetime, Priority, StudySummary | None]], table: TurnaroundTargets
 ) -> None:
     """Due times order all studies, and one that came the longest wait before another is read before it."""
     in_order = sorted(studies, key=lambda study: due_at(study[0], study[1], study[2], table))
@@ -115,7 +118,7 @@ def test_later_than_longest_wait_never_overtakes(
     st.lists(st.tuples(st.integers(0, 3), PRIORITIES, SUMMARIES), min_size=2, max_size=8), tables(most=5), st.randoms()
 )
 def test_the_order_is_total(
-    studies: list[tuple[int, Priority, StudySummary | None]], table: Allowances, chance: random.Random
+    studies: list[tuple[int, Priority, StudySummary | None]], table: TurnaroundTargets, chance: random.Random
 ) -> None:
     """By (due_at, id) the list is the same whatever order studies arrived in; of any two one comes first."""
     places = [
@@ -145,7 +148,7 @@ def readable_in_time(studies: list[tuple[int, int]]) -> bool:
 
 @given(st.lists(st.tuples(st.integers(0, 12), PRIORITIES, SUMMARIES), min_size=1, max_size=14), tables(most=12))
 def test_the_hard_maximum_holds_on_a_list_that_is_kept_up_with(
-    arrivals: list[tuple[int, Priority, StudySummary | None]], table: Allowances
+    arrivals: list[tuple[int, Priority, StudySummary | None]], table: TurnaroundTargets
 ) -> None:
     """If any order of reading lets nobody wait beyond their due time, ours does: none waits beyond the longest wait."""
     studies = [
@@ -174,32 +177,32 @@ def test_within_a_class_first_come_first_read(
 
 @pytest.mark.parametrize("priority", Priority)
 def test_more_urgent_class_is_never_due_later(priority: Priority) -> None:
-    """Down the classes, from a severe positive one to a negative one, the allowance never shrinks."""
-    allowed = [ALLOWANCES[name][priority] for name in URGENCY]
+    """Down the classes, from a severe positive one to a negative one, the target never shrinks."""
+    allowed = [TURNAROUND_TARGETS[name][priority] for name in URGENCY]
     assert allowed == sorted(allowed)
 
 
 @pytest.mark.parametrize("name", URGENCY)
 def test_more_urgent_priority_is_never_due_later(name: str) -> None:
     """In every class urgent comes no later than routine, and routine no later than the backlog."""
-    allowed = [ALLOWANCES[name][priority] for priority in (Priority.URGENT, Priority.ROUTINE, Priority.BACKLOG)]
+    allowed = [TURNAROUND_TARGETS[name][priority] for priority in (Priority.URGENT, Priority.ROUTINE, Priority.BACKLOG)]
     assert allowed == sorted(allowed)
 
 
-def test_every_class_and_priority_has_an_allowance() -> None:
+def test_every_class_and_priority_has_a_target() -> None:
     """Whatever a model may say and a sender may ask for stands in the table, and nothing else does."""
     said = {
-        urgency_class(StudySummary(assessment, severity, "", 0.5)) for assessment in Assessment for severity in Severity
+        urgency_class(StudySummary(assessment, extent, "", 0.5)) for assessment in Assessment for extent in Extent
     } | {urgency_class(None)}
-    assert said == set(ALLOWANCES) == set(URGENCY)
-    assert all(set(row) == set(Priority) for row in ALLOWANCES.values())
+    assert said == set(TURNAROUND_TARGETS) == set(URGENCY)
+    assert all(set(row) == set(Priority) for row in TURNAROUND_TARGETS.values())
 
 
 def test_only_positive_and_severe_is_the_most_urgent_class() -> None:
     """A large extent alone does not make a merely unclear finding the most urgent."""
-    assert urgency_class(StudySummary(Assessment.POSITIVE, Severity.SEVERE, "", 0.9)) == "positive severe"
-    assert urgency_class(StudySummary(Assessment.POSITIVE, Severity.MODERATE, "", 0.9)) == "positive"
-    assert urgency_class(StudySummary(Assessment.UNCLEAR, Severity.SEVERE, "", 0.4)) == "unclear"
+    assert urgency_class(StudySummary(Assessment.POSITIVE, Extent.SEVERE, "", 0.9)) == "positive severe"
+    assert urgency_class(StudySummary(Assessment.POSITIVE, Extent.MODERATE, "", 0.9)) == "positive"
+    assert urgency_class(StudySummary(Assessment.UNCLEAR, Extent.SEVERE, "", 0.4)) == "unclear"
 
 
 def test_naive_time_is_refused() -> None:
@@ -218,10 +221,10 @@ def test_time_zones_are_one_time_line() -> None:
     ("changes", "words"),
     [
         ({}, "due 12:30 UTC: routine, positive, elbow, extent moderate"),
-        ({"severity": Severity.NONE}, "due 12:30 UTC: routine, positive, elbow"),
-        ({"assessment": Assessment.UNCLEAR, "severity": None}, "due 12:30 UTC: routine, unclear, elbow"),
+        ({"extent": Extent.NONE}, "due 12:30 UTC: routine, positive, elbow"),
+        ({"assessment": Assessment.UNCLEAR, "extent": None}, "due 12:30 UTC: routine, unclear, elbow"),
         (
-            {"assessment": Assessment.NEGATIVE, "severity": Severity.NONE},
+            {"assessment": Assessment.NEGATIVE, "extent": Extent.NONE},
             "due 12:30 UTC: routine, negative, elbow",
         ),
         (
@@ -233,7 +236,7 @@ def test_time_zones_are_one_time_line() -> None:
             },
             "due 12:30 UTC: urgent, abstained, outside the validated scope: blank image",
         ),
-        ({"assessment": None, "severity": None, "region": ""}, "due 12:30 UTC: routine, not analysed"),
+        ({"assessment": None, "extent": None, "region": ""}, "due 12:30 UTC: routine, not analysed"),
         (
             {"due_at": (NOON + timedelta(minutes=30)).astimezone(timezone(timedelta(hours=-5)))},
             "due 12:30 UTC: routine, positive, elbow, extent moderate",

@@ -9,16 +9,26 @@ import numpy as np
 import pytest
 
 from shared.errors import BadDataset
-from tests.films import dicom_of, fracatlas_tree, grazpedwri_tree, mura_tree, noise, table_tree
-from training.datasets import MISSING, REGIONS, Film, films, fracatlas, grazpedwri, mura, read_film, tables
-from training.datasets.film import image_size
+from tests.radiographs import dicom_of, fracatlas_tree, grazpedwri_tree, mura_tree, noise, table_tree
+from training.datasets import (
+    MISSING,
+    REGIONS,
+    LabelledRadiograph,
+    fracatlas,
+    grazpedwri,
+    mura,
+    radiographs,
+    read_radiograph,
+    tables,
+)
 from training.datasets.grazpedwri import grade
+from training.datasets.radiograph import image_size
 
 TREES: dict[str, tuple[Callable[[Path], Path], str]] = {
     "fracatlas": (fracatlas_tree, "labels.csv"),
     "mura": (mura_tree, "valid_labeled_studies.csv"),
     "grazpedwri": (grazpedwri_tree, "dataset.csv"),
-    "csv": (table_tree, "films.csv"),
+    "csv": (table_tree, "radiographs.csv"),
 }
 
 
@@ -30,8 +40,8 @@ def amend(file: Path, line: int, old: str, new: str) -> None:
     file.write_text("".join(lines))
 
 
-def named(found: list[Film]) -> dict[str, Film]:
-    return {film.path.name: film for film in found}
+def named(found: list[LabelledRadiograph]) -> dict[str, LabelledRadiograph]:
+    return {radiograph.path.name: radiograph for radiograph in found}
 
 
 # -- all of them --------------------------------------------------------------------------------------------------
@@ -39,36 +49,36 @@ def named(found: list[Film]) -> dict[str, Film]:
 
 @pytest.mark.parametrize("kind", TREES)
 def test_layout_tells_the_kind(tmp_path: Path, kind: str) -> None:
-    """A folder is read by the adapter of its layout without being told which, and each film says where it is from."""
+    """A folder is read by the adapter of its layout without being told which, and each radiograph says where it is from."""
     home = TREES[kind][0](tmp_path / "set")
-    found = films(home)
-    assert [film.path for film in found] == [film.path for film in films(home, kind)]
-    assert {film.source for film in found} == ({"csv", "dicom"} if kind == "csv" else {kind})
-    for film in found:
-        assert read_film(film.path, 32).shape == (32, 32)
-        assert image_size(film.path) == film.original_size
+    found = radiographs(home)
+    assert [radiograph.path for radiograph in found] == [radiograph.path for radiograph in radiographs(home, kind)]
+    assert {radiograph.source for radiograph in found} == ({"csv", "dicom"} if kind == "csv" else {kind})
+    for radiograph in found:
+        assert read_radiograph(radiograph.path, 32).shape == (32, 32)
+        assert image_size(radiograph.path) == radiograph.original_size
 
 
 def test_mura_is_found_from_the_folder_above(tmp_path: Path) -> None:
     """The folder that MURA was unpacked in does as well as MURA's own."""
     home = mura_tree(tmp_path / "here")
-    assert films(home.parent) == films(home)
+    assert radiographs(home.parent) == radiographs(home)
 
 
 def test_a_table_may_be_given_itself(tmp_path: Path) -> None:
     """A CSV file of any name is a table, and its images are looked for beside it."""
     home = table_tree(tmp_path / "set")
-    (home / "films.csv").rename(home / "mine.CSV")
-    assert len(films(home / "mine.CSV")) == 5
+    (home / "radiographs.csv").rename(home / "mine.CSV")
+    assert len(radiographs(home / "mine.CSV")) == 5
 
 
 @pytest.mark.parametrize(("there", "kind", "told"), [(True, "", "dataset.csv"), (True, "imagenet", "grazpedwri")])
 def test_unknown_layouts_and_kinds_list_the_known(tmp_path: Path, there: bool, kind: str, told: str) -> None:
     """Who gives another folder, or another kind, reads what could be given."""
     with pytest.raises(BadDataset, match=told):
-        films(tmp_path, kind)
+        radiographs(tmp_path, kind)
     with pytest.raises(BadDataset, match="does not exist"):
-        films(tmp_path / "gone", kind)
+        radiographs(tmp_path / "gone", kind)
 
 
 @pytest.mark.parametrize("kind", TREES)
@@ -96,7 +106,7 @@ def test_damaged_table_is_named_with_its_line(
     (home / name).write_bytes(damage(data))
     lines = data.count(b"\n")
     with pytest.raises(BadDataset, match=name + told.format(after=lines + 1, last=lines)):
-        films(home, kind)
+        radiographs(home, kind)
 
 
 @pytest.mark.parametrize(
@@ -109,7 +119,7 @@ def test_missing_column_is_named(tmp_path: Path, kind: str, column: str) -> None
     home = make(tmp_path / "set")
     amend(home / name, 1, column, "weights" if kind != "csv" else "weight " if column == "image" else "severity")
     with pytest.raises(BadDataset, match=rf"{name}, line 1: .*(no column {column}|patient|two columns)"):
-        films(home, kind)
+        radiographs(home, kind)
 
 
 @pytest.mark.parametrize("kind", ["fracatlas", "grazpedwri", "csv"])
@@ -119,7 +129,7 @@ def test_head_without_rows_is_refused(tmp_path: Path, kind: str) -> None:
     home = make(tmp_path / "set")
     (home / name).write_text((home / name).read_text().splitlines()[0])
     with pytest.raises(BadDataset, match=f"{name} has no usable row"):
-        films(home, kind)
+        radiographs(home, kind)
 
 
 @pytest.mark.parametrize("kind", TREES)
@@ -127,10 +137,10 @@ def test_spreadsheets_marks_and_line_ends_do_no_harm(tmp_path: Path, kind: str) 
     """A byte order mark, carriage returns and empty lines, as spreadsheets write them, change nothing."""
     make, name = TREES[kind]
     home = make(tmp_path / "set")
-    before = [(film.path, film.fractured) for film in films(home)]
+    before = [(radiograph.path, radiograph.fractured) for radiograph in radiographs(home)]
     text = (home / name).read_text()
     (home / name).write_bytes(b"\xef\xbb\xbf" + (text + "\n").replace("\n", "\r\n").encode())
-    assert [(film.path, film.fractured) for film in films(home)] == before
+    assert [(radiograph.path, radiograph.fractured) for radiograph in radiographs(home)] == before
 
 
 # -- MURA ---------------------------------------------------------------------------------------------------------
@@ -140,18 +150,18 @@ def test_mura_does_not_call_abnormal_a_fracture(tmp_path: Path) -> None:
     """Normal studies are sound; abnormal ones say nothing of fracture or severity, and none says a word of metal."""
     found = mura(mura_tree(tmp_path))
     assert len(found) == 12
-    assert not any(film.path.name.startswith(".") for film in found)
-    for film in found:
-        assert film.fractured == film.severity == (MISSING if "positive" in str(film.path) else 0)
-        assert film.hardware == MISSING
-        assert not film.outlines
-    assert sum(film.fractured == MISSING for film in found) == 4
+    assert not any(radiograph.path.name.startswith(".") for radiograph in found)
+    for radiograph in found:
+        assert radiograph.fractured == radiograph.extent == (MISSING if "positive" in str(radiograph.path) else 0)
+        assert radiograph.hardware == MISSING
+        assert not radiograph.outlines
+    assert sum(radiograph.fractured == MISSING for radiograph in found) == 4
 
 
 def test_mura_folders_become_regions_and_patients_blocks(tmp_path: Path) -> None:
     """Fingers and wrists are hand, forearms elbow, humeri shoulder; a patient is one block over all regions."""
     found = mura(mura_tree(tmp_path))
-    regions = {film.path.parts[-4]: REGIONS[film.region] for film in found}
+    regions = {radiograph.path.parts[-4]: REGIONS[radiograph.region] for radiograph in found}
     assert regions == {
         "XR_SHOULDER": "shoulder",
         "XR_WRIST": "hand",
@@ -160,8 +170,8 @@ def test_mura_folders_become_regions_and_patients_blocks(tmp_path: Path) -> None
         "XR_HUMERUS": "shoulder",
         "XR_HAND": "hand",
     }
-    assert {film.block for film in found if "patient00001" in str(film.path)} == {"mura-patient00001"}
-    assert {film.original_size for film in found} == {(41, 60), (42, 60)}
+    assert {radiograph.block for radiograph in found if "patient00001" in str(radiograph.path)} == {"mura-patient00001"}
+    assert {radiograph.original_size for radiograph in found} == {(41, 60), (42, 60)}
 
 
 @pytest.mark.parametrize(
@@ -203,9 +213,12 @@ def test_mura_needs_both_tables_and_whole_images(tmp_path: Path) -> None:
 
 
 def test_grazpedwri_labels(tmp_path: Path) -> None:
-    """What fracture_visible, the boxes, the AO codes and the metal column say together is each film's labels."""
+    """What fracture_visible, the boxes, the AO codes and the metal column say together is each radiograph's labels."""
     found = named(grazpedwri(grazpedwri_tree(tmp_path)))
-    told = {name: (film.fractured, film.severity, film.hardware, len(film.outlines)) for name, film in found.items()}
+    told = {
+        name: (radiograph.fractured, radiograph.extent, radiograph.hardware, len(radiograph.outlines))
+        for name, radiograph in found.items()
+    }
     assert told == {
         "0001_1.png": (1, 3, 0, 1),
         "0001_2.png": (0, 0, 1, 0),
@@ -214,7 +227,7 @@ def test_grazpedwri_labels(tmp_path: Path) -> None:
         "0004_1.png": (MISSING, MISSING, 0, 0),
         "0005_1.png": (0, 0, 0, 0),
     }
-    assert {film.region for film in found.values()} == {REGIONS.index("hand")}
+    assert {radiograph.region for radiograph in found.values()} == {REGIONS.index("hand")}
     assert found["0001_1.png"].block == found["0001_2.png"].block == "grazpedwri-1"
     assert found["0001_1.png"].original_size == (50, 80)
     np.testing.assert_allclose(
@@ -224,13 +237,13 @@ def test_grazpedwri_labels(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("stem", "fractured"), [("0005_1", 0), ("0003_1", MISSING), ("0004_1", MISSING)])
 def test_grazpedwri_contradictions_are_missing(tmp_path: Path, stem: str, fractured: int) -> None:
-    """A film said to show no fracture is sound, unless a box or a code contradicts."""
+    """A radiograph said to show no fracture is sound, unless a box or a code contradicts."""
     home = grazpedwri_tree(tmp_path)
     text = (home / "dataset.csv").read_text().splitlines()
     text = [line[:-1] + "0," if line.startswith(stem) else line for line in text]
     (home / "dataset.csv").write_text("\n".join(text))
-    film = named(grazpedwri(home))[f"{stem}.png"]
-    assert (film.fractured, film.severity, film.outlines) == (fractured, fractured, [])
+    radiograph = named(grazpedwri(home))[f"{stem}.png"]
+    assert (radiograph.fractured, radiograph.extent, radiograph.outlines) == (fractured, fractured, [])
 
 
 @pytest.mark.parametrize(
@@ -282,8 +295,8 @@ def test_grazpedwri_broken_row_is_named(tmp_path: Path, line: int, old: str, new
     [
         ("x 0.5 0.5 0.1 0.1", "line 1: invalid literal"),
         ("8 1 1 1 1\n3 0.5 0.5 0.1", "line 2: .*not four numbers"),
-        ("\n3 0.5 0.5 0.1 1.5", "line 2: .*does not lie in the film"),
-        ("3 0.5 nan 0.1 0.1", "line 1: .*does not lie in the film"),
+        ("\n3 0.5 0.5 0.1 1.5", "line 2: .*does not lie in the radiograph"),
+        ("3 0.5 nan 0.1 0.1", "line 1: .*does not lie in the radiograph"),
     ],
 )
 def test_grazpedwri_broken_box_is_named(tmp_path: Path, text: str, told: str) -> None:
@@ -311,7 +324,7 @@ def test_grazpedwri_without_its_boxes_is_refused(tmp_path: Path) -> None:
 def test_table_labels(tmp_path: Path) -> None:
     """Every column becomes its label, and every empty cell is MISSING; no fracture is no severity."""
     found = named(tables(table_tree(tmp_path)))
-    labels = {n: (f.block, f.region, f.fractured, f.severity, f.hardware, f.weight) for n, f in found.items()}
+    labels = {n: (f.block, f.region, f.fractured, f.extent, f.hardware, f.weight) for n, f in found.items()}
     assert labels == {
         "a.png": ("csv-p1", 0, 1, 2, 0, 2.0),
         "b.png": ("csv-p1", 1, 0, 0, MISSING, 1.0),
@@ -319,7 +332,7 @@ def test_table_labels(tmp_path: Path) -> None:
         "d.dcm": ("csv-p3", 3, MISSING, MISSING, MISSING, 1.0),
         "e": ("csv-p1", 4, 1, 3, MISSING, 1.0),
     }
-    assert {name: film.source for name, film in found.items() if film.source == "dicom"} == {
+    assert {name: radiograph.source for name, radiograph in found.items() if radiograph.source == "dicom"} == {
         "d.dcm": "dicom",
         "e": "dicom",
     }
@@ -331,20 +344,25 @@ def test_table_labels(tmp_path: Path) -> None:
 def test_smallest_table(tmp_path: Path) -> None:
     """An image and a block are enough; everything else is MISSING."""
     home = table_tree(tmp_path)
-    (home / "films.csv").write_text("block,image\nward 3,a.png\n")
-    (film,) = tables(home)
-    assert (film.block, film.region, film.fractured) == ("csv-ward 3", MISSING, MISSING)
-    assert (film.severity, film.hardware, film.outlines, film.weight) == (MISSING, MISSING, [], 1.0)
+    (home / "radiographs.csv").write_text("block,image\nward 3,a.png\n")
+    (radiograph,) = tables(home)
+    assert (radiograph.block, radiograph.region, radiograph.fractured) == ("csv-ward 3", MISSING, MISSING)
+    assert (radiograph.extent, radiograph.hardware, radiograph.outlines, radiograph.weight) == (
+        MISSING,
+        MISSING,
+        [],
+        1.0,
+    )
 
 
-@pytest.mark.parametrize(("code", "severity"), [("2R3A2", 1), ("44B1.2", 2), ("31a1", 1), ("23-C3", 3), ("77.2.1B", 2)])
-def test_ao_codes_grade_where_severity_is_empty(tmp_path: Path, code: str, severity: int) -> None:
+@pytest.mark.parametrize(("code", "extent"), [("2R3A2", 1), ("44B1.2", 2), ("31a1", 1), ("23-C3", 3), ("77.2.1B", 2)])
+def test_ao_codes_grade_where_severity_is_empty(tmp_path: Path, code: str, extent: int) -> None:
     """Types A, B and C are mild, moderate and severe; a severity that is given goes first."""
     home = table_tree(tmp_path)
-    amend(home / "films.csv", 4, "2R3C2", code)
-    assert named(tables(home))["c.jpg"].severity == severity
-    amend(home / "films.csv", 4, f",,{code}", f",moderate,{code}")
-    assert named(tables(home))["c.jpg"].severity == 2
+    amend(home / "radiographs.csv", 4, "2R3C2", code)
+    assert named(tables(home))["c.jpg"].extent == extent
+    amend(home / "radiographs.csv", 4, f",,{code}", f",moderate,{code}")
+    assert named(tables(home))["c.jpg"].extent == 2
 
 
 @pytest.mark.parametrize(
@@ -356,7 +374,7 @@ def test_ao_codes_grade_where_severity_is_empty(tmp_path: Path, code: str, sever
         (2, "a.png", "sub", "does not exist"),
         (2, "a.png", "", "does not exist"),
         (2, "a.png", "x" * 300, "name too long|does not exist"),
-        (2, "a.png", "films.csv", r"films\.csv is not a readable image"),
+        (2, "a.png", "radiographs.csv", r"radiographs\.csv is not a readable image"),
         (2, "p1", "", "patient or block is empty"),
         (2, "hand", "head", "region is 'head': give one of nothing, hand, elbow"),
         (2, ",1,", ",2,", "fracture is '2'"),
@@ -384,8 +402,8 @@ def test_ao_codes_grade_where_severity_is_empty(tmp_path: Path, code: str, sever
 def test_table_broken_row_is_named(tmp_path: Path, line: int, old: str, new: str, told: str) -> None:
     """Whatever a cell says wrong, the message names the line and the word."""
     home = table_tree(tmp_path)
-    amend(home / "films.csv", line, old, new)
-    with pytest.raises(BadDataset, match=rf"(?i)films\.csv, line {line}: .*{told}"):
+    amend(home / "radiographs.csv", line, old, new)
+    with pytest.raises(BadDataset, match=rf"(?i)radiographs\.csv, line {line}: .*{told}"):
         tables(home)
 
 
@@ -394,14 +412,14 @@ def test_content_says_what_is_dicom(tmp_path: Path) -> None:
     home = table_tree(tmp_path)
     (home / "a.png").write_bytes(dicom_of(noise(120, 100)))
     shutil.copy(home / "b.png", home / "d.dcm")
-    found = named(films(home, "dicom"))
+    found = named(radiographs(home, "dicom"))
     assert (found["a.png"].source, found["d.dcm"].source) == ("dicom", "csv")
-    np.testing.assert_array_equal(read_film(home / "a.png", 64), read_film(home / "d.dcm", 64))
+    np.testing.assert_array_equal(read_radiograph(home / "a.png", 64), read_radiograph(home / "d.dcm", 64))
     (home / "e").write_bytes(b"neither")
     with pytest.raises(BadDataset, match=r"line 6: .*not a DICOM file"):
-        films(home)
+        radiographs(home)
     with pytest.raises(BadDataset, match="not a DICOM file"):
-        read_film(home / "e", 64)
+        read_radiograph(home / "e", 64)
 
 
 @pytest.mark.parametrize("name", ["lying.jpg", "lying.png"])
@@ -418,7 +436,7 @@ def test_boxes_lie_right_on_a_turned_photograph(tmp_path: Path, name: str) -> No
 
 
 def test_fracatlas_outline_that_is_none_is_named(tmp_path: Path) -> None:
-    """An outline with an odd number of coordinates is named by the row of its film."""
+    """An outline with an odd number of coordinates is named by the row of its radiograph."""
     home = fracatlas_tree(tmp_path / "set")
     (home / "polygons.json").write_text('{"IMG0000001.png": [{"polygon_norm": [[0.1, 0.2, 0.3]]}]}')
     with pytest.raises(BadDataset, match=r"labels\.csv, line 3: .*polygons\.json"):

@@ -1,4 +1,4 @@
-"""The report: complete, self-contained, and never broken by its films."""
+"""The report: complete, self-contained, and never broken by its radiographs."""
 
 import base64
 import json
@@ -12,22 +12,22 @@ import cv2
 import numpy as np
 import pytest
 
+from shared.domain.findings import RESEARCH_USE
+from shared.domain.manifest import Manifest
 from shared.errors import BadDataset
-from shared.findings import RESEARCH_USE
-from shared.vision.bundle import Manifest
 from training import evaluate, report
-from training.datasets import MISSING, REGIONS, Film
-from training.evaluate import FINE, Answers, Judged, as_shipped, cross_fitted
+from training.datasets import MISSING, REGIONS, LabelledRadiograph
+from training.evaluate import FINE_MAP_SIDE, CalibratedPredictions, Predictions, judge_as_shipped, judge_cross_fitted
 from training.report import overlay, write_report
 
 SQUARE = np.array([[0.5, 0.5], [0.75, 0.5], [0.75, 0.75], [0.5, 0.75]], np.float32)
 SECTIONS = [
     "In short",
-    "Telling fractured from sound films",
+    "Telling fractured from sound radiographs",
     "Reliability of the probabilities",
     "Region and extent",
     "Operating points",
-    "Kinds of films",
+    "Kinds of radiographs",
     "Where it looks",
     "What this does not show",
 ]
@@ -39,7 +39,7 @@ MANIFEST = Manifest(
     specific=0.7,
     modalities=["DX"],
     least_region_probability=0.5,
-    most_strangeness=2.0,
+    most_ood_score=2.0,
     hardware=0.9,
     heatmap_full=0.5,
     limits="Bones of <b>mice</b> only.",
@@ -49,28 +49,28 @@ MANIFEST = Manifest(
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(evaluate, "RESAMPLES", 5)
-    monkeypatch.setattr(report, "BANDS", 5)
-    monkeypatch.setattr(report, "SHOWN", 2)
+    monkeypatch.setattr(report, "BAND_RESAMPLES", 5)
+    monkeypatch.setattr(report, "GALLERY_SIZE", 2)
 
 
 @pytest.fixture(scope="module")
-def films(tmp_path_factory: pytest.TempPathFactory) -> list[Film]:
-    """Sixty films, every second one fractured and outlined."""
-    folder, dice = tmp_path_factory.mktemp("films"), np.random.default_rng(1)
+def radiographs(tmp_path_factory: pytest.TempPathFactory) -> list[LabelledRadiograph]:
+    """Sixty radiographs, every second one fractured and outlined."""
+    folder, rng = tmp_path_factory.mktemp("radiographs"), np.random.default_rng(1)
     made = []
     for number in range(60):
         path = folder / f"{number:02}.png"
-        image = dice.integers(20, 120, (48, 40)).astype(np.uint8)
+        image = rng.integers(20, 120, (48, 40)).astype(np.uint8)
         image[:, 10:30] += 80
         path.write_bytes(cv2.imencode(".png", image)[1].tobytes())
         fractured = number % 2
         made.append(
-            Film(
+            LabelledRadiograph(
                 path=path,
                 block=str(number // 3),
                 region=number % 5,
                 fractured=fractured,
-                severity=fractured * (1 + number % 3),
+                extent=fractured * (1 + number % 3),
                 hardware=int(number % 7 == 0),
                 original_size=(40, 48),
                 outlines=[SQUARE] if fractured else [],
@@ -79,28 +79,28 @@ def films(tmp_path_factory: pytest.TempPathFactory) -> list[Film]:
     return made
 
 
-def answers(films: list[Film]) -> Answers:
-    """A fair model's: fractured films score higher, two in three peaks lie in the outline."""
-    count, dice = len(films), np.random.default_rng(2)
-    region = dice.normal(0, 1, (count, 5))
-    heatmaps = dice.normal(-4, 0.5, (count, 8, 8))
-    for index, film in enumerate(films):
-        region[index, film.region] += 2
+def predictions(radiographs: list[LabelledRadiograph]) -> Predictions:
+    """A fair model's: fractured radiographs score higher, two in three peaks lie in the outline."""
+    count, rng = len(radiographs), np.random.default_rng(2)
+    region = rng.normal(0, 1, (count, 5))
+    heatmaps = rng.normal(-4, 0.5, (count, 8, 8))
+    for index, radiograph in enumerate(radiographs):
+        region[index, radiograph.region] += 2
         heatmaps[index, 5, 5 if index % 3 else 1] = 3
-    truth = np.array([film.fractured for film in films])
-    return Answers(
-        films=films,
-        fracture=1.5 * truth - 1 + dice.normal(0, 1, count),
+    truth = np.array([radiograph.fractured for radiograph in radiographs])
+    return Predictions(
+        radiographs=radiographs,
+        fracture=1.5 * truth - 1 + rng.normal(0, 1, count),
         region=region,
-        severity=np.sort(dice.normal(0, 2, (count, 3)), axis=1)[:, ::-1].copy(),
+        extent=np.sort(rng.normal(0, 2, (count, 3)), axis=1)[:, ::-1].copy(),
         heatmaps=heatmaps,
-        strangeness=np.ones(count),
+        ood_score=np.ones(count),
         hardware=np.full(count, -4.0),
     )
 
 
-def judged(films: list[Film]) -> Judged:
-    return as_shipped(answers(films), MANIFEST)
+def judged(radiographs: list[LabelledRadiograph]) -> CalibratedPredictions:
+    return judge_as_shipped(predictions(radiographs), MANIFEST)
 
 
 class Page(HTMLParser):
@@ -129,17 +129,17 @@ class Page(HTMLParser):
             self.headings.append(data)
 
 
-def written(told: Judged, out: Path, **more: Any) -> tuple[dict[str, Any], Page]:
+def written(told: CalibratedPredictions, out: Path, **more: Any) -> tuple[dict[str, Any], Page]:
     figures = write_report(told, MANIFEST, out, **more)
     assert json.loads((out / "metrics.json").read_text()) == figures
     return figures, Page((out / "report.html").read_text(encoding="utf-8"))
 
 
-def test_report_holds_everything_in_order(films: list[Film], tmp_path: Path) -> None:
-    """Name, banner, note, all sections, headline figures with intervals, curves and all four rows of films."""
-    figures, page = written(judged(films), tmp_path / "new" / "folder", note="60 films held out by block")
+def test_report_holds_everything_in_order(radiographs: list[LabelledRadiograph], tmp_path: Path) -> None:
+    """Name, banner, note, all sections, headline figures with intervals, curves and all four rows of radiographs."""
+    figures, page = written(judged(radiographs), tmp_path / "new" / "folder", note="60 radiographs held out by block")
     assert page.headings == SECTIONS
-    for said in ("tiny-1", RESEARCH_USE, "60 films held out by block", "Extent, by annotation", "in 20 blocks"):
+    for said in ("tiny-1", RESEARCH_USE, "60 radiographs held out by block", "Extent, by annotation", "in 20 blocks"):
         assert said in page.text
     estimate, low, high = figures["fracture_auroc"]
     assert f"{estimate:.3f} ({low:.3f} to {high:.3f})" in page.text
@@ -154,12 +154,12 @@ def test_report_holds_everything_in_order(films: list[Film], tmp_path: Path) -> 
     ]
     for shelf in ("Hits", "Misses", "False alarms", "Missed fractures"):
         assert sum((image["alt"] or "").startswith(f"{shelf}:") for image in pictures) == 2
-    assert "Too few films" not in page.text
+    assert "Too few radiographs" not in page.text
 
 
-def test_report_loads_nothing_from_elsewhere(films: list[Film], tmp_path: Path) -> None:
+def test_report_loads_nothing_from_elsewhere(radiographs: list[LabelledRadiograph], tmp_path: Path) -> None:
     """Every picture is in the page with words for those who cannot see it; no script, style sheet or font is fetched."""
-    _, page = written(judged(films), tmp_path)
+    _, page = written(judged(radiographs), tmp_path)
     assert page.loads
     assert all(address.startswith("data:image/") for address in page.loads)
     assert all(image["alt"] for image in page.images)
@@ -176,18 +176,18 @@ def test_report_loads_nothing_from_elsewhere(films: list[Film], tmp_path: Path) 
             assert b'href="http' not in drawn
 
 
-def test_same_answers_make_the_same_report(films: list[Film], tmp_path: Path) -> None:
+def test_same_predictions_make_the_same_report(radiographs: list[LabelledRadiograph], tmp_path: Path) -> None:
     """No date and no chance is in it: written twice it is the same to the byte."""
     for name in ("one", "other"):
-        write_report(judged(films), MANIFEST, tmp_path / name)
+        write_report(judged(radiographs), MANIFEST, tmp_path / name)
     assert (tmp_path / "one/report.html").read_bytes() == (tmp_path / "other/report.html").read_bytes()
 
 
-def test_report_escapes_what_comes_from_data(films: list[Film], tmp_path: Path) -> None:
+def test_report_escapes_what_comes_from_data(radiographs: list[LabelledRadiograph], tmp_path: Path) -> None:
     """File names, sources, notes and limits are text, whatever they hold."""
     path = tmp_path / """<img src=x onerror=alert(1)>&"'.png"""
-    path.write_bytes(films[1].path.read_bytes())
-    some = [replace(films[1], path=path, source="<script>alert(2)</script>"), *films[2:4]]
+    path.write_bytes(radiographs[1].path.read_bytes())
+    some = [replace(radiographs[1], path=path, source="<script>alert(2)</script>"), *radiographs[2:4]]
     scope = {"<u>noise</u>": {"images": 4, "abstained": 3}, "nothing": {"images": 0, "abstained": 0}}
     figures, page = written(judged(some), tmp_path / "out", note="<i>all</i>", extra={"scope": scope})
     assert figures["scope"] == scope
@@ -197,57 +197,59 @@ def test_report_escapes_what_comes_from_data(films: list[Film], tmp_path: Path) 
     assert str(tmp_path) not in (tmp_path / "out/report.html").read_text(encoding="utf-8")
 
 
-def test_operating_points_say_whose_thresholds_they_are(films: list[Film], tmp_path: Path) -> None:
+def test_operating_points_say_whose_thresholds_they_are(radiographs: list[LabelledRadiograph], tmp_path: Path) -> None:
     """Rates of the bundle's own thresholds and rates that were cross-fitted are told apart in words."""
-    _, shipped = written(judged(films), tmp_path / "shipped")
-    _, crossed = written(cross_fitted(answers(films)), tmp_path / "crossed")
+    _, shipped = written(judged(radiographs), tmp_path / "shipped")
+    _, crossed = written(judge_cross_fitted(predictions(radiographs)), tmp_path / "crossed")
     assert "the bundle's own thresholds" in shipped.text
     assert "fitted on the other half" in crossed.text
     assert "0.2000" in crossed.text
 
 
-CASES: dict[str, Callable[[list[Film]], list[Film]]] = {
-    "one film": lambda films: films[:1],
-    "one fractured film": lambda films: films[1:2],
-    "few films": lambda films: films[:7],
-    "no fracture": lambda films: films[::2],
-    "nothing but fractures": lambda films: films[1::2],
-    "one block": lambda films: [replace(film, block="0") for film in films],
-    "no outline": lambda films: [replace(film, outlines=[]) for film in films],
-    "some labels missing": lambda films: [
-        replace(film, fractured=MISSING, region=MISSING, severity=MISSING, hardware=MISSING) if n % 4 < 2 else film
-        for n, film in enumerate(films)
+CASES: dict[str, Callable[[list[LabelledRadiograph]], list[LabelledRadiograph]]] = {
+    "one radiograph": lambda radiographs: radiographs[:1],
+    "one fractured radiograph": lambda radiographs: radiographs[1:2],
+    "few radiographs": lambda radiographs: radiographs[:7],
+    "no fracture": lambda radiographs: radiographs[::2],
+    "nothing but fractures": lambda radiographs: radiographs[1::2],
+    "one block": lambda radiographs: [replace(radiograph, block="0") for radiograph in radiographs],
+    "no outline": lambda radiographs: [replace(radiograph, outlines=[]) for radiograph in radiographs],
+    "some labels missing": lambda radiographs: [
+        replace(radiograph, fractured=MISSING, region=MISSING, extent=MISSING, hardware=MISSING)
+        if n % 4 < 2
+        else radiograph
+        for n, radiograph in enumerate(radiographs)
     ],
-    "all labels missing": lambda films: [
-        replace(film, fractured=MISSING, region=MISSING, severity=MISSING, hardware=MISSING, outlines=[])
-        for film in films
+    "all labels missing": lambda radiographs: [
+        replace(radiograph, fractured=MISSING, region=MISSING, extent=MISSING, hardware=MISSING, outlines=[])
+        for radiograph in radiographs
     ],
 }
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_report_of_any_films(films: list[Film], tmp_path: Path, case: str) -> None:
-    """However few films there are and whatever they lack, the report has all its sections and says what is missing."""
-    figures, page = written(judged(CASES[case](films)), tmp_path)
+def test_report_of_any_radiographs(radiographs: list[LabelledRadiograph], tmp_path: Path, case: str) -> None:
+    """However few radiographs there are and whatever they lack, the report has all its sections and says what is missing."""
+    figures, page = written(judged(CASES[case](radiographs)), tmp_path)
     assert page.headings == SECTIONS
-    assert ("Too few films" in page.text) == (figures["fracture_auroc"] is None)
+    assert ("Too few radiographs" in page.text) == (figures["fracture_auroc"] is None)
     assert "nan" not in page.text.split()
 
 
-def test_no_film_is_no_report(tmp_path: Path) -> None:
-    """Without a film there is nothing to say, and nothing is written."""
-    with pytest.raises(BadDataset, match="no film to measure"):
+def test_no_radiograph_is_no_report(tmp_path: Path) -> None:
+    """Without a radiograph there is nothing to say, and nothing is written."""
+    with pytest.raises(BadDataset, match="no radiograph to measure"):
         write_report(judged([]), MANIFEST, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
-def test_overlay_shows_map_outline_and_film(films: list[Film]) -> None:
+def test_overlay_shows_map_outline_and_radiograph(radiographs: list[LabelledRadiograph]) -> None:
     """Warm where the map is strong, blue along the outline, a ring at the peak, gray and unchanged elsewhere."""
     heatmap = np.full((8, 8), -30.0)
     heatmap[1, 1] = 3
-    plain = overlay(films[0], np.full((8, 8), -30.0), 0.5)
-    drawn = overlay(films[1], heatmap, 0.5)
-    assert drawn.shape == (FINE, FINE, 3)
+    plain = overlay(radiographs[0], np.full((8, 8), -30.0), 0.5)
+    drawn = overlay(radiographs[1], heatmap, 0.5)
+    assert drawn.shape == (FINE_MAP_SIDE, FINE_MAP_SIDE, 3)
     assert drawn.dtype == np.uint8
     peak = drawn[96, 96].astype(int)
     assert peak[2] > peak[0] + 50

@@ -12,16 +12,17 @@ from typing import Any
 import numpy as np
 import pytest
 
+from shared.domain.analysis import InstanceToAnalyse
+from shared.domain.findings import ExposedField
+from shared.domain.study import Priority
 from shared.errors import Rejected
-from shared.findings import ExposedField
-from shared.study import InstanceToAnalyse, Priority
 from worker.analysis import analyse
 from worker.batching import Batcher
-from worker.decoding import Decoded, DecodingFailed, Job
+from worker.decoder_pool import DecodedImage, DecodingFailed, Job
 from worker.pipeline import LARGE_PIXELS
 
 SIDE = 8
-READER: Any = SimpleNamespace(size=SIDE, finding=lambda reading, frame, *_: (reading, frame))
+PREDICTOR: Any = SimpleNamespace(size=SIDE, finding=lambda output, frame, *_: (output, frame))
 
 
 class Squares:
@@ -34,10 +35,10 @@ class Squares:
         self._lock = threading.Lock()
         self.pool = ThreadPoolExecutor(4)
 
-    def submit(self, job: Job, priority: int) -> "Future[Decoded]":
+    def submit(self, job: Job, priority: int) -> "Future[DecodedImage]":
         return self.pool.submit(self._decode, int(job.sha256))
 
-    def _decode(self, number: int) -> Decoded:
+    def _decode(self, number: int) -> DecodedImage:
         with self._lock:
             self.decoding += 1
             self.most_decoding = max(self.most_decoding, self.decoding)
@@ -51,7 +52,7 @@ class Squares:
         if number == self.odd:
             raise KeyError("DOE^JANE")
         squares = [self._square(number * 1000 + frame) for frame in range(self._frames)]
-        return Decoded(squares, "DX", "HAND", [ExposedField.whole(SIDE, SIDE)] * self._frames)
+        return DecodedImage(squares, "DX", "HAND", [ExposedField.whole(SIDE, SIDE)] * self._frames)
 
     def _square(self, mark: int) -> np.ndarray:
         square = np.full((SIDE, SIDE), mark, np.int64)
@@ -82,9 +83,9 @@ def _two_cores(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize(("frames", "pixels"), [(1, 100), (3, 100), (3, LARGE_PIXELS + 1)])
 def test_results_come_in_order_with_the_errors_of_their_images(frames: int, pixels: int) -> None:
-    """Each image gets its own readings, frame by frame, or its own error; on the last attempt a dead decoder too."""
-    squares, batcher = Squares(frames), Batcher("model", model, max_batch=4, lanes=2)
-    results = analyse(claim(40, frames, pixels), READER, squares.submit, batcher, last_attempt=True)
+    """Each image gets its own outputs, frame by frame, or its own error; on the last attempt a dead decoder too."""
+    squares, batcher = Squares(frames), Batcher("model", model, max_batch=4, streams=2)
+    results = analyse(claim(40, frames, pixels), PREDICTOR, squares.submit, batcher, last_attempt=True)
     batcher.close()
     assert [uuid.UUID(str(result.instance_id)).int for result in results] == list(range(40))
     for number, result in enumerate(results):
@@ -99,11 +100,11 @@ def test_what_nobody_foresaw_costs_its_own_image_only() -> None:
     squares, batcher = Squares(1), Batcher("model", model, max_batch=4)
     squares.odd = 3
     with pytest.raises(KeyError):
-        analyse(claim(5, 1), READER, squares.submit, batcher)
-    results = analyse(claim(5, 1), READER, squares.submit, batcher, last_attempt=True)
+        analyse(claim(5, 1), PREDICTOR, squares.submit, batcher)
+    results = analyse(claim(5, 1), PREDICTOR, squares.submit, batcher, last_attempt=True)
     batcher.close()
     assert [bool(result.findings) for result in results] == [True, True, True, False, True]
-    assert (results[3].error_reason, results[3].error_text) == ("decoding-failed", "Decoding failed (KeyError)")
+    assert (results[3].error_reason, results[3].error_detail) == ("decoding-failed", "KeyError")
 
 
 @pytest.mark.parametrize("frames", [1, 5, 60])
@@ -115,7 +116,7 @@ def test_few_squares_are_in_memory_whatever_the_study_holds(frames: int) -> None
         return model(items)
 
     squares, batcher = Squares(frames), Batcher("model", slow, max_batch=4)
-    analyse(claim(600 // frames, frames), READER, squares.submit, batcher, last_attempt=True)
+    analyse(claim(600 // frames, frames), PREDICTOR, squares.submit, batcher, last_attempt=True)
     batcher.close()
     enough = 2 * (4 + 2)
     assert squares.peak < enough + frames + 4 + 4 * (frames == 1)  # what is in hand, the last one begun, a batch
@@ -131,7 +132,7 @@ def test_a_study_keeps_decoders_and_model_busy() -> None:
         return model(items)
 
     squares, batcher = Squares(1, decode_s=0.005), Batcher("model", slow, max_batch=4)
-    analyse(claim(80, 1), READER, squares.submit, batcher, last_attempt=True)
+    analyse(claim(80, 1), PREDICTOR, squares.submit, batcher, last_attempt=True)
     batcher.close()
     assert sum(sizes) / len(sizes) > 3
     assert squares.most_decoding == 4
@@ -145,6 +146,6 @@ def test_what_a_failed_study_has_in_hand_is_cancelled() -> None:
         Batcher[Any, Any]("model", lambda items: seen.extend(items) or model(items), max_batch=4),
     )
     with pytest.raises(DecodingFailed):
-        analyse(claim(200, 1), READER, squares.submit, batcher)
+        analyse(claim(200, 1), PREDICTOR, squares.submit, batcher)
     batcher.close()
     assert len(seen) < 40

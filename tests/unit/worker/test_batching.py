@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.pace import LIMIT_S, until
-from worker.batching import LIVE, OLDEST_EVERY, REFILL, URGENT, YIELD_S, Batcher, Lane, RightOfWay
+from worker.batching import LIVE, OLDEST_EVERY, URGENT, Batcher, Stream
+from worker.preemption import MAX_YIELD_S, YIELD_REFILL_RATE, Preemption
 
 
 class Poison(Exception):
@@ -38,9 +39,9 @@ class Model:
 
 @contextmanager
 def batcher_of(
-    model: Model, max_batch: int = 4, max_wait_s: float = 0.0, lanes: int = 1
+    model: Model, max_batch: int = 4, max_wait_s: float = 0.0, streams: int = 1
 ) -> Iterator[Batcher[int, int]]:
-    batcher = Batcher("model", model, max_batch=max_batch, max_wait_s=max_wait_s, lanes=lanes)
+    batcher = Batcher("model", model, max_batch=max_batch, max_wait_s=max_wait_s, streams=streams)
     try:
         yield batcher
     finally:
@@ -51,18 +52,18 @@ def batcher_of(
 @given(
     count=st.integers(1, 40),
     max_batch=st.integers(1, 9),
-    lanes=st.integers(1, 3),
+    streams=st.integers(1, 3),
     poisoned=st.frozensets(st.integers(0, 39)),
     priorities=st.lists(st.integers(0, 2), min_size=40, max_size=40),
 )
 @settings(max_examples=60, deadline=None)
-def test_every_item_gets_its_own_answer_or_its_own_exception(
-    count: int, max_batch: int, lanes: int, poisoned: frozenset[int], priorities: list[int]
+def test_every_item_gets_its_own_result_or_its_own_exception(
+    count: int, max_batch: int, streams: int, poisoned: frozenset[int], priorities: list[int]
 ) -> None:
     """Whatever is poisoned and however batches fall, nothing is lost, doubled or swapped, and no neighbour suffers."""
     model = Model(poisoned)
     model.open.clear()  # so that all wait together and batches are as full as they get
-    with batcher_of(model, max_batch, lanes=lanes) as batcher:
+    with batcher_of(model, max_batch, streams=streams) as batcher:
         futures = [batcher.submit(item, priorities[item]) for item in range(count)]
         model.open.set()
         for item, future in enumerate(futures):
@@ -72,8 +73,8 @@ def test_every_item_gets_its_own_answer_or_its_own_exception(
                 assert caught.value.args == (item,)
             else:
                 assert future.result(LIMIT_S) == 2 * item
-    answered = [item for batch in model.batches if not poisoned & set(batch) for item in batch]
-    assert sorted(answered) == sorted(set(range(count)) - poisoned)
+    returned = [item for batch in model.batches if not poisoned & set(batch) for item in batch]
+    assert sorted(returned) == sorted(set(range(count)) - poisoned)
     assert max(map(len, model.batches)) <= max_batch
 
 
@@ -99,8 +100,8 @@ def test_what_waits_is_served_by_priority_then_in_order(priorities: list[int], m
     assert served == expected
 
 
-def test_many_threads_get_their_own_answers() -> None:
-    """Threads that submit at the same time each get the answer to what they asked."""
+def test_many_threads_get_their_own_results() -> None:
+    """Threads that submit at the same time each get the result of what they asked."""
     model = Model(frozenset(range(0, 400, 7)))
     wrong: list[object] = []
 
@@ -146,14 +147,39 @@ def test_a_few_wait_longer_for_company(monkeypatch: pytest.MonkeyPatch, waiting:
     """Since the batch before began: few_pace_s for a few, pace_s for more, nothing for a full batch."""
     now = [1000.0]
     monkeypatch.setattr("worker.batching.time.monotonic", lambda: now[0])
-    batcher, lane = Batcher[int, int]("results", list, max_batch=8, pace_s=0.05, few=4, few_pace_s=0.3, lanes=0), Lane()
+    batcher, stream = (
+        Batcher[int, int]("results", list, max_batch=8, pace_s=0.05, few=4, few_pace_s=0.3, streams=0),
+        Stream(),
+    )
     for item, priority in enumerate(waiting):
         batcher.submit(item, priority)
-    assert batcher._left(lane) <= 0, "the first one waits for nobody"
-    lane.started_at = 1000.0
-    assert batcher._left(lane) == pytest.approx(left)
+    assert batcher._left(stream) <= 0, "the first one waits for nobody"
+    stream.started_at = stream.live_at = 1000.0
+    assert batcher._left(stream) == pytest.approx(left)
     now[0] += left
-    assert batcher._left(lane) == pytest.approx(0)
+    assert batcher._left(stream) == pytest.approx(0)
+
+
+@pytest.mark.parametrize("live", range(LIVE + 1))
+def test_a_live_item_does_not_wait_by_the_pace_of_history(monkeypatch: pytest.MonkeyPatch, live: int) -> None:
+    """Its wait counts from the last batch with a live item, however many of history's began since; theirs from any."""
+    now = [1000.0]
+    monkeypatch.setattr("worker.batching.time.monotonic", lambda: now[0])
+    batcher, stream = (
+        Batcher[int, int]("results", list, max_batch=8, pace_s=0.05, few=4, few_pace_s=0.3, streams=0),
+        Stream(),
+    )
+    batcher.submit(0, LIVE + 1)
+    batcher._next(stream)
+    stream.started_at = now[0]
+    batcher.submit(1, live)
+    assert batcher._left(stream) <= 0
+    assert len(batcher._next(stream)) == 1
+    stream.started_at = now[0]
+    batcher.submit(2, LIVE + 1)
+    assert batcher._left(stream) == pytest.approx(0.3)
+    batcher.submit(3, LIVE)
+    assert batcher._left(stream) == pytest.approx(0.3), "a live one began just now"
 
 
 def test_an_urgent_item_does_not_wait_for_the_pace_but_a_flood_of_them_does(
@@ -162,26 +188,26 @@ def test_an_urgent_item_does_not_wait_for_the_pace_but_a_flood_of_them_does(
     """The first begins at once, though a batch has just begun; others go by the pace since then."""
     now = [1000.0]
     monkeypatch.setattr("worker.batching.time.monotonic", lambda: now[0])
-    batcher, lane = (
-        Batcher[int, int]("results", list, max_batch=64, pace_s=0.05, few=4, few_pace_s=0.3, lanes=0),
-        Lane(),
+    batcher, stream = (
+        Batcher[int, int]("results", list, max_batch=64, pace_s=0.05, few=4, few_pace_s=0.3, streams=0),
+        Stream(),
     )
     begun = []
-    lane.started_at = 1000.0
+    stream.started_at = 1000.0
     batcher.submit(0, 1)
     now[0] += 0.01
     for number in range(1, 200):  # an urgent one each millisecond
         batcher.submit(number, URGENT)
-        if batcher._left(lane) <= 0:
-            batcher._next(lane)
+        if batcher._left(stream) <= 0:
+            batcher._next(stream)
             begun.append(round(now[0] - 1000.0, 3))
-            lane.started_at = now[0]
+            stream.started_at = now[0]
         now[0] += 0.001
     assert begun[0] == 0.01
     assert len(begun) <= 2 * 0.2 / 0.05
 
 
-def test_close_answers_what_waits_and_takes_no_more() -> None:
+def test_close_finishes_what_waits_and_takes_no_more() -> None:
     """Closing loses nothing that was submitted before, and refuses what comes after."""
     model = Model()
     model.open.clear()
@@ -204,30 +230,30 @@ def test_cancelled_items_are_skipped() -> None:
         futures = [batcher.submit(item) for item in range(9)]
         cancelled = [item for item in (5, 7) if futures[item].cancel()]
         model.open.set()
-        answers = {item: futures[item].result(LIMIT_S) for item in range(9) if item not in cancelled}
+        results = {item: futures[item].result(LIMIT_S) for item in range(9) if item not in cancelled}
     assert cancelled == [5, 7]
-    assert answers == {item: 2 * item for item in (0, 1, 2, 3, 4, 6, 8)}
-    assert sorted(item for batch in model.batches for item in batch) == sorted(answers)
+    assert results == {item: 2 * item for item in (0, 1, 2, 3, 4, 6, 8)}
+    assert sorted(item for batch in model.batches for item in batch) == sorted(results)
 
 
-def test_a_wrong_number_of_answers_is_an_error_not_a_swap() -> None:
+def test_a_wrong_number_of_outputs_is_an_error_not_a_swap() -> None:
     """A model that answers too few items fails them loudly rather than shifting answers to neighbours."""
     batcher = Batcher[int, int]("model", lambda items: [0] * (len(items) - 1), max_batch=4)
-    with pytest.raises(RuntimeError, match="1 items got 0 answers"):
+    with pytest.raises(RuntimeError, match="1 items got 0 outputs"):
         batcher.submit(1).result(LIMIT_S)
     batcher.close()
 
 
-Taken = tuple[int, int, int, int]  # priority, items taken before it came, items that waited then, place
+IntakeResult = tuple[int, int, int, int]  # priority, items taken before it came, items that waited then, place
 
 
-def played(turns: list[tuple[list[int], int]], max_batch: int) -> list[Taken]:
-    """Let these arrivals (priorities, and how many batches are taken after them) pass through a batcher of no lanes.
+def played(turns: list[tuple[list[int], int]], max_batch: int) -> list[IntakeResult]:
+    """Let these arrivals (priorities, and how many batches are taken after them) pass through a batcher of no streams.
 
     Then urgent ones keep coming until all is taken that the turns brought, which is returned in the order of arrival.
     """
-    batcher = Batcher[int, int]("model", list, max_batch=max_batch, lanes=0)
-    lane = Lane()
+    batcher = Batcher[int, int]("model", list, max_batch=max_batch, streams=0)
+    stream = Stream()
     came: list[tuple[int, int, int]] = []
     order: list[int] = []
 
@@ -240,11 +266,11 @@ def played(turns: list[tuple[list[int], int]], max_batch: int) -> list[Taken]:
         arrive(priorities)
         for _ in range(batches):
             if batcher.waiting:
-                order.extend(item for item, _ in batcher._next(lane))
+                order.extend(item for item, _ in batcher._next(stream))
     wanted = len(came)
     while sum(item < wanted for item in order) < wanted:
         arrive([0] * 4)
-        order.extend(item for item, _ in batcher._next(lane))
+        order.extend(item for item, _ in batcher._next(stream))
         assert len(order) < 50 * (wanted + 1), "an item starves"
     place = {item: index for index, item in enumerate(order)}
     return [(*came[item], place[item]) for item in range(wanted)]
@@ -267,18 +293,18 @@ def test_what_is_urgent_waits_behind_a_tenth_at_most(routine: int, urgent: int, 
     """However long and however old the queue is, of the items before an urgent one a tenth at most is less urgent."""
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr("worker.batching.time.monotonic", lambda: 1000.0)
-        batcher = Batcher[int, int]("model", list, max_batch=max_batch, lanes=0)
+        batcher = Batcher[int, int]("model", list, max_batch=max_batch, streams=0)
         for item in range(routine):
             batcher.submit(-item, 1 + item % 2)
         for _ in range(batches):
             if batcher.waiting:
-                batcher._next(Lane())
+                batcher._next(Stream())
         patched.setattr("worker.batching.time.monotonic", lambda: 10_000.0)  # all of it has waited for hours
         for item in range(urgent + 1):
             batcher.submit(1000 + item, 0)
         order: list[int] = []
         while 1000 + urgent not in order:
-            order.extend(item for item, _ in batcher._next(Lane()))
+            order.extend(item for item, _ in batcher._next(Stream()))
     before = order[: order.index(1000 + urgent)]
     others = sum(item < 1000 for item in before)
     assert others <= -(-len(before) // OLDEST_EVERY)
@@ -286,100 +312,104 @@ def test_what_is_urgent_waits_behind_a_tenth_at_most(routine: int, urgent: int, 
 
 
 @pytest.mark.parametrize("live", [URGENT, LIVE])
-def test_what_is_not_live_stands_back(live: int) -> None:
-    """While a live study is in hand lanes stay free for it; once the last of them is done the others go on at once."""
-    model, right_of_way = Model(), RightOfWay()
-    batcher = Batcher("model", model, max_batch=1, lanes=2, right_of_way=right_of_way)
+def test_what_is_not_live_waits(live: int) -> None:
+    """While a live study is in hand streams stay free for it; once the last of them is done the others go on at once."""
+    model, preemption = Model(), Preemption()
+    batcher = Batcher("model", model, max_batch=1, streams=2, preemption=preemption)
     began = time.monotonic()
-    with right_of_way.held():
-        with right_of_way.held():
-            second_look = batcher.submit(7, LIVE + 1)
+    with preemption.live_study_in_hand():
+        with preemption.live_study_in_hand():
+            later = batcher.submit(7, LIVE + 1)
             assert batcher.submit(1, live).result(LIMIT_S) == 2
-        assert not second_look.running()
-        assert not second_look.done()
+        assert not later.running()
+        assert not later.done()
         ended = time.monotonic()
-    assert second_look.result(LIMIT_S) == 14
+    assert later.result(LIMIT_S) == 14
     took = time.monotonic() - ended
     batcher.close()
-    assert ended - began > YIELD_S or took < YIELD_S / 2, "it was woken, and did not wait for the end of its patience"
+    assert ended - began > MAX_YIELD_S or took < MAX_YIELD_S / 2, (
+        "it was woken, and did not wait for the end of its patience"
+    )
 
 
 def test_not_even_the_oldest_goes_before_a_live_one() -> None:
     """The tenth turn, which belongs to the oldest, is left out while a live study is in hand."""
-    right_of_way = RightOfWay()
-    batcher = Batcher[int, int]("model", list, max_batch=1, lanes=0, right_of_way=right_of_way)
+    preemption = Preemption()
+    batcher = Batcher[int, int]("model", list, max_batch=1, streams=0, preemption=preemption)
     batcher.submit(-1, LIVE + 1)
     for item in range(2 * OLDEST_EVERY):
         batcher.submit(item, LIVE)
-    with right_of_way.held():
-        taken = [batcher._next(Lane())[0][0] for _ in range(OLDEST_EVERY)]
+    with preemption.live_study_in_hand():
+        taken = [batcher._next(Stream())[0][0] for _ in range(OLDEST_EVERY)]
     assert taken == list(range(OLDEST_EVERY))
-    later = [batcher._next(Lane())[0][0] for _ in range(OLDEST_EVERY)]
+    later = [batcher._next(Stream())[0][0] for _ in range(OLDEST_EVERY)]
     assert -1 in later
 
 
 def test_live_studies_without_end_do_not_stop_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
-    """From YIELD_S on, priorities alone decide; the time for which the others stand back comes again bit by bit."""
+    """From MAX_YIELD_S on, priorities alone decide; the time for which the others wait comes again bit by bit."""
     now = [1000.0]
     monkeypatch.setattr("worker.batching.time.monotonic", lambda: now[0])
-    right_of_way = RightOfWay()
-    batcher, lane = Batcher[int, int]("model", list, max_batch=1, lanes=0, right_of_way=right_of_way), Lane()
+    preemption = Preemption()
+    batcher, stream = Batcher[int, int]("model", list, max_batch=1, streams=0, preemption=preemption), Stream()
     batcher.submit(1, LIVE + 1)
-    first, second = right_of_way.held(), right_of_way.held()
+    first, second = preemption.live_study_in_hand(), preemption.live_study_in_hand()
     with first:
-        assert batcher._left(lane) == pytest.approx(YIELD_S)
-        now[0] += YIELD_S / 2
+        assert batcher._left(stream) == pytest.approx(MAX_YIELD_S)
+        now[0] += MAX_YIELD_S / 2
         second.__enter__()
-    assert batcher._left(lane) == pytest.approx(YIELD_S / 2), "the second is in hand still"
-    now[0] += YIELD_S / 2
-    assert batcher._left(lane) <= 0
+    assert batcher._left(stream) == pytest.approx(MAX_YIELD_S / 2), "the second is in hand still"
+    now[0] += MAX_YIELD_S / 2
+    assert batcher._left(stream) <= 0
     second.__exit__(None, None, None)
-    with right_of_way.held():
-        assert batcher._left(lane) <= 0, "it begins where the last one ended"
-    now[0] += YIELD_S / 10
-    with right_of_way.held():
-        assert batcher._left(lane) == pytest.approx(REFILL * YIELD_S / 10)
-        now[0] += REFILL * YIELD_S / 20
-    now[0] += YIELD_S / 10
-    with right_of_way.held():
-        assert batcher._left(lane) == pytest.approx(REFILL * YIELD_S * 0.15), "what was left over is kept"
+    with preemption.live_study_in_hand():
+        assert batcher._left(stream) <= 0, "it begins where the last one ended"
+    now[0] += MAX_YIELD_S / 10
+    with preemption.live_study_in_hand():
+        assert batcher._left(stream) == pytest.approx(YIELD_REFILL_RATE * MAX_YIELD_S / 10)
+        now[0] += YIELD_REFILL_RATE * MAX_YIELD_S / 20
+    now[0] += MAX_YIELD_S / 10
+    with preemption.live_study_in_hand():
+        assert batcher._left(stream) == pytest.approx(YIELD_REFILL_RATE * MAX_YIELD_S * 0.15), (
+            "what was left over is kept"
+        )
     now[0] += 100.0
-    with right_of_way.held():
-        assert batcher._left(lane) == pytest.approx(YIELD_S)
+    with preemption.live_study_in_hand():
+        assert batcher._left(stream) == pytest.approx(MAX_YIELD_S)
 
 
 @given(st.lists(st.tuples(st.floats(0, 3), st.floats(0, 3)), min_size=1, max_size=40))
 def test_the_others_have_most_of_the_time(studies: list[tuple[float, float]]) -> None:
-    """However live studies come, the others stand back for YIELD_S at first, and then for a third of the time at most."""
+    """However live studies come, the others wait for MAX_YIELD_S at first, and then for a third of the time at most."""
     with pytest.MonkeyPatch.context() as patched:
         now = [1000.0]
         patched.setattr("worker.batching.time.monotonic", lambda: now[0])
-        right_of_way, stood_back = RightOfWay(), 0.0
+        preemption, stood_back = Preemption(), 0.0
         for gap, takes in studies:
             now[0] += gap
-            with right_of_way.held():
-                stood_back += min(takes, right_of_way.left())
+            with preemption.live_study_in_hand():
+                stood_back += min(takes, preemption.seconds_to_wait())
                 now[0] += takes
     passed = now[0] - 1000.0
-    assert stood_back <= YIELD_S + REFILL / (1 + REFILL) * passed + 1e-6
+    assert stood_back <= MAX_YIELD_S + YIELD_REFILL_RATE / (1 + YIELD_REFILL_RATE) * passed + 1e-6
 
 
 def test_no_other_item_makes_a_live_batch_larger() -> None:
-    """While a live study has the right of way its batch is its own; afterwards batches are full again."""
-    right_of_way = RightOfWay()
-    batcher = Batcher[int, int]("model", list, max_batch=4, lanes=0, right_of_way=right_of_way)
+    """While a live study has precedence its batch is its own; afterwards batches are full again."""
+    preemption = Preemption()
+    batcher = Batcher[int, int]("model", list, max_batch=4, streams=0, preemption=preemption)
     for priority in (LIVE + 1, LIVE, LIVE + 1, LIVE, LIVE + 1, LIVE + 1):
         batcher.submit(priority, priority)
-    with right_of_way.held():
-        assert [item for item, _ in batcher._next(Lane())] == [LIVE, LIVE]
-    assert [item for item, _ in batcher._next(Lane())] == [LIVE + 1] * 4
+    with preemption.live_study_in_hand():
+        assert [item for item, _ in batcher._next(Stream())] == [LIVE, LIVE]
+    assert [item for item, _ in batcher._next(Stream())] == [LIVE + 1] * 4
 
 
 def test_close_waits_for_no_right_of_way() -> None:
     """What waits is answered, whoever is in hand."""
-    right_of_way = RightOfWay()
-    batcher = Batcher("model", Model(), max_batch=1, right_of_way=right_of_way)
-    with right_of_way.held():
+    preemption = Preemption()
+    batcher = Batcher("model", Model(), max_batch=1, preemption=preemption)
+    with preemption.live_study_in_hand():
         waiting = batcher.submit(3, LIVE + 1)
         batcher.close()
         assert waiting.result(0) == 6
@@ -402,14 +432,14 @@ def test_what_no_item_caused_fails_the_batch_at_once() -> None:
     assert calls == [8]
 
 
-def test_lanes_work_side_by_side() -> None:
-    """Two lanes answer two batches at the same time."""
+def test_streams_work_side_by_side() -> None:
+    """Two streams work on two batches at the same time."""
     both = threading.Barrier(2)
 
-    def answer(items: Sequence[int]) -> Sequence[int]:
+    def respond(items: Sequence[int]) -> Sequence[int]:
         both.wait(LIMIT_S)
         return items
 
-    batcher = Batcher("model", answer, max_batch=1, lanes=2)
+    batcher = Batcher("model", respond, max_batch=1, streams=2)
     assert [future.result(LIMIT_S) for future in (batcher.submit(1), batcher.submit(2))] == [1, 2]
     batcher.close()

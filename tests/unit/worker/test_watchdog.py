@@ -7,24 +7,24 @@ from typing import Any, NoReturn
 
 import pytest
 
+from shared.domain.study import Priority
 from shared.errors import Unavailable
 from shared.settings import Settings
-from shared.study import Priority
 from tests.pace import LIMIT_S
 from worker.batching import Batcher
-from worker.sweeps import Sweeper
-from worker.tasks import Load
-from worker.watchdog import MAX_FAILURES, Standstill, Watchdog, trouble
+from worker.maintenance.sweeper import Sweeper
+from worker.tasks import MessageCount
+from worker.watchdog import MAX_FAILURES, StalledConsumer, Watchdog, stream_fault
 
 
-class Watched:
+class WatchedBatcher:
     """A batcher with a watchdog, and what the watchdog said."""
 
-    def __init__(self, answer: Callable[[Sequence[int]], Sequence[int]], limit_s: float, lanes: int = 1) -> None:
+    def __init__(self, predict: Callable[[Sequence[int]], Sequence[int]], limit_s: float, streams: int = 1) -> None:
         self.said: list[str] = []
         self.ended = threading.Event()
-        self.batcher = Batcher("model", answer, max_batch=4, lanes=lanes)
-        self.watchdog = Watchdog(self.batcher.lanes, limit_s, self.end)
+        self.batcher = Batcher("model", predict, max_batch=4, streams=streams)
+        self.watchdog = Watchdog(self.batcher.streams, limit_s, self.end)
 
     def end(self, why: str) -> None:
         self.said.append(why)
@@ -36,7 +36,7 @@ class Watched:
 
 
 def test_a_hanging_model_ends_the_process() -> None:
-    """A call over its limit is noticed on whichever lane it hangs, for a thread cannot be killed."""
+    """A call over its limit is noticed on whichever stream it hangs, for a thread cannot be killed."""
     release = threading.Event()
 
     def hang_on_seven(items: Sequence[int]) -> Sequence[int]:
@@ -44,7 +44,7 @@ def test_a_hanging_model_ends_the_process() -> None:
             release.wait(LIMIT_S)
         return items
 
-    watched = Watched(hang_on_seven, 0.2, lanes=2)
+    watched = WatchedBatcher(hang_on_seven, 0.2, streams=2)
     hanging = watched.batcher.submit(7)
     assert watched.ended.wait(LIMIT_S)
     release.set()
@@ -62,36 +62,36 @@ def test_many_quick_calls_are_no_hang(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def take(items: Sequence[float]) -> Sequence[float]:
         now[0] += items[0]
-        looked.append(trouble(batcher.lanes[0], 10.0))
+        looked.append(stream_fault(batcher.streams[0], 10.0))
         return items
 
-    with contextlib.closing(Batcher("model", take, max_batch=1, lanes=1)) as batcher:
+    with contextlib.closing(Batcher("model", take, max_batch=1, streams=1)) as batcher:
         for seconds in (4.0, 4.0, 4.0, 9.0, 11.0):
             batcher.submit(seconds).result(LIMIT_S)
     assert looked == ["", "", "", "", "the model hangs"]
 
 
 def failing_below(count: int) -> Callable[[Sequence[int]], Sequence[int]]:
-    def answer(items: Sequence[int]) -> Sequence[int]:
+    def predict(items: Sequence[int]) -> Sequence[int]:
         if any(item < count for item in items):
             raise ValueError
         return items
 
-    return answer
+    return predict
 
 
 def test_a_model_that_only_fails_ends_the_process() -> None:
     """When nothing succeeds any more the fault is the model's; a few failures are the images'."""
-    watched = Watched(failing_below(MAX_FAILURES), 10.0)
+    watched = WatchedBatcher(failing_below(MAX_FAILURES), 10.0)
     for item in range(MAX_FAILURES):
         watched.batcher.submit(item)
     assert watched.ended.wait(LIMIT_S)
     watched.close()
     assert watched.said == ["the model fails every time"]
-    healthy = Watched(failing_below(MAX_FAILURES - 1), 1.0)
+    healthy = WatchedBatcher(failing_below(MAX_FAILURES - 1), 1.0)
     futures = [healthy.batcher.submit(item) for item in range(2 * MAX_FAILURES)]
     assert futures[-1].result(LIMIT_S) == 2 * MAX_FAILURES - 1
-    assert [trouble(lane, LIMIT_S) for lane in healthy.batcher.lanes] == [""]
+    assert [stream_fault(stream, LIMIT_S) for stream in healthy.batcher.streams] == [""]
     healthy.close()
     assert healthy.said == []
 
@@ -99,9 +99,9 @@ def test_a_model_that_only_fails_ends_the_process() -> None:
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_a_dead_model_thread_ends_the_process() -> None:
     """Should the thread itself die, tasks do not wait for it forever."""
-    watched = Watched(list, 10.0)
+    watched = WatchedBatcher(list, 10.0)
 
-    def die(_lane: object) -> NoReturn:
+    def die(_stream: object) -> NoReturn:
         raise SystemExit
 
     watched.batcher._next = die  # type: ignore[method-assign,assignment]
@@ -120,22 +120,22 @@ def test_a_dead_model_thread_ends_the_process() -> None:
         ([(5, 1, True), (5, 2, True), (5, 3, True), (5, 4, True)], False),
         ([(5, 1, True), (5, 1, True), (0, 1, True), (5, 1, True)], False),
     ],
-    ids=["deaf", "idle", "busy", "working", "emptied once"],
+    ids=["stalled", "idle", "busy", "working", "emptied once"],
 )
 def test_a_deaf_consumer_is_told_from_an_idle_or_busy_one(
     monkeypatch: pytest.MonkeyPatch, looks: list[tuple[int, int, bool]], stands: bool
 ) -> None:
-    """Only messages that wait, a free thread, and nothing taken, for the whole limit: that is a standstill."""
+    """Only messages that wait, a free thread, and nothing taken, for the whole limit: that is a stalled consumer."""
     now = [100.0]
     monkeypatch.setattr("worker.watchdog.time.monotonic", lambda: now[0])
-    standstill, seen = Standstill(6.0), False
+    stalled, seen = StalledConsumer(6.0), False
     for waiting, taken, free in looks:
-        seen = standstill.look(waiting, taken, free=free)
+        seen = stalled.check(waiting, taken, free=free)
         now[0] += 3
     assert seen is stands
 
 
-class Bell:
+class FakeBroker:
     """A broker with five messages, which may be away or slow to answer."""
 
     def __init__(self) -> None:
@@ -151,8 +151,8 @@ class Bell:
 
 @pytest.mark.parametrize("trouble", ["none", "away", "slow", "Postgres hangs"])
 def test_the_consumer_is_not_to_blame_while_the_broker_is_away(monkeypatch: pytest.MonkeyPatch, trouble: str) -> None:
-    """The time in which the broker gave no messages, or it or Postgres hung, is no standstill of the consumer."""
-    bell: Any = Bell()
+    """The time in which the broker gave no messages, or it or Postgres hung, is no stalled consumer."""
+    bell: Any = FakeBroker()
     said: list[str] = []
     monkeypatch.setattr("worker.watchdog.time.monotonic", lambda: bell.now)
 
@@ -160,11 +160,11 @@ def test_the_consumer_is_not_to_blame_while_the_broker_is_away(monkeypatch: pyte
         bell.now += 5.0 if trouble == "Postgres hangs" else 0.0
         return 0
 
-    monkeypatch.setattr("worker.sweeps.reconcile", reconcile)
-    monkeypatch.setattr("worker.sweeps.promote", lambda *_: 0)
-    monkeypatch.setattr("worker.sweeps.feed", lambda *_: 0)
-    settings = Settings(reconcile_every_s=3600, standstill_s=6)
-    sweeper = Sweeper(settings, None, bell, Load(), places=1, end=said.append)  # type: ignore[arg-type]
+    monkeypatch.setattr("worker.maintenance.sweeper.reconcile", reconcile)
+    monkeypatch.setattr("worker.maintenance.sweeper.promote", lambda *_: 0)
+    monkeypatch.setattr("worker.maintenance.sweeper.send_batches", lambda *_: 0)
+    settings = Settings(reconcile_every_s=3600, stalled_consumer_s=6)
+    sweeper = Sweeper(settings, None, bell, MessageCount(), slots=1, end=said.append)  # type: ignore[arg-type]
     sweeper._sweep()
     bell.now += 2
     bell.away, bell.takes_s = trouble == "away", 5.0 if trouble == "slow" else 0.0
@@ -187,16 +187,16 @@ def test_no_study_counts_for_two_promotions(monkeypatch: pytest.MonkeyPatch) -> 
     """While what follows in a sweep fails each time, promotion still sees only what was taken since the last one."""
     seen: list[int] = []
 
-    def feed(*_: object) -> None:
+    def send_batches(*_: object) -> None:
         raise Unavailable
 
-    monkeypatch.setattr("worker.sweeps.reconcile", lambda *_: 0)
-    monkeypatch.setattr("worker.sweeps.promote", lambda *arguments: seen.append(arguments[-1]) or 0)
-    monkeypatch.setattr("worker.sweeps.feed", feed)
-    bell: Any = Bell()
-    load = Load()
+    monkeypatch.setattr("worker.maintenance.sweeper.reconcile", lambda *_: 0)
+    monkeypatch.setattr("worker.maintenance.sweeper.promote", lambda *arguments: seen.append(arguments[-1]) or 0)
+    monkeypatch.setattr("worker.maintenance.sweeper.send_batches", send_batches)
+    bell: Any = FakeBroker()
+    load = MessageCount()
     load.taken = 7  # before this sweeper
-    sweeper = Sweeper(Settings(reconcile_every_s=3600), None, bell, load, places=1, end=lambda _: None)  # type: ignore[arg-type]
+    sweeper = Sweeper(Settings(reconcile_every_s=3600), None, bell, load, slots=1, end=lambda _: None)  # type: ignore[arg-type]
     for taken in (20, 50, 0):
         load.taken += taken
         with pytest.raises(Unavailable):

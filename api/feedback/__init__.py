@@ -1,0 +1,1 @@
+"""What radiologists say of findings, and how often they agree with the model."""

@@ -1,0 +1,1 @@
+"""The DICOM listener: C-ECHO, C-STORE and storage commitment over associations; `osteon dicom` (docs/run/dicom.md)."""

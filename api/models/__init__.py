@@ -1,0 +1,1 @@
+"""Models: stored, compared, activated; backfill runs; revised findings."""

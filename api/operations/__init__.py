@@ -1,0 +1,1 @@
+"""What administrators and operators see, decide and change."""

@@ -1,0 +1,1 @@
+"""One study: its findings, pictures and report, and deleting it."""

@@ -1,0 +1,1 @@
+"""The list in reading order, its filters, reading locks and live events."""

@@ -1,0 +1,1 @@
+"""Osteon on one machine without containers: Postgres, Valkey and all processes, supervised."""

@@ -1,4 +1,0 @@
-"""What a hospital's bulk sender does.
-
-walk ──► plan (what the journal knows is left out) ──► groups ──► upload ──► journal, then receipt, then reconciled
-"""

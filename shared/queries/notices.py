@@ -1,0 +1,239 @@
+"""Messages: what a notice tells, to which destinations, by their rules."""
+
+from collections.abc import Collection, Sequence
+from dataclasses import replace
+from datetime import datetime
+from uuid import UUID, uuid4
+from zoneinfo import ZoneInfo
+
+from sqlalchemy import func, select, update
+from sqlalchemy.exc import InterfaceError, OperationalError
+from sqlalchemy.orm import Session, selectinload
+
+from shared.db.clock import db_now
+from shared.db.tables import BundleRow, DeliveryRow, DestinationRow, NoticeRow, StudyRow
+from shared.domain.destinations import (
+    BY_HL7,
+    BY_MESSAGES,
+    DECIDABLE,
+    TRIED_FOR,
+    DeliveryState,
+    NewerModels,
+    Rule,
+    StudyFacts,
+    When,
+    applies,
+    sent_from,
+)
+from shared.domain.notices import HL7_EVENTS, Event, NoticeContent, NoticeState, content_of
+from shared.errors import OsteonError
+from shared.logs import get_logger
+from shared.queries import results, studies
+from shared.queries.deliveries import still_so
+
+log = get_logger(__name__)
+
+
+def spread(session: Session, zone: str) -> NoticeState | None:
+    """Take the notice that waits longest, and write its deliveries.
+
+    What it tells is the study's state now, which stays the same at each try to send it. A study that another
+    transaction is changing is left for the next look, and a notice that breaks holds up no other one.
+
+    Args:
+        session: the caller's transaction, for this notice alone.
+        zone: IANA name of the clock that rules' hours are on.
+
+    Returns:
+        Its state; None: none waits.
+    """
+    row = _next(session)
+    if row is None:
+        return None
+    try:
+        with session.begin_nested():
+            row.state = _spread(session, row, zone)
+    except (OsteonError, OperationalError, InterfaceError):  # of Postgres, not of this notice
+        raise
+    except Exception:
+        log.exception("notice failed", notice=str(row.id))
+        row.state, row.told = NoticeState.FAILED, None
+        session.flush()
+    return NoticeState(row.state)
+
+
+def _next(session: Session) -> NoticeRow | None:
+    """The notice that waits longest, locked after its study as whoever deletes studies locks them."""
+    while True:
+        study_id = session.scalar(
+            select(StudyRow.id)
+            .join(NoticeRow, NoticeRow.study_id == StudyRow.id)
+            .where(NoticeRow.state == NoticeState.WAITING)
+            .order_by(NoticeRow.happened_at, NoticeRow.id)
+            .limit(1)
+            .with_for_update(of=StudyRow, key_share=True, skip_locked=True)
+        )
+        if study_id is None:
+            return None
+        row = session.scalar(
+            select(NoticeRow)
+            .where(NoticeRow.study_id == study_id, NoticeRow.state == NoticeState.WAITING)
+            .order_by(NoticeRow.happened_at, NoticeRow.id)
+            .limit(1)
+            .with_for_update()
+        )
+        if row is not None:  # else another process was faster
+            return row
+
+
+def _spread(session: Session, row: NoticeRow, zone: str) -> NoticeState:
+    study = session.get_one(StudyRow, row.study_id, populate_existing=True)
+    event = Event(row.event)
+    if not still_so(study.status, event):
+        return NoticeState.WITHDRAWN
+    views = studies.instances(session, study.id)
+    told = _told(session, row, study, views)
+    wanted = _wanted(session, row, study, told, views, zone)
+    if not wanted:
+        return NoticeState.NOT_WANTED
+    row.told = told.stored()
+    for destination, at in wanted:
+        if destination.kind in BY_HL7:  # a message says all there is: an older one must not come after it
+            _supersede(session, study.id, destination.id)
+        session.add(
+            DeliveryRow(
+                id=uuid4(), site_id=study.site_id, study_id=study.id, notice_id=row.id, destination_id=destination.id,
+                next_at=at, tried_until=at + TRIED_FOR,
+            )
+        )  # fmt: skip
+    session.flush()
+    return NoticeState.TOLD
+
+
+def _wanted(
+    session: Session,
+    row: NoticeRow,
+    study: StudyRow,
+    told: NoticeContent,
+    views: Sequence[studies.InstanceView],
+    zone: str,
+) -> list[tuple[DestinationRow, datetime]]:
+    """The destinations that are told, and from when on.
+
+    What corrects something goes wherever that went, whatever assessments and regions a rule chooses. A destination is
+    not told twice of the same analysis, as two rules or two readers would have it.
+    """
+    event = told.event
+    query = (
+        select(DestinationRow)
+        .where(
+            DestinationRow.site_id == study.site_id,
+            DestinationRow.disabled_at.is_(None),
+            DestinationRow.kind.in_(BY_MESSAGES),
+            DestinationRow.added_at <= row.happened_at,  # nothing of before goes there
+        )
+        .options(selectinload(DestinationRow.rules))
+        .order_by(DestinationRow.id)
+    )
+    local = db_now(session).astimezone(ZoneInfo(zone))
+    facts = StudyFacts(study.sender, study.region, study.assessment or "", study.age_years)
+    agreed = results.agreed(session, study.id, views)
+    found = []
+    for destination in session.scalars(query):
+        last = _last(session, study.id, destination.id, (*HL7_EVENTS, Event.READ))
+        said = last[1] if last is not None else None
+        corrects = event in HL7_EVENTS and said is not None and (
+            (said.assessment, said.region) != (told.assessment, told.region)
+        )  # fmt: skip
+        rules = [
+            rule
+            for rule in map(results.rule_of, destination.rules)
+            if event in rule.events
+            and applies(replace(rule, assessments=(), regions=()) if corrects else rule, facts)
+            and _its_moment(rule, row, destination, agreed=agreed)
+        ]
+        if event is Event.REVISED:  # where nothing was told, nothing is to be corrected
+            changed = said is not None and said.assessment != told.assessment
+            rules = [rule for rule in rules if said is not None and (changed or rule.newer_models is NewerModels.ALL)]
+        if not rules:
+            continue
+        asked = event is Event.ANALYSED and not row.when
+        at = local if asked else min(sent_from(rule, local) for rule in rules)
+        if event is not Event.ANALYSED or not _goes_already(session, study.id, destination.id, told, at):
+            found.append((destination, at))
+    return found
+
+
+def _goes_already(session: Session, study_id: UUID, destination_id: UUID, told: NoticeContent, at: datetime) -> bool:
+    """Whether a destination was told this very result last, or will be; then at `at` at the latest."""
+    last = _last(session, study_id, destination_id, HL7_EVENTS)
+    if last is None or replace(last[1], event=told.event, happened_at=told.happened_at) != told:
+        return False
+    if last[0].state == DeliveryState.WAITING:
+        last[0].next_at = func.least(DeliveryRow.next_at, at)
+    return last[0].state in (DeliveryState.WAITING, DeliveryState.SENT)
+
+
+def _its_moment(rule: Rule, row: NoticeRow, destination: DestinationRow, *, agreed: bool) -> bool:
+    """Whether what happened is what a rule waits for.
+
+    `when` is about study.analysed; but a receiver of results that waits for a reader's word gets a newer one only once
+    a reader is done with that as well.
+    """
+    event = Event(row.event)
+    if event is Event.REVISED and destination.kind in BY_HL7:
+        return rule.when != When.AGREED
+    asked = not row.when  # by a person, who decides that it goes
+    return event is not Event.ANALYSED or asked or (rule.when == row.when and (rule.when != When.AGREED or agreed))
+
+
+def _last(
+    session: Session, study_id: UUID, destination_id: UUID, events: Collection[Event]
+) -> tuple[DeliveryRow, NoticeContent] | None:
+    """Of some events, what a destination was told last of a study, or will be, with its delivery; None: nothing."""
+    states = DeliveryState.SENT, DeliveryState.WAITING, *DECIDABLE
+    found = session.execute(
+        select(DeliveryRow, NoticeRow.told)
+        .join(NoticeRow, NoticeRow.id == DeliveryRow.notice_id)
+        .where(
+            DeliveryRow.study_id == study_id, DeliveryRow.destination_id == destination_id,
+            DeliveryRow.state.in_(states), NoticeRow.event.in_(events), NoticeRow.told.is_not(None),
+        )
+        .order_by(NoticeRow.happened_at.desc(), DeliveryRow.created_at.desc(), DeliveryRow.id)
+        .limit(1)
+    ).first()  # fmt: skip
+    return (found[0], content_of(found[1])) if found is not None else None
+
+
+def _supersede(session: Session, study_id: UUID, destination_id: UUID) -> None:
+    session.execute(
+        update(DeliveryRow)
+        .where(
+            DeliveryRow.study_id == study_id, DeliveryRow.destination_id == destination_id,
+            DeliveryRow.state.in_((DeliveryState.WAITING, *DECIDABLE)),
+        ).values(state=DeliveryState.SUPERSEDED)
+    )  # fmt: skip
+
+
+def _told(session: Session, row: NoticeRow, study: StudyRow, views: Sequence[studies.InstanceView]) -> NoticeContent:
+    """What a study says now."""
+    analysed = Event(row.event) is not Event.QUARANTINED
+    times = [study.analysed_at, study.revised_at] if analysed else [study.quarantined_at]
+    images = [
+        assessment for view in views for assessment in ([finding.assessment for finding in view.findings] or [""])
+    ]
+    model = session.scalar(select(BundleRow.sha256).where(BundleRow.name == study.bundle)) if study.bundle else None
+    told = NoticeContent(
+        Event(row.event), row.happened_at, max((one for one in times if one), default=row.happened_at), study.status,
+        images=tuple(images), failed_images=study.failed_images,
+    )  # fmt: skip
+    if not analysed:
+        return NoticeContent(**vars(told) | {"reason": study.reason})
+    return NoticeContent(
+        **vars(told) | {
+            "assessment": study.assessment or "", "region": study.region, "model": study.bundle,
+            "model_sha256": model or "", "abstention": study.abstention or "",
+            "abstention_detail": study.abstention_detail, "score": study.score,
+            "probability": study.fracture_probability,
+        }
+    )  # fmt: skip

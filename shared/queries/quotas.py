@@ -1,0 +1,185 @@
+"""What a key and its site may send within an hour, counted in Postgres, which all API processes share."""
+
+import hashlib
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from uuid import UUID
+
+from sqlalchemy import delete, select, text
+from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.orm import Session
+
+from shared.db.clock import db_now
+from shared.db.tables import UploadUsageRow
+from shared.errors import QuotaExceeded
+from shared.queries.access import Key
+
+WINDOW = timedelta(hours=1)
+MINUTE = timedelta(minutes=1)
+
+
+@dataclass(frozen=True)
+class Quotas:
+    """The most within an hour; 0: no limit."""
+
+    key_bytes: int
+    site_bytes: int
+    key_studies: int
+    site_studies: int
+    urgent_share: float  # of a key's studies, 0 to 1
+    urgent_free: int  # so many may be urgent whatever their share
+
+
+@dataclass(frozen=True)
+class Usage:
+    """What was sent in some time."""
+
+    size_bytes: int = 0
+    studies: int = 0
+    urgent: int = 0
+
+    @classmethod
+    def of(cls, rows: Sequence[UploadUsageRow]) -> "Usage":
+        """The sum."""
+        return cls(
+            max(0, sum(row.size_bytes for row in rows)),
+            sum(row.studies for row in rows),
+            sum(row.urgent for row in rows),
+        )
+
+
+def usage(session: Session, site_id: UUID, now: datetime) -> list[UploadUsageRow]:
+    """Read what a site sent within the last hour.
+
+    Args:
+        session: the caller's transaction.
+        site_id: the site.
+        now: Postgres' time.
+
+    Returns:
+        A row for each key and minute, the oldest first.
+    """
+    mine = select(UploadUsageRow).where(UploadUsageRow.site_id == site_id, UploadUsageRow.at > now - WINDOW)
+    return list(session.scalars(mine.order_by(UploadUsageRow.at, UploadUsageRow.key_id)))
+
+
+def charge_bytes(session: Session, key: Key, quotas: Quotas, size_bytes: int) -> None:
+    """Charge a request's body before it is read.
+
+    Args:
+        session: the caller's transaction.
+        key: of the request.
+        quotas: of keys and sites.
+        size_bytes: as the request declares it.
+
+    Raises:
+        QuotaExceeded: it is too much, or no further study would be accepted.
+    """
+    now = db_now(session)
+    _lock(session, key)
+    old = delete(UploadUsageRow).where(UploadUsageRow.site_id == key.site_id, UploadUsageRow.at <= now - 2 * WINDOW)
+    session.execute(old)
+    rows = usage(session, key.site_id, now)
+    _check(rows, key, quotas, Usage(max(size_bytes, 1), 1, 0), now)
+    _add(session, key, Usage(size_bytes, 0, 0), now)
+
+
+def charge_studies(session: Session, key: Key, quotas: Quotas, studies: int, urgent: int) -> None:
+    """Charge the studies of a request, at the end of the transaction that stores them.
+
+    No other request of the site passes until that transaction ends, so that two at once never exceed a quota together.
+
+    Args:
+        session: the caller's transaction.
+        key: of the request.
+        quotas: of keys and sites.
+        studies: how many are new.
+        urgent: how many became urgent.
+
+    Raises:
+        QuotaExceeded: it is too much.
+    """
+    if not studies and not urgent:
+        return
+    now = db_now(session)
+    _lock(session, key)
+    _check(usage(session, key.site_id, now), key, quotas, Usage(0, studies, urgent), now)
+    _add(session, key, Usage(0, studies, urgent), now)
+
+
+def refund_bytes(session: Session, key: Key, size_bytes: int) -> None:
+    """Take bytes off the account that were charged and never came, or were not stored.
+
+    Args:
+        session: the caller's transaction.
+        key: that was charged.
+        size_bytes: how many.
+    """
+    _add(session, key, Usage(-size_bytes, 0, 0), db_now(session))
+
+
+def _lock(session: Session, key: Key) -> None:
+    digest = hashlib.sha256(f"quota/{key.site_id}".encode()).digest()
+    number = int.from_bytes(digest[:8], "big", signed=True)
+    session.execute(text("SELECT pg_advisory_xact_lock(:number)"), {"number": number})
+
+
+def _add(session: Session, key: Key, more: Usage, now: datetime) -> None:
+    new = insert(UploadUsageRow).values(
+        site_id=key.site_id,
+        key_id=key.id,
+        at=now.replace(second=0, microsecond=0),
+        **vars(more),
+    )
+    session.execute(
+        new.on_conflict_do_update(
+            index_elements=["site_id", "at", "key_id"],
+            set_={
+                name: getattr(UploadUsageRow, name) + getattr(new.excluded, name)
+                for name in ("size_bytes", "studies", "urgent")
+            },
+        )
+    )
+
+
+def _check(rows: list[UploadUsageRow], key: Key, quotas: Quotas, more: Usage, now: datetime) -> None:
+    mine = [row for row in rows if row.key_id == key.id]
+    for whose, of, most_bytes, most_studies in (
+        ("This key", mine, quotas.key_bytes, quotas.key_studies),
+        ("This site", rows, quotas.site_bytes, quotas.site_studies),
+    ):
+        _raise_if_exceeded(
+            of, lambda row: row.size_bytes, more.size_bytes, most_bytes, f"{whose} may send {most_bytes} bytes", now
+        )
+        _raise_if_exceeded(
+            of, lambda row: row.studies, more.studies, most_studies, f"{whose} may send {most_studies} studies", now
+        )
+    if more.urgent and quotas.urgent_share < 1:
+        used = Usage.of(mine)
+        most = max(quotas.urgent_free, math.floor(quotas.urgent_share * (used.studies + more.studies)))
+        what = f"This key may send {quotas.urgent_free} urgent studies, or a share of {quotas.urgent_share:g} of all,"
+        _raise_if_exceeded(mine, lambda row: row.urgent, more.urgent, max(most, 1), what, now)
+
+
+def _raise_if_exceeded(
+    rows: list[UploadUsageRow],
+    amount: Callable[[UploadUsageRow], int],
+    more: int,
+    most: int,
+    what: str,
+    now: datetime,
+) -> None:
+    """Raises QuotaExceeded if so much more is too much; the error says when it can be sent again."""
+    left = max(0, sum(amount(row) for row in rows))
+    if not more or not most or left + more <= most:
+        return
+    waits = WINDOW
+    for row in rows:
+        left -= amount(row)
+        if left + more <= most:
+            waits = row.at + MINUTE + WINDOW - now
+            break
+    alone = "; this request alone brings more, split it" if more > most else ""
+    raise QuotaExceeded(f"{what} an hour{alone}. Send it again later", max(1, math.ceil(waits.total_seconds())))

@@ -1,0 +1,1 @@
+"""The Celery application, the messages that it sends, and its transport."""

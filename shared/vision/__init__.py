@@ -1,1 +1,0 @@
-"""From stored bytes to findings, as values: no storage, no rows, no queue."""

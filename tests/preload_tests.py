@@ -1,0 +1,22 @@
+"""What the processes that share the tests find imported beside preload.py: they are forked from one that imports this."""
+
+import gc
+import importlib
+import os
+import warnings
+
+MODULES = (
+    "alembic.config", "axe_playwright_python.sync_playwright", "benchmarks.workload", "celery.beat", "cv2",
+    "dicomweb_client.api", "fastapi.testclient", "flower.command", "hypothesis.extra.numpy", "imagecodecs",
+    "infra.embedded.s3_server", "infra.predict", "openvino", "playwright.sync_api", "pydicom.pixels.processing",
+    "pynetdicom", "pytest", "rich.table", "sklearn.metrics", "torchvision", "typer.testing", "yaml",
+)  # fmt: skip
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # torch asks when it is imported; conftest.py says why
+gc.disable()
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # the first process, which imports the tests too, fails of them
+    for _name in MODULES:
+        importlib.import_module(_name)
+gc.freeze()
+gc.enable()

@@ -1,0 +1,367 @@
+"""`make compose-test`: docker-compose.yml started for real, each container killed once, the engine restarted once.
+
+By the lines of docs/run/install.md: .env is copied and filled in as each of its lines says, then `docker compose up -d --build
+--wait`. The samples and further instances are sent meanwhile; none is lost, none is analysed twice. Where images come from a
+registry both object stores are tried, else SeaweedFS alone: MinIO's server comes in no package.
+"""
+
+import argparse
+import contextlib
+import csv
+import functools
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from infra.embedded.process import free_ports
+from shared.settings import ROOT
+from tests.live_stack import instance
+from tests.pace import limit_s
+from tests.systems.engine import EngineError, HostEngine, OwnEngine, Say, as_root, engine, indented, run
+
+PROJECT = "osteon-compose-test"  # not `osteon`, whose volumes may be somebody's
+INSTANCES = 40  # a study each, sent when a fault comes
+UP = ("up", "-d", "--build", "--wait", "--wait-timeout", "900")
+OVERRIDES = {"minio": "docker-compose.yml", "seaweedfs": "docker-compose.yml:docker-compose.seaweedfs.yml"}
+HOW = re.compile(r'(openssl rand -hex \d+|python3 -c ".*"|echo "[^"]*")')
+STAND_INS = {
+    "python": "PYTHON_IMAGE",
+    "postgres": "POSTGRES_IMAGE",
+    "valkey": "VALKEY_IMAGE",
+    "seaweedfs": "SEAWEEDFS_IMAGE",
+}
+WHAT_IT_MAY = """
+import os
+from sqlalchemy import create_engine
+from sqlalchemy.exc import ProgrammingError
+from minio.error import S3Error
+from shared.storage import open_store
+database = create_engine(os.environ["OSTEON_DATABASE_URL"], hide_parameters=True)
+for statement in ("DROP TABLE feedback", "CREATE TABLE mine (id int)", "TRUNCATE studies CASCADE", "DELETE FROM feedback"):
+    try:
+        with database.begin() as connection:
+            connection.exec_driver_sql(statement)
+        print("the database let:", statement)
+    except ProgrammingError:
+        pass
+store = open_store(os.environ["OSTEON_STORE_URL"])
+store.check_writable()
+for name, call in {
+    "another bucket": lambda: store.client.make_bucket("another"),
+    "a policy": lambda: store.client.set_bucket_policy(store.bucket, "{}"),
+    "the bucket's end": lambda: store.client.remove_bucket(store.bucket),
+}.items():
+    try:
+        call()
+        print("the store let:", name)
+    except S3Error as wrong:
+        if wrong.code not in ("AccessDenied", "MethodNotAllowed"):
+            print("the store:", name, wrong.code)
+"""
+
+
+class CommandFailed(Exception):
+    """The stack does not do what it promises; the message tells what."""
+
+
+class Deployment:
+    """One deployment by docker-compose.yml, as its operator sees it."""
+
+    def __init__(self, docker: HostEngine, store: str, say: Say) -> None:
+        """store: minio or seaweedfs."""
+        self.engine, self.store, self.say = docker, store, say
+        self.checkout = docker.folder / "checkout"
+        self.values: dict[str, str] = {}
+
+    def write_env(self, **changes: str) -> None:
+        """Copy .env.example and fill the empty lines in, each as the comment above it says."""
+        how, lines = "", []
+        for line in (self.checkout / ".env.example").read_text().splitlines():
+            if line.startswith("#"):
+                if found := HOW.search(line):
+                    how = found[1]
+            elif "=" in line:
+                name, value = line.split("=", 1)
+                value = changes.get(name) or self.values.get(name) or value or run(["sh", "-c", how]).strip()
+                self.values[name] = value
+                lines.append(f"{name}={value}")
+                continue
+            lines.append(line)
+        file = self.checkout / ".env"
+        file.touch(mode=0o600)
+        file.write_text("\n".join(lines) + "\n")
+
+    def compose(self, *words: str, limit: float = 600) -> str:
+        """Run docker compose; returns what it printed. Raises EngineError."""
+        return self.engine.docker("compose", "--project-name", PROJECT, "--progress", "plain", *words, limit_s=limit)
+
+    def up(self) -> None:
+        """The installation page's second line. Raises CommandFailed with the logs of what is not well."""
+        try:
+            self.compose(*UP, limit=1200)
+        except EngineError as wrong:
+            raise CommandFailed(
+                f"{wrong}\n{self.compose('ps', '--all')}\n{self.compose('logs', '--tail', '30')}"
+            ) from None
+
+    def build(self, tries: int = 3) -> None:
+        """Build the images; a package index may fail once. Raises EngineError."""
+        for left in reversed(range(tries)):
+            try:
+                self.compose("build", limit=1200)
+                break
+            except EngineError as wrong:
+                if not left:
+                    raise
+                self.say(f"trying again, for the build failed: {str(wrong).strip().splitlines()[-1]}")
+
+    def down(self) -> None:
+        """End it and remove its volumes."""
+        with contextlib.suppress(EngineError):
+            self.compose("down", "--volumes", "--remove-orphans", "--timeout", "20")
+
+    def services(self) -> list[str]:
+        """Those that last."""
+        return self.compose("ps", "--services", "--status", "running").split()
+
+    def container(self, service: str) -> str:
+        """The id of a service's container."""
+        return self.compose("ps", "--all", "--quiet", service).strip()
+
+    def inspect(self, service: str, wanted: str) -> str:
+        """A value of a service's container, by a template of docker inspect."""
+        return self.engine.docker("inspect", "--format", wanted, self.container(service)).strip()
+
+    def is_well(self, service: str) -> bool:
+        """Whether its container runs and its health check says so."""
+        with contextlib.suppress(EngineError):
+            return self.inspect(service, "{{.State.Status}} {{.State.Health.Status}}") == "running healthy"
+        return False
+
+    def until_well(self, services: list[str], seconds: float) -> None:
+        """Wait until all of them are. Raises CommandFailed naming those that are not."""
+        deadline = time.monotonic() + limit_s(seconds)
+        while ill := [service for service in services if not self.is_well(service)]:
+            if time.monotonic() > deadline:
+                raise CommandFailed(f"not well within {limit_s(seconds):.0f} s: {', '.join(ill)}")
+            time.sleep(0.5)
+
+    def until_more(self) -> None:
+        """Wait until a further study is stored. Raises CommandFailed."""
+        deadline, count = time.monotonic() + limit_s(120), "SELECT count(*) FROM studies"
+        before = self.ask(count)
+        while self.ask(count) == before:
+            if time.monotonic() > deadline:
+                raise CommandFailed("no study is stored")
+            time.sleep(0.2)
+
+    def kill(self, service: str) -> None:
+        """Kill its first process as the kernel does; `docker kill` would be an operator's wish that it stays down."""
+        run(as_root(["kill", "-9", self.inspect(service, "{{.State.Pid}}")]))
+
+    def ask(self, query: str) -> list[list[str]]:
+        """The rows of a query, as the database's owner."""
+        words = ("psql", "--username=osteon", "--dbname=osteon", "--no-align", "--tuples-only", "--field-separator=|")
+        told = self.compose("exec", "-T", "postgres", *words, "--command", query)
+        return [line.split("|") for line in told.splitlines() if line]
+
+    @contextmanager
+    def sending(self, paths: list[Path], state: Path) -> Iterator[Callable[[], None]]:
+        """`osteon submit --wait` runs meanwhile, as often as it needs to; yields what waits for its end."""
+        variables = {
+            **os.environ, "OSTEON_API_URL": f"http://127.0.0.1:{self.values['OSTEON_API_PORT']}",
+            "OSTEON_KEY": self.values["OSTEON_KEY_SUBMITTER"], "XDG_STATE_HOME": str(state), "PYTHONPATH": str(ROOT),
+        }  # fmt: skip
+        program = [sys.executable, "-c", "from infra.cli import main; main()", "submit", *map(str, paths), "--wait"]
+        log = state / "submit.log"
+        state.mkdir(exist_ok=True)
+
+        def start() -> "subprocess.Popen[bytes]":
+            with log.open("ab") as output:
+                return subprocess.Popen(program, env=variables, stdin=subprocess.DEVNULL, stdout=output, stderr=output)
+
+        process = start()
+
+        def finish() -> None:
+            nonlocal process
+            deadline = time.monotonic() + limit_s(300)
+            while (code := process.poll()) != 0:
+                if time.monotonic() > deadline:
+                    raise CommandFailed(f"osteon submit does not end:\n{log.read_text()[-3000:]}")
+                if code is not None:  # the API was away for longer than it waits; what was stored is not sent again
+                    process = start()
+                time.sleep(1)
+
+        try:
+            yield finish
+        finally:
+            process.kill()
+            process.wait()
+
+
+def prove(docker: HostEngine, store: str, say: Say) -> None:
+    """One deployment from nothing to its end. Raises CommandFailed, EngineError."""
+    deployment = Deployment(docker, store, say)
+    api_port, flower_port, dicom_port = free_ports(3)
+    deployment.write_env(
+        COMPOSE_FILE=OVERRIDES[store], COMPOSE_PROFILES="cpu", OSTEON_API_PORT=str(api_port),
+        OSTEON_FLOWER_PORT=str(flower_port), OSTEON_DICOM_PORT=str(dicom_port), WORKER_CPUS="1",
+    )  # fmt: skip
+    deployment.down()
+    try:
+        say("building the images")
+        deployment.build()
+        say(f"starting the stack, objects in {store}")
+        deployment.up()
+        _least_rights(deployment)
+        _faults(deployment)
+        _again(deployment)
+    except (CommandFailed, EngineError):
+        say("the stack's state and the ends of its logs:")
+        with contextlib.suppress(EngineError):
+            print(indented(deployment.compose("ps", "--all")), flush=True)
+            print(indented(deployment.compose("logs", "--tail", "40"))[-20000:], flush=True)
+        raise
+    finally:
+        say("removing the stack")
+        deployment.down()
+
+
+def _least_rights(deployment: Deployment) -> None:
+    """What runs may do no more than it must, and has as many threads as its quota."""
+    deployment.say("what the application may do in the database and the store")
+    if told := deployment.compose("exec", "-T", "api", "python", "-c", WHAT_IT_MAY).strip():
+        raise CommandFailed(told)
+    cores = deployment.compose(
+        "exec", "-T", "worker-cpu", "python", "-c", "from shared.settings import cpu_count; print(cpu_count())"
+    )
+    if cores.strip() != "1":
+        raise CommandFailed(f"a worker with a quota of one core takes {cores.strip()}")
+    for service, secret in (
+        ("worker-cpu", "OSTEON_IDENTITY_KEY"), ("results", "OSTEON_IDENTITY_KEY"), ("deliver", "OSTEON_BROKER_URL"),
+        ("results", "OSTEON_WEBHOOK_KEY"), ("api", "OSTEON_DATABASE_OWNER_URL"),
+    ):  # fmt: skip
+        if f"{secret}=" in deployment.compose("exec", "-T", service, "env"):
+            raise CommandFailed(f"{service} knows {secret}")
+    # what makes objects is loaded with the first of them: here it must be all there
+    deployment.compose("exec", "-T", "results", "python", "-c", "import worker.results.objects, worker.delivery.dicom")
+
+
+def _faults(deployment: Deployment) -> None:
+    """While studies arrive each container is killed once and the engine is restarted; each is analysed, and once."""
+    say, folder = deployment.say, deployment.engine.folder
+    with (ROOT / "samples/expected.csv").open() as file:
+        samples = {row["study_instance_uid"] for row in csv.DictReader(file) if row["file"].startswith("studies/")}
+    services = deployment.services()
+    faults: dict[str, Callable[[], None]] = {
+        f"killed {service}": functools.partial(deployment.kill, service) for service in services
+    }
+    faults["restarted the engine"] = deployment.engine.restart
+    expected = 0
+    for name, fault in faults.items():
+        instances = folder / f"instances-{len(list(folder.glob('instances-*')))}"
+        instances.mkdir()
+        for number in range(INSTANCES):
+            (instances / f"{number}.dcm").write_bytes(instance(instances.name, number))
+        paths = [instances] if expected else [ROOT / "samples/studies", instances]
+        expected += INSTANCES + (0 if expected else len(samples))
+        with deployment.sending(paths, Path(tempfile.mkdtemp(dir=folder))) as finish:
+            deployment.until_more()
+            began = time.monotonic()
+            fault()
+            deployment.until_well(services, 240)
+            well = time.monotonic() - began
+            finish()
+        say(
+            f"{name} while studies arrived: well again after {well:.1f} s, all analysed after {time.monotonic() - began:.1f} s"
+        )
+    _all_once(deployment, expected)
+
+
+def _all_once(deployment: Deployment, expected: int) -> None:
+    """As many studies as were sent, all analysed, with one finding for each frame, and their bytes in the store."""
+    (total, analysed) = map(
+        int, deployment.ask("SELECT count(*), count(*) FILTER (WHERE status = 'analysed') FROM studies")[0]
+    )
+    findings, different = map(
+        int, deployment.ask("SELECT count(*), count(DISTINCT (instance_id, frame, bundle)) FROM findings")[0]
+    )
+    bare = int(
+        deployment.ask(
+            "SELECT count(*) FROM instances AS i WHERE NOT EXISTS (SELECT FROM findings AS f WHERE f.instance_id = i.id)"
+        )[0][0]
+    )
+    deployment.say(
+        f"{expected} studies sent, {total} stored, {analysed} analysed: {expected - analysed} lost, {total - expected} doubled; "
+        f"{findings} findings, {findings - different} of them double; {bare} images without any"
+    )
+    if (total, analysed, findings, bare) != (expected, expected, different, 0):
+        raise CommandFailed("a study was lost or doubled")
+
+
+def _again(deployment: Deployment) -> None:
+    """The same lines again change nothing; a part that cannot start makes them fail, and the rest stays up."""
+    deployment.say("the same line again: nothing is to do")
+    deployment.up()
+    deployment.say("a worker that cannot start: the line must fail")
+    deployment.write_env(OSTEON_BATCH_SIZE="nonsense")
+    try:
+        deployment.compose(*UP, limit=1200)
+    except EngineError as told:
+        if f"{PROJECT}-worker-cpu-1" not in str(told).splitlines()[-1]:
+            raise
+    else:
+        raise CommandFailed("`docker compose up -d --build --wait` reports success over a crash loop")
+    deployment.until_well(["api"], 120)
+
+
+def stores_of(docker: HostEngine, chosen: str | None) -> list[str]:
+    """The object stores to try; without registries the images that .env.example names are made, but for MinIO's.
+
+    Raises EngineError where MinIO alone was asked for.
+    """
+    if not isinstance(docker, OwnEngine):
+        return [chosen] if chosen else sorted(OVERRIDES)
+    if chosen == "minio":
+        raise EngineError("MinIO's server comes in no package; a host with Docker and a way to registries can try it.")
+    example = (ROOT / ".env.example").read_text()
+    docker.make_images(
+        {folder: re.findall(rf"^{name}=(\S+)$", example, re.MULTILINE)[0] for folder, name in STAND_INS.items()}
+    )
+    return ["seaweedfs"]
+
+
+def main() -> int:
+    """Prove it; returns the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--store",
+        choices=sorted(OVERRIDES),
+        help="only with this object store; without registries there is SeaweedFS only",
+    )
+    chosen = parser.parse_args().store
+    began = time.monotonic()
+
+    def say(text: str) -> None:
+        print(f"{time.monotonic() - began:6.1f} s  {text}", flush=True)
+
+    with tempfile.TemporaryDirectory(prefix="osteon-compose-", ignore_cleanup_errors=True) as folder:
+        try:
+            with engine(Path(folder), say) as docker:
+                for store in stores_of(docker, chosen):
+                    prove(docker, store, say)
+        except (CommandFailed, EngineError) as wrong:
+            print(f"{type(wrong).__name__}: {wrong}", file=sys.stderr)
+            return 1
+    say("all of it holds")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,403 @@
+"""Sends what is due, one association at a time for each destination, and notes each answer before the next object."""
+
+import hashlib
+import io
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
+from uuid import UUID
+
+import pydicom
+
+from shared.db.engine import Database
+from shared.dicom.commitment import PROCESSING_FAILURE, TAKEN, UNKNOWN_TRANSACTION, Report
+from shared.domain.destinations import (
+    HALTS,
+    MISFIT,
+    Answer,
+    DeliveryReason,
+    DeliveryState,
+    DestinationKind,
+    spoken,
+)
+from shared.domain.identity import same_patient
+from shared.domain.study import Identity
+from shared.errors import ObjectMissing, OsteonError, StoreUnavailable
+from shared.logs import get_logger
+from shared.queries import confirmations, deliveries, notices
+from shared.queries.deliveries import DueDelivery, DueObject, Work
+from shared.queue.liveness import STEP_S, Progress
+from shared.settings import Settings
+from shared.storage import Store, original_key
+from worker.delivery.connections import Away, Connection, answer_limit_s
+from worker.delivery.dicom import DicomConnection
+from worker.delivery.folder import FolderConnection
+from worker.delivery.logins import authorization
+from worker.delivery.messages import Messenger, messenger
+from worker.delivery.stow import StowConnection
+
+log = get_logger(__name__)
+LOOK_EVERY_S = 1.0
+SPREAD_S = 1.0  # of one look, for notices
+TURN_S = 300.0  # at one destination; then others that wait for a thread have theirs
+
+
+class Sender:
+    """Looks every LOOK_EVERY_S for what is due. A destination that is away costs its own thread and nobody else's."""
+
+    def __init__(self, settings: Settings, database: Database, store: Store) -> None:
+        """Begin nothing yet: call `look`, or `run`."""
+        self._settings, self._database, self._store = settings, database, store
+        self._lease = timedelta(seconds=settings.lease_s)
+        self._pool = ThreadPoolExecutor(settings.delivery_destinations, "deliver")
+        self._held: set[UUID] = set()  # tokens
+        self._lock = threading.Lock()
+        self._renewed = time.monotonic()
+        self.progress = Progress()
+        self.stopping = threading.Event()
+
+    def run(self) -> None:
+        """Look until `stop` is called; an error is logged, and the next look comes all the same."""
+        self.progress.expect(self)
+        while not self.stopping.wait(LOOK_EVERY_S):
+            self.progress.expect(self)
+            try:
+                self.look()
+            except OsteonError as wrong:
+                log.warning("deliveries not checked", error=type(wrong).__name__)
+            except Exception:
+                log.exception("deliveries not checked")
+
+    def look(self) -> int:
+        """Renew what this process holds, and begin what is due; returns at how many destinations."""
+        with self._lock:
+            held = set(self._held)
+        if held and time.monotonic() - self._renewed > self._settings.lease_s / 4:
+            with self._database.transaction() as session:
+                deliveries.renew(session, held, self._lease)
+            self._renewed = time.monotonic()
+        self._spread()
+        free = self._settings.delivery_destinations - len(held)
+        if free <= 0:
+            return 0
+        with self._database.transaction() as session:
+            taken = deliveries.take(session, self._lease, free, kinds=tuple(DestinationKind))
+        for work in taken:
+            with self._lock:
+                self._held.add(work.token)
+            self._pool.submit(self._serve, work)
+        return len(taken)
+
+    def _spread(self) -> None:
+        """Write the deliveries of notices, each in a transaction of its own; not for long, as leases end."""
+        zone, until = self._settings.backfill_timezone, time.monotonic() + SPREAD_S
+        while time.monotonic() < until:
+            with self._database.transaction() as session:
+                if notices.spread(session, zone) is None:
+                    return
+
+    def close(self) -> None:
+        """Finish the objects that are on their way, and nothing more."""
+        self.stopping.set()
+        self._pool.shutdown(wait=True, cancel_futures=True)
+
+    def _serve(self, work: Work) -> None:
+        """Send to one destination what is due there."""
+
+        def goes_on(size_bytes: int = 0) -> None:
+            # an answer is waited for at most twice in a step: to the question whose study it is, and to an object
+            self.progress.expect(work.token, STEP_S + 2 * answer_limit_s(self._settings, size_bytes))
+
+        goes_on()
+        try:
+            self._take_turn(work, goes_on)
+        finally:
+            self.progress.done(work.token)
+
+    def _take_turn(self, work: Work, goes_on: Callable[..., None]) -> None:
+        try:
+            if work.test:
+                self._test(work)
+            _Turn(self._settings, self._database, self._store, work, self.stopping, goes_on).run()
+        except OsteonError as wrong:  # the lease ends by itself
+            log.warning("delivery ended", destination=str(work.destination_id), error=type(wrong).__name__)
+        except Exception:
+            log.exception("delivery ended", destination=str(work.destination_id))
+        finally:
+            with self._lock:
+                self._held.discard(work.token)
+            try:
+                with self._database.transaction() as session:
+                    deliveries.release(session, work)
+            except OsteonError as wrong:
+                log.warning("delivery ended", destination=str(work.destination_id), error=type(wrong).__name__)
+
+    def _test(self, work: Work) -> None:
+        connection: Connection | None = None
+        try:
+            if work.destination.is_told:
+                answer = messenger(self._settings, work, lambda sha256: read(self._store, sha256)).test()
+            else:
+                connection = opened(self._settings, work)
+                answer = connection.test()
+        except Away as gone:
+            answer = gone.answer
+        except Exception as wrong:  # a person waits, and without an answer it would be tried again each second
+            log.exception("delivery ended", destination=str(work.destination_id))
+            answer = Answer(DeliveryReason.NOT_SENT, words=type(wrong).__name__)
+        finally:
+            if connection is not None:
+                connection.close()
+        with self._database.transaction() as session:
+            if connection is not None and connection.capabilities and answer.reason is None:
+                deliveries.here(session, work, connection.capabilities)
+            deliveries.tested(session, work, answer)
+        log.info("destination tested", destination=str(work.destination_id), reason=answer.reason or "")
+
+
+def opened(
+    settings: Settings, work: Work, due: DueDelivery | None = None, reported: Callable[[Report], int] | None = None
+) -> Connection:
+    """Open the way into a destination.
+
+    Args:
+        settings: of this process.
+        work: the destination.
+        due: what is to be sent first; None: nothing.
+        reported: takes a report on storage commitment; None: nothing asks for it.
+
+    Returns:
+        The connection; close it.
+
+    Raises:
+        Away: there is none, or a file that the settings name cannot be used.
+    """
+    destination = work.destination
+    if destination.kind is DestinationKind.FOLDER:
+        return FolderConnection(settings.delivery_folder, destination)
+    if destination.kind is DestinationKind.STOW:
+        try:
+            login = authorization(settings.delivery_logins, work.site, work.name, destination.url)
+        except OsteonError as wrong:
+            raise Away(Answer(DeliveryReason.ACCESS, words=spoken(str(wrong)))) from wrong
+        return StowConnection(settings, destination, login)
+    wanted = [(one.sop_class_uid, one.transfer_syntax_uid) for one in due.objects] if due else []
+    return DicomConnection(settings, destination, wanted, find=bool(due and due.ask_patient), reported=reported)
+
+
+def read(store: Store, sha256: str) -> bytes:
+    """Read a stored object.
+
+    Args:
+        store: that holds it.
+        sha256: its name, which its bytes are held to.
+
+    Returns:
+        Its bytes.
+
+    Raises:
+        Away: it is missing or damaged, or the store does not answer.
+    """
+    try:
+        content = store.get(original_key(sha256))
+    except ObjectMissing as wrong:
+        raise Away(Answer(DeliveryReason.OBJECT_MISSING)) from wrong
+    except StoreUnavailable as wrong:
+        raise Away(Answer(DeliveryReason.STORE_UNAVAILABLE)) from wrong
+    if hashlib.sha256(content).hexdigest() != sha256:
+        raise Away(Answer(DeliveryReason.OBJECT_MISSING, words="its bytes are not those that were made"))
+    return content
+
+
+class _Turn:
+    """What one thread does at one destination, with one association."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        database: Database,
+        store: Store,
+        work: Work,
+        stopping: threading.Event,
+        goes_on: Callable[..., None],
+    ) -> None:
+        """goes_on: is told of each step, and of the bytes that it sends."""
+        self._settings, self._database, self._store = settings, database, store
+        self._work, self._stopping, self._goes_on = work, stopping, goes_on
+        self._connection: Connection | None = None
+        self._heard = False  # whether the destination has answered in this turn
+        self._messenger: Messenger | None = None
+
+    def run(self) -> None:
+        """Send one delivery after the other; end with the first object for which the destination is away."""
+        until = time.monotonic() + TURN_S
+        try:
+            while not self._stopping.is_set() and time.monotonic() < until:
+                self._goes_on()
+                with self._database.transaction() as session:
+                    due = deliveries.next_due(session, self._work)
+                # what waits to be sent goes first: an archive often keeps for good what it has had for some time
+                if not (self._deliver(due) if due is not None else self._confirm()):
+                    return
+        finally:
+            self._leave()
+
+    def _confirm(self) -> bool:
+        """Ask the destination whether it keeps what one delivery brought; return whether another one may be tried."""
+        with self._database.transaction() as session:
+            ask = confirmations.next_ask(session, self._work)
+        if ask is None:
+            return False
+        answer, away = Answer(DeliveryReason.NO_COMMITMENT), False
+        try:
+            connection = self._connected(None)
+            if isinstance(connection, DicomConnection):
+                answer = connection.ask(ask.transaction_uid, ask.instances)
+        except Away as gone:
+            answer, away = gone.answer, gone.answer.reason in HALTS
+            self._leave()
+        told = {"destination": str(self._work.destination_id), "delivery": str(ask.delivery_id)}
+        with self._database.transaction() as session:
+            if answer.reason is None:
+                confirmations.asked(session, ask)
+            else:
+                confirmations.not_asked(session, ask, answer)
+            if away:
+                deliveries.away(session, self._work, answer)
+        if answer.reason is None:
+            log.info("confirmation asked", **told)
+        else:
+            log.warning("confirmation not asked", reason=answer.reason, status=answer.status, **told)
+        return not away
+
+    def _reported(self, report: Report) -> int:
+        """Note a report that came over our association; returns the status to be answered."""
+        try:
+            with self._database.transaction() as session:
+                known = confirmations.reported(session, (self._work.destination_id,), report)
+        except OsteonError as wrong:
+            log.warning("confirmation not noted", error=type(wrong).__name__)
+            return PROCESSING_FAILURE
+        return TAKEN if known else UNKNOWN_TRANSACTION
+
+    def _leave(self) -> None:
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+
+    def _deliver(self, due: DueDelivery) -> bool:
+        """Send one delivery; return whether another one may be tried."""
+        told = {"destination": str(self._work.destination_id), "delivery": str(due.delivery_id)}
+        try:
+            state, answer = self._sent(due)
+        except Away as gone:
+            answer = gone.answer
+            if answer.reason not in HALTS:  # it is about this delivery alone
+                with self._database.transaction() as session:
+                    state = deliveries.failed(session, due, answer)
+                log.warning("delivery failed", state=state, reason=answer.reason, status=answer.status, **told)
+                self._leave()
+                return state != DeliveryState.WAITING
+            with self._database.transaction() as session:
+                given_up = deliveries.away(session, self._work, answer, due)
+            told |= {"reason": str(answer.reason), "status": answer.status}
+            log.warning("destination not reached", given_up=given_up, **told)
+            return False
+        except OsteonError:
+            raise
+        except Exception as wrong:  # one that breaks the sending must not hold up the others
+            with self._database.transaction() as session:
+                deliveries.failed(session, due, Answer(DeliveryReason.NOT_SENT, words=type(wrong).__name__))
+            log.exception("delivery failed", **told)
+            self._leave()
+            return True
+        if answer is None:
+            log.info("delivery sent", state=state, **told)
+        else:
+            log.warning("delivery failed", state=state, reason=answer.reason, status=answer.status, **told)
+        return True
+
+    def _sent(self, due: DueDelivery) -> tuple[DeliveryState, Answer | None]:
+        """Send the objects of a delivery, each of which is noted once it was accepted; or its message."""
+        if due.told is not None:
+            return self._told(due)
+        refused: list[DueObject] = []
+        for number, one in enumerate(due.objects):
+            if self._stopping.is_set():
+                return DeliveryState.WAITING, None
+            self._goes_on(one.size_bytes)
+            content = read(self._store, one.sha256)
+            connection = self._open(due, one)
+            if not number and due.ask_patient and _of_another(connection, due, content):
+                return self._failed(due, Answer(DeliveryReason.PATIENT_DIFFERS))
+            if connection.refuses(one):
+                refused.append(one)
+                continue
+            answer = connection.send(one, content)
+            if answer.reason in MISFIT:  # it says so of an object, and would of each one
+                raise Away(answer)
+            self._answered()
+            if answer.reason is not None:
+                return self._failed(due, answer)
+            with self._database.transaction() as session:
+                deliveries.accepted(session, self._work, due, one.object_id, answer.status)
+        with self._database.transaction() as session:
+            return deliveries.finished(session, self._work, due, refused), None
+
+    def _told(self, due: DueDelivery) -> tuple[DeliveryState, Answer | None]:
+        """Send the message of a notice."""
+        if self._messenger is None:
+            self._messenger = messenger(self._settings, self._work, lambda sha256: read(self._store, sha256))
+        answer = self._messenger.tell(due)
+        if answer.reason in MISFIT:  # the receiver says so of a message, and would of each one
+            raise Away(answer)
+        if answer.status:  # the receiver's, so that it is there
+            self._answered()
+        if answer.reason is not None:
+            return self._failed(due, answer)
+        with self._database.transaction() as session:
+            return deliveries.finished(session, self._work, due), None
+
+    def _answered(self) -> None:
+        """Note, once a turn, that the destination is there: only then its next failure is a first one."""
+        if not self._heard:
+            with self._database.transaction() as session:
+                deliveries.here(session, self._work)
+            self._heard = True
+
+    def _failed(self, due: DueDelivery, answer: Answer) -> tuple[DeliveryState, Answer]:
+        with self._database.transaction() as session:
+            return deliveries.failed(session, due, answer), answer
+
+    def _open(self, due: DueDelivery, one: DueObject) -> Connection:
+        """The open connection; a new one where this one was opened without what the object needs."""
+        connection = self._connection
+        if isinstance(connection, DicomConnection) and (
+            (one.sop_class_uid, one.transfer_syntax_uid) not in connection.proposed
+            or (due.ask_patient and not connection.finds)
+        ):
+            self._leave()
+        return self._connected(due)
+
+    def _connected(self, due: DueDelivery | None) -> Connection:
+        """The open connection; without one, a new one."""
+        if self._connection is None:
+            self._connection = opened(self._settings, self._work, due, self._reported)
+            if isinstance(self._connection, DicomConnection):  # which has negotiated; others have said nothing yet
+                with self._database.transaction() as session:
+                    deliveries.here(session, self._work, self._connection.capabilities)
+        return self._connection
+
+
+def _of_another(connection: Connection, due: DueDelivery, content: bytes) -> bool:
+    """Whether the destination knows the study under another patient. What it does not say is no difference."""
+    known = connection.patient_of(due.study_instance_uid)
+    if known is None:
+        return False
+    ours = pydicom.dcmread(
+        io.BytesIO(content), stop_before_pixels=True, specific_tags=["PatientID", "IssuerOfPatientID"]
+    )
+    mine = Identity(patient_id=str(ours.get("PatientID", "")), issuer=str(ours.get("IssuerOfPatientID", "")))
+    return not same_patient(mine, Identity(patient_id=known.patient_id, issuer=known.issuer))

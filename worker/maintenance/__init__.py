@@ -1,0 +1,1 @@
+"""Work of a worker beside analyses: lost messages, backfill runs, heartbeats, comparisons."""

@@ -1,0 +1,98 @@
+"""From what is known of a study to the objects that leave: each made once, the same inputs to the same bytes."""
+
+from collections.abc import Callable, Collection, Iterator, Sequence
+
+from pydicom.dataset import Dataset
+
+from shared.dicom.elements import count
+from shared.domain.findings import ExposedField
+from shared.domain.results import DOCUMENTS, ResultInput, ResultKind, ResultObject
+from worker.results.captures import Radiographs, Shown, overlay, summary
+from worker.results.envelope import finished
+from worker.results.outlines import outlines
+from worker.results.pdf import encapsulated
+from worker.results.presentation import presentation
+from worker.results.source import Source, open_source, read_header
+from worker.results.structured import DrawnFrame, document
+
+Read = Callable[[str], bytes]
+
+
+def build(
+    told: ResultInput,
+    kinds: Collection[ResultKind],
+    read: Read,
+    shown: Shown,
+) -> list[ResultObject]:
+    """Make a study's objects. No pixel is decoded here: `shown` does that.
+
+    Args:
+        told: everything that they are made of.
+        kinds: which ones.
+        read: gives the bytes of a stored original by its SHA-256.
+        shown: gives the picture of a frame.
+
+    Returns:
+        The objects, kind by kind. A kind has none where there is nothing to tell: no outline, no image with a finding.
+
+    Raises:
+        Rejected: the header of an original is damaged. What `read` and `shown` raise passes through.
+    """
+    decided = read_header(read(told.patient)) if told.patient else None
+    sources = [open_source(image, read(image.sha256), decided) for image in told.images]
+    frames = [frame for source in sources for frame in drawn(told, source)]
+    radiographs = Radiographs(shown)
+    return [
+        finished(kind, number, made)
+        for kind in ResultKind
+        if kind in kinds
+        for number, made in _of_kind(told, kind, sources, frames, radiographs)
+    ]
+
+
+def _of_kind(
+    told: ResultInput,
+    kind: ResultKind,
+    sources: Sequence[Source],
+    frames: Sequence[DrawnFrame],
+    radiographs: Radiographs,
+) -> Iterator[tuple[int, Dataset]]:
+    """The objects of one kind, each with the number of its image."""
+    if kind in DOCUMENTS:
+        if (report := document(told, kind, sources, frames)) is not None:
+            yield 1, report
+    elif kind is ResultKind.SC_SUMMARY:
+        yield 1, summary(told, sources, frames, radiographs)
+    elif kind is ResultKind.PDF:
+        yield 1, encapsulated(told, sources, frames, radiographs)
+    else:
+        for source in sources:
+            mine = [frame for frame in frames if frame.source is source]
+            outlined = [frame for frame in mine if frame.outlines]
+            if kind is ResultKind.SC_OVERLAY and mine:
+                yield source.image.number, overlay(told, mine, radiographs)
+            elif kind is ResultKind.GSPS and outlined:
+                yield source.image.number, presentation(told, outlined)
+
+
+def drawn(told: ResultInput, source: Source) -> list[DrawnFrame]:
+    """Find the outlines of an image's frames.
+
+    Args:
+        told: the inputs.
+        source: the image.
+
+    Returns:
+        Its frames with findings, in their order.
+
+    Raises:
+        Rejected: its header is damaged.
+    """
+    frames = []
+    for finding in sorted(source.image.findings, key=lambda one: one.frame):
+        rows, columns = count(source.header, "Rows"), count(source.header, "Columns")
+        field = finding.field or ExposedField.whole(rows, columns)
+        model = next(model for model in told.models if model.name == finding.bundle)
+        scale = columns / field.columns, rows / field.rows
+        frames.append(DrawnFrame(source, finding, outlines(finding, model, field), scale))
+    return frames
