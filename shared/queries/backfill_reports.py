@@ -214,7 +214,7 @@ class Stratum:
 
     studies: int
     changes: Changes  # old assessment -> new assessment -> studies
-    probability_change: float  # mean of new - old
+    probability_change: float  # mean of new - old, to six digits: it must not tell in which order rows were added
     abstention_change: int  # studies that the new bundle abstains on, less those that the old one did
 
 
@@ -276,9 +276,8 @@ def _stratum(rows: Sequence[Any]) -> Stratum:
     studies = sum(row[3] for row in rows)
     abstained = sum(row[3] * ((row[2] == Assessment.ABSTAINED) - (row[1] == Assessment.ABSTAINED)) for row in rows)
     moved = sum(row[4] or 0.0 for row in rows)
-    return Stratum(
-        studies, {old: dict(row) for old, row in changes.items()}, moved / studies if studies else 0.0, abstained
-    )
+    change = round(moved / studies, 6) if studies else 0.0
+    return Stratum(studies, {old: dict(row) for old, row in changes.items()}, change, abstained)
 
 
 def _run(row: BackfillRunRow) -> BackfillRun:

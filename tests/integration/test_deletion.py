@@ -43,6 +43,7 @@ from tests.forked import run_program
 from tests.hospital import IDENTITY_KEY, Hospital
 from tests.integration.test_held_files import ROE, choose, image, sent, waiting
 from tests.pace import until
+from tests.store_files import keys_of
 
 WHY = {"reason": "wrong-patient"}
 MAY_STAY = {"feedback", "identity_reads", "deletions", "audit_events", "quarantine_decisions"}
@@ -55,8 +56,7 @@ def store_of(api: InProcessApi) -> DirectoryStore:
 
 def objects(api: InProcessApi) -> set[str]:
     """What lies in the store, by key."""
-    folder = store_of(api).folder
-    return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+    return set(keys_of(store_of(api).folder))
 
 
 def delete(api: InProcessApi, path: str, role: str = "admin", note: str = "", **query: str) -> Any:
@@ -466,8 +466,7 @@ def test_whatever_is_sent_and_deleted_the_store_holds_what_rows_name(
         named = {original_key(sha256) for sha256 in session.scalars(select(InstanceRow.sha256))}
         session.execute(text("DELETE FROM left_objects"))
         session.execute(text("DELETE FROM studies"))
-    found = {str(path.relative_to(store.folder)) for path in store.folder.rglob("*") if path.is_file()}
-    assert found == named
+    assert set(keys_of(store.folder)) == named
 
 
 # -- the command --------------------------------------------------------------------------------------------------

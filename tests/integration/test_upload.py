@@ -46,6 +46,7 @@ from shared.settings import ROOT
 from shared.storage import DirectoryStore, original_key, sha256_of
 from tests.hospital import change
 from tests.pace import limit_s
+from tests.store_files import keys_of
 
 MARKER = "ZEBRA^QUAGGA"
 
@@ -103,8 +104,7 @@ def objects(api: Any) -> dict[str, float]:
 def everything(api: Any) -> dict[str, float]:
     parts = urlsplit(api.settings.store_url.get_secret_value())
     if parts.scheme == "file":
-        folder = Path(parts.path)
-        return {str(p.relative_to(folder)): p.stat().st_mtime_ns for p in folder.rglob("*") if p.is_file()}
+        return {key: float(when) for key, when in keys_of(Path(parts.path)).items()}
     client = Minio(parts.netloc.rpartition("@")[2], access_key=parts.username, secret_key=parts.password, secure=False)
     bucket = parts.path.strip("/")
     if not client.bucket_exists(bucket):
