@@ -1,5 +1,6 @@
 """What docker-compose.yml and the Dockerfiles say, checked by reading; tests/systems/test_compose.py starts them."""
 
+import ast
 import fnmatch
 import importlib
 import importlib.metadata
@@ -195,6 +196,51 @@ def test_osteon_variables_exist() -> None:
     assert osteon
     assert osteon <= SETTINGS | KEYS
     assert set(SERVICES["migrate"]["environment"]) >= KEYS
+
+
+OWN_CODE = {  # what a process runs of its own, and which parts of that another one runs
+    "api": ("api", ["api/listener"]),
+    "deliver": ("worker/delivery", []),
+    "dicom": ("api/listener", []),
+    "results": ("worker/results", []),
+    "worker-cpu": ("worker", ["worker/delivery", "worker/results"]),
+}
+
+
+def settings_read(service: str) -> dict[str, str]:
+    """The variables of the settings that a service's own code reads, each with a place where it does."""
+    place, others = OWN_CODE[service]
+    read = {}
+    for file in [ROOT / place] if place.endswith(".py") else (ROOT / place).rglob("*.py"):
+        if any(file.is_relative_to(ROOT / other) for other in others):
+            continue
+        for node in ast.walk(ast.parse(file.read_text())):
+            if (
+                isinstance(node, ast.Attribute)
+                and node.attr in Settings.model_fields
+                and re.search(r"(settings|config)(\(\))?$", ast.unparse(node.value))
+            ):
+                read[f"OSTEON_{node.attr.upper()}"] = f"{file.relative_to(ROOT)}:{node.lineno}"
+    return read
+
+
+@pytest.mark.parametrize("name", sorted(OWN_CODE))
+def test_a_setting_reaches_whoever_reads_it(name: str) -> None:
+    """What Compose sets for one service it sets for every other one whose code reads it; the default would hold there."""
+    told = {variable for service in OURS for variable in SERVICES[service]["environment"]}
+    read = settings_read(name)
+    assert read.keys() & told
+    missing = (read.keys() & told) - SERVICES[name]["environment"].keys()
+    assert {variable: read[variable] for variable in missing} == {}
+
+
+def test_services_agree_on_a_setting() -> None:
+    """A setting that several services are told has one value."""
+    values: dict[str, set[str]] = {}
+    for name in OURS:
+        for variable, value in SERVICES[name]["environment"].items():
+            values.setdefault(variable, set()).add(value)
+    assert {variable for variable, found in values.items() if len(found) > 1} == set()
 
 
 def test_urls_are_understood() -> None:
