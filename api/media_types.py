@@ -18,7 +18,7 @@ MULTIPART = "multipart/related"
 # one body under two names: clients compare the header as a whole, so none has a parameter
 JSON = ("application/dicom+json", "application/json")
 XML = ("application/dicom+xml",)
-MOST_RANGES = 64  # of one header; further ones are not looked at
+MAX_RANGES = 64  # of one header; further ones are not looked at
 _WORD = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
 # RFC 2387 wants a value that holds "/" in quotes; half of the clients write none
 _BARE = r"[^\s;,\"]+"
@@ -75,7 +75,7 @@ def media_ranges(text: str) -> list[MediaType]:
     """
     found: list[MediaType] = []
     at = 0
-    while at < len(text) and len(found) < MOST_RANGES:
+    while at < len(text) and len(found) < MAX_RANGES:
         name = _NAME.match(text, at)
         parameters: dict[str, str] = {}
         end = name.end() if name else at

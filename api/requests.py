@@ -16,7 +16,7 @@ from shared.errors import BadRequest
 
 API = "/api/v1"  # what programs call stands under it; pages, probes and metrics do not
 BODY_BYTES = 64 * 2**10  # of a JSON body, unless its route says more (max_body_size)
-LONGEST_INTEGER = 20  # digits; the largest integer that is stored has 19
+MAX_INTEGER_DIGITS = 20  # digits; the largest integer that is stored has 19
 
 
 def _as_date_text(given: object) -> object:
@@ -151,7 +151,7 @@ def _refuse_constant(name: str) -> None:
 
 
 def _integer(digits: str) -> int:
-    if len(digits) > LONGEST_INTEGER:
+    if len(digits) > MAX_INTEGER_DIGITS:
         raise _AmbiguousJson("an integer that is longer than any number here")
     return int(digits)
 

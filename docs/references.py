@@ -554,8 +554,8 @@ def _network() -> Iterator[tuple[str, object]]:
     yield "application context", _code("1.2.840.10008.3.1.1.1")
     yield "Implementation Class UID", _code(conformance.IMPLEMENTATION_CLASS_UID)
     yield "Implementation Version Name", _code(conformance.IMPLEMENTATION_VERSION)
-    yield "largest PDU that is asked for, bytes", association.LARGEST_PDU
-    yield "largest PDU that is taken, bytes", association.MOST_PDU
+    yield "largest PDU that is asked for, bytes", association.ASKED_PDU_BYTES
+    yield "largest PDU that is taken, bytes", association.MAX_PDU_BYTES
     yield "asynchronous operations", "one at a time"
     yield "extended negotiation, user identity", "not supported; ignored"
     yield "wait for an association request, seconds", f"{server.ACSE_S:g}"

@@ -68,7 +68,7 @@ POLL_S = 0.5
 REQUEST_S = 60.0
 LEASE = timedelta(seconds=180)  # longer than one request and one statement may take
 RENEW_EVERY_S = 10.0
-MOST_BYTES = 256 * 2**20  # that the receiver keeps
+MAX_BYTES = 256 * 2**20  # that the receiver keeps
 STREAMS = re.compile(r"\d+ streams?, ")  # of an engine: how many images at a time, which changes no result
 
 
@@ -111,7 +111,7 @@ class Receiver:
 
     def _store(self, event: Any) -> int:  # noqa: ANN401 - pynetdicom's
         content = event.request.DataSet.getvalue()
-        if sum(map(len, self.objects.values())) + len(content) > MOST_BYTES:
+        if sum(map(len, self.objects.values())) + len(content) > MAX_BYTES:
             return 0xA700  # out of resources
         self.objects[str(event.request.AffectedSOPInstanceUID)] = content
         return 0x0000

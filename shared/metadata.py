@@ -22,7 +22,7 @@ from shared.storage import Store, metadata_key, original_key
 log = get_logger(__name__)
 HEAD_BYTES = 1 << 18  # of an original: more than most headers have
 # objects whose metadata are still to be made, and bytes of their headers; those of others are made when they are read
-MOST_WAITING, MOST_WAITING_BYTES = 20_000, 32 << 20
+MAX_WAITING, MAX_WAITING_BYTES = 20_000, 32 << 20
 QUIET_S = 1.0  # after the last files came in, metadata are made one after the other
 BUSY_DELAY_S = 0.2  # until then, between two of them: about a hundredth of a core
 
@@ -124,7 +124,7 @@ class InstanceMetadata:
     def _later(self, sha256: str, size_bytes: int, head: bytes) -> None:
         with self._lock:
             self._came = time.monotonic()
-            if len(self._waiting) >= MOST_WAITING or self._waiting_bytes + len(head) > MOST_WAITING_BYTES:
+            if len(self._waiting) >= MAX_WAITING or self._waiting_bytes + len(head) > MAX_WAITING_BYTES:
                 return
             self._waiting.append((sha256, size_bytes, head))
             self._waiting_bytes += len(head)

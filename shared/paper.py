@@ -33,7 +33,7 @@ MISSING = "\N{WHITE SQUARE}"
 MARGIN, BAND = 15 * mm, 8 * mm
 WIDTH = A4[0] - 2 * MARGIN - 12  # a frame of ReportLab's keeps 6 points free on each side
 HEIGHTS = (88 * mm, 70 * mm, 54 * mm, 42 * mm, 32 * mm)  # of a picture: the greatest with which all fits on one page
-MOST_ON_A_PAGE = 4
+MAX_ON_A_PAGE = 4
 GRAY = HexColor("#444444")
 EXTENT = (
     "Extent is by annotation, how many fractures were outlined in the training radiographs and how large; it is not a "
@@ -153,7 +153,7 @@ def pdf(paper: Paper) -> bytes:
     Returns:
         The PDF; the same for the same paper, whenever it is set.
     """
-    few = len(paper.images) <= MOST_ON_A_PAGE
+    few = len(paper.images) <= MAX_ON_A_PAGE
     for height in HEIGHTS if few else HEIGHTS[2:3]:
         content, pages = _set(paper, height)
         if pages == 1:

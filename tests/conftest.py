@@ -9,6 +9,7 @@ import math
 import os
 import random
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -70,6 +71,9 @@ def pytest_configure(config: pytest.Config) -> None:
     if "not slow" in config.getoption("markexpr") and room_in_memory():
         os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(MEMORY))
     vars(engine)["create_engine"] = sharing_engine
+    # a shell's background job ignores it, and so would every process that a test starts
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     if "PYTEST_XDIST_WORKER" in os.environ:
         # several processes with a thread for each core would wait for each other
         os.environ.setdefault("OMP_NUM_THREADS", "1")

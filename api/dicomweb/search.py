@@ -24,13 +24,13 @@ from api.dicomweb.search_results import data_set_of, database_query, returned_at
 from api.media_types import JSON, choose
 from api.requests import Router
 from shared.queries.access import Key
-from shared.queries.qido import KEYS, MOST_COMPARED, Level, find
+from shared.queries.qido import KEYS, MAX_COMPARED, Level, find
 
 router = Router(prefix=DICOMWEB, tags=["dicomweb"])
 MAX_RESULTS = 1000  # results of one response
 MORE_RESULTS = f"There are additional results that can be requested. One response has at most {MAX_RESULTS}."
 NOT_ALL_COMPARED = (
-    f"The newest {MOST_COMPARED} candidates were compared, and there are more. "
+    f"The newest {MAX_COMPARED} candidates were compared, and there are more. "
     "Give more letters of a name or number, or further attributes."
 )
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from api.backends import Backends
 from api.spool import Spool, SpooledFile
-from shared.dicom.comparison import MOST_BYTES, Verdict, compare
+from shared.dicom.comparison import MAX_BYTES, Verdict, compare
 from shared.dicom.image import ImageLimits
 from shared.domain.held import HeldKind
 from shared.errors import ObjectMissing
@@ -92,13 +92,13 @@ class FileComparison:
         return before if before in (Verdict.SAME, Verdict.UNKNOWN) else verdict
 
     def _with_spooled(self, file: SpooledFile, other: SpooledFile) -> Verdict:
-        if self._spent_s > COMPARISON_LIMIT_S or max(file.size_bytes, other.size_bytes) > MOST_BYTES:
+        if self._spent_s > COMPARISON_LIMIT_S or max(file.size_bytes, other.size_bytes) > MAX_BYTES:
             return Verdict.UNKNOWN
         with self._counting_time(), self.spool.open(other) as reader:
             return self._verdict(reader.read(), file)
 
     def _with_object(self, file: SpooledFile, sha256: str, size_bytes: int) -> Verdict:
-        if self._spent_s > COMPARISON_LIMIT_S or max(file.size_bytes, size_bytes) > MOST_BYTES:
+        if self._spent_s > COMPARISON_LIMIT_S or max(file.size_bytes, size_bytes) > MAX_BYTES:
             return Verdict.UNKNOWN
         with self._counting_time():
             try:

@@ -30,7 +30,7 @@ UNKNOWN_CALLED: Rejection = (1, 1, 7)
 CONGESTED: Rejection = (2, 3, 1)  # temporarily: come again
 LIMIT_EXCEEDED: Rejection = (2, 3, 2)
 REFUSED_FOR_S = 5.0  # how long a refused caller is refused again without a look at the table of peers
-MOST_REFUSED = 1000
+MAX_REFUSED = 1000
 
 
 @dataclass(frozen=True)
@@ -114,7 +114,7 @@ class Admission:
         log.warning("association rejected", reason=why)
         metrics.REFUSED.labels(why).inc()
         with self._lock:
-            if len(self._refused) >= MOST_REFUSED:
+            if len(self._refused) >= MAX_REFUSED:
                 self._refused.clear()
             self._refused[caller] = time.monotonic() + REFUSED_FOR_S, rejection, why
         return rejection

@@ -42,11 +42,11 @@ from shared.queries.peers import Peer
 
 log = get_logger(__name__)
 
-LARGEST_PDU = 1 << 17  # that we ask for: the largest that dcmtk sends
+ASKED_PDU_BYTES = 1 << 17  # that we ask for: the largest that dcmtk sends
 P_DATA_TF = 4  # type of a PDU
-MOST_PDU = 1 << 20  # that we take, for senders who do not ask
-MOST_COMMAND = 1 << 14  # bytes of a command set; a C-STORE's has some 200
-MOST_OTHER_DATA = 1 << 22  # of a message that is no C-STORE: a commitment request names 20,000 instances
+MAX_PDU_BYTES = 1 << 20  # that we take, for senders who do not ask
+MAX_COMMAND_BYTES = 1 << 14  # bytes of a command set; a C-STORE's has some 200
+MAX_OTHER_BYTES = 1 << 22  # of a message that is no C-STORE: a commitment request names 20,000 instances
 PIECE_BYTES = 1 << 18  # of a data set, that go to the spool together
 PDV_HEAD = 6  # bytes: length, presentation context, control (PS3.8 9.3.5.1)
 COMMAND, LAST = 1, 2  # bits of the control (PS3.8 E.2)
@@ -130,7 +130,7 @@ class WakingQueue(queue.Queue):  # type: ignore[type-arg]
 
 
 class BoundedSocket(AssociationSocket):
-    """A connection on which no read or write waits for ever, and no PDU is larger than MOST_PDU."""
+    """A connection on which no read or write waits for ever, and no PDU is larger than MAX_PDU_BYTES."""
 
     def __init__(self, assoc: Association, client_socket: socket.socket, idle_s: float) -> None:
         super().__init__(assoc, client_socket=client_socket)
@@ -163,10 +163,10 @@ class BoundedSocket(AssociationSocket):
             The bytes.
 
         Raises:
-            OSError: it is over MOST_PDU.
+            OSError: it is over MAX_PDU_BYTES.
             TimeoutError: it took longer than an association may be silent.
         """
-        if nr_bytes > MOST_PDU:
+        if nr_bytes > MAX_PDU_BYTES:
             self.event_queue.put("Evt19")  # aborts, then closes
             raise OSError("the PDU is too large")
         data = bytearray(nr_bytes)
@@ -277,7 +277,7 @@ class BoundedUpperLayer(DULServiceProvider):
         while moved < PIECE_BYTES:
             _fill(sock, view)
             left = int.from_bytes(view[2:6], "big")
-            if head[0] != P_DATA_TF or not PDV_HEAD <= left <= MOST_PDU:
+            if head[0] != P_DATA_TF or not PDV_HEAD <= left <= MAX_PDU_BYTES:
                 sock.unread(bytes(head))
                 super()._read_pdu_data()
                 return
@@ -349,7 +349,7 @@ class IncomingDataSet(BoundedBytes):
     """The data set of a message: of a C-STORE it goes to the spool, of others it stays here."""
 
     def __init__(self, message: DIMSEMessage, begin: Callable[[DIMSEMessage], DataSetSink]) -> None:
-        super().__init__(MOST_OTHER_DATA)
+        super().__init__(MAX_OTHER_BYTES)
         self._message, self._begin = message, begin
         self._piece: memoryview | None = None  # of a C-STORE: bytes that are still to be written
         self._held = 0
@@ -486,7 +486,7 @@ class BoundedDIMSE(DIMSEServiceProvider):
         if self.message is None:
             self.message = DIMSEMessage()
             self.message.message_to_primitive = partial(_in_turn, self.message)  # type: ignore[method-assign]
-            self.message.encoded_command_set = BoundedBytes(MOST_COMMAND)
+            self.message.encoded_command_set = BoundedBytes(MAX_COMMAND_BYTES)
             self.message.data_set = self._coming = IncomingDataSet(self.message, self._begin)
         try:
             super().receive_primitive(primitive)

@@ -19,7 +19,7 @@ from api.listener.association import PeerAssociation
 from shared.dicom.commitment import (
     A_UID,
     COMPLETE,
-    MOST_INSTANCES,
+    MAX_INSTANCES,
     PROCESSING_FAILURE,
     REQUEST,
     UNKNOWN_TRANSACTION,
@@ -225,6 +225,6 @@ def _asked(event: evt.Event) -> tuple[int, str, list[tuple[str, str]]]:
     except Exception:  # noqa: BLE001 - whatever pydicom raises on a damaged data set
         return BAD_ARGUMENT, "", []
     uids = [transaction, *(uid for instance in instances for uid in instance)]
-    if not 0 < len(instances) <= MOST_INSTANCES or not all(map(A_UID.fullmatch, uids)):
+    if not 0 < len(instances) <= MAX_INSTANCES or not all(map(A_UID.fullmatch, uids)):
         return BAD_ARGUMENT, "", []
     return DONE, transaction, instances

@@ -32,7 +32,7 @@ from shared.queries import completeness, peers
 from shared.queries.peers import Peer
 
 log = get_logger(__name__)
-MOST_FILES, MOST_BYTES = 32, 256 << 20  # of a transaction
+MAX_FILES, MAX_BYTES = 32, 256 << 20  # of a transaction
 SENDERS_AT_ONCE = 4
 PACE_S = 0.25  # between two rounds of what follows commits: a round costs as much as the intake of an image
 LOCKED_FOR_S = 5.0  # how long we come again to a study that another transaction holds
@@ -124,11 +124,11 @@ class GroupCommits:
         size = 0
         with self._lock:
             queue = self._queues[peer_id]
-            while queue and len(batch) < MOST_FILES:
+            while queue and len(batch) < MAX_FILES:
                 one = queue[0]
                 # a deflated data set alone, for what one may expand to is counted for all of a transaction
                 alone = one.received.announced.transfer_syntax == DEFLATED
-                if batch and (alone or size + one.file.size_bytes > MOST_BYTES):
+                if batch and (alone or size + one.file.size_bytes > MAX_BYTES):
                     break
                 batch.append(queue.popleft())
                 size += one.file.size_bytes

@@ -24,8 +24,8 @@ LOOK_EVERY_S = 2.0
 PEERS_AT_ONCE = 4
 STEP_S = 5.0  # for a connection, its negotiation, and each answer
 ASKED_FOR_S = 20.0  # one peer, in one association
-MOST_SERIES = 500  # of a study: whoever has more does not count radiographs
-MOST_INSTANCES = 1_000_000
+MAX_SERIES = 500  # of a study: whoever has more does not count radiographs
+MAX_INSTANCES = 1_000_000
 PENDING = (0xFF00, 0xFF01)
 
 
@@ -155,7 +155,7 @@ def _find(association: Association, level: str, study_instance_uid: str, *keys: 
             return found if code == 0 else None
         if identifier is not None:
             found.append(identifier)
-        if len(found) > MOST_SERIES:
+        if len(found) > MAX_SERIES:
             association.abort()
             return None
     return None
@@ -166,4 +166,4 @@ def _number(answer: Dataset, keyword: str) -> int | None:
         number = int(answer.get(keyword, ""))
     except (TypeError, ValueError):
         return None
-    return number if 0 <= number <= MOST_INSTANCES else None
+    return number if 0 <= number <= MAX_INSTANCES else None

@@ -16,14 +16,14 @@ from shared.settings import cpu_count
 PEER_BYTES = 16  # of a UUID
 PLACE_BYTES = 1 + PEER_BYTES  # the holder's number and one more; 0: the place is free
 NUMBER_BYTES = 8
-MOST_PROCESSES = 64
+MAX_PROCESSES = 64
 
 
 class Places:
     """Associations up to a number, and what each process counts. Safe between threads and processes."""
 
     def __init__(self, most: int, processes: int = 1) -> None:
-        """most: associations at a time; processes: that are forked after this, at most MOST_PROCESSES."""
+        """most: associations at a time; processes: that are forked after this, at most MAX_PROCESSES."""
         self.number = 0  # of this process
         self.processes = processes
         self._most = most
@@ -107,4 +107,4 @@ class Places:
 def processes_of(setting: int) -> int:
     """How many processes listen: as the setting says, or, where it is 0, one for two processor cores, 4 at most."""
     # the other cores are for Postgres and the rest of the system: on two cores a second process gained nothing
-    return min(setting, MOST_PROCESSES) or max(1, min(cpu_count() // 2, 4))
+    return min(setting, MAX_PROCESSES) or max(1, min(cpu_count() // 2, 4))

@@ -7,7 +7,7 @@ from api.schemas import FileReceipt, Outcome
 from shared.errors import OsteonError, Rejected
 
 SUCCESS, OUT_OF_RESOURCES, FAILED, NOT_SUPPORTED = 0x0000, 0xA700, 0x0110, 0x0122
-LONGEST = 64  # characters of an error comment, value representation LO
+MAX_COMMENT_LENGTH = 64  # characters of an error comment, value representation LO
 
 
 def success() -> Dataset:
@@ -62,8 +62,8 @@ def _answer(status: int, comment: str = "", keyword: str = "") -> Dataset:
 
 
 def shortened(text: str) -> str:
-    """Cut a text for an error comment: ASCII, at most LONGEST characters, whole words, no backslash."""
+    """Cut a text for an error comment: ASCII, at most MAX_COMMENT_LENGTH characters, whole words, no backslash."""
     plain = " ".join(text.encode("ascii", "replace").decode().replace("\\", "/").split())
-    if len(plain) <= LONGEST:
+    if len(plain) <= MAX_COMMENT_LENGTH:
         return plain
-    return plain[: LONGEST - 3].rpartition(" ")[0] + "..."
+    return plain[: MAX_COMMENT_LENGTH - 3].rpartition(" ")[0] + "..."

@@ -20,7 +20,7 @@ from pynetdicom import AE, _config, evt
 from api.backends import Backends, open_backends
 from api.listener import metrics, responses, tls
 from api.listener.admission import Admission, Admitted, Rejection, contexts, may_commit
-from api.listener.association import LARGEST_PDU, Announced, IncomingDataSet, PeerAssociation, Wakeup
+from api.listener.association import ASKED_PDU_BYTES, Announced, IncomingDataSet, PeerAssociation, Wakeup
 from api.listener.commitment import NOT_AUTHORISED, Commitment, reported
 from api.listener.commits import GroupCommits, Waiting
 from api.listener.counts import Counts
@@ -66,7 +66,7 @@ class Listener:
         self._entity = AE(OUR_TITLE)
         self._entity.acse_timeout = ACSE_S
         self._entity.network_timeout = backends.settings.dicom_idle_s
-        self._entity.maximum_pdu_size = LARGEST_PDU
+        self._entity.maximum_pdu_size = ASKED_PDU_BYTES
         self._entity.maximum_associations = 1_000_000  # the admission counts
         self._entity.implementation_class_uid = IMPLEMENTATION_CLASS_UID
         self._entity.implementation_version_name = IMPLEMENTATION_VERSION

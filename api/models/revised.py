@@ -17,7 +17,7 @@ from shared.queries.access import Key
 from shared.queries.models import thresholds
 
 router = Router(prefix=API, tags=["read"])
-MOST_COUNTED = 100
+MAX_COUNTED = 100
 
 
 @router.get("/revised-findings")
@@ -36,8 +36,8 @@ def revised_findings(
 @router.get("/revised-findings/count")
 def count(key: Radiologist, session: SessionDep) -> RevisedFindingsCount:
     """Count the revised findings that no radiologist has seen yet, for the navigation."""
-    unseen = repository.unseen_count(session, key.site_id, MOST_COUNTED)
-    return RevisedFindingsCount(unseen=unseen, at_least=unseen == MOST_COUNTED)
+    unseen = repository.unseen_count(session, key.site_id, MAX_COUNTED)
+    return RevisedFindingsCount(unseen=unseen, at_least=unseen == MAX_COUNTED)
 
 
 @router.post("/revised-findings/{revised_id}/seen", status_code=204)

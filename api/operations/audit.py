@@ -59,8 +59,8 @@ REASONS = {
     KeyRefusal.EXPIRED: "it has expired",
     KeyRefusal.ROLE: "its role opens no page",
 }
-LONGEST = 64  # characters of a filter
-Text = Annotated[str, Query(max_length=LONGEST, pattern=PRINTABLE)]
+MAX_FILTER_LENGTH = 64  # characters of a filter
+Text = Annotated[str, Query(max_length=MAX_FILTER_LENGTH, pattern=PRINTABLE)]
 
 
 class ValueChange(BaseModel):

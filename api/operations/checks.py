@@ -17,7 +17,7 @@ from shared.db.tables import CheckRow
 from shared.domain.checks import CheckReason, CheckState, CheckStep
 from shared.errors import InvalidState
 from shared.queries import checks
-from shared.queries.checks import MOST_LISTED
+from shared.queries.checks import MAX_LISTED
 from shared.queries.models import any_active_before
 
 router = Router(prefix=API, tags=["administer"])
@@ -84,7 +84,7 @@ class CheckRequest(BaseModel):
 def listed(
     key: AdminOrOperator,  # noqa: ARG001 - it may
     session: SessionDep,
-    limit: Annotated[int, Query(ge=1, le=MOST_LISTED, description="checks to list")] = 30,
+    limit: Annotated[int, Query(ge=1, le=MAX_LISTED, description="checks to list")] = 30,
 ) -> list[CheckView]:
     """List the last checks, the latest first."""
     return [check_view(row) for row in checks.latest(session, limit)]

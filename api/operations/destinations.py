@@ -19,8 +19,8 @@ from shared.db.tables import DestinationRow, ResultSetRow
 from shared.domain.destinations import (
     BY_HL7,
     BY_MESSAGES,
-    MOST_REGIONS,
-    MOST_SENDERS,
+    MAX_REGIONS,
+    MAX_SENDERS,
     NAMESPACE_LENGTH,
     NETWORKS_LENGTH,
     URL_LENGTH,
@@ -45,7 +45,7 @@ from shared.queries import access, deliveries, destinations, results, studies
 from shared.queries.access import Key
 from shared.queries.audit import Target, record
 from shared.queries.deliveries import destination_of, signing
-from shared.queries.destinations import MOST_RULES
+from shared.queries.destinations import MAX_RULES
 from shared.queries.results import rule_of
 
 router = Router(prefix=API, tags=["administer"])
@@ -89,9 +89,9 @@ class RuleView(BaseModel):
         max_length=4,
     )
     senders: list[Word] = Field(
-        [], description="names of the keys or DICOM peers whose studies these are; empty: any", max_length=MOST_SENDERS
+        [], description="names of the keys or DICOM peers whose studies these are; empty: any", max_length=MAX_SENDERS
     )
-    regions: list[Word] = Field([], description="codes of body regions; empty: any", max_length=MOST_REGIONS)
+    regions: list[Word] = Field([], description="codes of body regions; empty: any", max_length=MAX_REGIONS)
     assessments: list[Word] = Field([], description="the study's assessment is one of these; empty: any", max_length=4)
     age_from: Age | None = Field(None, description="the patient is at least so many years old; null: no limit")
     age_to: Age | None = Field(None, description="the patient is at most so many years old; null: no limit")
@@ -232,7 +232,7 @@ class NewDestination(DestinationSettings):
         None,
         description="which results go there by themselves; empty: none; null: one rule, which wants the usual objects "
         "of each study that is complete, or tells each event that this kind can tell",
-        max_length=MOST_RULES,
+        max_length=MAX_RULES,
     )
 
     def all_rules(self) -> list[Rule]:
@@ -346,7 +346,7 @@ def change(
 @router.put("/destinations/{destination_id}/rules", responses={404: UNKNOWN})
 def set_rules(
     destination_id: DestinationId,
-    wanted: Annotated[list[RuleView], Body(max_length=MOST_RULES)],
+    wanted: Annotated[list[RuleView], Body(max_length=MAX_RULES)],
     key: AdminOrOperator,
     session: SessionDep,
 ) -> DestinationView:

@@ -18,7 +18,7 @@ from shared.db.tables import CallerRow
 from shared.domain.peers import (
     FINGERPRINT_LENGTH,
     HOST_LENGTH,
-    MOST_SILENT_H,
+    MAX_SILENT_H,
     OUR_TITLE,
     TITLE_LENGTH,
     CallerReason,
@@ -41,7 +41,7 @@ Title = Annotated[str, StringConstraints(max_length=4 * TITLE_LENGTH)]
 Address = Annotated[str, StringConstraints(max_length=64)]
 Fingerprint = Annotated[str, StringConstraints(max_length=2 * FINGERPRINT_LENGTH)]
 Host = Annotated[str, StringConstraints(max_length=HOST_LENGTH)]
-SilentAfter = Annotated[int, Field(ge=0, le=MOST_SILENT_H), AS_NUMBER]
+SilentAfter = Annotated[int, Field(ge=0, le=MAX_SILENT_H), AS_NUMBER]
 Port = Annotated[int, Field(ge=0, le=65535), AS_NUMBER]
 Flag = Annotated[bool, Field(strict=True)]
 CALLING = "title of the device or archive, in the capitals that it uses"

@@ -12,7 +12,7 @@ from api.pages.render import header, named, render
 from api.requests import Router, form_fields
 from api.studies.deletions import DeletionResultView, deleted
 from api.studies.routes import study_report
-from shared.domain.deletion import LONGEST_NOTE, WORDS, DeletionReason
+from shared.domain.deletion import MAX_NOTE_LENGTH, WORDS, DeletionReason
 from shared.domain.study import Identity
 from shared.errors import BadRequest, NotFound
 from shared.queries import studies
@@ -42,7 +42,7 @@ def ask(
         "identity": identity,
         "image": report.instances[image - 1] if image and len(report.instances) > 1 else None,
         "reasons": WORDS,
-        "longest": LONGEST_NOTE,
+        "longest": MAX_NOTE_LENGTH,
     }
     return render("deletion.html", 200, **context)
 
@@ -56,8 +56,8 @@ async def delete(study_id: StudyId, request: Request, parts: PartsDep, key: Admi
     except ValueError:
         raise BadRequest(f"Choose a reason: {', '.join(DeletionReason)}") from None
     note, uid = fields.get("note", "").strip(), fields.get("image") or None
-    if len(note) > LONGEST_NOTE or "\0" in note:
-        raise BadRequest(f"The note has at most {LONGEST_NOTE} characters")
+    if len(note) > MAX_NOTE_LENGTH or "\0" in note:
+        raise BadRequest(f"The note has at most {MAX_NOTE_LENGTH} characters")
 
     def delete_it() -> DeletionResultView:
         with parts.database.transaction() as session:

@@ -9,7 +9,7 @@ from urllib.parse import urlencode
 from fastapi import Request, Response
 
 from api.dependencies import AdminOrOperator, PartsDep, SessionDep
-from api.operations.audit import LONGEST, event_page, shown_to
+from api.operations.audit import MAX_FILTER_LENGTH, event_page, shown_to
 from api.operations.destinations import DEFAULT_KINDS, DestinationSettings
 from api.operations.refused_kinds import refused_view
 from api.operations.routes import LISTED, overview_of
@@ -190,8 +190,8 @@ class EventFilter:
         actor, subject, before = (given.get(name, "").strip() for name in ("actor", "subject", "before"))
         if not (before.isascii() and before.isdigit() and len(before) < BIGINT_DIGITS) and before:
             raise BadRequest("`before` is the number of an event")
-        if any(not text.isprintable() or len(text) > LONGEST for text in (actor, subject)):
-            raise BadRequest(f"Who, and about what, have at most {LONGEST} characters that can be seen")
+        if any(not text.isprintable() or len(text) > MAX_FILTER_LENGTH for text in (actor, subject)):
+            raise BadRequest(f"Who, and about what, have at most {MAX_FILTER_LENGTH} characters that can be seen")
         return cls(kind, actor, subject, int(before) if before else None)
 
     def chosen(self) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from pydantic import BaseModel
 from sqlalchemy.orm import Session
 
 from api.dependencies import Parts
-from api.models.revised import MOST_COUNTED
+from api.models.revised import MAX_COUNTED
 from api.schemas import FindingView
 from api.studies.examination import cut, dicom_date, examined, image_words, joined, patient, when
 from api.uploads.held import PatientView
@@ -129,8 +129,8 @@ def script(entry: str) -> Markup:
 
 
 def revised_words(count: int) -> str:
-    """How many revised findings wait, as the navigation says it: no more than MOST_COUNTED are counted."""
-    return f"{count - 1}+" if count >= MOST_COUNTED else str(count)
+    """How many revised findings wait, as the navigation says it: no more than MAX_COUNTED are counted."""
+    return f"{count - 1}+" if count >= MAX_COUNTED else str(count)
 
 
 def header(parts: Parts, session: Session, key: Key) -> dict[str, object]:
@@ -149,7 +149,7 @@ def header(parts: Parts, session: Session, key: Key) -> dict[str, object]:
     return {
         "key": key,
         "counts": parts.counts.of(session, key.site_id),
-        "revised": unseen_count(session, key.site_id, MOST_COUNTED),
+        "revised": unseen_count(session, key.site_id, MAX_COUNTED),
     }
 
 

@@ -11,7 +11,7 @@ from sqlalchemy.orm import Session
 from starlette.concurrency import run_in_threadpool
 
 from api.dependencies import LoginId, Parts, PartsDep, Radiologist, SessionDep
-from api.models.revised import MOST_COUNTED
+from api.models.revised import MAX_COUNTED
 from api.pages.render import render, version_of
 from api.requests import Router, form_fields
 from api.schemas import WorklistPage
@@ -52,7 +52,7 @@ def show_worklist(request: Request, parts: PartsDep, key: Radiologist, session: 
     else:
         page = worklist_page(parts, session, key, login, chosen, given.get("after") or None, ROWS)
     saved = [(row.id, row.name, row.query) for row in reading_locks.saved_filters(session, key)]
-    revised = unseen_count(session, key.site_id, MOST_COUNTED)
+    revised = unseen_count(session, key.site_id, MAX_COUNTED)
     beside = [revised, *((str(id_), *rest) for id_, *rest in saved)]
     version = version_of(page, key, json.dumps(beside))
     before = request.headers.get("if-none-match")  # sent by a list that renews itself
@@ -71,7 +71,7 @@ def show_worklist(request: Request, parts: PartsDep, key: Radiologist, session: 
         "query": urlencode(filters),
         "saved": saved,
         "revised": revised,
-        "most_counted": MOST_COUNTED,
+        "most_counted": MAX_COUNTED,
         "labels": LABELS,
         "options": options,
         "number": number,

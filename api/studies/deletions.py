@@ -16,7 +16,7 @@ from api.dependencies import Admin, Parts, PartsDep, SessionDep, StudyId
 from api.messages import send_tasks
 from api.requests import API, Router
 from api.schemas import STUDY_ID, Problem, RowView
-from shared.domain.deletion import LONGEST_NOTE, DeletionReason
+from shared.domain.deletion import MAX_NOTE_LENGTH, DeletionReason
 from shared.errors import Unavailable
 from shared.queries import deletions, studies
 from shared.queries.access import Key
@@ -31,9 +31,9 @@ Uid = Annotated[str, Path(max_length=64, pattern=r"^[0-9.]{1,64}$", description=
 class DeletionNote(BaseModel):
     """More of why."""
 
-    note: Annotated[str, StringConstraints(strip_whitespace=True, max_length=LONGEST_NOTE, pattern=r"^[^\x00]*$")] = (
-        Field("", description="without anything that names a patient; kept encrypted all the same")
-    )
+    note: Annotated[
+        str, StringConstraints(strip_whitespace=True, max_length=MAX_NOTE_LENGTH, pattern=r"^[^\x00]*$")
+    ] = Field("", description="without anything that names a patient; kept encrypted all the same")
 
 
 class DeletionResultView(RowView):

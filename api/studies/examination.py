@@ -6,7 +6,7 @@ from shared.dicom.header import one_line
 
 SIDES = {"R": "right", "L": "left", "B": "both sides"}
 OLDEST = 90  # as shared.dicom.header keeps ages: at most
-LONGEST = 64  # characters of a text on one line
+MAX_LINE_LENGTH = 64  # characters of a text on one line
 
 
 def joined(*parts: str, mark: str = ", ") -> str:
@@ -98,7 +98,7 @@ def dicom_date(text: str) -> str:
     return f"{text[:4]}-{text[4:6]}-{text[6:]}" if len(text) == 8 and text.isdigit() else text
 
 
-def cut(text: str, most: int = LONGEST) -> str:
+def cut(text: str, most: int = MAX_LINE_LENGTH) -> str:
     """Shorten a text.
 
     Args:

@@ -38,7 +38,7 @@ from shared.storage import preview_key
 
 OPACITY = 0.45  # of the heatmap, as the study's page opens
 MARK = (80, 220, 255)  # readers' boxes; the heatmap has no blue
-MOST_PICTURES = 24
+MAX_PICTURES = 24
 VEILED = "Its heatmap is not drawn: the model abstains."
 NO_FINDING = "Not pictured here: there is no finding to draw in."
 SILENCE = "Silence is not normal."
@@ -238,9 +238,9 @@ def _found(study: StudyReport) -> str:
 def _radiographs(images: Sequence[InstanceReport], *, unveiled: bool) -> list[ReportRadiograph]:
     """All images in their order. Of very many only the gravest are pictured: a report is to be read."""
     gravest = sorted((image for image in images if image.findings), key=lambda image: _gravity(_gravest(image)))
-    pictured = {image.number for image in gravest[:MOST_PICTURES]}
+    pictured = {image.number for image in gravest[:MAX_PICTURES]}
     radiographs = [_radiograph(image, unveiled=unveiled) for image in images]
-    without = f"Not pictured here: the {MOST_PICTURES} gravest images of this study are."
+    without = f"Not pictured here: the {MAX_PICTURES} gravest images of this study are."
     for place, radiograph in enumerate(radiographs):
         if radiograph.frame is not None and radiograph.number not in pictured:
             radiographs[place] = replace(radiograph, frame=None, pictureless=without)

@@ -17,7 +17,7 @@ from shared.errors import BadRequest
 from shared.queries import reading_locks
 from shared.queries.worklist import AgeBand, ReadState, WorklistFilter
 
-LONGEST = 400  # characters of a saved filter
+MAX_FILTER_LENGTH = 400  # characters of a saved filter
 router = Router(prefix=API, tags=["read"])
 Word = TypeVar("Word", bound=StrEnum)
 NAMES = (
@@ -79,11 +79,11 @@ def save(key: Radiologist, session: SessionDep, wanted: SavedFilter) -> list[Sav
         given = only_filters(dict(parse_qsl(wanted.query, max_num_fields=32)))
     except ValueError:
         raise BadRequest("These are too many filters; save fewer") from None
-    if len(urlencode(given)) > LONGEST:
+    if len(urlencode(given)) > MAX_FILTER_LENGTH:
         raise BadRequest("These filters are too long to be saved; save fewer")
     chosen_filter(given)
     if not reading_locks.save_filter(session, key, wanted.name.strip(), urlencode(given)):
-        raise HTTPException(409, f"At most {reading_locks.MOST_FILTERS} filters can be saved; delete one first")
+        raise HTTPException(409, f"At most {reading_locks.MAX_FILTERS} filters can be saved; delete one first")
     return saved(key, session)
 
 

@@ -10,7 +10,7 @@ from shared.errors import OsteonError
 
 # Okabe and Ito's colours, which the colour-blind can distinguish; in print the markers differ
 LOOKS = {Policy.ARRIVAL: ("#0072B2", "o"), Policy.PROBABILITY: ("#D55E00", "s"), Policy.DUE: ("#009E73", "D")}
-SHORTEST = 0.1  # minutes: the left edge of the plot's logarithmic scale
+MIN_SHOWN = 0.1  # minutes: the left edge of the plot's logarithmic scale
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ def plot(path: Path, rows: Sequence[Figures], title: str) -> None:
     for row in rows:
         colour, marker = LOOKS[row.policy]
         y = kinds.index(row.kind) + (policies.index(row.policy) - (len(policies) - 1) / 2) * 0.24
-        mean, p95, most = (max(SHORTEST, value) for value in (row.mean, row.p95, row.maximum))
+        mean, p95, most = (max(MIN_SHOWN, value) for value in (row.mean, row.p95, row.maximum))
         axes.plot([mean, most], [y, y], color=colour, linewidth=1.2)
         axes.plot([mean], [y], marker, color=colour, markersize=6)
         axes.plot([p95], [y], marker, color=colour, markersize=6, markerfacecolor="white")
@@ -95,7 +95,7 @@ def plot(path: Path, rows: Sequence[Figures], title: str) -> None:
     axes.set_yticks(range(len(kinds)), [f"{kind} ({counts[kind]:,})" for kind in kinds])
     axes.invert_yaxis()
     axes.set_xscale("log")
-    axes.set_xlim(left=min(0.8, 0.8 * min(max(SHORTEST, row.mean) for row in rows)))
+    axes.set_xlim(left=min(0.8, 0.8 * min(max(MIN_SHOWN, row.mean) for row in rows)))
     marks = [mark for mark in (0.1, 1, 10, 60, 240, 1440, 10080) if mark <= 2 * max(row.maximum for row in rows)]
     words = {0.1: "6 s", 1: "1 min", 10: "10 min", 60: "1 h", 240: "4 h", 1440: "1 day", 10080: "1 week"}
     axes.set_xticks(marks, [words[mark] for mark in marks])

@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from infra.cli.terminal import Json, KeyOption, Url, calling, exit_codes, line, out, print_json, stored_bundle
-from shared.domain.deletion import LONGEST_NOTE, DeletionReason
+from shared.domain.deletion import MAX_NOTE_LENGTH, DeletionReason
 from shared.domain.security import EventKind
 from shared.errors import OsteonError, Unavailable
 
@@ -124,7 +124,7 @@ def delete_for_good(
     study: Study,
     reason: Annotated[DeletionReason, typer.Option(help="why, a code; it stays on record")],
     note: Annotated[
-        str, typer.Option(help=f"more of why, at most {LONGEST_NOTE} characters; name no patient in it")
+        str, typer.Option(help=f"more of why, at most {MAX_NOTE_LENGTH} characters; name no patient in it")
     ] = "",
     image: Annotated[
         str | None, typer.Option(help="only the image with this SOP Instance UID; of a study's only one the study")

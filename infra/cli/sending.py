@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 # ruff: noqa: FBT002 - whoever calls a command names its options
 
 app = typer.Typer()
-MOST_NAMED = 20  # files that the terminal names; the receipt names all
+MAX_NAMED = 20  # files that the terminal names; the receipt names all
 STALLED_S = 3600.0  # a wait is given up when no study has ended for so long
 REJECTED, MISSING, INTERRUPTED = 1, 3, 130  # exit codes
 STOPPING = "Finishing what is on its way; Ctrl-C again waits for nothing"
@@ -309,13 +309,13 @@ def _wait(
     kept = sum(state["status"] == "kept" for state in ended.values())
     nothing = f", {kept} with nothing to analyse" if kept else ""
     line(f"{len(ended) - len(failed) - kept} studies analysed, {len(failed)} quarantined{nothing}")
-    left = MOST_NAMED
+    left = MAX_NAMED
     for one in failed:
         line(f"quarantined {one['study']}: {one['detail'] or one['reason']}")
         for name in one["files"][:left]:
             line(f"  {shown(name)}")
         left = max(0, left - len(one["files"]))
-    if failed and sum(len(one["files"]) for one in failed) > MOST_NAMED:
+    if failed and sum(len(one["files"]) for one in failed) > MAX_NAMED:
         line("… and more; the receipt has the files of each study")
     return [], failed
 
@@ -326,14 +326,14 @@ def _print(sending: "Submission", summary: dict[str, Any]) -> None:
     counts = summary["counts"]
     bad = [each for each in sending.lines if each.outcome not in NOTHING_TO_DO]
     unsent = counts["unsent"]
-    named = [each for each in bad if each.outcome != "unsent"][:MOST_NAMED]
+    named = [each for each in bad if each.outcome != "unsent"][:MAX_NAMED]
     for each in named:
         what = ", ".join(word for word in (each.reason, each.failure) if word)
         line(f"{each.outcome} {shown(each.file)}: {each.text} [{what}]")
     if len(bad) - unsent > len(named):
         line(f"… and {len(bad) - unsent - len(named)} more, in the receipt")
     reasons = {reason: count for reason, count in summary["reasons"].items() if reason != "unsent"}
-    if len(reasons) > 1 or len(bad) - unsent > MOST_NAMED:
+    if len(reasons) > 1 or len(bad) - unsent > MAX_NAMED:
         table = Table("reason", "files", box=box.SIMPLE_HEAD)
         for reason, count in reasons.items():
             table.add_row(Text(reason), f"{count:,}")
@@ -361,9 +361,9 @@ def _print_manifest(told: dict[str, Any]) -> None:
     counts = told["counts"]
     line("manifest: " + ", ".join(f"{count} {kind}" for kind, count in counts.items()))
     bad = [row for row in told["rows"] if row["kept"] != "came"]
-    for row in bad[:MOST_NAMED]:
+    for row in bad[:MAX_NAMED]:
         what = row["sop_instance_uid"] or row["study_instance_uid"] or f"accession {row['accession_number']}"
         where = f" (line {row['row']})" if row["row"] else ""
         line(f"{row['kept']} {what}{where}: {shown(': '.join(word for word in (row['file'], row['text']) if word))}")
-    if len(bad) > MOST_NAMED:
-        line(f"… and {len(bad) - MOST_NAMED} more, in the receipt")
+    if len(bad) > MAX_NAMED:
+        line(f"… and {len(bad) - MAX_NAMED} more, in the receipt")

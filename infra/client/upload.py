@@ -14,7 +14,7 @@ from infra.client.body import Body, SendError
 from infra.client.walk import Item
 from shared.errors import Unavailable
 
-FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 30.0
+FIRST_PAUSE_S, MAX_PAUSE_S = 0.5, 30.0
 TOO_MANY = 429
 FATAL = (401, 403, 404)  # they refuse the key or the address, not only this request
 
@@ -164,7 +164,7 @@ class Uploader:
                 wait_s = min(wait_s, max(0.0, start + self.give_up_after_s - time.monotonic()))
                 troubled = True
                 self._call_back(self.callbacks.trouble, f"{wrong} Trying again in {wait_s:.0f} s.")
-                pause_s = min(pause_s * 2, LONGEST_PAUSE_S)
+                pause_s = min(pause_s * 2, MAX_PAUSE_S)
                 self._stopping.wait(wait_s)
                 if self.stopping:
                     raise

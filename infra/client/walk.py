@@ -13,8 +13,8 @@ from shared.errors import OsteonError, TooLarge
 FILES_PER_REQUEST = 50
 BYTES_PER_REQUEST = 64 * 2**20
 # an archive is sent as it is within these bounds, which lie far under the API's own; else member by member
-MOST_MEMBERS = 1000
-MOST_EXPANDED_BYTES = 2**30
+MAX_MEMBERS = 1000
+MAX_EXPANDED_BYTES = 2**30
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,8 +141,8 @@ def _archive(whole: Item) -> Archive | None:
     )
     small = (
         whole.size_bytes <= BYTES_PER_REQUEST
-        and len(listed) <= MOST_MEMBERS
-        and sum(each.file_size for each in listed) <= MOST_EXPANDED_BYTES
+        and len(listed) <= MAX_MEMBERS
+        and sum(each.file_size for each in listed) <= MAX_EXPANDED_BYTES
     )
     whole = Item(whole.name, whole.path, whole.stamp, whole.size_bytes, None, max(1, len(members)))
     # an archive that holds hidden files (macOS adds some) is sent without them

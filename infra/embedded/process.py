@@ -23,7 +23,7 @@ MAX_LOG_BYTES = 20 * 2**20  # a log larger than this moves to NAME.log.1, in pla
 SAME_PROCESS_S = 2.0  # a create time moves a little when the clock is corrected
 PROGRESS_CHECK_INTERVAL_S = 0.5  # at what a starting process does
 IDLE_SHARE = 0.02  # of a core; a process that asks a dead server again and again uses less
-MOST_LIMITS = 30
+MAX_LIMITS = 30
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 _reserved: set[int] = set()
@@ -151,7 +151,7 @@ class Child:
 
 
 class StartLimit:
-    """How long a child may take to start: limit_s without progress, and MOST_LIMITS times that in all.
+    """How long a child may take to start: limit_s without progress, and MAX_LIMITS times that in all.
 
     It makes progress while it computes, or waits for the processor or the disk: a busy machine makes all that slower.
     """
@@ -171,8 +171,8 @@ class StartLimit:
             self._used_s, self._looked_at = used_s, now
         if now - self._progress_at > self._limit_s:
             return f"was not ready, and did nothing for {self._limit_s:.0f} s"
-        if now - self._began > MOST_LIMITS * self._limit_s:
-            return f"was not ready within {MOST_LIMITS * self._limit_s:.0f} s"
+        if now - self._began > MAX_LIMITS * self._limit_s:
+            return f"was not ready within {MAX_LIMITS * self._limit_s:.0f} s"
         return ""
 
 

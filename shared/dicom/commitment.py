@@ -12,7 +12,7 @@ from pydicom.dataset import Dataset
 WELL_KNOWN = "1.2.840.10008.1.20.1.1"  # the instance of the service
 REQUEST = 1  # action type
 COMPLETE, WITH_FAILURES = 1, 2  # event types
-MOST_INSTANCES = 20_000  # of a request, and of a report
+MAX_INSTANCES = 20_000  # of a request, and of a report
 # statuses of the response to a report; PS3.4 J.3.3.1.4 defines none of its own, so these are those of PS3.7 10.1.1.1.8
 TAKEN, PROCESSING_FAILURE, NO_SUCH_INSTANCE, NO_SUCH_EVENT = 0x0000, 0x0110, 0x0112, 0x0113
 INVALID_ARGUMENT = UNKNOWN_TRANSACTION = 0x0115
@@ -87,7 +87,7 @@ def read_report(event_type: int | None, instance: str, information: Callable[[],
     except Exception as wrong:  # whatever pydicom raises on a damaged data set
         raise BadReport(INVALID_ARGUMENT) from wrong
     uids = [transaction, *(uid for one in kept for uid in one), *failed]
-    if len(kept) + len(failed) > MOST_INSTANCES or not all(map(A_UID.fullmatch, uids)):
+    if len(kept) + len(failed) > MAX_INSTANCES or not all(map(A_UID.fullmatch, uids)):
         raise BadReport(INVALID_ARGUMENT)
     return Report(transaction, frozenset(one for one in kept if one[1] not in failed), failed)
 

@@ -27,7 +27,7 @@ from shared.errors import CannotUnderstand, Rejected, TooLarge
 
 PIXEL_DATA = 0x7FE00010
 CONTENT_DATE = 0x0040A000  # from here on: content of reports, annotations, documents, plans (PS3.6 6)
-MOST_BYTES = 64 * 2**20  # of a file; larger ones are compared by a worker
+MAX_BYTES = 64 * 2**20  # of a file; larger ones are compared by a worker
 MAX_DEPTH = 16  # sequences within sequences
 # not of the image but of its way here: length to end, character set (texts are compared decoded), where it can be
 # fetched, whether it is online, padding behind the data set
@@ -72,9 +72,9 @@ def compare(one: bytes, other: bytes, limits: ImageLimits) -> Verdict:
         limits: bounds on what either header may claim.
 
     Returns:
-        The verdict; UNKNOWN if a file is over MOST_BYTES, or too odd to tell from its bytes.
+        The verdict; UNKNOWN if a file is over MAX_BYTES, or too odd to tell from its bytes.
     """
-    if max(len(one), len(other)) > MOST_BYTES:
+    if max(len(one), len(other)) > MAX_BYTES:
         return Verdict.UNKNOWN
     try:
         return compared(facts_of(one, limits), facts_of(other, limits))
@@ -168,7 +168,7 @@ def _facts(content: bytes, limits: ImageLimits) -> ComparedParts:
 
 def _inflated(data: bytes) -> bytes:
     inflate = zlib.decompressobj(-zlib.MAX_WBITS)
-    content = inflate.decompress(data, MOST_BYTES)
+    content = inflate.decompress(data, MAX_BYTES)
     if inflate.unconsumed_tail:
         raise TooLarge("The deflated data set expands beyond what is compared here")
     return content

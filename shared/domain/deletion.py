@@ -2,7 +2,7 @@
 
 from enum import StrEnum
 
-LONGEST_NOTE = 500  # characters
+MAX_NOTE_LENGTH = 500  # characters
 
 
 class DeletionReason(StrEnum):

@@ -17,10 +17,10 @@ from shared.errors import BadRequest
 NAME_LENGTH = 64
 URL_LENGTH = 512
 WORDS_LENGTH = 200  # of what a peer says, as it is kept
-FIRST_WAIT, LONGEST_WAIT = timedelta(seconds=10), timedelta(hours=1)
+FIRST_WAIT, MAX_WAIT = timedelta(seconds=10), timedelta(hours=1)
 TRIED_FOR = timedelta(hours=72)
 ASKED_AFTER = timedelta(days=1)  # an older result asks first whose study it is by now
-MOST_SENDERS, MOST_REGIONS = 50, 50
+MAX_SENDERS, MAX_REGIONS = 50, 50
 _FOLDER = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
@@ -369,8 +369,8 @@ class Rule:
             raise BadRequest(f"There is no kind of object {unknown[0]}; there are {', '.join(kinds)}")
         if unknown := sorted(set(self.assessments) - set(Assessment)):
             raise BadRequest(f"There is no assessment {unknown[0]}; there are {', '.join(Assessment)}")
-        if len(self.senders) > MOST_SENDERS or len(self.regions) > MOST_REGIONS:
-            raise BadRequest(f"A rule names at most {MOST_SENDERS} senders and {MOST_REGIONS} regions")
+        if len(self.senders) > MAX_SENDERS or len(self.regions) > MAX_REGIONS:
+            raise BadRequest(f"A rule names at most {MAX_SENDERS} senders and {MAX_REGIONS} regions")
         if any(age is not None and not 0 <= age <= 130 for age in (self.age_from, self.age_to)):
             raise BadRequest("An age is a number of years from 0 to 130")
         if self.age_from is not None and self.age_to is not None and self.age_from > self.age_to:
@@ -437,7 +437,7 @@ def sent_from(rule: Rule, local: datetime) -> datetime:
 
 
 def next_wait(attempts: int, draw: float | None = None) -> timedelta:
-    """How long to wait after a try that failed: FIRST_WAIT, twice as long each time, up to LONGEST_WAIT.
+    """How long to wait after a try that failed: FIRST_WAIT, twice as long each time, up to MAX_WAIT.
 
     Args:
         attempts: tries so far, at least 1.
@@ -446,7 +446,7 @@ def next_wait(attempts: int, draw: float | None = None) -> timedelta:
     Returns:
         The wait, between half and one and a half of that, so that not all come back at once.
     """
-    whole: timedelta = min(LONGEST_WAIT, FIRST_WAIT * 2 ** min(attempts - 1, 20))
+    whole: timedelta = min(MAX_WAIT, FIRST_WAIT * 2 ** min(attempts - 1, 20))
     drawn = random.random() if draw is None else draw  # noqa: S311 - jitter, not a secret
     return whole * (0.5 + drawn)
 

@@ -46,7 +46,7 @@ class Extent(StrEnum):
     SEVERE = "severe"
 
 
-UNCLEAR_FROM, POSITIVE_FROM, MOST = 3.0, 7.0, 10.0  # on the scale of scores
+UNCLEAR_FROM, POSITIVE_FROM, MAX_SCORE = 3.0, 7.0, 10.0  # on the scale of scores
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ class OperatingPoints:
         """
         assessment, specific = self.assessment(probability), max(self.specific, self.sensitive)
         if assessment is Assessment.POSITIVE:
-            return _between(probability, specific, 1.0, POSITIVE_FROM, MOST)
+            return _between(probability, specific, 1.0, POSITIVE_FROM, MAX_SCORE)
         if assessment is Assessment.UNCLEAR:
             below = math.nextafter(POSITIVE_FROM, 0)
             return min(_between(probability, self.sensitive, specific, UNCLEAR_FROM, POSITIVE_FROM), below)

@@ -19,7 +19,7 @@ FORMAT = "osteon-bundle-2"
 NAME = r"^[a-z0-9][a-z0-9._-]{0,63}$"
 ARCHITECTURES = ("resnet50", "densenet121", "densenet169", "vgg16")
 LOW_PERCENTILE, HIGH_PERCENTILE = 1.0, 99.0  # of the intensity window that networks see
-MOST_HEADER = 100_000_000  # bytes; safetensors' own limit
+MAX_HEADER_BYTES = 100_000_000  # bytes; safetensors' own limit
 CHUNK = 1 << 20
 OTHER_VERSION = "Update Osteon, or use a bundle that this version exported."
 
@@ -171,7 +171,7 @@ def header_length(first: bytes, size_bytes: int) -> int:
         (length,) = struct.unpack_from("<Q", first)
     except struct.error:
         raise BadBundle from None
-    if not 2 <= length <= min(size_bytes - 8, MOST_HEADER):
+    if not 2 <= length <= min(size_bytes - 8, MAX_HEADER_BYTES):
         raise BadBundle
     return int(length)
 

@@ -16,7 +16,7 @@ from shared.domain.identity import name_groups
 PIECE = 3  # letters
 EDGE = "^"  # stands before the first and behind the last letter of a component
 FIRST_WIDE_LETTER = "\u2e80"  # from here on names are written in one to three letters: Chinese, Japanese, Korean
-MOST_PIECES = 16  # of a pattern that are looked for; more would choose no better
+MAX_PIECES = 16  # of a pattern that are looked for; more would choose no better
 _DATE = re.compile(r"[0-9]{8}")
 _TIME = re.compile(r"([0-9]{2})(?:([0-9]{2})(?:([0-9]{2})(?:\.[0-9]{1,6})?)?)?")
 
@@ -206,7 +206,7 @@ def pieces_of_text_pattern(pattern: str) -> frozenset[str]:
         pattern: with wild cards.
 
     Returns:
-        At most MOST_PIECES; none if the pattern has no such piece.
+        At most MAX_PIECES; none if the pattern has no such piece.
     """
     return _longest(_cut_pattern(_composed(pattern).casefold()))
 
@@ -218,7 +218,7 @@ def pieces_of_name_pattern(pattern: str) -> frozenset[str]:
         pattern: with wild cards.
 
     Returns:
-        At most MOST_PIECES; none if the pattern has no such piece.
+        At most MAX_PIECES; none if the pattern has no such piece.
     """
     # without "=" the first group is all there is
     parts = (part for group in name_groups(pattern) for part in group.split("^"))
@@ -230,7 +230,7 @@ def _composed(text: str) -> str:
 
 
 def _longest(pieces: Iterator[str]) -> frozenset[str]:
-    return frozenset(sorted(set(pieces), key=lambda piece: (-len(piece), piece))[:MOST_PIECES])
+    return frozenset(sorted(set(pieces), key=lambda piece: (-len(piece), piece))[:MAX_PIECES])
 
 
 def _cut_pattern(part: str) -> Iterator[str]:

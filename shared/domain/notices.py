@@ -24,7 +24,7 @@ CODECS = {  # MSH-18 (HL7 table 0211), and the encoding that it names
 }
 UTF_8 = "UNICODE UTF-8"
 PROCESSING = ("P", "T", "D")  # MSH-11: production, training, debugging
-MOST_NETWORKS = 16
+MAX_NETWORKS = 16
 KEY_LENGTH = 32  # characters of OSTEON_WEBHOOK_KEY at least
 SECRETS_OVERLAP = timedelta(hours=24)  # so long both secrets sign after one has replaced the other
 PREFIX = "whsec_"
@@ -113,12 +113,12 @@ def networks(text: str) -> tuple[Network, ...]:
         The networks.
 
     Raises:
-        ValueError: one is none, there are more than MOST_NETWORKS, or one is of addresses that are never allowed.
+        ValueError: one is none, there are more than MAX_NETWORKS, or one is of addresses that are never allowed.
     """
     named = [one.strip() for one in text.split(",") if one.strip() and one.strip() != "none"]
     found = tuple(ipaddress.ip_network(one) for one in named)
-    if len(found) > MOST_NETWORKS:
-        raise ValueError(f"there are at most {MOST_NETWORKS} networks")
+    if len(found) > MAX_NETWORKS:
+        raise ValueError(f"there are at most {MAX_NETWORKS} networks")
     if any(never_allowed(one.network_address) and never_allowed(one.broadcast_address) for one in found):
         raise ValueError("link-local addresses are never allowed")
     return found

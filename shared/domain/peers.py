@@ -12,7 +12,7 @@ OUR_TITLE = "OSTEON"  # the called AE title of peers that choose no other
 TITLE_LENGTH = 16
 FINGERPRINT_LENGTH = 64  # hexadecimal digits of SHA-256
 HOST_LENGTH = 253  # of a name in DNS
-MOST_SILENT_H = 24 * 366
+MAX_SILENT_H = 24 * 366
 MAPPED_BITS = 96  # of ::ffff:0:0/96, RFC 4291 section 2.5.5.2
 # a sender is daily if it sent on so many of the days up to its last one; weekends without a sender are usual
 DAYS_LOOKED_AT, DAYS_WITH_IMAGES = 7, 6
@@ -79,8 +79,8 @@ class PeerRule:
             raise BadRequest("Where to count a study's images needs a host, a port and an AE title; or none of them")
         if not 0 <= self.query_port <= 65535:
             raise BadRequest("A port is a number from 1 to 65535")
-        if self.silent_after_h is not None and not 0 <= self.silent_after_h <= MOST_SILENT_H:
-            raise BadRequest(f"Silent after so many hours: from 0, which is never, to {MOST_SILENT_H}")
+        if self.silent_after_h is not None and not 0 <= self.silent_after_h <= MAX_SILENT_H:
+            raise BadRequest(f"Silent after so many hours: from 0, which is never, to {MAX_SILENT_H}")
         return PeerRule(
             ae_title(self.calling_ae, "the calling AE title"),
             ae_title(self.called_ae, "the called AE title"),

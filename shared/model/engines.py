@@ -21,7 +21,7 @@ from shared.model.converted import convert_or_read
 from shared.model.network import BoneNet
 from shared.settings import cpu_count
 
-MOST_STREAMS = 8  # each holds the activations of a batch
+MAX_STREAMS = 8  # each holds the activations of a batch
 BATCHES = (1, 2, 4, 8, 16, 32)  # images: what a GPU is made ready for
 log = get_logger(__name__)
 Floats = npt.NDArray[np.float32]
@@ -69,7 +69,7 @@ def engine_streams() -> int:
     Returns:
         The number of streams; 1 on a GPU.
     """
-    return min(MOST_STREAMS, cpu_count()) if _openvino() else 1
+    return min(MAX_STREAMS, cpu_count()) if _openvino() else 1
 
 
 def calling_threads() -> int:

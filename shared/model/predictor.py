@@ -21,7 +21,7 @@ from shared.settings import cpu_count
 
 EXTENTS = list(Extent)
 BLANK_SPREAD = 2.0  # gray levels; a prepared radiograph with less standard deviation shows nothing
-EXPOSED_FROM, LEAST_EXPOSED = 16, 0.02  # gray level; share of the square that must be brighter
+EXPOSED_FROM, MIN_EXPOSED = 16, 0.02  # gray level; share of the square that must be brighter
 SMOOTHING = 0.7  # standard deviation, cells
 RIM, BRIGHT, BRIGHTER = 0.04, 150, 25  # share of the side; gray levels of the surround, and above the middle
 
@@ -50,7 +50,7 @@ def quality_flag(square: UInt8Image) -> QualityFlag:
         return QualityFlag.BLANK
     left, top, width, height = cv2.boundingRect(square)  # of what is not black
     content = square[top : top + height, left : left + width]
-    if np.count_nonzero(content > EXPOSED_FROM) < LEAST_EXPOSED * square.size:
+    if np.count_nonzero(content > EXPOSED_FROM) < MIN_EXPOSED * square.size:
         return QualityFlag.COLLIMATED
     rim = max(1, round(min(content.shape) * RIM))
     inner = content[rim:-rim, rim:-rim]

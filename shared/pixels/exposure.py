@@ -28,36 +28,36 @@ BoolImage = npt.NDArray[np.bool_]  # (H, W)
 
 ROUNDS = 4
 CENTRE = 0.35, 0.65  # of each side: within every field that has borders of up to 30 %
-LEAST_SIDE, LEAST_SHARE = 0.2, 0.05  # of the image: a smaller field is no certain one
-FEWEST = 2  # lines of a border; one alone could be the beginning of a slope
+MIN_SIDE, MIN_SHARE = 0.2, 0.05  # of the image: a smaller field is no certain one
+MIN_LINES = 2  # lines of a border; one alone could be the beginning of a slope
 STRAY = 0.005  # of a line: pixels that may differ from the rest of it
 # of the middle's range: how far values of one border differ; dark lines could be background that holds faint anatomy
 BRIGHT_TOLERANCE, DARK_TOLERANCE = 0.012, 0.002
-BINS, FEWEST_IN_BIN, MOST_IN_BIN = 24, 8, 32  # parts of a line, each summed up by its median; pixels of each
-FEWEST_EVEN = 4  # lines of a border that is not of one value
+BINS, MIN_IN_BIN, MAX_IN_BIN = 24, 8, 32  # parts of a line, each summed up by its median; pixels of each
+MIN_EVEN_LINES = 4  # lines of a border that is not of one value
 EVEN_TOLERANCE = 0.0015  # of the range: changes that are none
 ABRUPTLY = 5  # times the mean step between the lines of a border: the step where it ends
 # share of a line: what may change within such a border (letters), that must where it ends, and of the part from the
 # first that changes to the last
 LETTER_HEIGHT, LETTERS_SHARE = 0.08, 0.5  # of the longer side, and of a line, that letters may take
-LETTERS, LEAST_EDGE, EDGE_CHANGES = 0.3, 0.6, 0.75
+LETTERS, MIN_EDGE, EDGE_CHANGES = 0.3, 0.6, 0.75
 ABRUPT_SHARE = 0.6  # of the change over four lines: what comes with the first
 SAMPLES = 256  # of the longer side, to find a collimator's edge
-LEAST_SAMPLES = 48  # of the shorter side: in a smaller image a slope looks like a step
+MIN_SAMPLES = 48  # of the shorter side: in a smaller image a slope looks like a step
 BRIGHT, BRIGHT_LINES = 0.75, 0.8  # of the range; share of a side that must be so bright at the very edge
 STEP, STEP_LINES = 0.06, 0.7  # of the range; share of an edge that must show such a step inwards
 AGAINST = 0.1  # share of an edge that may show a step the other way; of the range: how far brightness may rise inwards
 SHALLOWEST, DEEPEST = 0.08, 0.45  # of a side: how far in an edge is looked for; networks learn narrow borders along
 MAX_BORDER_SLOPE = 0.06  # of a side: how far an edge may lean over its length
 CONVEX = 0.98  # area of a convex field over that of its hull
-MOST_ALIKE = 0.35  # of what is left: pixels of a bright border's value; more of them are a negative's background
+MAX_ALIKE = 0.35  # of what is left: pixels of a bright border's value; more of them are a negative's background
 # share of a line that is no border at once behind a dark one, or, a little further on, of what is none half way in;
 # anatomy on background of one value begins with less
 ABRUPT, ALL = 0.3, 0.95
 DENT = 0.01  # of the longer side: how deep a convex field's outline may be dented
-MOST_CORNERS = 0.35  # of the rectangle: a circle leaves 0.22
+MAX_CORNERS = 0.35  # of the rectangle: a circle leaves 0.22
 RIM = 2  # pixels around a covered area in which it is mixed with the image
-LEAST_TURN, MOST_TURN = 0.2, 15.0  # degrees: less looks like a staircase, more is no scanner's mistake
+MIN_TILT, MAX_TILT = 0.2, 15.0  # degrees: less looks like a staircase, more is no scanner's mistake
 CERTAIN_TURN = 2.0  # degrees, from which a rectangle with sharp edges is turned too; collimators lean by less
 SIDE_LINES = 0.4  # share of each side of a turned rectangle that must be seen as a straight edge
 BLENDED = 0.85  # of the way from border to image: outermost pixels of an image that was turned are between both
@@ -208,7 +208,7 @@ def _without_borders(image: Float32Image, start: Box) -> Box:
 
 def _certain(box: Box, whole: Box) -> bool:
     least = min(box.height / whole.height, box.width / whole.width)
-    return least >= LEAST_SIDE and box.height * box.width >= LEAST_SHARE * whole.height * whole.width
+    return least >= MIN_SIDE and box.height * box.width >= MIN_SHARE * whole.height * whole.width
 
 
 def _bounds(kept: BoolImage) -> Box | None:
@@ -263,7 +263,7 @@ def _without_flat_lines(image: Float32Image) -> Box:
     few = image[box.cut][::step, ::step]
     low, high = _range(image[box.cut], 1, 99)
     for value, before in bright:
-        if (np.abs(few - value) <= BRIGHT_TOLERANCE * (high - low)).mean() > MOST_ALIKE:
+        if (np.abs(few - value) <= BRIGHT_TOLERANCE * (high - low)).mean() > MAX_ALIKE:
             return before
     return box
 
@@ -284,7 +284,7 @@ def _flat_lines(lines: Float32Image, low: float, high: float) -> int:
             if share <= STRAY:
                 depth = number + 1
             elif share > LETTERS_SHARE or number - depth >= most_letters:
-                if depth < FEWEST or abs(float(np.median(lines[depth - 1])) - value) > tolerance / 4:
+                if depth < MIN_LINES or abs(float(np.median(lines[depth - 1])) - value) > tolerance / 4:
                     return 0  # a slope, which has no end
                 return depth if bright or _ends(np.abs(lines[depth:] - value) > tolerance) else 0
     return 0  # blank: border and image look alike
@@ -298,17 +298,17 @@ def _even_lines(lines: Float32Image, spread: float) -> int:
     """
     count, length = lines.shape
     deepest = int(DEEPEST * count)
-    step = max(1, length // (BINS * MOST_IN_BIN))
+    step = max(1, length // (BINS * MAX_IN_BIN))
     wide = length // (BINS * step)
-    if wide < FEWEST_IN_BIN or deepest < FEWEST_EVEN + 4:
+    if wide < MIN_IN_BIN or deepest < MIN_EVEN_LINES + 4:
         return 0
     few = np.ascontiguousarray(lines[: deepest + 4, : BINS * step * wide : step]).reshape(-1, BINS, wide)
     value = np.median(few, axis=2).astype(np.float64)
     rough = np.median(np.abs(np.diff(few, axis=2)), axis=2).astype(np.float64)
-    levels = np.unique(few[:FEWEST_EVEN])
+    levels = np.unique(few[:MIN_EVEN_LINES])
     grain = float(np.diff(levels).min()) if len(levels) > 1 else 0.0
     least = max(EVEN_TOLERANCE * spread, 1.2 * grain)
-    number = np.arange(FEWEST_EVEN, len(few) - 3)
+    number = np.arange(MIN_EVEN_LINES, len(few) - 3)
     changed = np.zeros((len(number), BINS), np.bool_)
     stays = changed.copy()
     for told in (value, rough):
@@ -323,7 +323,7 @@ def _even_lines(lines: Float32Image, spread: float) -> int:
     share = changed.mean(1)
     for at in np.flatnonzero(share >= LETTERS):
         where = np.flatnonzero(changed[at] & stays[at])
-        if len(where) < LEAST_EDGE * BINS:
+        if len(where) < MIN_EDGE * BINS:
             return 0
         within = (changed & stays)[at, where[0] : where[-1] + 1]
         return int(number[at]) if within.mean() >= EDGE_CHANGES else 0
@@ -344,7 +344,7 @@ def _without_bright_borders(image: Float32Image) -> Box:
     step = max(1, max(image.shape) // SAMPLES)
     few = image[::step, ::step]
     height, width = image.shape
-    if min(few.shape) < LEAST_SAMPLES:
+    if min(few.shape) < MIN_SAMPLES:
         return Box(0, 0, height, width)
     few = np.asarray(cv2.blur(few, (3, 3), borderType=cv2.BORDER_REPLICATE), np.float32)
     low, high = (float(value) for value in np.percentile(few, [1, 99.5]))
@@ -406,7 +406,7 @@ def _corners(image: Float32Image, box: Box, hidden: BoolImage | None) -> BoolIma
         return None
     covered = np.asarray(cv2.dilate(flooded, np.ones((2 * RIM + 1,) * 2, np.uint8)), np.uint8)
     left = covered == 0 if hidden is None else (covered == 0) & ~hidden
-    if left.mean() < 1 - MOST_CORNERS or not _is_convex(left):
+    if left.mean() < 1 - MAX_CORNERS or not _is_convex(left):
         return None
     found: BoolImage = covered > 0
     return found
@@ -475,7 +475,7 @@ def _tilted_field(image: Float32Image, box: Box, hidden: BoolImage | None, paddi
     flooded = _flooded_corners(image, around, None if hidden is None else beyond, any_value=True)
     if flooded is not None:
         beyond = beyond | (flooded > 0)
-    if not LEAST_SHARE < 1 - beyond.mean() < 1 or min(beyond.shape) < LEAST_SAMPLES:
+    if not MIN_SHARE < 1 - beyond.mean() < 1 or min(beyond.shape) < MIN_SAMPLES:
         return None
     count, labels, about, _ = cv2.connectedComponentsWithStats((~beyond).astype(np.uint8), connectivity=4)
     inside = labels == 1 + int(np.argmax(about[1:count, cv2.CC_STAT_AREA]))
@@ -512,7 +512,7 @@ def _rectangle(image: Float32Image, inside: BoolImage) -> tuple[float, float, in
     outline = max(contours, key=len)[:, 0].astype(np.float64)
     angle = float(cv2.minAreaRect(outline.astype(np.float32))[2])
     angle = (angle + 45) % 90 - 45
-    if not LEAST_TURN / 2 <= abs(angle) <= MOST_TURN:
+    if not MIN_TILT / 2 <= abs(angle) <= MAX_TILT:
         return None
     turn = np.deg2rad(angle)
     for near in (6.0, 3.0, 1.5, 1.5):
@@ -522,7 +522,7 @@ def _rectangle(image: Float32Image, inside: BoolImage) -> tuple[float, float, in
         moved = sum(sign * float((along - along.mean()) @ (far - far.mean())) for sign, along, far, _ in sides)
         turn += np.arctan(moved / sum(float(np.square(along - along.mean()).sum()) for _, along, _, _ in sides))
     sides = _sides_of(outline, turn, 1.5)
-    if sides is None or not LEAST_TURN <= abs(np.rad2deg(turn)) <= MOST_TURN:
+    if sides is None or not MIN_TILT <= abs(np.rad2deg(turn)) <= MAX_TILT:
         return None
     up, down, left, right = (float(far.mean()) for _, _, far, _ in sides)
     for (_, along, _, _), length in zip(sides, (right - left, right - left, down - up, down - up), strict=True):

@@ -16,7 +16,7 @@ from pydicom.tag import Tag
 from shared.dicom.elements import value_of
 from shared.dicom.image import stored_range
 from shared.dicom.streams import SampleFormat
-from shared.pixels.exposure import LEAST_SHARE, BoolImage, areas_at_edge
+from shared.pixels.exposure import MIN_SHARE, BoolImage, areas_at_edge
 
 # what is read of a data set for it, and nowhere else
 SURROUND = [
@@ -35,7 +35,7 @@ SURROUND = [
 ]  # fmt: skip
 LOSSY = frozenset(f"1.2.840.10008.1.2.4.{last}" for last in (50, 51, 81, 91, 203))  # need not give back what went in
 NEAR = 0.02  # of the range of Bits Stored: how far a lossy stream may be off a padding value
-MOST_STRETCH = 10.0  # a pixel that is said to be so much longer than broad is a mistake
+MAX_STRETCH = 10.0  # a pixel that is said to be so much longer than broad is a mistake
 NEARLY_SQUARE = 0.01  # spacings that differ by less differ by rounding
 _FARTHEST = 1e6  # of a shutter's edge, pixels
 
@@ -100,7 +100,7 @@ class Shutter:
             cv2.fillPoly(inside, [np.rint(corners).astype(np.int32)], 1)
             open_ &= inside > 0
         share = float(open_.mean())
-        return None if share == 1 or share < LEAST_SHARE else ~open_
+        return None if share == 1 or share < MIN_SHARE else ~open_
 
 
 @dataclass(frozen=True)
@@ -179,7 +179,7 @@ def stretch_of(dataset: Dataset, spacing: tuple[float, float] | None) -> float:
     if len(ratio) != 2 or min(ratio) <= 0:
         return 1.0
     stretch = ratio[0] / ratio[1]
-    if abs(stretch - 1) < NEARLY_SQUARE or not 1 / MOST_STRETCH <= stretch <= MOST_STRETCH:
+    if abs(stretch - 1) < NEARLY_SQUARE or not 1 / MAX_STRETCH <= stretch <= MAX_STRETCH:
         return 1.0
     return stretch
 

@@ -55,7 +55,7 @@ from shared.queries.operations import SILENT_AFTER, last_analysed_at
 
 CHECKS_LOCK = 0x05_7E_0A_06
 KEPT_FOR = timedelta(days=400)
-MOST_LISTED = 100
+MAX_LISTED = 100
 EXPECTATION = "check-expectation"  # the setting's code in events
 KINDS = (
     ResultKind.SC_OVERLAY, ResultKind.SC_SUMMARY, ResultKind.SR_OUTLINES, ResultKind.SR_STATEMENTS, ResultKind.PDF,
@@ -205,13 +205,13 @@ def latest(session: Session, most: int) -> Sequence[CheckRow]:
 
     Args:
         session: the caller's transaction.
-        most: so many, at most MOST_LISTED.
+        most: so many, at most MAX_LISTED.
 
     Returns:
         The rows, the latest first.
     """
     order = CheckRow.asked_at.desc(), CheckRow.id
-    return session.scalars(select(CheckRow).order_by(*order).limit(min(most, MOST_LISTED))).all()
+    return session.scalars(select(CheckRow).order_by(*order).limit(min(most, MAX_LISTED))).all()
 
 
 def one(session: Session, check_id: UUID) -> CheckRow:

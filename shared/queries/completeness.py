@@ -20,7 +20,7 @@ from shared.queries import outbox
 from shared.queries.peers import rule_of
 
 BATCH_STUDIES = 500  # studies of a transaction
-MOST_COUNTS = 20  # that one look takes on
+MAX_COUNTS = 20  # that one look takes on
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,7 @@ def counts_due(session: Session, busy: Collection[UUID] = ()) -> list[DueCount]:
         busy: peers that are not asked now.
 
     Returns:
-        At most MOST_COUNTS questions, one a study and peer.
+        At most MAX_COUNTS questions, one a study and peer.
     """
     now = db_now(session)
     open_ = select(SendingRow.study_id).where(SendingRow.ended_at.is_(None))
@@ -119,7 +119,7 @@ def counts_due(session: Session, busy: Collection[UUID] = ()) -> list[DueCount]:
         for one in reception.sendings:
             if one.countable and one.peer not in busy and count_due(reception, one.peer, now):
                 peers_of[study_id].add(one.peer)
-    chosen = [(study, peer) for study, peers in sorted(peers_of.items()) for peer in sorted(peers)][:MOST_COUNTS]
+    chosen = [(study, peer) for study, peers in sorted(peers_of.items()) for peer in sorted(peers)][:MAX_COUNTS]
     due = []
     for study_id, peer_id in chosen:
         # whoever else looks at the same time waits here, and then finds it asked

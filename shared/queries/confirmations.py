@@ -33,7 +33,7 @@ from shared.domain.peers import Caller
 from shared.queries import deliveries
 from shared.queries.deliveries import Work
 
-MOST_REPORTERS = 50  # destinations of all sites that one caller may be
+MAX_REPORTERS = 50  # destinations of all sites that one caller may be
 
 
 @dataclass(frozen=True)
@@ -149,7 +149,7 @@ def reporters(session: Session, caller: Caller) -> tuple[UUID, ...]:
                 DestinationRow.confirm, DestinationRow.disabled_at.is_(None), DestinationRow.kind.in_(BY_DICOM),
             )
             .order_by(DestinationRow.id)
-            .limit(MOST_REPORTERS)
+            .limit(MAX_REPORTERS)
         )
     )  # fmt: skip
 

@@ -47,7 +47,7 @@ from shared.queries import studies
 from shared.queries.access import Key
 from shared.queries.audit import Target, record
 
-MOST_TAKEN = 50  # destinations of one look
+MAX_TAKEN = 50  # destinations of one look
 
 
 @dataclass(frozen=True)
@@ -130,7 +130,7 @@ def take(session: Session, lease: timedelta, most: int, *, kinds: Collection[Des
             or_(DestinationRow.test_asked_at.is_not(None), may_send),
         )
         .order_by(DestinationRow.test_asked_at.is_(None), func.random())  # else the first ones have all threads
-        .limit(min(most, MOST_TAKEN))
+        .limit(min(most, MAX_TAKEN))
         .with_for_update(skip_locked=True)
     ).all()
     taken = []

@@ -21,8 +21,8 @@ from shared.queries.audit import Target, difference, record
 from shared.queries.deliveries import OutboxFigures, destination_of
 from shared.queries.results import rule_of
 
-MOST = 50  # destinations of a site
-MOST_RULES = 20  # of a destination
+MAX_DESTINATIONS = 50  # destinations of a site
+MAX_RULES = 20  # of a destination
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ def add(
         The row.
 
     Raises:
-        InvalidState: the name is taken, or the site has MOST destinations.
+        InvalidState: the name is taken, or the site has MAX_DESTINATIONS destinations.
         BadRequest: a rule does not fit the destination's kind.
     """
     for rule in rules:
@@ -105,8 +105,8 @@ def add(
     names = session.scalars(select(DestinationRow.name).where(DestinationRow.site_id == site_id)).all()
     if name in names:
         raise InvalidState(f"The site has a destination named {name} already: choose another name", "name-taken")
-    if len(names) >= MOST:
-        raise InvalidState(f"A site has at most {MOST} destinations")
+    if len(names) >= MAX_DESTINATIONS:
+        raise InvalidState(f"A site has at most {MAX_DESTINATIONS} destinations")
     row = DestinationRow(site_id=site_id, name=name, **asdict(wanted))
     row.rules = _rows(rules)
     session.add(row)
@@ -148,7 +148,7 @@ def set_rules(session: Session, key: Key, row: DestinationRow, rules: Sequence[R
         session: the caller's transaction.
         key: of whoever changes them.
         row: locked.
-        rules: checked, MOST_RULES at most; empty: nothing goes there by itself.
+        rules: checked, MAX_RULES at most; empty: nothing goes there by itself.
 
     Raises:
         InvalidState: there are more.
@@ -156,8 +156,8 @@ def set_rules(session: Session, key: Key, row: DestinationRow, rules: Sequence[R
     """
     for rule in rules:
         rule.fits(DestinationKind(row.kind))
-    if len(rules) > MOST_RULES:
-        raise InvalidState(f"A destination has at most {MOST_RULES} rules")
+    if len(rules) > MAX_RULES:
+        raise InvalidState(f"A destination has at most {MAX_RULES} rules")
     before = _told(row)
     row.rules = []
     session.flush()

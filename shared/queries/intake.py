@@ -37,7 +37,7 @@ from shared.queries.access import Key, Vault
 from shared.queries.held import HeldFile, hold_file
 from shared.queries.turnaround import targets_of
 
-LONGEST_VIEWS = 64  # characters
+MAX_VIEWS_LENGTH = 64  # characters
 
 
 class IntakeState(StrEnum):
@@ -574,7 +574,7 @@ def examined(study: StudyRow, header: Header) -> None:
     if told.laterality and told.laterality != study.laterality:
         study.laterality = "B" if study.laterality else told.laterality
     views = study.views.split(", ") if study.views else []
-    if told.view and told.view not in views and len(joined := ", ".join([*views, told.view])) <= LONGEST_VIEWS:
+    if told.view and told.view not in views and len(joined := ", ".join([*views, told.view])) <= MAX_VIEWS_LENGTH:
         study.views = joined
 
 

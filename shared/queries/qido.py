@@ -1,7 +1,7 @@
 """What QIDO-RS finds: studies, series and instances of a site, by their attributes.
 
 Texts that may identify somebody are stored encrypted. Tokens and pieces of them (`Vault`) find candidates, which are
-decrypted and compared, MOST_COMPARED of a query at most. Source: PS3.18 10.6, PS3.4 C.2.2.2.
+decrypted and compared, MAX_COMPARED of a query at most. Source: PS3.18 10.6, PS3.4 C.2.2.2.
 """
 
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
@@ -27,10 +27,10 @@ from shared.queries.access import PIECED, SEARCHED, Key, Vault
 FORMS = (
     "Write dates as YYYYMMDD and times as HHMMSS, or ranges of them as 20260101-20260131, and whole numbers in digits"
 )
-MOST_COMPARED = 10_000  # candidates that are decrypted for a query: about a second
+MAX_COMPARED = 10_000  # candidates that are decrypted for a query: about a second
 STEP = 100  # candidates that are read at once, beyond as many as would be enough if each matched
 NEWEST = 40  # studies for each wanted result that are looked through one by one before pieces are looked up
-LARGEST = 2**31 - 1  # of an integer in Postgres
+MAX_INTEGER = 2**31 - 1  # of an integer in Postgres
 
 Point = TypeVar("Point", date, time)
 
@@ -111,7 +111,7 @@ class Results:
 
     found: list[Result]
     more: bool  # further ones follow
-    whole: bool  # False: no more than MOST_COMPARED candidates were compared
+    whole: bool  # False: no more than MAX_COMPARED candidates were compared
 
 
 def find(session: Session, vault: Vault, reader: Key, question: Question) -> Results:
@@ -183,7 +183,7 @@ def _coded(column: InstrumentedAttribute[str]) -> Condition:
 
 
 def _number(column: InstrumentedAttribute[int | None]) -> Condition:
-    return lambda values: column.in_([number for number in map(int, values) if abs(number) <= LARGEST])
+    return lambda values: column.in_([number for number in map(int, values) if abs(number) <= MAX_INTEGER])
 
 
 def _any_modality(values: Sequence[str], *which: ColumnElement[bool]) -> ColumnElement[bool]:
@@ -290,11 +290,11 @@ NOTHING = Series("")
 def _in_steps(
     session: Session, query: Select[*tuple[Any, ...]], first: int
 ) -> Generator[Sequence[Row[*tuple[Any, ...]]], None, None]:
-    """Rows of a query, MOST_COMPARED at most: the first ones by a plan for so few, all others in one further pass."""
+    """Rows of a query, MAX_COMPARED at most: the first ones by a plan for so few, all others in one further pass."""
     rows = session.execute(query.limit(first)).all()
     yield rows
-    if first <= len(rows) < MOST_COMPARED:
-        rest = query.offset(first).limit(MOST_COMPARED - first).execution_options(yield_per=10 * STEP)
+    if first <= len(rows) < MAX_COMPARED:
+        rest = query.offset(first).limit(MAX_COMPARED - first).execution_options(yield_per=10 * STEP)
         with closing(session.execute(rest)) as result:
             yield from result.partitions()
 
@@ -329,11 +329,11 @@ class _Finding:
             found = [self._candidate(row) for row in session.execute(query.offset(asked.offset).limit(asked.limit + 1))]
             return found[: asked.limit], len(found) > asked.limit, True
         enough = asked.offset + asked.limit + 1
-        found = self._among_newest(session, min(NEWEST * enough, MOST_COMPARED))
+        found = self._among_newest(session, min(NEWEST * enough, MAX_COMPARED))
         if len(found) >= enough:
             return found[asked.offset :][: asked.limit], True, True
         seen, read = {one.id for one in found}, 0
-        with closing(_in_steps(session, query, min(enough + STEP, MOST_COMPARED))) as steps:
+        with closing(_in_steps(session, query, min(enough + STEP, MAX_COMPARED))) as steps:
             for rows in steps:
                 read += len(rows)
                 for candidate in map(self._candidate, rows):
@@ -342,7 +342,7 @@ class _Finding:
                     seen.add(candidate.id)
                 if len(found) >= enough:
                     break
-        whole = len(found) >= enough or read < MOST_COMPARED
+        whole = len(found) >= enough or read < MAX_COMPARED
         return found[asked.offset :][: asked.limit], len(found) >= enough, whole
 
     def _among_newest(self, session: Session, most: int) -> list["_Candidate"]:

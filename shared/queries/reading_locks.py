@@ -15,10 +15,10 @@ from shared.domain.worklist import ReadingEnd
 from shared.errors import InvalidState
 from shared.queries.access import Key
 
-MOST_FILTERS = 30  # a key
+MAX_FILTERS = 30  # a key
 RELOAD_GRACE = timedelta(seconds=10)  # a page that is loaded again gives its study back in between
 LOCK_SEED = 0x05_7E_0A_02
-MOST_ENDED = 100  # expired locks, by one new lock
+MAX_ENDED = 100  # expired locks, by one new lock
 
 
 @dataclass(frozen=True)
@@ -287,10 +287,10 @@ def save_filter(session: Session, key: Key, name: str, query: str) -> bool:
         query: of the worklist's address.
 
     Returns:
-        False if the key has MOST_FILTERS others.
+        False if the key has MAX_FILTERS others.
     """
     others = select(func.count()).where(SavedFilterRow.key_id == key.id, SavedFilterRow.name != name)
-    if (session.scalar(others) or 0) >= MOST_FILTERS:
+    if (session.scalar(others) or 0) >= MAX_FILTERS:
         return False
     session.execute(
         insert(SavedFilterRow)
@@ -342,7 +342,7 @@ def _end_expired(session: Session, now: datetime) -> None:
     expired = select(ReadingLockRow.id).where(ReadingLockRow.ended_at.is_(None), ReadingLockRow.until < now)
     session.execute(
         update(ReadingLockRow)
-        .where(ReadingLockRow.id.in_(expired.limit(MOST_ENDED).with_for_update(skip_locked=True)))
+        .where(ReadingLockRow.id.in_(expired.limit(MAX_ENDED).with_for_update(skip_locked=True)))
         .values(ended_at=ReadingLockRow.until, ended=ReadingEnd.EXPIRED)
         .execution_options(synchronize_session=False)
     )

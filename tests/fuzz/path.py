@@ -37,10 +37,10 @@ from worker.decoder_pool import preview
 
 # small enough that a case that reaches a limit is over soon; the ratios between them are those of the defaults
 LIMITS = ImageLimits(max_header_bytes=2**20, max_frame_pixels=1_000_000, max_frames=20, max_decoded_bytes=2**24)
-MOST_MIB = 192  # of memory for a case, beyond what the process and the file itself take
-MOST_CPU_S = 5.0  # on the machine that limits were written on
+MAX_MIB = 192  # of memory for a case, beyond what the process and the file itself take
+MAX_CPU_S = 5.0  # on the machine that limits were written on
 MAX_FILES, MAX_BYTES, MAX_RATIO = 50, 2**24, 200
-LONGEST_MESSAGE = 400
+MAX_MESSAGE_LENGTH = 400
 SIZE = 64
 REASONS = {kind.reason for kind in Rejected.__subclasses__()} | {Rejected.reason}
 FAILURES = {0x0122, 0xA900, 0xA700, 0xC122, *range(0xC000, 0xC100)}
@@ -105,10 +105,10 @@ class ChildSystem:
         for _ in range(
             2
         ):  # a neighbour on the same core can multiply a case's processor time; three times in a row it would not
-            if outcome.wrong or outcome.cpu_s <= MOST_CPU_S:
+            if outcome.wrong or outcome.cpu_s <= MAX_CPU_S:
                 return outcome
             outcome = min(outcome, self._once(case, size), key=lambda one: (not one.wrong, one.cpu_s))
-        if not outcome.wrong and outcome.cpu_s > MOST_CPU_S * slowness():
+        if not outcome.wrong and outcome.cpu_s > MAX_CPU_S * slowness():
             return replace(outcome, wrong=f"took {outcome.cpu_s:.1f} s of processor time")
         return outcome
 
@@ -130,7 +130,7 @@ class ChildSystem:
                 )
         spent, used = time.process_time() - cpu, peak_mib() - before
         wrong = wrong or _noise(said.text, [str(warning.message) for warning in warned])
-        if not wrong and used > MOST_MIB + 4 * size / 2**20:
+        if not wrong and used > MAX_MIB + 4 * size / 2**20:
             wrong = f"took {used:.0f} MiB"
         return Outcome(result, wrong, time.perf_counter() - wall, spent, used)
 
@@ -253,7 +253,7 @@ def check_message(text: str, why: BaseException) -> None:
     for marker in MARKERS:
         if marker.lower() in text.lower():
             raise WrongOutcome(f"{type(why).__name__} names the patient: {text[:200]}")
-    if not 15 <= len(text) <= LONGEST_MESSAGE or not text.isprintable() or not text.isascii():
+    if not 15 <= len(text) <= MAX_MESSAGE_LENGTH or not text.isprintable() or not text.isascii():
         raise WrongOutcome(f"{type(why).__name__} has an odd message of {len(text)} characters: {text[:200]!r}")
     context = why.__context__
     for _ in range(20):
@@ -335,7 +335,7 @@ def _use(mib: int) -> str:
 
 
 def _burn() -> str:
-    end = time.process_time() + MOST_CPU_S + 1
+    end = time.process_time() + MAX_CPU_S + 1
     while time.process_time() < end:
         pass
     return "findings"
@@ -345,7 +345,7 @@ PROBES: dict[str, Any] = {
     "abort": os.abort,
     "hang": lambda: time.sleep(3600),
     "slow": _burn,
-    "memory": lambda: _use(MOST_MIB + 50),
+    "memory": lambda: _use(MAX_MIB + 50),
     "all memory": lambda: _use(4000),
     "unnamed": lambda: dict[str, str]()["x"],
     "patient": lambda: named(CannotUnderstand(f"There is something wrong with {MARKERS[0]}")),

@@ -21,7 +21,7 @@ from tests.bordered import FILLS, SHAPES, TOP, Border, Stored, any_border, as_di
 
 HERE = Path(__file__).parents[2]
 BUNDLE = HERE / "training/bundles/second-look.safetensors"
-LARGEST = 1200  # pixels of a side; the two real radiographs have borders of their own
+MAX_SIDE = 1200  # pixels of a side; the two real radiographs have borders of their own
 NEAR, GOAL = 0.02, 0.95
 WEAK = {
     "straight, noise": 0.9
@@ -36,7 +36,7 @@ def radiographs() -> list[Stored]:
     found = []
     for path in sorted((HERE / "samples/studies").glob("*/*.dcm")):
         frame = open_pixels(path.read_bytes()).frame(0)
-        if max(frame.shape) <= LARGEST:
+        if max(frame.shape) <= MAX_SIDE:
             low, high = frame.min(), frame.max()
             found.append(np.rint((frame - low) * (TOP / (high - low))).astype(np.uint16))
     return found

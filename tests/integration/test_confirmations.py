@@ -24,7 +24,7 @@ from shared.db.tables import (
     DestinationRow,
     ResultObjectRow,
 )
-from shared.dicom.commitment import COMPLETE, MOST_INSTANCES, WELL_KNOWN
+from shared.dicom.commitment import COMPLETE, MAX_INSTANCES, WELL_KNOWN
 from shared.dicom.conformance import STORAGE_COMMITMENT, VERIFICATION
 from shared.domain.destinations import Destination, DestinationKind
 from shared.domain.peers import PeerRule
@@ -430,7 +430,7 @@ def test_a_report_that_is_none_is_refused(outbox: Outbox, hospital: Hospital, po
     item.ReferencedSOPClassUID, item.ReferencedSOPInstanceUID = SC, "1.2"
     told.TransactionUID = damaged.TransactionUID = endless.TransactionUID = transaction
     damaged.ReferencedSOPSequence, nobodys.ReferencedSOPSequence = [Dataset()], [item]
-    endless.ReferencedSOPSequence = [item] * (MOST_INSTANCES + 1)
+    endless.ReferencedSOPSequence = [item] * (MAX_INSTANCES + 1)
 
     def status(information: Dataset | None, kind: int = COMPLETE, instance: str = WELL_KNOWN) -> int:
         answer, _ = association.send_n_event_report(information, kind, STORAGE_COMMITMENT, instance)

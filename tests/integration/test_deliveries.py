@@ -62,7 +62,7 @@ from worker.delivery.folder import FolderConnection
 from worker.delivery.main import silence
 from worker.delivery.sending import Sender
 from worker.results.main import Builder
-from worker.results.making import MOST_ATTEMPTS, Maker
+from worker.results.making import MAX_ATTEMPTS, Maker
 
 MANIFEST = {"sensitive": 0.1, "specific": 0.6, "regions": ["hand"], "metrics": {}}
 ANALYSED = Rule(When.ANALYSED, DEFAULT)
@@ -343,7 +343,7 @@ def test_an_original_that_breaks_its_decoder_fails_its_own_set(
     )
     finish(hospital, bad)
     with outbox.database.transaction() as session:
-        session.execute(update(ResultSetRow).values(attempts=MOST_ATTEMPTS - tries))
+        session.execute(update(ResultSetRow).values(attempts=MAX_ATTEMPTS - tries))
     finish(hospital, sound)
     try:
         assert outbox.make() == 2

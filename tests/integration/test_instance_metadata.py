@@ -147,7 +147,7 @@ def test_it_waits_for_files_that_come_in(in_process: Any, monkeypatch: pytest.Mo
     assert kept(in_process, contents[3]).is_file()
 
 
-@pytest.mark.parametrize(("name", "most"), [("MOST_WAITING", 2), ("MOST_WAITING_BYTES", None)])
+@pytest.mark.parametrize(("name", "most"), [("MAX_WAITING", 2), ("MAX_WAITING_BYTES", None)])
 def test_no_more_than_fit_wait(in_process: Any, monkeypatch: pytest.MonkeyPatch, name: str, most: int | None) -> None:
     """What does not fit is left out, and made when it is read."""
     contents = [image(1, number) for number in range(1, 5)]

@@ -23,7 +23,7 @@ from standardwebhooks.webhooks import Webhook, WebhookVerificationError
 from shared.db.engine import Database
 from shared.db.tables import BundleRow, DeliveryRow, DestinationRow, NoticeRow, ResultSetRow, StudyRow
 from shared.domain.completeness import Completeness
-from shared.domain.destinations import LONGEST_WAIT, TRIED_FOR, Destination, DestinationKind, NewerModels, Rule, When
+from shared.domain.destinations import MAX_WAIT, TRIED_FOR, Destination, DestinationKind, NewerModels, Rule, When
 from shared.domain.findings import Assessment, Extent, Finding, Heatmap, InstanceResult
 from shared.domain.notices import Event, webhook_secret
 from shared.domain.security import Role
@@ -482,7 +482,7 @@ def test_a_receiver_that_answers_500_for_a_day(outbox: Outbox, hospital: Hospita
             row = only_delivery(outbox.database)
             assert (row.state, row.reason, row.status) == ("waiting", "busy", "HTTP 500")
             wait = row.next_at - datetime.now(UTC)
-            assert wait <= LONGEST_WAIT * 1.5
+            assert wait <= MAX_WAIT * 1.5
             waited += wait
             end_waits(outbox.database)
         assert waited < TRIED_FOR

@@ -213,7 +213,7 @@ def test_of_very_many_images_the_gravest_are_pictured(
     in_process: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """All images are told of in words; pictures are of the gravest, and of the others it is said that there are none."""
-    monkeypatch.setattr("api.studies.report.MOST_PICTURES", 2)
+    monkeypatch.setattr("api.studies.report.MAX_PICTURES", 2)
     study = made(in_process, 4)
     with in_process.database.transaction() as session:
         ids = [view.row.id for view in studies.instances(session, UUID(study))]

@@ -368,7 +368,7 @@ def test_more_than_a_response_may_hold(in_process: InProcessApi, monkeypatch: py
         found = get(in_process, f"studies?{query}")
         assert len(found.json()) <= 2
         assert ("additional results" in found.headers.get("warning", "")) is told, query
-    monkeypatch.setattr(qido, "MOST_COMPARED", 2)
+    monkeypatch.setattr(qido, "MAX_COMPARED", 2)
     found = get(in_process, "studies?PatientName=*mith*")
     assert "warning" not in found.headers  # pieces leave two candidates at most
     found = get(in_process, "studies?PatientName=*q*")  # no piece: the newest are compared

@@ -20,8 +20,8 @@ from shared.domain.notices import CODECS, UTF_8, AccessionPlace
 
 VERSION = "2.5.1"
 CONTROL_ID_LENGTH = 20  # of MSH-10
-LONGEST_TEXT = 1000  # characters of an OBX of text
-MOST_SEGMENTS, LONGEST_WORDS = 64, 200  # that are read of an acknowledgement
+MAX_TEXT_LENGTH = 1000  # characters of an OBX of text
+MAX_SEGMENTS, MAX_WORDS_LENGTH = 64, 200  # that are read of an acknowledgement
 PRELIMINARY = "P"  # OBR-25 (table 0123) and OBX-11 (table 0085)
 _ESCAPES = {"|": "\\F\\", "^": "\\S\\", "&": "\\T\\", "~": "\\R\\", "\\": "\\E\\"}
 _NAMES = {"F": "|", "S": "^", "T": "&", "R": "~", "E": "\\"}
@@ -211,7 +211,7 @@ class _Writer:
 
     def plain(self, value: str) -> str:
         """The same without escapes."""
-        return "".join(map(self._letter, value[:LONGEST_TEXT]))
+        return "".join(map(self._letter, value[:MAX_TEXT_LENGTH]))
 
     def exact(self, value: str, name: str) -> str:
         """A number by which others find something. Raises NotEncodable."""
@@ -348,7 +348,7 @@ def acknowledgement(content: bytes, codec: str = "latin-1") -> Acknowledgement:
         NoAcknowledgement: it is none.
     """
     text = content.decode("utf-8", "replace") if _is_utf8(content) else content.decode(codec, "replace")
-    segments = [line for line in re.split(r"[\r\n]+", text.strip("\r\n")) if line][:MOST_SEGMENTS]
+    segments = [line for line in re.split(r"[\r\n]+", text.strip("\r\n")) if line][:MAX_SEGMENTS]
     if not segments or not segments[0].startswith("MSH") or len(segments[0]) < 8:
         raise NoAcknowledgement("it does not begin with MSH")
     bar, component = segments[0][3], segments[0][4]
@@ -360,7 +360,7 @@ def acknowledgement(content: bytes, codec: str = "latin-1") -> Acknowledgement:
     errors = [[*row, *[""] * 9][:9] for row in rows if row[0] == "ERR"]
     conditions = {error[3].split(component)[0].strip() for error in errors}
     told = [*found[3:4], *(error[8] or error[7] for error in errors)]
-    words = " ".join(" ".join(unescape(one) for one in told if one).split())[:LONGEST_WORDS]
+    words = " ".join(" ".join(unescape(one) for one in told if one).split())[:MAX_WORDS_LENGTH]
     shown = "".join(letter for letter in words if letter.isprintable())
     return Acknowledgement(code, found[2].strip(), _verdict(code, conditions), shown)
 

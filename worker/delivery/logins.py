@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 
 from shared.errors import OsteonError
 
-MOST_BYTES = 1 << 18
+MAX_BYTES = 1 << 18
 KEYS = frozenset({"site", "destination", "url", "bearer", "user", "password"})
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
@@ -52,8 +52,8 @@ def authorization(path: Path | None, site: str, destination: str, url: str) -> s
 
 def _entries(path: Path) -> list[dict[str, Any]]:
     try:
-        if path.stat().st_size > MOST_BYTES:
-            raise _wrong(path, f"is larger than {MOST_BYTES:,} bytes")
+        if path.stat().st_size > MAX_BYTES:
+            raise _wrong(path, f"is larger than {MAX_BYTES:,} bytes")
         told = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as wrong:
         raise _wrong(path, f"cannot be read: {wrong.strerror}") from wrong

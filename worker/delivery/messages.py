@@ -44,8 +44,8 @@ from worker.delivery.hl7 import (
     oru,
 )
 
-LONGEST = 1024  # characters of a value that are read: more than any has that follows its VR
-SHORTEST_SAID = 3  # characters of what is left out of a receiver's words wherever it stands; shorter: as a word
+MAX_VALUE_LENGTH = 1024  # characters of a value that are read: more than any has that follows its VR
+MIN_SAID_LENGTH = 3  # characters of what is left out of a receiver's words wherever it stands; shorter: as a word
 LEFT_OUT = "..."
 
 
@@ -228,7 +228,7 @@ def order_of(content: bytes) -> Order | None:
 
 def _order(header: Dataset) -> Order:
     def line(keyword: str) -> str:
-        return text_of(header, keyword, LONGEST).strip()
+        return text_of(header, keyword, MAX_VALUE_LENGTH).strip()
 
     offset = line("TimezoneOffsetFromUTC")
     return Order(
@@ -252,7 +252,7 @@ def _procedure(header: Dataset) -> Code:
     try:
         for item in items_of(header, "ProcedureCodeSequence", ReadBudget(1 << 16, 100))[:1]:
             value, scheme, meaning = (
-                one_line(text_of(item, keyword, LONGEST)).strip()
+                one_line(text_of(item, keyword, MAX_VALUE_LENGTH)).strip()
                 for keyword in ("CodeValue", "CodingSchemeDesignator", "CodeMeaning")
             )
             if value and scheme:
@@ -335,7 +335,7 @@ def without_patient(words: str, order: Order, codec: str) -> str:
     forms = {form for one in said for form in (one, letters(one, codec), letters(one, "ascii")) if form.strip("? ")}
     for one in sorted(forms, key=len, reverse=True):
         found = re.escape(one)
-        if len(one) < SHORTEST_SAID:  # "Li" is a name, and no part of a word
+        if len(one) < MIN_SAID_LENGTH:  # "Li" is a name, and no part of a word
             found = rf"(?<!\w){found}(?!\w)"
         words = re.sub(found, LEFT_OUT, words, flags=re.IGNORECASE)
     return words[:WORDS_LENGTH]

@@ -13,8 +13,8 @@ from worker.delivery.hl7 import Acknowledgement, Message, NoAcknowledgement, ack
 
 BEGIN, END = b"\x0b", b"\x1c\x0d"
 CONNECT_S = 10.0
-MOST_ADDRESSES = 4  # of one name that are tried
-LONGEST = 64 * 1024  # bytes of everything that a receiver may send, frames and what is between them
+MAX_ADDRESSES = 4  # of one name that are tried
+MAX_ANSWER_BYTES = 64 * 1024  # bytes of everything that a receiver may send, frames and what is between them
 PIECE = 4096
 
 
@@ -112,7 +112,7 @@ def _reached(endpoint: Endpoint, ends: float) -> socket.socket:
         found = socket.getaddrinfo(endpoint.host, endpoint.port, type=socket.SOCK_STREAM)
     except UnicodeError:  # a part of the name is too long
         raise socket.gaierror(socket.EAI_NONAME, "Name or service not known") from None
-    addresses = list(dict.fromkeys(str(one[4][0]) for one in found))[:MOST_ADDRESSES]
+    addresses = list(dict.fromkeys(str(one[4][0]) for one in found))[:MAX_ADDRESSES]
     until = min(ends, time.monotonic() + CONNECT_S)
     for left, address in zip(range(len(addresses), 0, -1), addresses, strict=True):
         try:
@@ -141,7 +141,7 @@ def _answered(connection: socket.socket, message: Message, ends: float) -> Ackno
         taken += len(piece)
         if not piece:
             raise Cut
-        if taken > LONGEST:
+        if taken > MAX_ANSWER_BYTES:
             raise Unintelligible("it is too long")
         received += piece
 

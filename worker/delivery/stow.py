@@ -22,7 +22,7 @@ from shared.queries.deliveries import DueObject
 from shared.settings import Settings
 from worker.delivery.connections import Away, KnownPatient, answer_limit_s, certificate_refused, client_context, first
 
-MOST_ANSWER = 1 << 20  # bytes of a response that are read
+MAX_ANSWER_BYTES = 1 << 20  # bytes of a response that are read
 CONNECT_S = 10.0
 FAILED_SOP, FAILURE_REASON, REFERENCED_UID = "00081198", "00081197", "00081155"
 PATIENT_ID, ISSUER = "00100020", "00100021"
@@ -114,12 +114,12 @@ class StowConnection:
 
 
 def _within(parts: Iterator[bytes], until: float) -> Iterator[bytes]:
-    """The parts of a response, as long as they come in time; what is beyond MOST_ANSWER is not read."""
+    """The parts of a response, as long as they come in time; what is beyond MAX_ANSWER_BYTES is not read."""
     read = 0
     for part in parts:
         yield part
         read += len(part)
-        if read >= MOST_ANSWER:
+        if read >= MAX_ANSWER_BYTES:
             return
         if time.monotonic() > until:
             raise httpx.ReadTimeout("the response does not end")

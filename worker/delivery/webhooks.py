@@ -24,11 +24,11 @@ import httpcore
 from shared import __version__
 from shared.domain.notices import PREFIX, Event, Network, never_allowed
 
-FEWEST, MOST = 24, 64  # bytes of a secret
+MIN_SECRET_BYTES, MAX_SECRET_BYTES = 24, 64  # bytes of a secret
 WAIT_S = 5.0  # for all of a request
-LONGEST_BODY = 16 * 1024  # bytes of a response that are read, to be shown to an administrator
-MOST_ADDRESSES = 4  # of one name that are tried
-MOST_SECRETS = 2  # of one receiver: while one replaces the other, both sign
+MAX_ANSWER_BYTES = 16 * 1024  # bytes of a response that are read, to be shown to an administrator
+MAX_ADDRESSES = 4  # of one name that are tried
+MAX_SECRETS = 2  # of one receiver: while one replaces the other, both sign
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 _NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
@@ -118,14 +118,14 @@ def key_of(secret: str) -> bytes:
         Its bytes.
 
     Raises:
-        ValueError: it is no base64 of FEWEST to MOST bytes; the message repeats nothing of it.
+        ValueError: it is no base64 of MIN_SECRET_BYTES to MAX_SECRET_BYTES bytes; the message repeats nothing of it.
     """
     try:
         key = base64.b64decode(secret.removeprefix(PREFIX), validate=True)
     except (binascii.Error, ValueError):
         raise ValueError(f"A secret is {PREFIX} and base64") from None
-    if not FEWEST <= len(key) <= MOST:
-        raise ValueError(f"A secret has {FEWEST} to {MOST} bytes")
+    if not MIN_SECRET_BYTES <= len(key) <= MAX_SECRET_BYTES:
+        raise ValueError(f"A secret has {MIN_SECRET_BYTES} to {MAX_SECRET_BYTES} bytes")
     return key
 
 
@@ -147,8 +147,8 @@ def signed(body: bytes, id_: str, sent_at: datetime, keys: Sequence[str]) -> dic
     Raises:
         ValueError: there is no secret, or there are more, or one is none.
     """
-    if not 1 <= len(keys) <= MOST_SECRETS:
-        raise ValueError(f"A receiver has 1 to {MOST_SECRETS} secrets")
+    if not 1 <= len(keys) <= MAX_SECRETS:
+        raise ValueError(f"A receiver has 1 to {MAX_SECRETS} secrets")
     stamp = str(int(sent_at.timestamp()))
     message = f"{id_}.{stamp}.".encode() + body
     signatures = [base64.b64encode(hmac.digest(key_of(one), message, "sha256")).decode() for one in keys]
@@ -235,9 +235,9 @@ def _words(pieces: Iterable[bytes]) -> str:
     with suppress(TooSlow, OSError, httpcore.TimeoutException, httpcore.NetworkError, httpcore.ProtocolError):
         for piece in pieces:
             taken += piece
-            if len(taken) >= LONGEST_BODY:
+            if len(taken) >= MAX_ANSWER_BYTES:
                 break
-    text = taken[:LONGEST_BODY].decode("utf-8", "replace")
+    text = taken[:MAX_ANSWER_BYTES].decode("utf-8", "replace")
     return " ".join("".join(letter if letter.isprintable() else " " for letter in text).split())
 
 
@@ -263,7 +263,7 @@ class _CheckedNetwork(httpcore.NetworkBackend):
         addresses = list(dict.fromkeys(str(one[4][0]) for one in found))
         if not addresses or not all(is_allowed(one, self._allowed, public=self._public) for one in addresses):
             raise AddressNotAllowed
-        tried = addresses[:MOST_ADDRESSES]
+        tried = addresses[:MAX_ADDRESSES]
         for left, one in zip(range(len(tried), 0, -1), tried, strict=True):  # one that is silent leaves time for others
             with suppress(httpcore.ConnectError, httpcore.ConnectTimeout):
                 limit_s = _left(self._ends) / left

@@ -1,6 +1,6 @@
 """Secondary Captures: each radiograph with its outlines, and a summary of the study. Every archive shows them.
 
-Words stand in strips beside the anatomy. A picture that is larger than MOST is made smaller; its spacing is then
+Words stand in strips beside the anatomy. A picture that is larger than MAX_SIDE is made smaller; its spacing is then
 scaled, or left out where the source has none.
 Source: PS3.3 A.8.1 (Secondary Capture Image), C.7.6.1 (General Image), C.7.6.3 (Image Pixel), C.8.6 (SC modules),
 10.7.1.3 (calibration of spacing).
@@ -24,9 +24,9 @@ from worker.results.source import Source
 from worker.results.structured import DrawnFrame
 from worker.results.words import LEGEND, RESEARCH, finding_words, study_words, unread_image_words
 
-MOST, SMALL = 2048, 1024  # pixels of the longer side: of an overlay's radiograph, and of a report's
-MOST_KEPT = 24  # small frames, of a megabyte each
-THUMBNAIL, PER_ROW, MOST_THUMBNAILS = 320, 4, 24  # pixels of a summary's small images; of them in a row, and in all
+MAX_SIDE, SMALL = 2048, 1024  # pixels of the longer side: of an overlay's radiograph, and of a report's
+MAX_KEPT = 24  # small frames, of a megabyte each
+THUMBNAIL, PER_ROW, MAX_THUMBNAILS = 320, 4, 24  # pixels of a summary's small images; of them in a row, and in all
 SOURCE_IMAGE = Code("121322", "DCM", "Source image for image processing operation")  # PS3.16 CID 7202
 LOSSY = ("LossyImageCompression", "LossyImageCompressionRatio", "LossyImageCompressionMethod")
 
@@ -57,7 +57,7 @@ class Radiographs:
 
         Args:
             frame: with its outlines.
-            side: the most pixels of the longer side: MOST, or at most SMALL.
+            side: the most pixels of the longer side: MAX_SIDE, or at most SMALL.
 
         Returns:
             The frame in its own proportions, as previews show it.
@@ -69,7 +69,7 @@ class Radiographs:
         gray = self._small.get(key) if side <= SMALL else None
         if gray is None:
             gray = self._decoded(frame)
-            if len(self._small) < MOST_KEPT:
+            if len(self._small) < MAX_KEPT:
                 self._small[key] = _fitted(gray, SMALL)
         if side <= SMALL:
             gray = _fitted(_fitted(gray, SMALL), side)
@@ -80,7 +80,7 @@ class Radiographs:
         return picture
 
     def _decoded(self, frame: DrawnFrame) -> UInt8Image:
-        return _fitted(self._shown(frame.source.image.sha256, frame.finding.frame, MOST), MOST)
+        return _fitted(self._shown(frame.source.image.sha256, frame.finding.frame, MAX_SIDE), MAX_SIDE)
 
 
 def _fitted(gray: UInt8Image, side: int) -> UInt8Image:
@@ -103,7 +103,7 @@ def overlay(told: ResultInput, frames: Sequence[DrawnFrame], radiographs: Radiog
     """
     frame = gravest(frames)
     source = frame.source
-    picture = radiographs.outlined(frame, MOST)
+    picture = radiographs.outlined(frame, MAX_SIDE)
     words = [f"AI: {finding_words(frame.finding, probability=told.site.probability)}"]
     if source.frames > 1:
         words.append(f"Frame {frame.finding.frame} of {source.frames}, the gravest of {len(frames)} analysed")
@@ -140,9 +140,9 @@ def summary(
     earlier = sources[0].clock(told.replaces.made_at, told.site) if told.replaces else None
     words = [*study_words(told, earlier), made_by(told, told.models)]
     words[0] = f"AI on the study: {words[0]}"
-    cells = [_cell(source, frames, radiographs) for source in sources[:MOST_THUMBNAILS]]
-    if len(sources) > MOST_THUMBNAILS:
-        words.insert(2, f"The first {MOST_THUMBNAILS} images are shown")
+    cells = [_cell(source, frames, radiographs) for source in sources[:MAX_THUMBNAILS]]
+    if len(sources) > MAX_THUMBNAILS:
+        words.insert(2, f"The first {MAX_THUMBNAILS} images are shown")
     rows = [_beside(cells[at : at + PER_ROW]) for at in range(0, len(cells), PER_ROW)]
     whole = widened(stacked(rows))
     made = _capture(told, ResultKind.SC_SUMMARY, sources[0], stacked([whole, _strip(whole, words)]), 1)

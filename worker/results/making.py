@@ -25,7 +25,7 @@ from shared.storage import Store, original_key, sha256_of
 log = get_logger(__name__)
 LOOK_EVERY_S = 1.0
 MAKERS = 2  # sets at a time: one whose original hangs its decoder holds up no other
-MOST_ATTEMPTS = 4  # at a set whose making fails with something that nobody foresaw, or kills the process
+MAX_ATTEMPTS = 4  # at a set whose making fails with something that nobody foresaw, or kills the process
 STORE_TRIED = 12  # times, over hours, that the store may be away
 
 Build: TypeAlias = Callable[
@@ -124,14 +124,14 @@ class Maker:
         except OsteonError as wrong:
             if wrong.reason not in DECODING:
                 raise
-            self._not_made(due, SetReason.NOT_MADE, wrong.reason, MOST_ATTEMPTS)
+            self._not_made(due, SetReason.NOT_MADE, wrong.reason, MAX_ATTEMPTS)
         except Exception as wrong:
             log.exception("results not made", set=str(due.id))
-            self._not_made(due, SetReason.NOT_MADE, type(wrong).__name__, MOST_ATTEMPTS)
+            self._not_made(due, SetReason.NOT_MADE, type(wrong).__name__, MAX_ATTEMPTS)
 
     def _make(self, due: DueSet) -> None:
         began = time.monotonic()
-        if due.attempts > MOST_ATTEMPTS + STORE_TRIED:  # it ended this process each time
+        if due.attempts > MAX_ATTEMPTS + STORE_TRIED:  # it ended this process each time
             self._not_made(due, SetReason.NOT_MADE, "attempts", 0)
             return
         zone = self._settings.backfill_timezone

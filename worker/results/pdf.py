@@ -20,7 +20,7 @@ from worker.results.structured import DrawnFrame
 from worker.results.words import LEGEND, finding_words, reader_words, study_words, unread_image_words
 
 REPORT = Code("18748-4", "LN", "Diagnostic imaging report")
-MOST_PICTURES = 24
+MAX_PICTURES = 24
 
 
 def encapsulated(
@@ -72,9 +72,9 @@ def _paper(
         lines = [f"{finding_words(frame.finding, probability=told.site.probability)}."]
         if source.frames > 1:
             lines.append(f"Frame {frame.finding.frame} is shown, the gravest of {len(mine)} analysed.")
-        if len(pictures) < MOST_PICTURES:
+        if len(pictures) < MAX_PICTURES:
             pictures[number] = _jpeg(radiographs.outlined(frame, SMALL))
-        why = f"Not pictured here: the first {MOST_PICTURES} images are."
+        why = f"Not pictured here: the first {MAX_PICTURES} images are."
         images.append(PaperImage(number, size, lines, why))
     clock = first.clock(told.made_at, told.site)
     earlier = first.clock(told.replaces.made_at, told.site) if told.replaces else None

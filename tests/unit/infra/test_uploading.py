@@ -121,7 +121,7 @@ def files(folder: Path, count: int) -> Path:
 def _hasty(monkeypatch: pytest.MonkeyPatch) -> None:
     """Retries come at once, and any bytes are sent."""
     monkeypatch.setattr(upload_module, "FIRST_PAUSE_S", 0.001)
-    monkeypatch.setattr(upload_module, "LONGEST_PAUSE_S", 0.002)
+    monkeypatch.setattr(upload_module, "MAX_PAUSE_S", 0.002)
     monkeypatch.setattr("infra.client.submission.why_skipped", lambda *_: None)  # what is sent here is no DICOM
 
 
@@ -223,7 +223,7 @@ def test_an_archive_too_large_goes_by_member(tmp_path: Path, monkeypatch: pytest
         packed.writestr("1", "one")
         packed.writestr("2", "two")
     (small,) = walk([tmp_path])
-    monkeypatch.setattr("infra.client.walk.MOST_MEMBERS", 1)
+    monkeypatch.setattr("infra.client.walk.MAX_MEMBERS", 1)
     (large,) = walk([tmp_path])
     assert isinstance(small, Archive)
     assert isinstance(large, Archive)

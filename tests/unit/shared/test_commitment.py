@@ -7,7 +7,7 @@ from pydicom.dataset import Dataset
 
 from shared.dicom.commitment import (
     COMPLETE,
-    MOST_INSTANCES,
+    MAX_INSTANCES,
     UNKNOWN_FAILURE,
     WELL_KNOWN,
     WITH_FAILURES,
@@ -56,7 +56,7 @@ def _refuse() -> Dataset:
 
 
 NONE = Dataset()
-LARGE = request("1.2", [("1.2", "1.3")] * (MOST_INSTANCES + 1))
+LARGE = request("1.2", [("1.2", "1.3")] * (MAX_INSTANCES + 1))
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shared.domain.destinations import FIRST_WAIT, LONGEST_WAIT, Rule, StudyFacts, applies, next_wait, sent_from
+from shared.domain.destinations import FIRST_WAIT, MAX_WAIT, Rule, StudyFacts, applies, next_wait, sent_from
 
 ZONE = ZoneInfo("Europe/Berlin")
 HOURS = st.integers(0, 23)
@@ -84,5 +84,5 @@ def test_results_go_within_the_hours_and_no_later_than_they_begin_next(begin: in
 def test_a_destination_that_is_away_is_asked_less_and_less(attempts: int, draw: float) -> None:
     """Half to one and a half times 10 s, doubled each time, up to an hour."""
     wait = next_wait(attempts, draw)
-    whole = min(LONGEST_WAIT.total_seconds(), FIRST_WAIT.total_seconds() * 2.0 ** min(attempts - 1, 60))
+    whole = min(MAX_WAIT.total_seconds(), FIRST_WAIT.total_seconds() * 2.0 ** min(attempts - 1, 60))
     assert wait.total_seconds() == pytest.approx(whole * (0.5 + draw), rel=1e-6)

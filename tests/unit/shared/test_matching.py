@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from shared.domain.identity import name_groups
 from shared.domain.matching import (
-    MOST_PIECES,
+    MAX_PIECES,
     NamePattern,
     Span,
     TextPattern,
@@ -150,7 +150,7 @@ def test_the_pieces_of_a_pattern(pattern: str, pieces: set[str]) -> None:
 def test_a_long_pattern_looks_for_few_pieces() -> None:
     """The number of pieces of a pattern is bounded, and the longest are taken."""
     pieces = pieces_of_name_pattern("*abcdefghijklmnopqrstuvwxyz*")
-    assert len(pieces) == MOST_PIECES and all(len(piece) == 3 for piece in pieces)
+    assert len(pieces) == MAX_PIECES and all(len(piece) == 3 for piece in pieces)
 
 
 @given(st.dates(min_value=date(1, 1, 1)), st.dates(min_value=date(1, 1, 1)))

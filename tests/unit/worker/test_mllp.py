@@ -20,8 +20,8 @@ from worker.delivery.mllp import (
     BEGIN,
     CONNECT_S,
     END,
-    LONGEST,
-    MOST_ADDRESSES,
+    MAX_ADDRESSES,
+    MAX_ANSWER_BYTES,
     Cut,
     Endpoint,
     Silent,
@@ -129,7 +129,7 @@ def slow(talking: socket.socket, _received: bytes) -> None:
         (answering(BEGIN + b"hello" + END), 10.0, Unintelligible),
         (answering(BEGIN + END), 10.0, Unintelligible),
         (endless, 10.0, Unintelligible),
-        (answering(BEGIN + b"x" * (LONGEST + 1)), 10.0, Unintelligible),
+        (answering(BEGIN + b"x" * (MAX_ANSWER_BYTES + 1)), 10.0, Unintelligible),
     ],
     ids=["silent", "slow", "another one's, then silent", "closed", "half a frame", "a beginning", "another one's", "HTTP", "garbage", "empty", "endless", "too long"],
 )  # fmt: skip
@@ -164,8 +164,8 @@ def test_all_addresses_of_a_name_share_one_wait(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(socket, "create_connection", away)
     with pytest.raises(TimeoutError):
         exchange(Endpoint("ris.example", 2575), MESSAGE, 60.0)
-    assert len(waited) == MOST_ADDRESSES
-    assert all(one <= CONNECT_S / left for left, one in zip(range(MOST_ADDRESSES, 0, -1), waited, strict=True))
+    assert len(waited) == MAX_ADDRESSES
+    assert all(one <= CONNECT_S / left for left, one in zip(range(MAX_ADDRESSES, 0, -1), waited, strict=True))
 
 
 def test_tls(tmp_path: Path) -> None:

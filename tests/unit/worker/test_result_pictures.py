@@ -19,7 +19,7 @@ from shared.errors import Reason, TooLarge
 from shared.settings import Settings
 from shared.storage import open_store, original_key
 from tests.results import NOON, MadeUpStudy, found, pattern_study, read_back, spots, study_of
-from worker.results.captures import MOST
+from worker.results.captures import MAX_SIDE
 from worker.results.drawing import BAND, LINE, NARROWEST, strip
 from worker.results.main import Builder
 from worker.results.outlines import Level, Outline, outlines
@@ -83,7 +83,7 @@ def test_the_anatomy_of_an_abstention_is_left_alone() -> None:
     assert (seen[:512, :512] == seen[0, 0]).all()
 
 
-@pytest.mark.parametrize(("side", "shown"), [(600, 600), (4096, MOST)])
+@pytest.mark.parametrize(("side", "shown"), [(600, 600), (4096, MAX_SIDE)])
 def test_spacing_is_scaled_with_the_picture(side: int, shown: int) -> None:
     made = overlay_of(square(side, PixelSpacing=[0.1, 0.1], PixelSpacingCalibrationType="GEOMETRY"), heatmap=NOTHING)
     assert made.Columns == shown

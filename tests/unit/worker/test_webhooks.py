@@ -23,7 +23,7 @@ from tests.certificates import Certificates
 from tests.pace import limit_s
 from worker.delivery import webhooks
 from worker.delivery.webhooks import (
-    LONGEST_BODY,
+    MAX_ANSWER_BYTES,
     AddressNotAllowed,
     NoConnection,
     Notice,
@@ -237,7 +237,7 @@ def endless(talking: socket.socket) -> None:
 def test_slow_and_large_receivers(monkeypatch: pytest.MonkeyPatch) -> None:
     """All waits together end with one deadline, whatever comes meanwhile; of a body only a beginning is read."""
     with receiver(endless) as (url, _):
-        assert len(sent(url).words) <= LONGEST_BODY
+        assert len(sent(url).words) <= MAX_ANSWER_BYTES
     monkeypatch.setattr(webhooks, "WAIT_S", 0.4)
     for answer in (lambda talking: talking.recv(1), dripping):
         with receiver(answer) as (url, _), pytest.raises(TooSlow):

@@ -17,7 +17,7 @@ import { draggedWindow } from "./gray.js";
 /** @typedef {{name: string, level: number, lines: Point[][]}} Outline where the evidence reaches a level */
 
 export const ZOOM_STEP = 1.25;
-const MOST_ZOOM = 16; // screen pixels for one of the radiograph
+const MAX_ZOOM = 16; // screen pixels for one of the radiograph
 
 /** @param {number} value @param {number} most @param {number} [least] */
 export const held = (value, most, least = 0) => Math.min(most, Math.max(least, value));
@@ -230,7 +230,7 @@ export class Viewport {
   /** Keeps the radiograph's point under the stage's (x, y), by default its middle. @param {number} scale */
   zoomTo(scale, x = this.stage.clientWidth / 2, y = this.stage.clientHeight / 2) {
     if (!this.radiograph) return;
-    this.view = zoomed(this.view, held(scale, Math.max(MOST_ZOOM, this.fitScale), this.fitScale / 4), x, y);
+    this.view = zoomed(this.view, held(scale, Math.max(MAX_ZOOM, this.fitScale), this.fitScale / 4), x, y);
     this.moved(false);
   }
 
