@@ -66,6 +66,7 @@ CLASSES = (
 LOOK_EVERY_S = 2.0
 POLL_S = 0.5
 REQUEST_S = 60.0
+API_START_LIMIT_S = 120.0  # where a host starts, the API may listen later than this process
 LEASE = timedelta(seconds=180)  # longer than one request and one statement may take
 RENEW_EVERY_S = 10.0
 MAX_BYTES = 256 * 2**20  # that the receiver keeps
@@ -158,6 +159,7 @@ class DailyCheck:
         """Begin nothing yet: call `run`. row: as `checks.take` gave it."""
         self._config, self._database, self._row, self._stopping = config, database, row, stopping
         self._step, self._renewed = CheckStep.TIDIED, time.monotonic()
+        self._api_listens_by = self._renewed + min(API_START_LIMIT_S, config.check_wait_s)
         self._reference = Reference()
         self._receiver = Receiver(config.check_host, config.check_port)
         self._access: Access | None = None
@@ -264,14 +266,24 @@ class DailyCheck:
         return found
 
     def _ask(self, wanted: int, method: str, path: str, **more: Any) -> httpx.Response:  # noqa: ANN401 - httpx's
-        assert self._http is not None
-        try:
-            answer = self._http.request(method, path, **more)
-        except httpx.HTTPError as wrong:
-            raise Ended(CheckReason.API_AWAY, type(wrong).__name__) from wrong
+        answer = None
+        while answer is None:
+            answer = self._request(method, path, **more)
         if answer.status_code != wanted:
             raise Ended(CheckReason.REFUSED, str(answer.status_code))
         return answer
+
+    def _request(self, method: str, path: str, **more: Any) -> httpx.Response | None:  # noqa: ANN401 - httpx's
+        """Ask the API once. None: nobody listens yet."""
+        assert self._http is not None
+        try:
+            return self._http.request(method, path, **more)
+        except httpx.HTTPError as wrong:
+            if not isinstance(wrong, httpx.ConnectError) or time.monotonic() > self._api_listens_by:
+                raise Ended(CheckReason.API_AWAY, type(wrong).__name__) from wrong
+        self._go_on()
+        self._stopping.wait(POLL_S)
+        return None
 
     # -- the steps
 
@@ -408,7 +420,7 @@ class DailyCheck:
             accepts = {"Accept": f"{DICOM}; transfer-syntax=*"}
             stored = self._ask(200, "GET", f"{study}/series/{series[uid]}/instances/{uid}", headers=accepts).content
             # after the header of the file, the bytes are those of the data set
-            if _data_set(stored) != self._receiver.objects[uid]:
+            if data_set(stored) != self._receiver.objects[uid]:
                 raise Ended(CheckReason.NOT_EQUAL, kind)
 
     def _delete(self) -> None:
@@ -420,7 +432,7 @@ class DailyCheck:
                 raise Ended(CheckReason.NOT_DELETED)
 
 
-def _data_set(file: bytes) -> bytes:
+def data_set(file: bytes) -> bytes:
     """What follows the meta information of a DICOM file."""
     reading = io.BytesIO(file)
     head: Dataset = dcmread(reading, stop_before_pixels=True, specific_tags=[])

@@ -137,7 +137,7 @@ class Settings(BaseSettings):
     )
     alive_file: Path | None = Field(
         None,
-        description="File that worker, beat and DICOM listener touch; a container's health check looks at its age.",
+        description="File that a process renews while its loop runs; its container's health check looks at its age.",
     )
     postgres_bin: Path | None = Field(
         None, description="Folder of another PostgreSQL's programs for the embedded server. Empty: those of the wheel."

@@ -10,6 +10,7 @@ from datetime import timedelta
 from typing import Any
 from uuid import UUID, uuid4
 
+import httpx
 import pytest
 from sqlalchemy import func, select, update
 from typer.testing import CliRunner
@@ -392,11 +393,40 @@ def test_what_is_broken_is_told_by_step_and_reason(
 
 def test_an_api_that_is_away_or_refuses_is_broken(checked: CheckedSystem, monkeypatch: pytest.MonkeyPatch) -> None:
     """And the check ends all the same."""
-    row = checked.check(check_api_url="http://127.0.0.1:9")
+    row = checked.check(check_api_url="http://127.0.0.1:9", wait_s=0.5)
     assert told(row) == ("broken", "sent", "api-away", "ConnectError")
     monkeypatch.setattr(daily_check, "RELATED", "text/plain")
     assert told(checked.check()) == ("broken", "sent", "refused", "415")
     assert (checked.left(), checked.is_closed()) == (0, True)
+
+
+def test_an_api_that_listens_later_is_waited_for(checked: CheckedSystem, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After a start of the host the processes begin in any order: nothing is broken before the API had time."""
+    tries: list[str] = []
+    ask = httpx.Client.request
+
+    def request(client: httpx.Client, method: str, path: str, **more: Any) -> httpx.Response:
+        tries.append(path)
+        if len(tries) < 4:
+            raise httpx.ConnectError("nobody listens")
+        return ask(client, method, path, **more)
+
+    monkeypatch.setattr(httpx.Client, "request", request)
+    assert told(checked.check()) == WELL
+    assert tries[:4] == ["/dicom-web/studies"] * 4
+
+
+def test_a_process_that_ends_waits_for_no_api(checked: CheckedSystem, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its check is made again by the next one."""
+
+    def nobody(*_: object, **__: object) -> httpx.Response:
+        checked.stopping.set()
+        raise httpx.ConnectError("nobody listens")
+
+    monkeypatch.setattr(httpx.Client, "request", nobody)
+    with pytest.raises(Stopped):
+        checked.check()
+    assert checked.is_closed()
 
 
 def test_what_a_dead_check_has_left_is_deleted_by_the_next(

@@ -1,7 +1,8 @@
 """`make compose-test`: docker-compose.yml started for real, each container killed once, the engine restarted once.
 
 By the lines of docs/run/install.md: .env is copied and filled in as each of its lines says, then `docker compose up -d --build
---wait`. The samples and further instances are sent meanwhile; none is lost, none is analysed twice. Where images come from a
+--wait`. The samples and further instances are sent meanwhile; none is lost, none is analysed twice. Before that the daily check
+runs, and once more afterwards, and a study's results go to dcmtk's storescp on this host. Where images come from a
 registry both object stores are tried, else SeaweedFS alone: MinIO's server comes in no package.
 """
 
@@ -9,8 +10,10 @@ import argparse
 import contextlib
 import csv
 import functools
+import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -19,7 +22,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import httpx
+from pydicom import dcmread
+from pydicom.uid import Comprehensive3DSRStorage, SecondaryCaptureImageStorage
+
+from infra.client.api import Client
+from infra.daily_check import data_set
 from infra.embedded.process import free_ports
+from shared.domain.checks import CheckStep
 from shared.settings import ROOT
 from tests.live_stack import instance
 from tests.pace import limit_s
@@ -27,9 +37,13 @@ from tests.systems.engine import EngineError, HostEngine, OwnEngine, Say, as_roo
 
 PROJECT = "osteon-compose-test"  # not `osteon`, whose volumes may be somebody's
 INSTANCES = 40  # a study each, sent when a fault comes
+COUNTED = "site_id NOT IN (SELECT id FROM sites WHERE checks)"  # the daily check's studies come and go
+ARCHIVE = "ARCHIVE"  # a destination and its AE title
+SAMPLE = ROOT / "samples/studies/01-hand"  # whose results go there
 UP = ("up", "-d", "--build", "--wait", "--wait-timeout", "900")
 OVERRIDES = {"minio": "docker-compose.yml", "seaweedfs": "docker-compose.yml:docker-compose.seaweedfs.yml"}
 HOW = re.compile(r'(openssl rand -hex \d+|python3 -c ".*"|echo "[^"]*")')
+OSTEON = [sys.executable, "-c", "from infra.cli import main; main()"]
 STAND_INS = {
     "python": "PYTHON_IMAGE",
     "postgres": "POSTGRES_IMAGE",
@@ -154,7 +168,7 @@ class Deployment:
 
     def until_more(self) -> None:
         """Wait until a further study is stored. Raises CommandFailed."""
-        deadline, count = time.monotonic() + limit_s(120), "SELECT count(*) FROM studies"
+        deadline, count = time.monotonic() + limit_s(120), f"SELECT count(*) FROM studies WHERE {COUNTED}"
         before = self.ask(count)
         while self.ask(count) == before:
             if time.monotonic() > deadline:
@@ -171,14 +185,28 @@ class Deployment:
         told = self.compose("exec", "-T", "postgres", *words, "--command", query)
         return [line.split("|") for line in told.splitlines() if line]
 
+    def variables(self, role: str) -> dict[str, str]:
+        """Those of a command of `osteon` that calls this deployment's API with a role's key."""
+        return {
+            **os.environ, "OSTEON_API_URL": f"http://127.0.0.1:{self.values['OSTEON_API_PORT']}",
+            "OSTEON_KEY": self.values[f"OSTEON_KEY_{role.upper()}"], "PYTHONPATH": str(ROOT),
+        }  # fmt: skip
+
+    def osteon(self, role: str, *words: str) -> str:
+        """Run a command of `osteon` on this host; returns what it printed. Raises CommandFailed."""
+        done = subprocess.run(
+            [*OSTEON, *words], env=self.variables(role), stdin=subprocess.DEVNULL, capture_output=True, text=True,
+            timeout=limit_s(300), check=False,
+        )  # fmt: skip
+        if done.returncode:
+            raise CommandFailed(f"osteon {words[0]}: exit code {done.returncode}\n{done.stdout}{done.stderr}")
+        return done.stdout
+
     @contextmanager
     def sending(self, paths: list[Path], state: Path) -> Iterator[Callable[[], None]]:
         """`osteon submit --wait` runs meanwhile, as often as it needs to; yields what waits for its end."""
-        variables = {
-            **os.environ, "OSTEON_API_URL": f"http://127.0.0.1:{self.values['OSTEON_API_PORT']}",
-            "OSTEON_KEY": self.values["OSTEON_KEY_SUBMITTER"], "XDG_STATE_HOME": str(state), "PYTHONPATH": str(ROOT),
-        }  # fmt: skip
-        program = [sys.executable, "-c", "from infra.cli import main; main()", "submit", *map(str, paths), "--wait"]
+        variables = self.variables("submitter") | {"XDG_STATE_HOME": str(state)}
+        program = [*OSTEON, "submit", *map(str, paths), "--wait"]
         log = state / "submit.log"
         state.mkdir(exist_ok=True)
 
@@ -220,7 +248,10 @@ def prove(docker: HostEngine, store: str, say: Say) -> None:
         say(f"starting the stack, objects in {store}")
         deployment.up()
         _least_rights(deployment)
+        _daily_check(deployment, first=True)
+        _results_leave(deployment)
         _faults(deployment)
+        _daily_check(deployment, first=False)
         _again(deployment)
     except (CommandFailed, EngineError):
         say("the stack's state and the ends of its logs:")
@@ -245,12 +276,125 @@ def _least_rights(deployment: Deployment) -> None:
         raise CommandFailed(f"a worker with a quota of one core takes {cores.strip()}")
     for service, secret in (
         ("worker-cpu", "OSTEON_IDENTITY_KEY"), ("results", "OSTEON_IDENTITY_KEY"), ("deliver", "OSTEON_BROKER_URL"),
-        ("results", "OSTEON_WEBHOOK_KEY"), ("api", "OSTEON_DATABASE_OWNER_URL"),
+        ("results", "OSTEON_WEBHOOK_KEY"), ("api", "OSTEON_DATABASE_OWNER_URL"), ("check", "OSTEON_STORE_URL"),
+        ("check", "OSTEON_BROKER_URL"), ("check", "OSTEON_KEY_ADMIN"),
     ):  # fmt: skip
         if f"{secret}=" in deployment.compose("exec", "-T", service, "env"):
             raise CommandFailed(f"{service} knows {secret}")
+    for service, leaves in {
+        "worker-cpu": False,
+        "results": False,
+        "check": False,
+        "beat": False,
+        "deliver": True,
+    }.items():
+        routes = deployment.compose("exec", "-T", service, "cat", "/proc/net/route").splitlines()[1:]
+        if any(line.split()[1] == "00000000" for line in routes) is not leaves:
+            raise CommandFailed(f"{service} has {'no' if leaves else 'a'} way out of this host")
     # what makes objects is loaded with the first of them: here it must be all there
     deployment.compose("exec", "-T", "results", "python", "-c", "import worker.results.objects, worker.delivery.dicom")
+
+
+def _daily_check(deployment: Deployment, *, first: bool) -> None:
+    """The check's container does it when an operator asks; it ends well, the API and Postgres say so, nothing of it stays.
+
+    first: none was made before, so that it learns what is expected; later ones must find the same.
+    """
+    deployment.say("the daily check, now")
+    told = json.loads(deployment.osteon("operator", "check", "--json"))
+    if [step["step"] for step in told["steps"]] != list(CheckStep) or told["learned"] is not first:
+        raise CommandFailed(f"the daily check: {told}")
+    apart = (told["probability_deviation"], told["heatmap_deviation"])
+    if not first and apart != (0, 0):
+        raise CommandFailed(f"the daily check finds otherwise than before: {apart}")
+    with Client(deployment.variables("admin")["OSTEON_API_URL"], deployment.values["OSTEON_KEY_ADMIN"]) as client:
+        seen = client.get("/api/v1/operations")["check"]
+    states = deployment.ask("SELECT state, reason, step FROM checks ORDER BY asked_at DESC LIMIT 1")
+    if (seen["id"], seen["state"], states) != (told["id"], "well", [["well", "", "deleted"]]):
+        raise CommandFailed(f"the daily check ended well, but operations say {seen}, and Postgres {states}")
+    if left := deployment.ask(f"SELECT id FROM studies WHERE NOT {COUNTED}"):
+        raise CommandFailed(f"the daily check leaves studies: {left}")
+    seconds = sum(step["seconds"] for step in told["steps"])
+    deployment.say(f"it ended well within {seconds:.1f} s on {told['engine']}, differences {apart}")
+
+
+@contextmanager
+def storescp(folder: Path) -> Iterator[int]:
+    """dcmtk's C-STORE receiver on this host, which writes each object into the folder; yields its port."""
+    if shutil.which("storescp") is None:
+        raise CommandFailed("storescp is not on PATH: install dcmtk")
+    (port,) = free_ports(1)
+    program = [
+        "storescp",
+        "--aetitle",
+        ARCHIVE,
+        "--output-directory",
+        str(folder),
+        "+xa",
+        "--unique-filenames",
+        str(port),
+    ]
+    with (folder.parent / "storescp.log").open("ab") as log:
+        server = subprocess.Popen(program, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+    try:
+        yield port
+    finally:
+        server.kill()
+        server.wait()
+
+
+def _results_leave(deployment: Deployment) -> None:
+    """What is made of a study goes by C-STORE out of the container of `deliver` to this host, each object once and whole."""
+    folder = deployment.engine.folder / "archive"
+    folder.mkdir()
+    network = f"{PROJECT}_outside"
+    here = deployment.engine.docker("network", "inspect", "--format", "{{(index .IPAM.Config 0).Gateway}}", network)
+    with storescp(folder) as port:
+        deployment.say(f"results go out of a container to storescp at {here.strip()}")
+        deployment.osteon("admin", "destinations", "add", ARCHIVE, f"{ARCHIVE}@{here.strip()}:{port}")
+        deployment.osteon("admin", "destinations", "test", ARCHIVE)
+        began = time.monotonic()
+        with deployment.sending([SAMPLE], Path(tempfile.mkdtemp(dir=deployment.engine.folder))) as finish:
+            finish()
+        made = _until_sent(deployment)
+        seconds = time.monotonic() - began
+        deployment.osteon("admin", "destinations", "disable", ARCHIVE)
+    arrived = [dcmread(path) for path in sorted(folder.iterdir())]
+    uids = [str(one.SOPInstanceUID) for one in arrived]
+    if sorted(uids) != sorted(made) or not {SecondaryCaptureImageStorage, Comprehensive3DSRStorage} <= {
+        one.SOPClassUID for one in arrived
+    }:
+        raise CommandFailed(f"sent were {made}, arrived {uids}")
+    _are_whole(deployment, folder)
+    deployment.say(f"{len(made)} objects arrived, each once and whole, {seconds:.1f} s after their study was sent")
+
+
+def _until_sent(deployment: Deployment) -> list[str]:
+    """Wait until all that is made of the only study was sent; returns the SOP Instance UIDs. Raises CommandFailed."""
+    deadline = time.monotonic() + limit_s(180)
+    ours = f"FROM deliveries AS d JOIN destinations ON destinations.id = destination_id WHERE name = '{ARCHIVE}'"
+    while deployment.ask(f"SELECT d.state {ours}") != [["sent"]]:
+        if time.monotonic() > deadline:
+            raise CommandFailed(f"not sent: {deployment.ask(f'SELECT d.state, d.reason, d.status {ours}')}")
+        time.sleep(0.5)
+    objects = f"SELECT o.sop_instance_uid FROM result_objects AS o JOIN delivery_objects ON object_id = o.id WHERE delivery_id IN (SELECT d.id {ours})"
+    return [uid for (uid,) in deployment.ask(objects)]
+
+
+def _are_whole(deployment: Deployment, folder: Path) -> None:
+    """Each file's data set is, byte for byte, that of the object which DICOMweb gives. Raises CommandFailed."""
+    accepts = {"Accept": "application/dicom; transfer-syntax=*"}
+    key = {"Authorization": f"Bearer {deployment.values['OSTEON_KEY_RADIOLOGIST']}"}
+    url = f"{deployment.variables('radiologist')['OSTEON_API_URL']}/dicom-web"
+    with httpx.Client(headers=key | accepts, trust_env=False, timeout=limit_s(30)) as client:
+        for path in folder.iterdir():
+            one = dcmread(path, stop_before_pixels=True)
+            place = (
+                f"{url}/studies/{one.StudyInstanceUID}/series/{one.SeriesInstanceUID}/instances/{one.SOPInstanceUID}"
+            )
+            stored = client.get(place).raise_for_status().content
+            if data_set(stored) != data_set(path.read_bytes()):
+                raise CommandFailed(f"{one.SOPInstanceUID} arrived otherwise than it was made")
 
 
 def _faults(deployment: Deployment) -> None:
@@ -286,17 +430,15 @@ def _faults(deployment: Deployment) -> None:
 
 def _all_once(deployment: Deployment, expected: int) -> None:
     """As many studies as were sent, all analysed, with one finding for each frame, and their bytes in the store."""
+    studies = f"studies WHERE {COUNTED}"
     (total, analysed) = map(
-        int, deployment.ask("SELECT count(*), count(*) FILTER (WHERE status = 'analysed') FROM studies")[0]
+        int, deployment.ask(f"SELECT count(*), count(*) FILTER (WHERE status = 'analysed') FROM {studies}")[0]
     )
-    findings, different = map(
-        int, deployment.ask("SELECT count(*), count(DISTINCT (instance_id, frame, bundle)) FROM findings")[0]
-    )
-    bare = int(
-        deployment.ask(
-            "SELECT count(*) FROM instances AS i WHERE NOT EXISTS (SELECT FROM findings AS f WHERE f.instance_id = i.id)"
-        )[0][0]
-    )
+    ours = f"instances AS i WHERE study_id IN (SELECT id FROM {studies})"
+    of_ours = f"SELECT count(*), count(DISTINCT (instance_id, frame, bundle)) FROM findings WHERE instance_id IN (SELECT i.id FROM {ours})"
+    findings, different = map(int, deployment.ask(of_ours)[0])
+    without = f"SELECT count(*) FROM {ours} AND NOT EXISTS (SELECT FROM findings AS f WHERE f.instance_id = i.id)"
+    bare = int(deployment.ask(without)[0][0])
     deployment.say(
         f"{expected} studies sent, {total} stored, {analysed} analysed: {expected - analysed} lost, {total - expected} doubled; "
         f"{findings} findings, {findings - different} of them double; {bare} images without any"

@@ -29,6 +29,7 @@ from packaging.requirements import Requirement
 from sqlalchemy import make_url
 
 from api.listener import tls
+from infra.daily_check import REFERENCE
 from infra.embedded.parts import FLOWER_TASKS, RESULTS_STOP_S, osteon_parts, osteon_steps
 from infra.embedded.state import Secrets
 from shared import __version__
@@ -200,11 +201,13 @@ def test_osteon_variables_exist() -> None:
 
 OWN_CODE = {  # what a process runs of its own, and which parts of that another one runs
     "api": ("api", ["api/listener"]),
+    "check": ("infra/daily_check.py", []),
     "deliver": ("worker/delivery", []),
     "dicom": ("api/listener", []),
     "results": ("worker/results", []),
     "worker-cpu": ("worker", ["worker/delivery", "worker/results"]),
 }
+NOT_NEEDED = {"check": {"OSTEON_API_HOST"}}  # where OSTEON_CHECK_API_URL is set
 
 
 def settings_read(service: str) -> dict[str, str]:
@@ -230,7 +233,7 @@ def test_a_setting_reaches_whoever_reads_it(name: str) -> None:
     told = {variable for service in OURS for variable in SERVICES[service]["environment"]}
     read = settings_read(name)
     assert read.keys() & told
-    missing = (read.keys() & told) - SERVICES[name]["environment"].keys()
+    missing = (read.keys() & told) - SERVICES[name]["environment"].keys() - NOT_NEEDED.get(name, set())
     assert {variable: read[variable] for variable in missing} == {}
 
 
@@ -401,7 +404,7 @@ def test_health_checks_are_cheap(name: str) -> None:
 
 
 @pytest.mark.parametrize(("age_s", "well"), [(0, True), (50, True), (90, False), (None, False)])
-@pytest.mark.parametrize("name", ["worker-cpu", "results", "beat", "dicom"])
+@pytest.mark.parametrize("name", ["worker-cpu", "results", "deliver", "check", "beat", "dicom"])
 def test_health_by_a_files_age(name: str, age_s: float | None, well: bool, tmp_path: Path) -> None:
     """A loop that went round within the minute is well; one that stands still, or never began, is not."""
     alive = tmp_path / "alive"
@@ -458,7 +461,7 @@ SECRETS_OF = {
     "worker-cpu": {"OSTEON_DATABASE_URL", "OSTEON_BROKER_URL", "OSTEON_STORE_URL"},
     "results": {"OSTEON_DATABASE_URL", "OSTEON_STORE_URL"},
     "deliver": {"OSTEON_DATABASE_URL", "OSTEON_STORE_URL", "OSTEON_WEBHOOK_KEY"},
-    "check": {"OSTEON_DATABASE_URL"},  # of osteon up alone
+    "check": {"OSTEON_DATABASE_URL"},
     "beat": {"OSTEON_BROKER_URL"},
     "flower": {"OSTEON_BROKER_URL", "FLOWER_BASIC_AUTH", "FLOWER_COOKIE_SECRET"},
     "prometheus": {"OSTEON_METRICS_TOKEN"},
@@ -483,6 +486,7 @@ def test_each_part_of_up_holds_what_its_service_does() -> None:
     secrets = cast("Secrets", dict.fromkeys(("flower_user", "flower_password", "flower_cookie_secret"), "x"))
     services = {"worker": "worker-cpu"}
     for part in osteon_parts(urls, secrets):
+        assert services.get(part.name, part.name) in SERVICES
         assert part.secrets == {word for word in SECRETS_OF[services.get(part.name, part.name)] if "FLOWER" not in word}
     migrate, prepare = osteon_steps(urls, secrets)
     told = migrate.secrets | prepare.secrets | migrate.variables.keys()
@@ -656,6 +660,37 @@ def test_only_what_sends_results_leaves_the_host() -> None:
     assert "volumes" not in SERVICES["results"]
 
 
+def test_the_daily_check_stays_inside() -> None:
+    """It reaches API and Postgres, is reached by `deliver` under its own name, and the API knows whether it is on."""
+    check, api = SERVICES["check"], SERVICES["api"]
+    assert check["networks"] == ["inside"]
+    assert "ports" not in check
+    assert "volumes" not in check
+    environment = check["environment"]
+    assert environment["OSTEON_CHECK_HOST"] == "check"
+    assert environment["OSTEON_CHECK_API_URL"] == "http://api:8080"
+    assert environment["OSTEON_DAILY_CHECK"] == api["environment"]["OSTEON_DAILY_CHECK"]
+    assert set(check["networks"]) <= set(SERVICES["deliver"]["networks"]) & set(api["networks"])
+
+
+def test_its_image_holds_the_reference_study() -> None:
+    """Of the samples it has these radiographs, whose they are, and nothing else."""
+    dockerfile = BUILT[SERVICES["check"]["image"]]
+    taken = {source for source in copies(dockerfile) if source.startswith("samples")}
+    assert taken == {
+        "samples/__init__.py",
+        "samples/ATTRIBUTION.md",
+        *(f"samples/studies/{name}" for name in REFERENCE),
+    }
+    # each lands in its own folder
+    lines = [
+        line.split()[1:] for line in (ROOT / dockerfile).read_text().splitlines() if line.startswith("COPY samples")
+    ]
+    assert {f"{line[-1]}{Path(source).name}" for line in lines for source in line[:-1]} == taken
+    assert ignored("samples/expected.csv")
+    assert ignored("samples/studies/02-hand/1-pa.dcm")
+
+
 def test_what_is_shown_to_destinations_is_read_by_what_sends_alone() -> None:
     """Logins lie in a folder that only `deliver` sees, which it cannot change; API and `deliver` know one key of webhooks."""
     (mount,) = SERVICES["deliver"]["volumes"]
@@ -812,8 +847,8 @@ def test_minio_gets_a_user_of_one_bucket(attached: str, ends: bool, tmp_path: Pa
 
 PROCESSES = {  # of each image: all that its commands start, and what they import when they need it
     "infra/docker/Dockerfile.api": [
-        "alembic.config", "api.listener.server", "api.server", "celery.bin.beat", "flower.command", "infra.prepare", "shared.db.grants",
-        "shared.queue.app", "shared.queue.liveness",
+        "alembic.config", "api.listener.server", "api.server", "celery.bin.beat", "flower.command", "infra.daily_check", "infra.prepare",
+        "shared.db.grants", "shared.queue.app", "shared.queue.liveness",
     ],
     "infra/docker/Dockerfile.results": [
         "shared.storage.directory", "shared.storage.s3", "worker.delivery.dicom", "worker.delivery.folder", "worker.delivery.main",
