@@ -43,6 +43,13 @@ from tests.certificates import Certificates
 class Loader(yaml.SafeLoader):
     """Knows Compose's words for what replaces a value of the file before, and takes the value."""
 
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """As Compose does, refuse a key that stands there twice; YAML's loader takes the last one."""
+        keys = [key.value for key, _ in node.value if key.value != "<<"]
+        if twice := {key for key in keys if keys.count(key) > 1}:
+            raise yaml.YAMLError(f"{twice} twice{node.start_mark}")
+        return super().construct_mapping(node, deep)
+
 
 def _value(loader: Loader, node: yaml.Node) -> Any:
     if isinstance(node, yaml.SequenceNode):
