@@ -71,8 +71,8 @@ def _check_identity_key(backends: Backends) -> None:
     except WrongIdentityKey:
         backends.database.close()
         raise
-    except (Unavailable, ProgrammingError) as wrong:  # it is away, or its tables are not there yet: /readyz says so
-        log.warning("identity key not checked", error=type(wrong).__name__)
+    except (Unavailable, ProgrammingError) as error:  # it is away, or its tables are not there yet: /readyz says so
+        log.warning("identity key not checked", error=type(error).__name__)
 
 
 def _with_short_timeouts(app: Celery) -> Celery:

@@ -190,8 +190,8 @@ class Events:
         while not self._stopping:
             try:
                 self._listen_once()
-            except Exception as wrong:  # noqa: BLE001 - without this thread every list would be stale
-                log.warning("change listener disconnected", error=type(wrong).__name__)
+            except Exception as error:  # noqa: BLE001 - without this thread every list would be stale
+                log.warning("change listener disconnected", error=type(error).__name__)
                 time.sleep(RECONNECT_DELAY_S)
 
     def _listen_once(self) -> None:

@@ -46,13 +46,13 @@ class Probe:
         said = OK
         try:
             self._question()
-        except OsteonError as wrong:
-            said = str(wrong)
-        except DBAPIError as wrong:
-            missing = isinstance(wrong.orig, UndefinedTable | UndefinedColumn)
-            said = MIGRATE if missing else f"failed ({type(wrong.orig).__name__})"
-        except Exception as wrong:  # noqa: BLE001 - a health check reports whatever it meets
-            said = f"failed ({type(wrong).__name__})"
+        except OsteonError as error:
+            said = str(error)
+        except DBAPIError as error:
+            missing = isinstance(error.orig, UndefinedTable | UndefinedColumn)
+            said = MIGRATE if missing else f"failed ({type(error.orig).__name__})"
+        except Exception as error:  # noqa: BLE001 - a health check reports whatever it meets
+            said = f"failed ({type(error).__name__})"
         with self._lock:
             self._asking = None
             self._set_state(said)

@@ -135,8 +135,8 @@ def strict_json(body: bytes) -> Any:  # noqa: ANN401 - any JSON
         _check_strings(found)
     except UnicodeError:
         raise HTTPException(400, "The body is not JSON in UTF-8, or names half of a surrogate pair") from None
-    except _AmbiguousJson as what:
-        raise HTTPException(400, f"The body holds {what}") from None
+    except _AmbiguousJson as error:
+        raise HTTPException(400, f"The body holds {error}") from None
     except (ValueError, RecursionError):
         raise HTTPException(400, "The body is not JSON, or is nested too deeply") from None
     return found

@@ -73,8 +73,8 @@ class SpoolBudget:
             disk = os.statvfs(self.folder)
         except FileNotFoundError:  # the first upload makes it
             return
-        except OSError as wrong:
-            raise _unwritable(wrong) from wrong
+        except OSError as error:
+            raise _unwritable(error) from error
         reserve = min(self.reserve, disk.f_blocks * disk.f_frsize // RESERVED_SHARE)
         if disk.f_bavail * disk.f_frsize - more < reserve:
             raise SpoolFull(
@@ -298,15 +298,15 @@ class Spool:
         descriptor, self._spare = self._spare, None
         try:
             return self._unnamed() if descriptor is None else descriptor
-        except OSError as wrong:
-            raise _unwritable(wrong) from wrong
+        except OSError as error:
+            raise _unwritable(error) from error
 
     def _unnamed(self) -> int:
         if self._own_files:
             try:
                 return os.open(self.folder, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)
-            except OSError as wrong:
-                if wrong.errno not in (errno.EISDIR, errno.EOPNOTSUPP, errno.ENOENT):
+            except OSError as error:
+                if error.errno not in (errno.EISDIR, errno.EOPNOTSUPP, errno.ENOENT):
                     raise
                 self._own_files = False  # a file system without unnamed files: NFS
         with tempfile.TemporaryFile(dir=self.folder, buffering=0) as file:
@@ -376,8 +376,8 @@ def write(descriptor: int, data: "memoryview[int]", at: int) -> None:
     while data:
         try:
             done = os.pwrite(descriptor, data, at)
-        except OSError as wrong:
-            raise SpoolFull from wrong
+        except OSError as error:
+            raise SpoolFull from error
         data, at = data[done:], at + done
 
 
@@ -398,8 +398,8 @@ def open_spool(folder: Path | None, budget: SpoolBudget | None = None, *, own_fi
     """
     try:
         spool = Spool(folder, budget, own_files=own_files)
-    except OSError as wrong:
-        raise _unwritable(wrong) from wrong
+    except OSError as error:
+        raise _unwritable(error) from error
     try:
         yield spool
     finally:

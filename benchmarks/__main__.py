@@ -65,8 +65,8 @@ def _in_own_process(name: str, quick: bool) -> Result:  # noqa: FBT001 - as meas
     limit_s = QUICK_LIMIT_S if quick else LIMIT_S
     try:
         done = subprocess.run(command, stdout=subprocess.PIPE, text=True, cwd=ROOT, timeout=limit_s, check=False)
-    except subprocess.TimeoutExpired as wrong:
-        raise RuntimeError(f"it did not end within {limit_s:.0f} s") from wrong
+    except subprocess.TimeoutExpired as error:
+        raise RuntimeError(f"it did not end within {limit_s:.0f} s") from error
     if done.returncode == MISSING:
         raise MissingRequirement(json.loads(done.stdout)["missing"])
     if done.returncode:
@@ -113,10 +113,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _all(names, given)
     try:
         result = measure(names[0], given.quick, _say)
-    except MissingRequirement as what:
-        _say(f"{names[0]} cannot be run here: {what}")
+    except MissingRequirement as error:
+        _say(f"{names[0]} cannot be run here: {error}")
         if given.json:
-            print(json.dumps({"name": names[0], "missing": str(what)}))
+            print(json.dumps({"name": names[0], "missing": str(error)}))
         return MISSING
     print(_result_text(result, as_json=given.json), flush=True)
     if given.write:
@@ -131,9 +131,9 @@ def _all(names: Sequence[str], given: argparse.Namespace) -> int:
     for name in names:
         try:
             result = _in_own_process(name, given.quick)
-        except Exception as wrong:  # noqa: BLE001 - the others are to be run all the same
-            failed[name] = str(wrong)
-            _say(f"{name} failed: {wrong}")
+        except Exception as error:  # noqa: BLE001 - the others are to be run all the same
+            failed[name] = str(error)
+            _say(f"{name} failed: {error}")
         else:
             results.append(result)
             print(_result_text(result, as_json=given.json), flush=True)

@@ -71,10 +71,10 @@ def check(name: str, run: Callable[[], Result], clock: Callable[[], float] = tim
         start = clock()
         try:
             runs.append(run())
-        except MissingRequirement as what:
-            return CheckResult(name, Verdict.NOT_RUN, tuple(runs), tuple(seconds), str(what))
-        except Exception as wrong:  # noqa: BLE001 - the others are to be run all the same
-            return CheckResult(name, Verdict.FAILED, tuple(runs), (*seconds, clock() - start), str(wrong))
+        except MissingRequirement as error:
+            return CheckResult(name, Verdict.NOT_RUN, tuple(runs), tuple(seconds), str(error))
+        except Exception as error:  # noqa: BLE001 - the others are to be run all the same
+            return CheckResult(name, Verdict.FAILED, tuple(runs), (*seconds, clock() - start), str(error))
         seconds.append(clock() - start)
         if runs[-1].met and runs[-1].certain:
             return CheckResult(name, Verdict.MET, tuple(runs), tuple(seconds))

@@ -51,10 +51,10 @@ class CpuLimit:
             for process in [root, *root.children(recursive=True)]:
                 with contextlib.suppress(ProcessLookupError):  # it has just ended
                     (self._folder / "cgroup.procs").write_text(str(process.pid))
-        except OSError as wrong:
+        except OSError as error:
             raise StackError(
-                f"no control group could be made in {ROOT} ({wrong.strerror}). Shares of a core need Linux and root."
-            ) from wrong
+                f"no control group could be made in {ROOT} ({error.strerror}). Shares of a core need Linux and root."
+            ) from error
         return self
 
     def __exit__(

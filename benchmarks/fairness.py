@@ -217,5 +217,5 @@ class Urgent(threading.Thread):
                 self.fewest = min(self.fewest, waiting)
                 if waiting < 2 * URGENT_AHEAD:
                     self._workload.queue(RADIOGRAPH, URGENT_AHEAD, "urgent")
-        except Exception as wrong:  # noqa: BLE001 - told at the end
-            self._wrong = wrong
+        except Exception as error:  # noqa: BLE001 - told at the end
+            self._wrong = error

@@ -143,8 +143,8 @@ def run(quick: bool, say: Say) -> Result:  # noqa: FBT001 - one signature for al
                         try:
                             peer = peers.enter_context(orthanc(live_stack.folder))
                             arms["orthanc"] = _arm(load, instances, clear, StowSender(peer.url).send)
-                        except MissingRequirement as what:
-                            say(f"left out: {what}")
+                        except MissingRequirement as error:
+                            say(f"left out: {error}")
                         samples = interleaved(arms, repeats)
                     for name, words in {"hashed": "a put that hashes first", "orthanc": "Orthanc's STOW"}.items():
                         if name in samples:

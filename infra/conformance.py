@@ -153,10 +153,10 @@ class SelfTest:
     def _look(self) -> None:
         try:
             answer = self._http.get("/api/v1/deletions")
-        except httpx.HTTPError as wrong:
+        except httpx.HTTPError as error:
             raise OsteonError(
-                f"The API at {self._target.url} does not answer ({type(wrong).__name__}). Check --url"
-            ) from wrong
+                f"The API at {self._target.url} does not answer ({type(error).__name__}). Check --url"
+            ) from error
         if answer.status_code in (401, 403):
             raise OsteonError("Give an admin's key: the test stores, searches, and deletes what it sent")
         if answer.status_code != 200:
@@ -165,12 +165,12 @@ class SelfTest:
     def _check(self, area: str, name: str, check: Callable[[], str | None]) -> None:
         try:
             done = Check(area, name, Outcome.PASSED, check() or "")
-        except Failure as why:
-            done = Check(area, name, Outcome.FAILED, str(why))
-        except NotRun as why:
-            done = Check(area, name, Outcome.NOT_RUN, str(why))
-        except (httpx.HTTPError, OSError, KeyError, ValueError, IndexError, TypeError) as wrong:
-            done = Check(area, name, Outcome.FAILED, f"{type(wrong).__name__}: {wrong}")
+        except Failure as error:
+            done = Check(area, name, Outcome.FAILED, str(error))
+        except NotRun as error:
+            done = Check(area, name, Outcome.NOT_RUN, str(error))
+        except (httpx.HTTPError, OSError, KeyError, ValueError, IndexError, TypeError) as error:
+            done = Check(area, name, Outcome.FAILED, f"{type(error).__name__}: {error}")
         self._report.checks.append(done)
         self._tell(done)
 
@@ -509,8 +509,8 @@ class SelfTest:
         for image in list(self._sent):
             try:
                 self._delete_one(image)
-            except Failure as why:  # the others are deleted all the same
-                failures.append(str(why))
+            except Failure as error:  # the others are deleted all the same
+                failures.append(str(error))
         if failures:
             raise Failure("; ".join(failures))
         return "a search finds nothing of it"

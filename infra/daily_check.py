@@ -182,10 +182,10 @@ class DailyCheck:
             try:
                 with self._open():
                     self._steps()
-            except Ended as why:
-                reason, detail = why.reason, why.detail
-            except OSError as wrong:  # the receiver's port is taken
-                reason, detail = CheckReason.ERROR, type(wrong).__name__
+            except Ended as error:
+                reason, detail = error.reason, error.detail
+            except OSError as error:  # the receiver's port is taken
+                reason, detail = CheckReason.ERROR, type(error).__name__
         except Stopped:
             with self._database.transaction() as session:
                 checks.put_back(session, self._row)
@@ -237,9 +237,9 @@ class DailyCheck:
                 work()
             except (Ended, Stopped, OsteonError):
                 raise
-            except Exception as wrong:
+            except Exception as error:
                 log.exception("check step crashed", step=step)
-                raise Ended(CheckReason.ERROR, type(wrong).__name__) from wrong
+                raise Ended(CheckReason.ERROR, type(error).__name__) from error
             seconds = time.monotonic() - began
             with self._database.transaction() as session:
                 checks.done(session, self._row, step, seconds)
@@ -278,9 +278,9 @@ class DailyCheck:
         assert self._http is not None
         try:
             return self._http.request(method, path, **more)
-        except httpx.HTTPError as wrong:
-            if not isinstance(wrong, httpx.ConnectError) or time.monotonic() > self._api_listens_by:
-                raise Ended(CheckReason.API_AWAY, type(wrong).__name__) from wrong
+        except httpx.HTTPError as error:
+            if not isinstance(error, httpx.ConnectError) or time.monotonic() > self._api_listens_by:
+                raise Ended(CheckReason.API_AWAY, type(error).__name__) from error
         self._go_on()
         self._stopping.wait(POLL_S)
         return None
@@ -298,8 +298,8 @@ class DailyCheck:
     def _tidy_quietly(self) -> None:
         try:
             self._tidy()
-        except Ended as why:  # why the check ended matters more
-            log.warning("check not tidied", reason=why.reason, detail=why.detail)
+        except Ended as error:  # why the check ended matters more
+            log.warning("check not tidied", reason=error.reason, detail=error.detail)
 
     def _send(self) -> None:
         with self._database.transaction() as session:
@@ -497,8 +497,8 @@ def main() -> None:
             look(config, database, stopping)
         except Stopped:
             break
-        except OsteonError as wrong:
-            log.warning("check not started", error=type(wrong).__name__)
+        except OsteonError as error:
+            log.warning("check not started", error=type(error).__name__)
         except Exception:
             log.exception("check not started")
     database.close()

@@ -115,8 +115,8 @@ def _files(each: Item | Archive | UnreadablePath, name: str, settings: Settings)
         try:
             with path.open("rb") as file, opened(file, each.whole.size_bytes, bounds(settings)):
                 pass
-        except Rejected as why:
-            yield FileToRead(name, path, error=f"{why.reason}: {why}")
+        except Rejected as error:
+            yield FileToRead(name, path, error=f"{error.reason}: {error}")
             return
         for member in each.members:
             yield FileToRead(f"{name}!{member.member}", path, member.member)

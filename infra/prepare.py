@@ -220,8 +220,8 @@ def main() -> int:
         fill_examinations(config, database)
         name = store_bundle_file(config, database, config.bundle_path, activate=False)
         print(f"site {config.site} is ready; bundle {name} is stored")
-    except (OsteonError, OSError, ValueError) as wrong:
-        print(f"prepare: {wrong}", file=sys.stderr)
+    except (OsteonError, OSError, ValueError) as error:
+        print(f"prepare: {error}", file=sys.stderr)
         return 1
     finally:
         database.close()

@@ -106,8 +106,8 @@ class InstanceMetadata:
                 self._made(sha256, size_bytes, file)
             else:
                 self._later(sha256, size_bytes, file.read(head_bytes or HEAD_BYTES))
-        except Rejected as wrong:  # who reads it is told
-            log.info("metadata not made", error=type(wrong).__name__)
+        except Rejected as error:  # who reads it is told
+            log.info("metadata not made", error=type(error).__name__)
         except Exception:
             log.exception("metadata not made")
 
@@ -117,8 +117,8 @@ class InstanceMetadata:
         try:
             sealed = self.vault.seal_bytes(zlib.compress(text.encode("utf-8", "replace")))
             self.store.put_unsynced(metadata_key(sha256), sealed)
-        except Unavailable as wrong:
-            log.warning("metadata not kept", error=type(wrong).__name__)
+        except Unavailable as error:
+            log.warning("metadata not kept", error=type(error).__name__)
         return told
 
     def _later(self, sha256: str, size_bytes: int, head: bytes) -> None:
@@ -151,8 +151,8 @@ class InstanceMetadata:
                 self._waiting_bytes -= len(head)
             try:
                 self.make(sha256, size_bytes, head)
-            except (ObjectMissing, Rejected, Unavailable) as wrong:  # who reads it is told
-                log.info("metadata not made", error=type(wrong).__name__)
+            except (ObjectMissing, Rejected, Unavailable) as error:  # who reads it is told
+                log.info("metadata not made", error=type(error).__name__)
             except Exception:
                 log.exception("metadata not made")
             if self._busy() or time.monotonic() - self._came < QUIET_S:

@@ -25,8 +25,8 @@ def serve(port: int, host: str, variable: str) -> Callable[[], None]:
         return lambda: None
     try:
         server, thread = start_http_server(port, host)
-    except OSError as wrong:
-        log.warning("metrics not served", why=f"{wrong.strerror}. Set {variable} to a free port.")
+    except OSError as error:
+        log.warning("metrics not served", why=f"{error.strerror}. Set {variable} to a free port.")
         return lambda: None
 
     def stop() -> None:

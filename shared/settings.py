@@ -73,9 +73,9 @@ class Settings(BaseSettings):
             raise BadSettings("; ".join(unknown))
         try:
             super().__init__(**values)
-        except ValidationError as wrong:
+        except ValidationError as error:
             # a value may be a secret: it is not repeated
-            told = [f"{PREFIX}{str(one['loc'][0]).upper()}: {one['msg']}" for one in wrong.errors()]
+            told = [f"{PREFIX}{str(one['loc'][0]).upper()}: {one['msg']}" for one in error.errors()]
             raise BadSettings("; ".join(told)) from None
 
     @classmethod
@@ -525,8 +525,8 @@ def one_sentence() -> Iterator[None]:
     """Wrap a process: an error that Osteon knows ends it with exit code 1 and a sentence."""
     try:
         yield
-    except OsteonError as wrong:
-        sys.exit(f"osteon: {wrong}")
+    except OsteonError as error:
+        sys.exit(f"osteon: {error}")
 
 
 @functools.cache

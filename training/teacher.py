@@ -30,10 +30,10 @@ class Teacher(nn.Module):
         try:
             graph = json.loads((folder / "arch.json").read_text())
             weights = np.load(folder / "mobilenet_v2_folded_fp16.npz")
-        except OSError as wrong:
+        except OSError as error:
             raise BadDataset(
-                f"{folder} is no teacher folder: {wrong.strerror} {wrong.filename}; name one that holds both files"
-            ) from wrong
+                f"{folder} is no teacher folder: {error.strerror} {error.filename}; name one that holds both files"
+            ) from error
         self.graph = [node for node in graph if node["dst"] <= STRIDE32]
         self.convs = nn.ModuleDict()
         for node in self.graph:

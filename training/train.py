@@ -170,15 +170,15 @@ def _start_from(run: "Run[Student]", bundle: Path) -> None:
     """Load the backbone of another bundle of the same architecture."""
     try:
         tensors = load_file(bundle)
-    except (OSError, ValueError) as wrong:
-        raise BadDataset(f"{bundle} is no bundle to start from: {wrong}") from wrong
+    except (OSError, ValueError) as error:
+        raise BadDataset(f"{bundle} is no bundle to start from: {error}") from error
     trunk = {name.removeprefix("trunk."): value for name, value in tensors.items() if name.startswith("trunk.")}
     try:
         run.module.net.trunk.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in trunk.items()})
-    except RuntimeError as wrong:
+    except RuntimeError as error:
         raise BadDataset(
             f"{bundle} holds another architecture than {run.recipe.architecture}: choose that one, or another bundle"
-        ) from wrong
+        ) from error
     run.restart_average()
 
 

@@ -200,14 +200,14 @@ class Batcher(Generic[Item, Output]):
             outputs = self._predict([item for item, _ in batch])
             if len(outputs) != len(batch):
                 raise RuntimeError(f"{len(batch)} items got {len(outputs)} outputs")  # noqa: TRY301
-        except BaseException as wrong:  # noqa: BLE001 - whatever it is, it belongs to these items
+        except BaseException as error:  # noqa: BLE001 - whatever it is, it belongs to these items
             stream.busy_since = None
-            if len(batch) == 1 or isinstance(wrong, self._common):
+            if len(batch) == 1 or isinstance(error, self._common):
                 for _, future in batch:
-                    future.set_exception(wrong)
+                    future.set_exception(error)
                 stream.failures += len(batch)
                 return
-            log.warning("batch halved", size=len(batch), error=type(wrong).__name__)
+            log.warning("batch halved", size=len(batch), error=type(error).__name__)
             middle = len(batch) // 2
             self._run_batch(stream, batch[:middle])
             self._run_batch(stream, batch[middle:])

@@ -52,8 +52,8 @@ class Consumer(CeleryConsumer):  # type: ignore[misc]
         def safely() -> None:
             try:
                 p(*args, **kwargs)
-            except Exception as wrong:  # noqa: BLE001 - whatever it is, the loop must go on
-                log.warning("message not acknowledged", error=type(wrong).__name__)
+            except Exception as error:  # noqa: BLE001 - whatever it is, the loop must go on
+                log.warning("message not acknowledged", error=type(error).__name__)
 
         return super().call_soon_ack(safely)
 
@@ -68,8 +68,8 @@ class Consumer(CeleryConsumer):  # type: ignore[misc]
         """
         try:
             super().on_connection_error_after_connected(exc)
-        except Exception as wrong:  # noqa: BLE001 - a new connection is made in any case
-            log.warning("lost connection not closed", error=type(wrong).__name__)
+        except Exception as error:  # noqa: BLE001 - a new connection is made in any case
+            log.warning("lost connection not closed", error=type(error).__name__)
 
     def on_connection_error_before_connected(self, exc: Exception) -> None:
         """Wait a second: a broker that is full takes the connection and refuses what follows, at once."""

@@ -228,8 +228,8 @@ class Decoders:
                 took = f"{self._limit_s:.0f}"
                 text = f"Decoding took more than {took} s and was stopped"
                 raise DecodingFailed(text, Reason.DECODING_TIMED_OUT, took) from None
-            except ProcessExpired as died:
-                end = _death(died.exitcode)
+            except ProcessExpired as error:
+                end = _death(error.exitcode)
                 raise DecodingFailed(f"Decoding ended its process ({end})", Reason.DECODER_DIED, end) from None
             except MemoryError:
                 self._drop_pool()  # a child that met its limit may hold on to what it took

@@ -134,9 +134,9 @@ class GroupCommitter:
         try:
             with self._database.transaction() as session:
                 yield session
-        except Locked as wrong:
+        except Locked as error:
             if items > 1:
-                raise RowLocked from wrong
+                raise RowLocked from error
             raise
 
     def _claim(self, wanted: Sequence[tuple[UUID, str]]) -> list[analyses.ClaimResult]:

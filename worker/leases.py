@@ -51,7 +51,7 @@ class Leases:
                 try:
                     with self._database.transaction() as session:
                         analyses.renew_leases(session, tokens, db_now(session) + self._lease)
-                except OsteonError as wrong:
-                    log.warning("leases not renewed", why=str(wrong))
+                except OsteonError as error:
+                    log.warning("leases not renewed", why=str(error))
                 except Exception:
                     log.exception("leases not renewed")  # and the keeper must outlive it

@@ -136,8 +136,8 @@ class _Pipeline(Generic[ImageT]):
     def _handed_on(self, image: ImageT, future: "Future[DecodedImage]") -> "_Predicting[ImageT] | ImageFailure[ImageT]":
         try:
             decoded = future.result()
-        except Exception as wrong:  # noqa: BLE001 - whoever asked knows what it means
-            return ImageFailure(image, wrong, decoded=False)
+        except Exception as error:  # noqa: BLE001 - whoever asked knows what it means
+            return ImageFailure(image, error, decoded=False)
         squares = [self._batcher.submit((self._predictor, square), self._priority) for square in decoded.squares]
         return _Predicting(image, decoded.modality, decoded.body_part, decoded.fields, decoded.previews, squares)
 
@@ -151,8 +151,8 @@ class _Pipeline(Generic[ImageT]):
             return None
         try:
             outputs = [future.result() for future in one.futures]
-        except Exception as wrong:  # noqa: BLE001 - as above
-            return ImageFailure(one.image, wrong, decoded=True)
+        except Exception as error:  # noqa: BLE001 - as above
+            return ImageFailure(one.image, error, decoded=True)
         findings = [
             self._predictor.finding(output, frame, one.modality, one.body_part, exposed)
             for frame, (output, exposed) in enumerate(zip(outputs, one.fields, strict=True), start=1)

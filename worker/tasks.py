@@ -108,8 +108,8 @@ class Engine:
             blank = np.zeros((predictor.size, predictor.size), np.uint8)
             for pending in [self.batcher.submit((predictor, blank)) for _ in self.batcher.streams]:
                 pending.result()
-        except OsteonError as wrong:
-            log.warning("warm-up failed", why=str(wrong))
+        except OsteonError as error:
+            log.warning("warm-up failed", why=str(error))
 
     def analyse(self, analysis_id: UUID, queue: Priority = Priority.ROUTINE) -> TaskOutcome:
         """Make one analysis to its end. Messages may come twice, or for nothing.
@@ -141,8 +141,8 @@ class Engine:
             try:
                 with self.database.transaction() as session:
                     analysis_id = analyses.find_for_old_message(session, study_id, model)
-            except OsteonError as wrong:
-                log.warning("analysis not started", study=str(study_id), why=str(wrong))
+            except OsteonError as error:
+                log.warning("analysis not started", study=str(study_id), why=str(error))
                 return TaskOutcome.LEFT
             return self._counted(AnalysisJob(analysis_id, queue)) if analysis_id else TaskOutcome.NOTHING_TO_DO
 
@@ -170,8 +170,8 @@ class Engine:
             try:
                 with self.load.counting():
                     return self._make_frame(instance_id, frame, raw=raw)
-            except OsteonError as wrong:
-                log.warning("frame not made", why=str(wrong))
+            except OsteonError as error:
+                log.warning("frame not made", why=str(error))
             except Exception:
                 log.exception("frame not made")
             finally:
@@ -182,8 +182,8 @@ class Engine:
         """Remove frames older than OSTEON_FULL_FRAMES_DAYS; return how many, or None if the store failed."""
         try:
             swept = self.store.sweep(timedelta(days=self.settings.full_frames_days))
-        except StoreUnavailable as wrong:
-            log.warning("frames not swept", why=str(wrong))
+        except StoreUnavailable as error:
+            log.warning("frames not swept", why=str(error))
             return None
         log.info("frames swept", frames=swept)
         return swept
@@ -198,10 +198,10 @@ class Engine:
             return TaskOutcome.MADE_ALREADY
         try:
             self.decoders.frame(FrameJob(sha256, frame, raw)).result()
-        except Rejected as why:
-            marker = refusal(why.cause, heals=False)
-        except (DecodingFailed, ObjectMissing) as why:
-            marker = refusal(why.cause, heals=True)
+        except Rejected as error:
+            marker = refusal(error.cause, heals=False)
+        except (DecodingFailed, ObjectMissing) as error:
+            marker = refusal(error.cause, heals=True)
         else:
             return TaskOutcome.MADE
         self.store.put(key, io.BytesIO(marker), len(marker))
@@ -220,9 +220,9 @@ class Engine:
             if outcome is TaskOutcome.LOCKED:
                 log.warning("analysis not started", why=Locked.HINT, outcome=outcome)
             return outcome
-        except OsteonError as wrong:
+        except OsteonError as error:
             # not claimed: the reconciler rings again when the part that is missing may be back
-            log.warning("analysis not started", why=str(wrong))
+            log.warning("analysis not started", why=str(error))
         except Exception:
             log.exception("analysis not started")
         return TaskOutcome.LEFT
@@ -279,15 +279,15 @@ class Engine:
             with self.preemption.live_study_in_hand() if claim.priority is not Priority.BACKLOG else nullcontext():
                 results = analyse(claim, predictor, self.decoders.submit, self.batcher, last_attempt=last)
             written = self.committer.finish(analyses.AnalysisResult(claim, results), alone=alone)
-        except StoreUnavailable as wrong:
-            return self._retry_later(claim, wrong, blameless=not self._store_works())
-        except (DatabaseFull, Locked) as wrong:  # of which no study is to blame
-            return self._retry_later(claim, wrong, blameless=True)
-        except (Unavailable, ObjectMissing, DecodingFailed) as wrong:
-            return self._retry_later(claim, wrong)
-        except Exception as wrong:
+        except StoreUnavailable as error:
+            return self._retry_later(claim, error, blameless=not self._store_works())
+        except (DatabaseFull, Locked) as error:  # of which no study is to blame
+            return self._retry_later(claim, error, blameless=True)
+        except (Unavailable, ObjectMissing, DecodingFailed) as error:
+            return self._retry_later(claim, error)
+        except Exception as error:
             log.exception("analysis crashed")
-            return self._retry_later(claim, wrong)
+            return self._retry_later(claim, error)
         if written and claim.purpose is Purpose.FIRST:  # of a rerun the arrival tells nothing
             metrics.observe_wait(claim)
         outcome = TaskOutcome.ANALYSED if written else TaskOutcome.LEASE_LOST
@@ -315,9 +315,9 @@ class Engine:
             with self.database.transaction() as session:
                 not_before, most = db_now(session) + wait, self.settings.max_attempts
                 outcome = analyses.retry(session, claim, why, not_before, most, blameless=blameless)
-        except Exception as unwritten:  # noqa: BLE001 - whatever keeps us from writing, the lease brings the study back
+        except Exception as error:  # noqa: BLE001 - whatever keeps us from writing, the lease brings the study back
             outcome = TaskOutcome.LEFT_TO_LEASE
-            told["unwritten"] = type(unwritten).__name__
+            told["unwritten"] = type(error).__name__
         log.warning("analysis failed", outcome=outcome, **told)
         return outcome
 

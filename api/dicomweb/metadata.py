@@ -113,8 +113,8 @@ def _instance_metadata(parts: Parts, one: CurrentInstance, base: str) -> dict[st
         )
     except ObjectMissing:
         raise HTTPException(410, "The stored bytes of an instance are gone. Send it again") from None
-    except Rejected as why:
-        raise HTTPException(410, f"The header of a stored instance cannot be read any more. {why}") from None
+    except Rejected as error:
+        raise HTTPException(410, f"The header of a stored instance cannot be read any more. {error}") from None
     uids = (stored.study_instance_uid, stored.series_instance_uid, stored.sop_instance_uid)
     return with_addresses(told, "{}/studies/{}/series/{}/instances/{}/bulk/".format(base, *uids))
 

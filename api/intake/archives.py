@@ -34,8 +34,8 @@ def unpack_archive(
             try:
                 check_member(member)
                 spooled = spool.append(name, chunks(unpacked, member, left))
-            except Rejected as why:
-                yield name, why
+            except Rejected as error:
+                yield name, error
                 continue
             left -= spooled.size_bytes
             if starts_as_archive(spooled.start):

@@ -42,8 +42,8 @@ def refund_bytes(backends: Backends, key: Key, size_bytes: int) -> None:
     try:
         with backends.database.transaction() as session:
             quotas.refund_bytes(session, key, size_bytes)
-    except Exception as wrong:  # noqa: BLE001 - the request has failed already
-        log.warning("quota not refunded", error=type(wrong).__name__)
+    except Exception as error:  # noqa: BLE001 - the request has failed already
+        log.warning("quota not refunded", error=type(error).__name__)
 
 
 def quotas_from_settings(settings: Settings) -> Quotas:
@@ -63,6 +63,6 @@ def count_refused_uploads() -> Iterator[None]:
     """Count uploads that are refused for lack of room or quota."""
     try:
         yield
-    except (QuotaExceeded, SpoolFull) as wrong:
-        UPLOADS_REFUSED.labels("quota" if isinstance(wrong, QuotaExceeded) else "spool").inc()
+    except (QuotaExceeded, SpoolFull) as error:
+        UPLOADS_REFUSED.labels("quota" if isinstance(error, QuotaExceeded) else "spool").inc()
         raise

@@ -161,8 +161,8 @@ class Intake:
                         continue
                     self.inflation.bytes_left -= member.size_bytes
                     yield member, None
-            except Rejected as why:
-                yield file, why
+            except Rejected as error:
+                yield file, error
 
     def _checked_header(self, file: SpooledFile) -> Header:
         """Read and check one file's header. Raises Rejected."""
@@ -285,8 +285,8 @@ class Intake:
         if file.own is not None and store.takes_files:
             try:
                 descriptor = file.own.wait()
-            except OSError as wrong:
-                raise SpoolFull from wrong
+            except OSError as error:
+                raise SpoolFull from error
             if store.adopt(key, descriptor):
                 return
         with self.spool.open(file) as reader:

@@ -165,7 +165,7 @@ def record_outcomes(backends: Backends, site_id: UUID, lines: list[FileReceipt])
         if rejected:
             with backends.database.transaction() as session:
                 record_rejections(session, site_id, rejected)
-    except Unavailable as wrong:
-        log.warning("rejections not recorded", files=len(rejected), why=str(wrong))
+    except Unavailable as error:
+        log.warning("rejections not recorded", files=len(rejected), why=str(error))
     except Exception:
         log.exception("rejections not recorded", files=len(rejected))

@@ -87,9 +87,9 @@ async def _spool_and_take_in(
                 charged = came
             intake = Intake(parts, key, spool, _priority(files, priority))
             return await take_in_unless_locked(parts, intake, files, idempotency_key)
-    except BaseException as wrong:
+    except BaseException as error:
         # what our own parts could not take is sent again, and charged then
-        in_vain = charged if isinstance(wrong, Unavailable) else max(0, charged - came)
+        in_vain = charged if isinstance(error, Unavailable) else max(0, charged - came)
         if in_vain:
             DISK.submit(refund_bytes, parts, key, in_vain)
         raise

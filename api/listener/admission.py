@@ -78,9 +78,9 @@ class Admission:
                 admitted = Admitted(peers.admitted(session, caller), confirmations.reporters(session, caller))
                 known = admitted.peer is not None or admitted.reporters
                 reason = None if known else peers.note_refused(session, caller)
-        except Unavailable as wrong:  # no room, or Postgres is away
-            log.warning("association rejected", reason=type(wrong).__name__)
-            metrics.REFUSED.labels("spool" if isinstance(wrong, SpoolFull) else "database").inc()
+        except Unavailable as error:  # no room, or Postgres is away
+            log.warning("association rejected", reason=type(error).__name__)
+            metrics.REFUSED.labels("spool" if isinstance(error, SpoolFull) else "database").inc()
             return CONGESTED
         if not known:
             return self._refuse(caller, reason)
@@ -105,8 +105,8 @@ class Admission:
         try:
             with self._backends.database.transaction() as session:
                 peers.note_contact(session, peer.id)
-        except OsteonError as wrong:  # a figure is not worth a rejection
-            log.warning("peer contact not recorded", error=type(wrong).__name__)
+        except OsteonError as error:  # a figure is not worth a rejection
+            log.warning("peer contact not recorded", error=type(error).__name__)
 
     def _refuse(self, caller: Caller, reason: CallerReason | None) -> Rejection:
         rejection = UNKNOWN_CALLED if reason is CallerReason.CALLED_AE else UNKNOWN_CALLING

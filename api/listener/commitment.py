@@ -98,8 +98,8 @@ class Commitment:
                 if due is not None:
                     self._send(due)
                     continue
-            except OsteonError as wrong:  # who took a report on has it for some time, then it is due again
-                log.warning("commitment report delayed", error=type(wrong).__name__)
+            except OsteonError as error:  # who took a report on has it for some time, then it is due again
+                log.warning("commitment report delayed", error=type(error).__name__)
             except Exception:
                 log.exception("commitment report crashed")
             for id_, association in list(self._asked.items()):
@@ -160,8 +160,8 @@ class Commitment:
                 response, _ = association.send_n_event_report(report, event_type, STORAGE_COMMITMENT, WELL_KNOWN)
             finally:
                 association.release()
-        except Exception as wrong:  # noqa: BLE001 - whatever a peer, or the look-up of its name, makes pynetdicom raise
-            log.warning("commitment report refused", error=type(wrong).__name__, peer_id=str(due.peer_id))
+        except Exception as error:  # noqa: BLE001 - whatever a peer, or the look-up of its name, makes pynetdicom raise
+            log.warning("commitment report refused", error=type(error).__name__, peer_id=str(due.peer_id))
             return False
         return bool(response) and response.Status == DONE
 
@@ -203,8 +203,8 @@ def reported(backends: Backends, event: evt.Event, destinations: tuple[UUID, ...
         )  # fmt: skip
         with backends.database.transaction() as session:
             known = confirmations.reported(session, destinations, report)
-    except BadReport as wrong:
-        return wrong.status
+    except BadReport as error:
+        return error.status
     except OsteonError:  # Postgres is away
         return PROCESSING_FAILURE
     return DONE if known else UNKNOWN_TRANSACTION

@@ -102,10 +102,10 @@ class GroupCommits:
         batch = self._next(peer_id)
         try:
             self._take_in(batch)
-        except Exception as wrong:  # noqa: BLE001 - whoever waits for the answer logs it
+        except Exception as error:  # noqa: BLE001 - whoever waits for the answer logs it
             for one in batch:
                 if not one.answer.done():
-                    one.answer.set_exception(wrong)
+                    one.answer.set_exception(error)
         finally:
             for one in batch:
                 one.received.close()
@@ -140,13 +140,13 @@ class GroupCommits:
         """Take a batch in and answer each; where one breaks it, each alone."""
         try:
             receipt = self._receipt(batch)
-        except Exception as wrong:
-            if len(batch) == 1 or isinstance(wrong, Unavailable):  # what is away is away for each of them
-                log.warning("data sets not stored", files=len(batch), error=type(wrong).__name__)
+        except Exception as error:
+            if len(batch) == 1 or isinstance(error, Unavailable):  # what is away is away for each of them
+                log.warning("data sets not stored", files=len(batch), error=type(error).__name__)
                 for one in batch:
-                    one.answer.set_exception(wrong)
+                    one.answer.set_exception(error)
                 return
-            if not isinstance(wrong, QuotaExceeded):  # some may fit
+            if not isinstance(error, QuotaExceeded):  # some may fit
                 log.exception("commit batch retried", files=len(batch))
             for one in batch:
                 self._take_in([one])
@@ -271,13 +271,13 @@ class FollowUp:
                 with self._backends.database.transaction() as session:
                     for released in (True, False):
                         completeness.ended(session, [id_ for id_, how in ends if how is released], released=released)
-        except Exception as wrong:  # noqa: BLE001 - their studies are complete after the longest time
-            log.warning("association end not recorded", error=type(wrong).__name__)
+        except Exception as error:  # noqa: BLE001 - their studies are complete after the longest time
+            log.warning("association end not recorded", error=type(error).__name__)
 
     def _record(self, peer: Peer, lines: list[FileReceipt], stored: list[int]) -> None:
         record_outcomes(self._backends, peer.site_id, lines)
         try:
             with self._backends.database.transaction() as session:
                 peers.note_images(session, peer.id, len(stored), sum(stored), len(lines) - len(stored))
-        except Exception as wrong:  # noqa: BLE001 - the images are stored; a figure is not worth an error
-            log.warning("peer figures not recorded", error=type(wrong).__name__)
+        except Exception as error:  # noqa: BLE001 - the images are stored; a figure is not worth an error
+            log.warning("peer figures not recorded", error=type(error).__name__)

@@ -68,8 +68,8 @@ class Counts:
         while not self._stop.wait(LOOK_EVERY_S):
             try:
                 self.look()
-            except OsteonError as wrong:
-                log.warning("counts not asked", error=type(wrong).__name__)
+            except OsteonError as error:
+                log.warning("counts not asked", error=type(error).__name__)
             except Exception:
                 log.exception("counts not asked")
 
@@ -78,16 +78,16 @@ class Counts:
         try:
             for question, answer in answers(questions):
                 self._write(left.pop(question.study_id), answer)
-        except Exception as wrong:  # noqa: BLE001 - whatever a peer makes pynetdicom raise
-            log.warning("counts not asked", error=type(wrong).__name__, peer_id=str(peer_id))
+        except Exception as error:  # noqa: BLE001 - whatever a peer makes pynetdicom raise
+            log.warning("counts not asked", error=type(error).__name__, peer_id=str(peer_id))
         finally:
             if left:
                 log.warning("counts not received", studies=len(left), peer_id=str(peer_id))
             try:
                 for question in left.values():
                     self._write(question, None)
-            except OsteonError as wrong:  # those studies wait a little longer
-                log.warning("counts not asked", error=type(wrong).__name__)
+            except OsteonError as error:  # those studies wait a little longer
+                log.warning("counts not asked", error=type(error).__name__)
             with self._lock:
                 self._busy.discard(peer_id)
 

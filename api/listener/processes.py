@@ -174,8 +174,8 @@ def _child(number: int, control: Connection, serve: Serving) -> int:
 
     try:
         serve(number, asked, ready)
-    except OsteonError as wrong:
-        sys.stderr.write(f"osteon: {wrong}\n")
+    except OsteonError as error:
+        sys.stderr.write(f"osteon: {error}\n")
         return 1
     except Exception:
         log.exception("listener process crashed", number=number)

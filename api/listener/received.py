@@ -29,10 +29,10 @@ class ReceivedFile:
             self._spool = Spool(settings.spool_dir, backends.spool_budget, own_files=store.takes_files)
             self._coming = self._spool.begin("")
             self._coming.write(file_meta(announced))
-        except OSError as wrong:
-            self._fail(Unavailable(f"The disk where uploads wait cannot be written: {wrong.strerror}"))
-        except (Unavailable, Rejected) as wrong:
-            self._fail(wrong)
+        except OSError as error:
+            self._fail(Unavailable(f"The disk where uploads wait cannot be written: {error.strerror}"))
+        except (Unavailable, Rejected) as error:
+            self._fail(error)
 
     def write(self, data: bytes | memoryview) -> None:
         """Add the next bytes. Raises ProtocolViolation if the peer goes on for ever."""
@@ -46,8 +46,8 @@ class ReceivedFile:
             if self._coming.size_bytes + len(data) > self._most:
                 raise TooLarge(f"The data set has more than {self._most} bytes", f"{self._most} bytes")
             self._coming.write(data)
-        except (Unavailable, Rejected) as wrong:
-            self._fail(wrong)
+        except (Unavailable, Rejected) as error:
+            self._fail(error)
 
     def finish(self) -> SpooledFile:
         """End the data set.
@@ -64,8 +64,8 @@ class ReceivedFile:
             try:
                 file = self._coming.finish()
                 self._spool.flush()
-            except Unavailable as wrong:
-                self._fail(wrong)
+            except Unavailable as error:
+                self._fail(error)
             else:
                 return file
         assert self.failure is not None
@@ -106,8 +106,8 @@ def file_meta(announced: Announced) -> bytes:
     elements = ((0x02, announced.sop_class), (0x03, announced.sop_instance), (0x10, announced.transfer_syntax))
     try:
         body = VERSION + b"".join(_element(number, b"UI", uid, b"\0") for number, uid in elements) + OURS
-    except (UnicodeEncodeError, struct.error) as wrong:
-        raise Rejected("The command's UIDs cannot be read") from wrong
+    except (UnicodeEncodeError, struct.error) as error:
+        raise Rejected("The command's UIDs cannot be read") from error
     return PREAMBLE + struct.pack("<HH2sHL", 2, 0, b"UL", 4, len(body)) + body
 
 

@@ -137,8 +137,8 @@ class Listener:
                 connection, address = bound.accept()
             except BlockingIOError:  # another process was faster
                 continue
-            except OSError as wrong:
-                log.warning("connection not accepted", error=wrong.strerror)  # too many open files
+            except OSError as error:
+                log.warning("connection not accepted", error=error.strerror)  # too many open files
                 time.sleep(0.1)
                 continue
             if not self._has_room():
@@ -177,8 +177,8 @@ class Listener:
                 accepted.settimeout(tls.HANDSHAKE_S)
                 connection = context.wrap_socket(accepted, server_side=True)
             association = PeerAssociation(self._entity, self, connection, address)
-        except Exception as wrong:  # noqa: BLE001 - whatever it is, it is the end of this connection alone
-            log.warning("connection not accepted", error=type(wrong).__name__)
+        except Exception as error:  # noqa: BLE001 - whatever it is, it is the end of this connection alone
+            log.warning("connection not accepted", error=type(error).__name__)
             connection.close()
             self._forget(accepted)
             return
@@ -270,10 +270,10 @@ class Listener:
             waiting = Waiting(peer, received.finish(), received, association.id)
             association.brought = True
             response = responses.of_line(self._commits.submit(waiting).result(ANSWER_S))
-        except Rejected as why:
-            response = responses.of_rejection(why)
-        except (Unavailable, QuotaExceeded) as why:
-            response = responses.busy(why)
+        except Rejected as error:
+            response = responses.of_rejection(error)
+        except (Unavailable, QuotaExceeded) as error:
+            response = responses.busy(error)
         except FutureTimeout:
             response = responses.busy("the database or the store takes too long")
         except Exception:
@@ -300,14 +300,14 @@ def bind(host: str, port: int) -> socket.socket:
     while True:
         try:
             bound = socket.create_server((host, port), family=family, backlog=BACKLOG)
-        except OSError as wrong:
-            if wrong.errno == errno.EADDRINUSE and time.monotonic() < until:  # by processes that end just now
+        except OSError as error:
+            if error.errno == errno.EADDRINUSE and time.monotonic() < until:  # by processes that end just now
                 time.sleep(0.1)
                 continue
             raise OsteonError(
-                f"Nothing can listen for DICOM on port {port} of {host}: {wrong.strerror}. Set OSTEON_DICOM_PORT, or "
+                f"Nothing can listen for DICOM on port {port} of {host}: {error.strerror}. Set OSTEON_DICOM_PORT, or "
                 "OSTEON_DICOM_HOST, to what is free here"
-            ) from wrong
+            ) from error
         bound.setblocking(False)
         return bound
 

@@ -35,21 +35,21 @@ def context(settings: Settings) -> ssl.SSLContext:
     made.options |= ssl.OP_NO_RENEGOTIATION
     try:
         made.load_cert_chain(certificate, settings.dicom_tls_key)
-    except OSError as wrong:
+    except OSError as error:
         raise OsteonError(
             "OSTEON_DICOM_TLS_CERTIFICATE and OSTEON_DICOM_TLS_KEY do not name a certificate and its key in PEM that "
-            f"this process can read: {wrong.strerror or type(wrong).__name__}"
-        ) from wrong
+            f"this process can read: {error.strerror or type(error).__name__}"
+        ) from error
     if clients is not None:
         made.verify_mode = ssl.CERT_REQUIRED if settings.dicom_tls_mutual else ssl.CERT_OPTIONAL
         made.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN  # a device's own certificate suffices, without who signed it
         try:
             made.load_verify_locations(clients)
-        except OSError as wrong:
+        except OSError as error:
             raise OsteonError(
                 "OSTEON_DICOM_TLS_CLIENTS names no file of certificates in PEM that this process can read: "
-                f"{wrong.strerror or type(wrong).__name__}"
-            ) from wrong
+                f"{error.strerror or type(error).__name__}"
+            ) from error
     elif settings.dicom_tls_mutual:
         raise OsteonError(
             "OSTEON_DICOM_TLS_MUTUAL is set: set OSTEON_DICOM_TLS_CLIENTS to a file of the certificates of those who "

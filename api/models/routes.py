@@ -117,8 +117,8 @@ def _store(parts: Parts, key: Key, spool: Spool, file: SpooledFile) -> tuple[boo
     with parts.database.transaction() as session:
         try:
             new = repository.add_bundle(session, manifest.name, file.sha256, manifest.model_dump(mode="json"))
-        except ValueError as wrong:  # another request was faster with other bytes
-            raise InvalidState(str(wrong)) from None
+        except ValueError as error:  # another request was faster with other bytes
+            raise InvalidState(str(error)) from None
         if new:
             stored = {"state": "available", "sha256": file.sha256}
             _note(session, EventKind.MODEL_STORED, key, manifest.name, before=None, after=stored)

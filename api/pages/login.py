@@ -73,13 +73,13 @@ async def login(request: Request, parts: PartsDep) -> Response:
         return _login_page(403, "This form was sent from another site. Log in here.", "/")
     try:
         key, begun = await run_in_threadpool(_log_in, parts, fields.get("key", "").strip(), address(request))
-    except KeyRejected as refused:
+    except KeyRejected as error:
         await asyncio.sleep(LOGIN_DELAY_S)
         wrong = "This key is not valid: it is mistyped, or belongs to another installation."
-        words = wrong if refused.code == KeyRefusal.WRONG else f"{refused.detail}."
-        response = _login_page(refused.status_code, words, target)
+        words = wrong if error.code == KeyRefusal.WRONG else f"{error.detail}."
+        response = _login_page(error.status_code, words, target)
         response.headers.update(
-            {name: value for name, value in (refused.headers or {}).items() if name == "Retry-After"}
+            {name: value for name, value in (error.headers or {}).items() if name == "Retry-After"}
         )
         return response
     if begun is None:

@@ -154,13 +154,13 @@ async def done(study_id: NamedStudy, request: Request, parts: PartsDep, key: Rad
 
     try:
         await run_in_threadpool(write)
-    except InvalidState as wrong:
-        if wrong.code != "positive-unanswered":
-            return problem_page(409, "Not now", str(wrong))
-        findings: Any = wrong.more["findings"]
+    except InvalidState as error:
+        if error.code != "positive-unanswered":
+            return problem_page(409, "Not now", str(error))
+        findings: Any = error.more["findings"]
         with parts.database.transaction() as session:
             context = header(parts, session, key)
         asked = [{name: one[name] for name in ("image", "frame", "bundle")} for one in findings]
-        context |= {"study": study_id, "images": said.images, "words": str(wrong), "findings": json.dumps(asked)}
+        context |= {"study": study_id, "images": said.images, "words": str(error), "findings": json.dumps(asked)}
         return render("done.html", 409, **context)
     return RedirectResponse("/", 303)

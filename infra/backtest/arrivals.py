@@ -60,8 +60,8 @@ def read_arrivals(path: Path) -> list[Arrival]:
                 "reading_minutes": _number(row.get("reading_minutes"), DAY),
             }
             found.append((datetime.fromisoformat(row["arrived_at"]), told))
-        except (ValueError, TypeError) as wrong:
-            raise OsteonError(f"{path}, line {number}: {wrong}") from None
+        except (ValueError, TypeError) as error:
+            raise OsteonError(f"{path}, line {number}: {error}") from None
     try:
         found.sort(key=lambda each: each[0])
     except TypeError:
@@ -124,10 +124,10 @@ def manifest_of(bundle: Path) -> dict[str, Any]:
             (length,) = struct.unpack("<Q", file.read(8))
             manifest: dict[str, Any] = json.loads(json.loads(file.read(length))["__metadata__"]["manifest"])
         return manifest
-    except (ValueError, KeyError, struct.error) as wrong:
+    except (ValueError, KeyError, struct.error) as error:
         raise OsteonError(
             f"{bundle} is no intact Osteon model bundle; give a file that `osteon export` wrote"
-        ) from wrong
+        ) from error
 
 
 def synthetic_arrivals(manifest: dict[str, Any], seed: int, days: int, per_day: float) -> list[Arrival]:

@@ -196,8 +196,8 @@ def _targets(path: Path | None) -> dict[str, dict[Priority, float]]:
             "minutes", told
         ).items():  # as GET /api/v1/turnaround-targets answers, or the table alone
             table[kind] |= {Priority(priority): float(minutes) for priority, minutes in row.items()}
-    except (ValueError, KeyError, AttributeError, TypeError) as wrong:
-        raise OsteonError(f"{path} is no table of turnaround targets ({wrong}); for its shape see --help") from None
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
+        raise OsteonError(f"{path} is no table of turnaround targets ({error}); for its shape see --help") from None
     if wrong_rows := target_errors({kind: {one: int(row[one]) for one in row} for kind, row in table.items()}):
         raise OsteonError(f"{path} breaks the rules for turnaround targets: {'; '.join(wrong_rows)}")
     return table

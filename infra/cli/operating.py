@@ -40,8 +40,8 @@ def release(
                 released.append(client.release(study)["id"])
             except Unavailable:
                 raise
-            except OsteonError as wrong:
-                refused[study] = str(wrong)
+            except OsteonError as error:
+                refused[study] = str(error)
     if as_json:
         print_json({"released": released, "refused": refused})
     else:

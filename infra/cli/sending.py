@@ -144,9 +144,9 @@ def _open(
 
     try:
         journal = Journal(path, fresh=fresh)
-    except OSError as wrong:
+    except OSError as error:
         errors.print(
-            f"No journal can be kept at {path} ({wrong.strerror}): after a break all files are sent again. "
+            f"No journal can be kept at {path} ({error.strerror}): after a break all files are sent again. "
             "Name another place with --journal.",
             markup=False, highlight=False, soft_wrap=True,
         )  # fmt: skip
@@ -179,10 +179,10 @@ def _write(
         if rows is not None and where.suffix.lower() != ".json":
             summary["reconciled"] = where.with_name(f"{where.stem}-manifest.csv")
             manifests.write_result(summary["reconciled"], rows)
-    except OSError as wrong:
+    except OSError as error:
         summary["receipt"] = other = _write_to_temporary_folder(where, sending, summary)
         put = f"it is at {other}" if other else "nor in the folder for temporary files"
-        why = f"No receipt can be written at {where} ({wrong.strerror}), {put}"
+        why = f"No receipt can be written at {where} ({error.strerror}), {put}"
         if wanted:
             raise OsteonError(why) from None
         errors.print(f"{why}; name another place with --receipt.", markup=False, highlight=False, soft_wrap=True)
@@ -266,8 +266,8 @@ def _run(
             sending.run()
     except KeyboardInterrupt:
         sending.mark_unsent(interrupts.is_third)
-    except Exception as wrong:  # noqa: BLE001 - raised again once the receipt is written
-        failure = wrong
+    except Exception as error:  # noqa: BLE001 - raised again once the receipt is written
+        failure = error
         interrupts.abandoning = True
         sending.mark_unsent(interrupts.is_third)
     interrupts.abandoning = True  # nothing but the receipt is left to do

@@ -48,13 +48,13 @@ def exit_codes(command: Callable[P, R]) -> Callable[P, R]:
     def run(*args: P.args, **kwargs: P.kwargs) -> R:
         try:
             return command(*args, **kwargs)
-        except (OsteonError, OSError) as wrong:
-            errors.print(f"osteon: {wrong}", markup=False, highlight=False, soft_wrap=True)
+        except (OsteonError, OSError) as error:
+            errors.print(f"osteon: {error}", markup=False, highlight=False, soft_wrap=True)
             raise typer.Exit(1) from None
-        except ModuleNotFoundError as missing:
+        except ModuleNotFoundError as error:
             extra = EXTRAS.get(command.__module__, "training")
             errors.print(
-                f"osteon: this command needs {missing.name}, which is not installed. Install Osteon with its extra "
+                f"osteon: this command needs {error.name}, which is not installed. Install Osteon with its extra "
                 f"{extra}: osteon[{extra}] in place of osteon",
                 markup=False, highlight=False, soft_wrap=True,
             )  # fmt: skip
@@ -191,8 +191,8 @@ def calling(url: str | None, key: str | None, role: str) -> Iterator[Any]:
     if url is None:
         try:
             url = state.environment(home)["OSTEON_API_URL"]
-        except OsteonError as wrong:
-            raise OsteonError(f"{wrong} Or name an API with OSTEON_API_URL, and its key with OSTEON_KEY.") from None
+        except OsteonError as error:
+            raise OsteonError(f"{error} Or name an API with OSTEON_API_URL, and its key with OSTEON_KEY.") from None
     key = key or state.read_secrets(home)["keys"][role]
     with Client(url, key) as client:
         yield client

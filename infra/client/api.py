@@ -335,10 +335,10 @@ class Client:
                 for text in response.iter_lines():
                     last = json.loads(text)
                     yield last.get("end", last)
-        except httpx.HTTPError as wrong:
+        except httpx.HTTPError as error:
             raise Unavailable(
-                f"The response of the API at {self.url} broke off ({type(wrong).__name__}). Try again"
-            ) from wrong
+                f"The response of the API at {self.url} broke off ({type(error).__name__}). Try again"
+            ) from error
         except ValueError:
             last = {}
         if "end" not in last:
@@ -364,8 +364,8 @@ class Client:
         """Get a stored file by its URL; None if it is missing. Raises ApiError, Unavailable."""
         try:
             return self.content(url)
-        except ApiError as wrong:
-            if wrong.status != HTTPStatus.NOT_FOUND:
+        except ApiError as error:
+            if error.status != HTTPStatus.NOT_FOUND:
                 raise
             return None
 
@@ -416,11 +416,11 @@ class Client:
     def _request(self, method: str, path: str, **request: Any) -> httpx.Response:  # noqa: ANN401 - httpx's own
         try:
             response = self._http.request(method, path, **request)
-        except httpx.HTTPError as wrong:
-            why = type(wrong).__name__
+        except httpx.HTTPError as error:
+            why = type(error).__name__
             raise Unavailable(
                 f"The API at {self.url} does not answer ({why}). Start it, or name another with OSTEON_API_URL"
-            ) from wrong
+            ) from error
         # an upload of which everything was rejected answers 409, with a receipt all the same
         if not response.is_success and not (response.status_code == httpx.codes.CONFLICT and path == "/api/v1/studies"):
             self._raise(response)

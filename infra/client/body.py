@@ -85,8 +85,8 @@ def opened(item: Item) -> Iterator[IO[bytes]]:
         else:
             with zipfile.ZipFile(item.path) as archive, archive.open(item.member) as file:
                 yield file
-    except OSError as wrong:
-        raise SendError(item, wrong.strerror or type(wrong).__name__) from None
+    except OSError as error:
+        raise SendError(item, error.strerror or type(error).__name__) from None
     except DAMAGED:
         raise SendError(item, "the archive, or this member of it, is damaged or encrypted") from None
 

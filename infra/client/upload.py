@@ -95,8 +95,8 @@ class Uploader:
                 return
             try:
                 self._send(group)
-            except BaseException as wrong:  # noqa: BLE001 - raised again by whoever called run
-                self.failure = self.failure or wrong
+            except BaseException as error:  # noqa: BLE001 - raised again by whoever called run
+                self.failure = self.failure or error
                 self.stop()
 
     def _send(self, group: list[Item]) -> None:
@@ -109,14 +109,14 @@ class Uploader:
         start = time.monotonic()
         try:
             response, hashes = self._send_until_answered(group, start)
-        except SendError as wrong:
-            self._call_back(self.callbacks.refused, wrong.item, "unreadable", wrong.why)
-            self._send([item for item in group if item is not wrong.item])
-        except ApiError as wrong:
-            if wrong.status in FATAL:
+        except SendError as error:
+            self._call_back(self.callbacks.refused, error.item, "unreadable", error.why)
+            self._send([item for item in group if item is not error.item])
+        except ApiError as error:
+            if error.status in FATAL:
                 self._call_back(self.callbacks.unsent, group)
                 raise
-            self._halve(group, wrong)
+            self._halve(group, error)
         except Unavailable:
             self._call_back(self.callbacks.unsent, group)
             if not self.stopping:
@@ -153,17 +153,17 @@ class Uploader:
             body = Body(group, {"priority": self.priority}, count)
             try:
                 response = self.client.upload(body)
-            except Unavailable as wrong:
+            except Unavailable as error:
                 self.callbacks.sent(-sent)
                 if self.stopping or time.monotonic() - start > self.give_up_after_s:
                     raise
-                asked_s = wrong.retry_after_s if isinstance(wrong, ApiBusy) else None
-                if asked_s and isinstance(wrong, ApiBusy) and wrong.status == TOO_MANY:
+                asked_s = error.retry_after_s if isinstance(error, ApiBusy) else None
+                if asked_s and isinstance(error, ApiBusy) and error.status == TOO_MANY:
                     start = time.monotonic() + asked_s  # it answers, and names a time: until then it is not given up
                 wait_s = max(asked_s or 0.0, pause_s * self._random.uniform(0.5, 1.0))
                 wait_s = min(wait_s, max(0.0, start + self.give_up_after_s - time.monotonic()))
                 troubled = True
-                self._call_back(self.callbacks.trouble, f"{wrong} Trying again in {wait_s:.0f} s.")
+                self._call_back(self.callbacks.trouble, f"{error} Trying again in {wait_s:.0f} s.")
                 pause_s = min(pause_s * 2, MAX_PAUSE_S)
                 self._stopping.wait(wait_s)
                 if self.stopping:

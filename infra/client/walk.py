@@ -97,8 +97,8 @@ def _folder(folder: Path, prefix: str, entered: set[tuple[int, int]], look_insid
         entered.add((status.st_dev, status.st_ino))
         with os.scandir(folder) as listing:
             entries = sorted(listing, key=lambda entry: entry.name)
-    except OSError as wrong:
-        yield UnreadablePath(prefix.rstrip("/") or str(folder), folder, _why(wrong))
+    except OSError as error:
+        yield UnreadablePath(prefix.rstrip("/") or str(folder), folder, _why(error))
         return
     for entry in entries:
         if entry.name.startswith("."):
@@ -115,8 +115,8 @@ def _file(path: Path, name: str, look_inside: bool) -> Iterator[Found]:  # noqa:
         status = path.stat()
         item = Item(name, path, Stamp(status.st_size, status.st_mtime_ns), status.st_size)
         archive = _is_archive(path) if look_inside else name.lower().endswith(".zip")
-    except OSError as wrong:
-        yield UnreadablePath(name, path, _why(wrong))
+    except OSError as error:
+        yield UnreadablePath(name, path, _why(error))
         return
     yield (_archive(item) if archive else None) or item
 

@@ -124,16 +124,16 @@ class Database:
                 if lock_s is not None:
                     session.execute(text(f"SET LOCAL lock_timeout = {round(lock_s * 1000)}"))
                 yield session
-        except (OperationalError, InterfaceError) as wrong:
-            raise self._unavailable(wrong, lock_s) from wrong
-        except PoolTimeout as wrong:
+        except (OperationalError, InterfaceError) as error:
+            raise self._unavailable(error, lock_s) from error
+        except PoolTimeout as error:
             raise DatabaseUnavailable(
                 "All connections to Postgres are busy; OSTEON_DATABASE_POOL_SIZE raises their number", "PoolTimeout"
-            ) from wrong
-        except DBAPIError as wrong:
-            if wrong.connection_invalidated:
-                kind = type(wrong.orig).__name__
-                raise DatabaseUnavailable(f"Postgres closed the connection. {HINT}", kind) from wrong
+            ) from error
+        except DBAPIError as error:
+            if error.connection_invalidated:
+                kind = type(error.orig).__name__
+                raise DatabaseUnavailable(f"Postgres closed the connection. {HINT}", kind) from error
             raise
 
     def _unavailable(self, wrong: DBAPIError, lock_s: float | None) -> Unavailable:

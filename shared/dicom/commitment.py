@@ -84,8 +84,8 @@ def read_report(event_type: int | None, instance: str, information: Callable[[],
         transaction = str(told.TransactionUID)
         kept = [_instance(one) for one in told.get("ReferencedSOPSequence") or ()]
         failed = {_instance(one)[1]: _failure(one) for one in told.get("FailedSOPSequence") or ()}
-    except Exception as wrong:  # whatever pydicom raises on a damaged data set
-        raise BadReport(INVALID_ARGUMENT) from wrong
+    except Exception as error:  # whatever pydicom raises on a damaged data set
+        raise BadReport(INVALID_ARGUMENT) from error
     uids = [transaction, *(uid for one in kept for uid in one), *failed]
     if len(kept) + len(failed) > MAX_INSTANCES or not all(map(A_UID.fullmatch, uids)):
         raise BadReport(INVALID_ARGUMENT)

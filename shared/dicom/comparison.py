@@ -119,8 +119,8 @@ def facts_of(content: bytes, limits: ImageLimits) -> ComparedParts:
             return _facts(content, limits)
     except Rejected:
         raise
-    except Exception as broken:  # noqa: BLE001 - pydicom raises nearly anything on damaged headers
-        raise in_our_words(broken) from None
+    except Exception as error:  # noqa: BLE001 - pydicom raises nearly anything on damaged headers
+        raise in_our_words(error) from None
 
 
 def _facts(content: bytes, limits: ImageLimits) -> ComparedParts:

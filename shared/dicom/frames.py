@@ -86,8 +86,8 @@ def frame_map(file: BinaryIO, size_bytes: int, limits: ImageLimits) -> FrameMap:
         return _frame_map(file, size_bytes, limits)
     except Rejected:
         raise
-    except Exception as broken:  # noqa: BLE001 - pydicom raises nearly anything on damaged headers
-        raise in_our_words(broken) from None
+    except Exception as error:  # noqa: BLE001 - pydicom raises nearly anything on damaged headers
+        raise in_our_words(error) from None
 
 
 def _frame_map(file: BinaryIO, size_bytes: int, limits: ImageLimits) -> FrameMap:

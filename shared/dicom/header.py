@@ -103,8 +103,8 @@ def read_header(file: BinaryIO, size_bytes: int, limits: ImageLimits, inflation:
             return _read(file, size_bytes, limits, inflation or Inflation(limits.max_decoded_bytes, MAX_RATIO))
     except Rejected:
         raise
-    except Exception as broken:  # noqa: BLE001 - pydicom raises nearly anything on damaged headers
-        raise in_our_words(broken) from None
+    except Exception as error:  # noqa: BLE001 - pydicom raises nearly anything on damaged headers
+        raise in_our_words(error) from None
 
 
 def _check_start(file: BinaryIO, size_bytes: int) -> None:

@@ -107,8 +107,8 @@ def _with_own_errors() -> Iterator[None]:
             yield
     except (Rejected, NotFound):
         raise
-    except Exception as broken:  # noqa: BLE001 - pydicom raises nearly anything on damaged headers
-        raise in_our_words(broken) from None
+    except Exception as error:  # noqa: BLE001 - pydicom raises nearly anything on damaged headers
+        raise in_our_words(error) from None
 
 
 def _tag(text: str) -> BaseTag:
@@ -143,9 +143,9 @@ class _OpenDataset:
                 continue
             try:
                 told[key] = self._element(dataset, tag, f"{path}{key}", depth)
-            except Exception as broken:  # noqa: BLE001 - see below
+            except Exception as error:  # noqa: BLE001 - see below
                 # pydicom raises nearly anything on a damaged value, and wraps what our file raises
-                if isinstance(told_as := in_our_words(broken), TooLarge | MemoryError):
+                if isinstance(told_as := in_our_words(error), TooLarge | MemoryError):
                     raise told_as from None
                 told[key] = {"vr": _ASSUMED_VR.get(vr := self._vr(dataset, tag), vr)}
         return told

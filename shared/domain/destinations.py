@@ -242,11 +242,11 @@ class Destination:
     def _webhook(self) -> "Destination":
         try:
             allowed = networks(self.networks)
-        except ValueError as wrong:
+        except ValueError as error:
             raise BadRequest(
-                f"Give networks as 10.1.0.0/16, with commas between them ({wrong}); without one the receiver has a "
+                f"Give networks as 10.1.0.0/16, with commas between them ({error}); without one the receiver has a "
                 "public address"
-            ) from wrong
+            ) from error
         url = _url(self.url, what="an address that begins with https://, without a password in it", path="")
         if not allowed and not url.startswith("https://"):
             raise BadRequest("A webhook needs an address that begins with https://, or a network that it is in")

@@ -202,12 +202,12 @@ def manifest_of(metadata: dict[str, str]) -> Manifest:
         if digest_of(described.encode()) != metadata["manifest_sha256"]:
             raise BadBundle("The bundle's manifest is damaged (sha256 differs)")
         manifest = Manifest.model_validate_json(described)
-    except KeyError as missing:
-        raise BadBundle(f"This is no Osteon model bundle: its metadata has no {missing}") from None
+    except KeyError as error:
+        raise BadBundle(f"This is no Osteon model bundle: its metadata has no {error}") from None
     except UnicodeEncodeError:  # half a surrogate pair, which JSON can spell
         raise BadBundle from None
-    except ValidationError as wrong:
-        fields = ", ".join(".".join(str(part) for part in e["loc"]) or "not JSON" for e in wrong.errors())
+    except ValidationError as error:
+        fields = ", ".join(".".join(str(part) for part in e["loc"]) or "not JSON" for e in error.errors())
         raise BadBundle(f"The bundle's manifest is wrong: {fields}") from None
     if manifest.format != FORMAT:
         raise BadBundle(

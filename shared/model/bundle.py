@@ -70,15 +70,15 @@ def load_bundle(content: bytes, sha256: str | None = None) -> tuple[BoneNet, Man
     manifest = manifest_of(metadata)
     try:
         tensors = load(content)
-    except SafetensorError as wrong:
-        raise BadBundle(f"The bundle's weights cannot be read: {wrong}") from wrong
+    except SafetensorError as error:
+        raise BadBundle(f"The bundle's weights cannot be read: {error}") from error
     if digest_of(save(tensors)) != metadata.get("weights_sha256"):
         raise BadBundle("The bundle's weights are damaged (sha256 differs)")
     network = BoneNet(len(manifest.regions), manifest.architecture)
     try:
         network.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in tensors.items()})
-    except RuntimeError as wrong:
-        raise BadBundle("The bundle's weights do not fit its architecture") from wrong
+    except RuntimeError as error:
+        raise BadBundle("The bundle's weights do not fit its architecture") from error
     return network.eval(), manifest
 
 

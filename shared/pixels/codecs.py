@@ -47,8 +47,8 @@ def decode_frame(syntax: str, frame: bytes, samples: SampleFormat, *, overlays: 
         values = _rle(frame, samples) if stream is None else _DECODERS[syntax](frame)
     except (UndecodablePixels, TruncatedPixels, UnsupportedPixels, MemoryError):  # the last is no flaw of the frame
         raise
-    except Exception as broken:  # noqa: BLE001 - every codec raises its own kinds
-        kind = type(broken).__name__
+    except Exception as error:  # noqa: BLE001 - every codec raises its own kinds
+        kind = type(error).__name__
         raise UndecodablePixels(f"The compressed pixel data cannot be decoded ({kind})", kind) from None
     if values.shape != (samples.rows, samples.columns) or values.dtype.kind not in "iu":
         raise UndecodablePixels(

@@ -308,8 +308,8 @@ def open_pixels(data: bytes, limits: ImageLimits = ImageLimits()) -> PixelSource
             return _open(data, limits)
     except Rejected:
         raise
-    except Exception as broken:  # noqa: BLE001 - pydicom raises nearly anything on damaged headers
-        raise in_our_words(broken) from None
+    except Exception as error:  # noqa: BLE001 - pydicom raises nearly anything on damaged headers
+        raise in_our_words(error) from None
 
 
 @contextmanager

@@ -75,8 +75,8 @@ class TaskPublisher:
                     )
                     taken += 1
                 events.flush()
-        except BROKER_DOWN as wrong:
-            log.warning("messages not sent", count=len(analyses) - taken, why=f"{type(wrong).__name__}. {HINT}")
+        except BROKER_DOWN as error:
+            log.warning("messages not sent", count=len(analyses) - taken, why=f"{type(error).__name__}. {HINT}")
         except Exception:
             log.exception("messages not sent", count=len(analyses) - taken)
         return [analysis.analysis_id for analysis in analyses[taken:]]
@@ -108,10 +108,10 @@ class TaskPublisher:
                 expires=FRAME_EXPIRES_S,
                 retry=False,
             )
-        except BROKER_DOWN as wrong:
+        except BROKER_DOWN as error:
             with self._asking:
                 self._asked.pop(asked, None)
-            raise Unavailable(f"The broker does not answer ({type(wrong).__name__}). {HINT}") from wrong
+            raise Unavailable(f"The broker does not answer ({type(error).__name__}). {HINT}") from error
 
     def oldest_messages(self) -> dict[Priority, datetime | None]:
         """Read when the oldest waiting message of each queue was sent.
@@ -128,8 +128,8 @@ class TaskPublisher:
             with self.app.connection_for_read() as connection:
                 client = connection.default_channel.client
                 return {queue: _sent_at(client.lindex(queue.value, -1)) for queue in QUEUES}
-        except BROKER_DOWN as wrong:
-            raise Unavailable(f"The broker does not answer ({type(wrong).__name__}). {HINT}") from wrong
+        except BROKER_DOWN as error:
+            raise Unavailable(f"The broker does not answer ({type(error).__name__}). {HINT}") from error
 
     def waiting(self) -> dict[Priority, int]:
         """How many messages wait in each queue. Raises Unavailable, also if the broker is full and takes no writes."""
@@ -138,8 +138,8 @@ class TaskPublisher:
                 client = connection.default_channel.client
                 client.set(ALIVE, "", ex=ALIVE_S)
                 return {queue: int(client.llen(queue.value)) for queue in QUEUES}
-        except BROKER_DOWN as wrong:
-            raise Unavailable(f"The broker does not answer ({type(wrong).__name__}). {HINT}") from wrong
+        except BROKER_DOWN as error:
+            raise Unavailable(f"The broker does not answer ({type(error).__name__}). {HINT}") from error
 
 
 def _sent_at(message: bytes | None) -> datetime | None:

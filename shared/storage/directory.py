@@ -48,8 +48,8 @@ class DirectoryStore:
                 Path(name).unlink(missing_ok=True)
                 raise
             self._sync_name(goal, new=new)
-        except OSError as wrong:
-            raise StoreUnavailable(*_error_texts("cannot be written", wrong)) from wrong
+        except OSError as error:
+            raise StoreUnavailable(*_error_texts("cannot be written", error)) from error
 
     def put_unsynced(self, key: str, content: bytes) -> None:
         """See `Store.put_unsynced`."""
@@ -66,8 +66,8 @@ class DirectoryStore:
             except BaseException:
                 Path(name).unlink(missing_ok=True)
                 raise
-        except OSError as wrong:
-            raise StoreUnavailable(*_error_texts("cannot be written", wrong)) from wrong
+        except OSError as error:
+            raise StoreUnavailable(*_error_texts("cannot be written", error)) from error
 
     def adopt(self, key: str, descriptor: int) -> bool:
         """See `Store.adopt`."""
@@ -84,8 +84,8 @@ class DirectoryStore:
             finally:
                 os.close(folder)
             self._sync_name(goal, new=new)
-        except OSError as wrong:
-            raise StoreUnavailable(*_error_texts("cannot be written", wrong)) from wrong
+        except OSError as error:
+            raise StoreUnavailable(*_error_texts("cannot be written", error)) from error
         return True
 
     def get(self, key: str, most: int | None = None, start: int = 0) -> bytes:
@@ -96,8 +96,8 @@ class DirectoryStore:
                 return file.read(-1 if most is None else most)
         except FileNotFoundError:
             raise ObjectMissing(f"{key} is not in the store", key) from None
-        except OSError as wrong:
-            raise StoreUnavailable(*_error_texts("cannot be read", wrong)) from wrong
+        except OSError as error:
+            raise StoreUnavailable(*_error_texts("cannot be read", error)) from error
 
     def exists(self, key: str) -> bool:
         """See `Store.exists`."""
@@ -111,8 +111,8 @@ class DirectoryStore:
                 raise OSError(errno.EACCES, os.strerror(errno.EACCES))  # noqa: TRY301 - reported as a failed write would be
             if shutil.disk_usage(self.folder).free < len(PROBE):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))  # noqa: TRY301
-        except OSError as wrong:
-            raise StoreUnavailable(*_error_texts("cannot be written", wrong)) from wrong
+        except OSError as error:
+            raise StoreUnavailable(*_error_texts("cannot be written", error)) from error
 
     def check_writable(self) -> None:
         """See `Store.check_writable`."""
@@ -122,8 +122,8 @@ class DirectoryStore:
                 file.write(PROBE)  # a full disk still takes an empty file
                 file.flush()
                 os.fsync(file.fileno())
-        except OSError as wrong:
-            raise StoreUnavailable(*_error_texts("cannot be written", wrong)) from wrong
+        except OSError as error:
+            raise StoreUnavailable(*_error_texts("cannot be written", error)) from error
 
     def sweep(self, kept: timedelta) -> int:
         """See `Store.sweep`; goes on if single files cannot be removed, and raises for the first of them."""
@@ -140,8 +140,8 @@ class DirectoryStore:
                     swept += 1
             except FileNotFoundError:  # another sweep was faster
                 pass
-            except OSError as wrong:
-                trouble = trouble or wrong
+            except OSError as error:
+                trouble = trouble or error
         if trouble:
             raise StoreUnavailable(*_error_texts("cannot be swept", trouble)) from trouble
         return swept
@@ -157,8 +157,8 @@ class DirectoryStore:
                     folders.add(path.parent)
             for folder in folders:
                 _sync(folder)
-        except OSError as wrong:
-            raise StoreUnavailable(*_error_texts("does not remove", wrong)) from wrong
+        except OSError as error:
+            raise StoreUnavailable(*_error_texts("does not remove", error)) from error
 
     def _make_room(self, goal: Path) -> bool:
         """Make the object's folder; return whether it is new."""

@@ -51,8 +51,8 @@ class S3Store:
         with _s3_errors(key):
             try:
                 self.client.put_object(self.bucket, key, content, size_bytes)
-            except S3Error as wrong:
-                if wrong.code != "NoSuchBucket":
+            except S3Error as error:
+                if error.code != "NoSuchBucket":
                     raise
                 self._make_bucket()
                 content.seek(start)
@@ -99,8 +99,8 @@ class S3Store:
             # by its version, where the bucket keeps versions: else a marker is added and the megabyte stays
             try:
                 self.client.remove_object(self.bucket, key, version_id=put.version_id)
-            except S3Error as wrong:
-                if wrong.code != "AccessDenied" or put.version_id is None:
+            except S3Error as error:
+                if error.code != "AccessDenied" or put.version_id is None:
                     raise
                 self.client.remove_object(self.bucket, key)  # who may not remove versions still can write
 
@@ -126,16 +126,16 @@ class S3Store:
                 for failed in self.client.remove_objects(self.bucket, [DeleteObject(key) for key in keys]):
                     text = f"The object store does not remove {failed.name}: {failed.code}. {HINT}"
                     raise StoreUnavailable(text, str(failed.code))
-            except S3Error as wrong:
-                if wrong.code != "NoSuchBucket":
+            except S3Error as error:
+                if error.code != "NoSuchBucket":
                     raise
 
     def _make_bucket(self) -> None:
         if not self.client.bucket_exists(self.bucket):
             try:
                 self.client.make_bucket(self.bucket)
-            except S3Error as wrong:
-                if wrong.code not in ("BucketAlreadyOwnedByYou", "BucketAlreadyExists"):  # another was faster
+            except S3Error as error:
+                if error.code not in ("BucketAlreadyOwnedByYou", "BucketAlreadyExists"):  # another was faster
                     raise
 
 
@@ -143,10 +143,10 @@ class S3Store:
 def _s3_errors(key: str) -> Iterator[None]:
     try:
         yield
-    except S3Error as wrong:
-        if wrong.code in ("NoSuchKey", "NoSuchBucket", "NoSuchObject"):
-            raise ObjectMissing(f"{key} is not in the store", key) from wrong
-        raise StoreUnavailable(f"The object store answered {wrong.code}. {HINT}", str(wrong.code)) from wrong
-    except (MinioException, HTTPError, OSError) as wrong:
-        kind = type(wrong).__name__
-        raise StoreUnavailable(f"The object store does not answer ({kind}). {HINT}", kind) from wrong
+    except S3Error as error:
+        if error.code in ("NoSuchKey", "NoSuchBucket", "NoSuchObject"):
+            raise ObjectMissing(f"{key} is not in the store", key) from error
+        raise StoreUnavailable(f"The object store answered {error.code}. {HINT}", str(error.code)) from error
+    except (MinioException, HTTPError, OSError) as error:
+        kind = type(error).__name__
+        raise StoreUnavailable(f"The object store does not answer ({kind}). {HINT}", kind) from error

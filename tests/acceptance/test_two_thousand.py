@@ -75,8 +75,8 @@ class Sender(threading.Thread):
     def _send(self, http: httpx.Client, parts: list[tuple[str, tuple[str, bytes]]]) -> bool:
         try:
             response = http.post("/api/v1/studies", files=parts, headers={"Authorization": f"Bearer {self._key}"})
-        except httpx.HTTPError as wrong:
-            self.failures[type(wrong).__name__] += 1
+        except httpx.HTTPError as error:
+            self.failures[type(error).__name__] += 1
             return False
         if response.status_code != 200:
             self.failures[str(response.status_code)] += 1

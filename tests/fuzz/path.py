@@ -121,12 +121,12 @@ class ChildSystem:
             warnings.simplefilter("always")
             try:
                 result = case()
-            except WrongOutcome as why:
-                result, wrong = "wrong", str(why)
-            except BaseException as broken:  # an unnamed error, which is what all this looks for
+            except WrongOutcome as error:
+                result, wrong = "wrong", str(error)
+            except BaseException as error:  # an unnamed error, which is what all this looks for
                 result = "wrong"
-                wrong = f"unnamed {type(broken).__name__}: {broken}\n" + "".join(
-                    traceback.format_tb(broken.__traceback__)[-4:]
+                wrong = f"unnamed {type(error).__name__}: {error}\n" + "".join(
+                    traceback.format_tb(error.__traceback__)[-4:]
                 )
         spent, used = time.process_time() - cpu, peak_mib() - before
         wrong = wrong or _noise(said.text, [str(warning.message) for warning in warned])
@@ -153,8 +153,8 @@ class ChildSystem:
                     with spool.open(member) as file:
                         results.add(self._instance(file.read()))
                 name.encode()  # it stands in the receipt
-        except Rejected as why:
-            results.add(named(why))
+        except Rejected as error:
+            results.add(named(error))
         if not results:
             raise WrongOutcome("an archive was passed over in silence")
         if spool.end - spooled.size_bytes > MAX_BYTES * 1.2:
@@ -171,22 +171,22 @@ class ChildSystem:
                 refused = f"kept: {read.kept}"
             else:
                 header = read
-        except Rejected as why:
-            refused = named(why)
+        except Rejected as error:
+            refused = named(error)
         try:
             findings = self._analyse(data, header)
-        except Rejected as why:
-            if header and not isinstance(why, UndecodablePixels):  # damage inside a stream shows when it is decoded
-                raise WrongOutcome(f"intake took what the decoder refuses: {named(why)}") from None
-            return refused or f"{named(why)} (worker)"
+        except Rejected as error:
+            if header and not isinstance(error, UndecodablePixels):  # damage inside a stream shows when it is decoded
+                raise WrongOutcome(f"intake took what the decoder refuses: {named(error)}") from None
+            return refused or f"{named(error)} (worker)"
         return refused or ("findings" if findings else "nothing")
 
     def _analyse(self, data: bytes, header: Header | None) -> list[Finding]:
         try:
             opened = open_image(data, LIMITS)
-        except Rejected as why:
+        except Rejected as error:
             if header:
-                raise WrongOutcome(f"intake took what the decoder refuses for its header: {named(why)}") from None
+                raise WrongOutcome(f"intake took what the decoder refuses for its header: {named(error)}") from None
             raise
         source = opened.source
         if header and isinstance(source, PixelSource):
@@ -220,9 +220,9 @@ class ChildSystem:
         with open_spool(None) as spool:
             try:
                 files, fields = asyncio.run(receive(chunks(), content_type, spool, MAX_BYTES, MAX_FILES))
-            except BadRequest as why:
-                check_message(str(why), why)
-                return f"request: {type(why).__name__}"
+            except BadRequest as error:
+                check_message(str(error), error)
+                return f"request: {type(error).__name__}"
             json.dumps([[file.name for file in files], fields]).encode()
             for file in files:
                 file.name.encode()
@@ -321,9 +321,9 @@ def _noise(output: str, warned: list[str]) -> str:
 def _quote() -> str:
     try:
         int("value of the file")
-    except ValueError as why:
-        quoting = CannotUnderstand(f"The header is damaged: {why}")
-        quoting.__context__ = why
+    except ValueError as error:
+        quoting = CannotUnderstand(f"The header is damaged: {error}")
+        quoting.__context__ = error
     return named(quoting)
 
 

@@ -95,8 +95,8 @@ class SimulatedParts:
                     if self.delivers:
                         sender.look()
                     self.meanwhile()
-                except BaseException as wrong:  # told by the test's end
-                    self.wrong.append(wrong)
+                except BaseException as error:  # told by the test's end
+                    self.wrong.append(error)
                     return
 
         thread = threading.Thread(target=work)

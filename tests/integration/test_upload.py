@@ -501,8 +501,8 @@ def test_damaged_archives(changes: list[tuple[int, bytes]], cut: int | None) -> 
                 if not isinstance(member, tuple):
                     with spool.open(member) as file:
                         assert len(file.read()) == member.size_bytes
-        except Rejected as why:
-            assert str(why)
+        except Rejected as error:
+            assert str(error)
         assert spool.end - with_members <= 5000
 
 

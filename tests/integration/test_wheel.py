@@ -277,8 +277,8 @@ def test_three_hosts(install: Callable[[str | None], Environment], site: Site, t
                     "submit", ROOT / "samples/studies" / radiograph, "--wait", "--json", timeout_s=240, **client
                 )
             )
-        except (AssertionError, subprocess.TimeoutExpired) as wrong:
-            raise AssertionError(worker.output()) from wrong
+        except (AssertionError, subprocess.TimeoutExpired) as error:
+            raise AssertionError(worker.output()) from error
         finally:
             worker.stop()
         (report,) = sent["reports"]

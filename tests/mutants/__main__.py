@@ -94,8 +94,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         with copy_of(ROOT) as tree:
             verdicts = list(judge_all(tree, chosen, whole=given.whole, told=sys.stderr if given.json else sys.stdout))
-    except InvalidFault as wrong:
-        print(wrong, file=sys.stderr)
+    except InvalidFault as error:
+        print(error, file=sys.stderr)
         return 2
     survivors = [verdict for verdict in verdicts if not verdict.caught]
     seconds = round(time.monotonic() - start, 1)
@@ -170,8 +170,8 @@ def changed(file: Path, fault: Fault) -> str:
     if file.suffix == ".py":
         try:
             compile(made, str(file), "exec")
-        except SyntaxError as wrong:
-            raise InvalidFault(f"{fault.name}: with this fault {fault.file} is no Python any more: {wrong}") from wrong
+        except SyntaxError as error:
+            raise InvalidFault(f"{fault.name}: with this fault {fault.file} is no Python any more: {error}") from error
     return made
 
 

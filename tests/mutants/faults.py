@@ -114,8 +114,8 @@ FAULTS = (
         "batch-dies-with-one",
         "One image that the model fails at takes all others of its batch with it.",
         "worker/batching.py",
-        "if len(batch) == 1 or isinstance(wrong, self._common):",
-        "if len(batch) <= self._max_batch or isinstance(wrong, self._common):",
+        "if len(batch) == 1 or isinstance(error, self._common):",
+        "if len(batch) <= self._max_batch or isinstance(error, self._common):",
         ("tests/unit/worker/test_batching.py::test_many_threads_get_their_own_results",),
     ),
     Fault(

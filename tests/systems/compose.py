@@ -119,9 +119,9 @@ class Deployment:
         """The installation page's second line. Raises CommandFailed with the logs of what is not well."""
         try:
             self.compose(*UP, limit=1200)
-        except EngineError as wrong:
+        except EngineError as error:
             raise CommandFailed(
-                f"{wrong}\n{self.compose('ps', '--all')}\n{self.compose('logs', '--tail', '30')}"
+                f"{error}\n{self.compose('ps', '--all')}\n{self.compose('logs', '--tail', '30')}"
             ) from None
 
     def build(self, tries: int = 3) -> None:
@@ -130,10 +130,10 @@ class Deployment:
             try:
                 self.compose("build", limit=1200)
                 break
-            except EngineError as wrong:
+            except EngineError as error:
                 if not left:
                     raise
-                self.say(f"trying again, for the build failed: {str(wrong).strip().splitlines()[-1]}")
+                self.say(f"trying again, for the build failed: {str(error).strip().splitlines()[-1]}")
 
     def down(self) -> None:
         """End it and remove its volumes."""
@@ -498,8 +498,8 @@ def main() -> int:
             with engine(Path(folder), say) as docker:
                 for store in stores_of(docker, chosen):
                     prove(docker, store, say)
-        except (CommandFailed, EngineError) as wrong:
-            print(f"{type(wrong).__name__}: {wrong}", file=sys.stderr)
+        except (CommandFailed, EngineError) as error:
+            print(f"{type(error).__name__}: {error}", file=sys.stderr)
             return 1
     say("all of it holds")
     return 0

@@ -62,8 +62,8 @@ def run(words: Sequence[str | Path], limit_s: float = 600, **more: str) -> str:
             list(map(str, words)), env=os.environ | more, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT, text=True, errors="replace", timeout=limit_s, check=False,
         )  # fmt: skip
-    except (OSError, subprocess.TimeoutExpired) as wrong:
-        raise EngineError(f"{words[0]}: {wrong}") from None
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise EngineError(f"{words[0]}: {error}") from None
     if done.returncode:
         raise EngineError(f"{' '.join(map(str, words))}: exit code {done.returncode}\n{done.stdout[-4000:]}")
     return done.stdout

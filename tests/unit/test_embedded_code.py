@@ -40,8 +40,8 @@ def there(name: str) -> bool:
     for count in range(len(parts), 0, -1):
         try:
             found = importlib.import_module(".".join(parts[:count]))
-        except ModuleNotFoundError as wrong:
-            if (wrong.name or "").partition(".")[0] not in OURS:
+        except ModuleNotFoundError as error:
+            if (error.name or "").partition(".")[0] not in OURS:
                 return True  # it is there, and imports a package of an extra that is not installed here
             continue
         for part in parts[count:]:

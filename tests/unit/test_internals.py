@@ -97,11 +97,11 @@ def contract(library: str, *uses: str, read: str, code: str = "") -> Callable[[T
         def telling(*args: Any, **kwargs: Any) -> None:
             try:
                 test(*args, **kwargs)
-            except Exception as wrong:
+            except Exception as error:
                 raise AssertionError(
-                    f"{library} {metadata.version(library)} is not as Osteon needs it ({wrong!r}). Read {read} again, "
+                    f"{library} {metadata.version(library)} is not as Osteon needs it ({error!r}). Read {read} again, "
                     f"beside {', '.join(uses) or code}"
-                ) from wrong
+                ) from error
 
         return telling
 

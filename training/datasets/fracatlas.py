@@ -43,8 +43,8 @@ def fracatlas(root: Path) -> list[LabelledRadiograph]:
     check_unique(rows, lambda row: row["image_id"])
     try:
         polygons = json.loads(read_text(polygons_file))
-    except ValueError as wrong:
-        raise BadDataset(f"{polygons_file} is not JSON: {wrong}; take it from the data set again") from wrong
+    except ValueError as error:
+        raise BadDataset(f"{polygons_file} is not JSON: {error}; take it from the data set again") from error
     if not isinstance(polygons, dict):
         raise BadDataset(
             f"{polygons_file} should hold an object with the outlines of each image_id; take it from the data set again"
@@ -57,8 +57,8 @@ def _radiographs(root: Path, row: Row, shapes: list[dict[str, Any]]) -> Iterator
         return
     try:
         outlines = [np.array(ring, np.float32).reshape(-1, 2) for shape in shapes for ring in shape["polygon_norm"]]
-    except (KeyError, TypeError, ValueError) as wrong:
-        raise ValueError(f"its outline in polygons.json cannot be read: {wrong!r}") from wrong
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"its outline in polygons.json cannot be read: {error!r}") from error
     boxes = [yolo_box(text.split()) for text in row["boxes_yolo_cx_cy_w_h"].split(";") if text.strip()]
     fractured = row.choice("fractured", FLAG)
     yield LabelledRadiograph(

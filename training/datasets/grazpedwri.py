@@ -79,8 +79,8 @@ def _boxes(file: Path) -> list[Outline]:
         try:
             if kind and int(kind) == FRACTURE:
                 boxes.append(yolo_box(box))
-        except ValueError as wrong:
-            raise BadDataset(f"{file}, line {number}: {wrong}") from wrong
+        except ValueError as error:
+            raise BadDataset(f"{file}, line {number}: {error}") from error
     return boxes
 
 

@@ -105,8 +105,8 @@ def _read(path: Path) -> Radiograph:
         data = path.read_bytes()
         if _says_dicom(path, data):
             return decode_radiograph(open_pixels(data), 0)
-    except (OSError, Rejected) as wrong:
-        raise BadDataset(f"{path} is not a readable image: {wrong}") from wrong
+    except (OSError, Rejected) as error:
+        raise BadDataset(f"{path} is not a readable image: {error}") from error
     image = _picture(data)
     if image is None:
         raise BadDataset(f"{path} is not a readable image: mend it, or take its row out of the table")
@@ -164,8 +164,8 @@ def image_size(path: Path) -> tuple[int, int]:
             width, height = image.size
             return (height, width) if lying else (width, height)
     # Pillow raises SyntaxError for broken PNG chunks
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError, Rejected) as wrong:
-        raise BadDataset(f"{path} is not a readable image: {wrong}") from wrong
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError, Rejected) as error:
+        raise BadDataset(f"{path} is not a readable image: {error}") from error
 
 
 def corners(left: float, top: float, right: float, bottom: float) -> Outline:

@@ -59,13 +59,13 @@ def read_text(path: Path) -> str:
         data = path.read_bytes()
     except FileNotFoundError:
         raise BadDataset(f"{path} is missing: give the folder that holds it") from None
-    except OSError as wrong:
-        raise BadDataset(f"{path} cannot be read: {wrong.strerror}") from wrong
+    except OSError as error:
+        raise BadDataset(f"{path} cannot be read: {error.strerror}") from error
     try:
         text = data.decode("utf-8-sig")  # spreadsheets put a mark before UTF-8
-    except UnicodeDecodeError as wrong:
-        line = data.count(b"\n", 0, wrong.start) + 1
-        raise BadDataset(f"{path}, line {line}: not UTF-8; save the file as UTF-8 text") from wrong
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise BadDataset(f"{path}, line {line}: not UTF-8; save the file as UTF-8 text") from error
     if "\0" in text:
         line = text.count("\n", 0, text.index("\0")) + 1
         raise BadDataset(f"{path}, line {line}: holds a NUL, so it is damaged or not plain text; export it again")
@@ -110,8 +110,8 @@ def read_rows(
             else:
                 rows.append(Row(table, line, dict(zip(columns, texts, strict=True))))
             line = lines.line_num + 1
-    except csv.Error as wrong:
-        raise BadDataset(f"{table}, line {line}: {wrong}; mend its quotes, or export it again") from wrong
+    except csv.Error as error:
+        raise BadDataset(f"{table}, line {line}: {error}; mend its quotes, or export it again") from error
     return rows
 
 
@@ -184,8 +184,8 @@ def radiographs_of_rows(
     def of(row: Row) -> list[LabelledRadiograph]:
         try:
             return [*radiographs_of(row)]
-        except (ValueError, OSError, BadDataset) as wrong:
-            raise BadDataset(f"{row.table}, line {row.line}: {wrong}") from wrong
+        except (ValueError, OSError, BadDataset) as error:
+            raise BadDataset(f"{row.table}, line {row.line}: {error}") from error
 
     with ThreadPoolExecutor(8) as pool:
         told = tqdm(pool.map(of, rows), desc=f"read {table.name}", total=len(rows), unit="row", delay=2)

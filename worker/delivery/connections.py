@@ -99,9 +99,9 @@ class _Socket(ssl.SSLSocket):
             shown = self.getpeercert(binary_form=True) or b""
             if context.fingerprint and hashlib.sha256(shown).hexdigest() != context.fingerprint:
                 raise ssl.SSLCertVerificationError("the certificate is not the one that was agreed on")
-        except ssl.SSLError as wrong:
+        except ssl.SSLError as error:
             # an error that Python raises, as this one does, has no reason
-            context.failure = getattr(wrong, "reason", "") or "the certificate is not the one that was agreed on"
+            context.failure = getattr(error, "reason", "") or "the certificate is not the one that was agreed on"
             raise
 
 
@@ -135,12 +135,12 @@ def client_context(settings: Settings, destination: Destination) -> ClientContex
             made.load_default_certs()
         if settings.delivery_tls_certificate is not None:
             made.load_cert_chain(settings.delivery_tls_certificate, settings.delivery_tls_key)
-    except OSError as wrong:
+    except OSError as error:
         words = (
             "OSTEON_DELIVERY_TLS_CERTIFICATE, OSTEON_DELIVERY_TLS_KEY and OSTEON_DELIVERY_TLS_AUTHORITIES do not all "
-            f"name files in PEM that this process can read: {wrong.strerror or type(wrong).__name__}"
+            f"name files in PEM that this process can read: {error.strerror or type(error).__name__}"
         )
-        raise Away(Answer(DeliveryReason.CERTIFICATE, words=spoken(words))) from wrong
+        raise Away(Answer(DeliveryReason.CERTIFICATE, words=spoken(words))) from error
     return made
 
 

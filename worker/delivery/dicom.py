@@ -146,8 +146,8 @@ class DicomConnection:
                 file.write(content)
                 file.flush()
                 response = self._association.send_c_store(Path(f"/proc/self/fd/{file.fileno()}"))
-        except (RuntimeError, ValueError) as wrong:  # it ended between two objects
-            raise Away(Answer(DeliveryReason.CUT)) from wrong
+        except (RuntimeError, ValueError) as error:  # it ended between two objects
+            raise Away(Answer(DeliveryReason.CUT)) from error
         if "Status" not in response:
             late = time.monotonic() - began >= limit_s
             raise Away(Answer(DeliveryReason.NO_ANSWER if late else DeliveryReason.CUT))
@@ -184,8 +184,8 @@ class DicomConnection:
             response, _ = self._association.send_n_action(
                 request(transaction_uid, instances), REQUEST, STORAGE_COMMITMENT, WELL_KNOWN
             )
-        except (RuntimeError, ValueError) as wrong:  # it ended before
-            raise Away(Answer(DeliveryReason.CUT)) from wrong
+        except (RuntimeError, ValueError) as error:  # it ended before
+            raise Away(Answer(DeliveryReason.CUT)) from error
         if "Status" not in response:
             late = time.monotonic() - began >= limit_s
             raise Away(Answer(DeliveryReason.NO_ANSWER if late else DeliveryReason.CUT))
@@ -214,8 +214,8 @@ class DicomConnection:
                     raise Away(Answer(DeliveryReason.NO_ANSWER))
                 if status.Status in PENDING and one is not None:
                     found.append(one)
-        except (RuntimeError, ValueError) as wrong:
-            raise Away(Answer(DeliveryReason.CUT)) from wrong
+        except (RuntimeError, ValueError) as error:
+            raise Away(Answer(DeliveryReason.CUT)) from error
         if len(found) != 1:
             return None
         return KnownPatient(str(found[0].get("PatientID", "") or ""), str(found[0].get("IssuerOfPatientID", "") or ""))
@@ -237,8 +237,8 @@ class DicomConnection:
                 getattr(told, "EventTypeID", None), str(getattr(told, "AffectedSOPInstanceUID", "")),
                 lambda: event.event_information,
             )  # fmt: skip
-        except BadReport as wrong:
-            return wrong.status, None
+        except BadReport as error:
+            return error.status, None
         if self._reported is None:
             return UNKNOWN_TRANSACTION, None
         status = self._reported(report)
@@ -287,8 +287,8 @@ def _associate(
 ) -> Association:
     try:  # pynetdicom looks it up as well, and raises what it finds
         socket.getaddrinfo(destination.host, destination.port, type=socket.SOCK_STREAM)
-    except (socket.gaierror, UnicodeError) as wrong:
-        raise Away(Answer(DeliveryReason.UNKNOWN_NAME)) from wrong
+    except (socket.gaierror, UnicodeError) as error:
+        raise Away(Answer(DeliveryReason.UNKNOWN_NAME)) from error
     entity = AE(destination.calling_ae)
     entity.connection_timeout = entity.acse_timeout = CONNECT_S
     entity.dimse_timeout = settings.delivery_answer_s

@@ -67,9 +67,9 @@ class FolderConnection:
                 os.fsync(folder)
             finally:
                 os.close(folder)
-        except OSError as wrong:
+        except OSError as error:
             with contextlib.suppress(OSError):
                 begun.unlink(missing_ok=True)
-            full = wrong.errno in _FULL
+            full = error.errno in _FULL
             reason = DeliveryReason.FULL if full else DeliveryReason.NO_FOLDER
-            raise Away(Answer(reason, words=wrong.strerror or type(wrong).__name__)) from wrong
+            raise Away(Answer(reason, words=error.strerror or type(error).__name__)) from error

@@ -55,8 +55,8 @@ def _entries(path: Path) -> list[dict[str, Any]]:
         if path.stat().st_size > MAX_BYTES:
             raise _wrong(path, f"is larger than {MAX_BYTES:,} bytes")
         told = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as wrong:
-        raise _wrong(path, f"cannot be read: {wrong.strerror}") from wrong
+    except OSError as error:
+        raise _wrong(path, f"cannot be read: {error.strerror}") from error
     except ValueError:  # its message quotes the file
         raise _wrong(path, "is not TOML in UTF-8") from None
     entries = told.get("login")

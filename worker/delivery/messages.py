@@ -104,8 +104,8 @@ class Hl7Messenger:
             message = oru(order, result_of(due.study_instance_uid, due.told), _receiver(self._destination), id_)
         except NoAccessionNumber:
             return Answer(DeliveryReason.NO_ACCESSION_NUMBER)
-        except NotEncodable as wrong:
-            return Answer(DeliveryReason.NOT_ENCODABLE, words=wrong.field)
+        except NotEncodable as error:
+            return Answer(DeliveryReason.NOT_ENCODABLE, words=error.field)
         try:
             return _understood(self._exchange(message), order, message.codec)
         except mllp.Unintelligible:  # of this message; the next one may be understood
@@ -117,15 +117,15 @@ class Hl7Messenger:
         try:
             with mllp.connected(endpoint, mllp.CONNECT_S):
                 return Answer(None, "connected")
-        except _FAILURES as wrong:
-            raise Away(_failure(wrong, endpoint)) from None
+        except _FAILURES as error:
+            raise Away(_failure(error, endpoint)) from None
 
     def _exchange(self, message: Message) -> Acknowledgement:
         endpoint = self._endpoint()
         try:
             return mllp.exchange(endpoint, message, self._settings.delivery_answer_s)
-        except _FAILURES as wrong:
-            raise Away(_failure(wrong, endpoint)) from None
+        except _FAILURES as error:
+            raise Away(_failure(error, endpoint)) from None
 
     def _endpoint(self) -> mllp.Endpoint:
         destination = self._destination
@@ -197,8 +197,8 @@ class WebhookMessenger:
             raise Away(Answer(DeliveryReason.NO_ANSWER)) from None
         except webhooks.WrongCertificate:
             raise Away(certificate_refused(context) or Answer(DeliveryReason.CERTIFICATE)) from None
-        except webhooks.NoConnection as wrong:
-            reason = DeliveryReason.UNKNOWN_NAME if wrong.unknown else DeliveryReason.UNREACHABLE
+        except webhooks.NoConnection as error:
+            reason = DeliveryReason.UNKNOWN_NAME if error.unknown else DeliveryReason.UNREACHABLE
             raise Away(certificate_refused(context) or Answer(reason)) from None
         if response.accepted:
             return Answer(None, f"HTTP {response.status}")

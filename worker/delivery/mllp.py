@@ -131,8 +131,8 @@ def _answered(connection: socket.socket, message: Message, ends: float) -> Ackno
         if frame is not None:
             try:
                 told = acknowledgement(frame, message.codec)
-            except NoAcknowledgement as wrong:
-                raise Unintelligible(str(wrong)) from None
+            except NoAcknowledgement as error:
+                raise Unintelligible(str(error)) from None
             if told.control_id == message.control_id:
                 return told
             continue

@@ -65,8 +65,8 @@ class Sender:
             self.progress.expect(self)
             try:
                 self.look()
-            except OsteonError as wrong:
-                log.warning("deliveries not checked", error=type(wrong).__name__)
+            except OsteonError as error:
+                log.warning("deliveries not checked", error=type(error).__name__)
             except Exception:
                 log.exception("deliveries not checked")
 
@@ -121,8 +121,8 @@ class Sender:
             if work.test:
                 self._test(work)
             _Turn(self._settings, self._database, self._store, work, self.stopping, goes_on).run()
-        except OsteonError as wrong:  # the lease ends by itself
-            log.warning("delivery ended", destination=str(work.destination_id), error=type(wrong).__name__)
+        except OsteonError as error:  # the lease ends by itself
+            log.warning("delivery ended", destination=str(work.destination_id), error=type(error).__name__)
         except Exception:
             log.exception("delivery ended", destination=str(work.destination_id))
         finally:
@@ -131,8 +131,8 @@ class Sender:
             try:
                 with self._database.transaction() as session:
                     deliveries.release(session, work)
-            except OsteonError as wrong:
-                log.warning("delivery ended", destination=str(work.destination_id), error=type(wrong).__name__)
+            except OsteonError as error:
+                log.warning("delivery ended", destination=str(work.destination_id), error=type(error).__name__)
 
     def _test(self, work: Work) -> None:
         connection: Connection | None = None
@@ -142,11 +142,11 @@ class Sender:
             else:
                 connection = opened(self._settings, work)
                 answer = connection.test()
-        except Away as gone:
-            answer = gone.answer
-        except Exception as wrong:  # a person waits, and without an answer it would be tried again each second
+        except Away as error:
+            answer = error.answer
+        except Exception as error:  # a person waits, and without an answer it would be tried again each second
             log.exception("delivery ended", destination=str(work.destination_id))
-            answer = Answer(DeliveryReason.NOT_SENT, words=type(wrong).__name__)
+            answer = Answer(DeliveryReason.NOT_SENT, words=type(error).__name__)
         finally:
             if connection is not None:
                 connection.close()
@@ -180,8 +180,8 @@ def opened(
     if destination.kind is DestinationKind.STOW:
         try:
             login = authorization(settings.delivery_logins, work.site, work.name, destination.url)
-        except OsteonError as wrong:
-            raise Away(Answer(DeliveryReason.ACCESS, words=spoken(str(wrong)))) from wrong
+        except OsteonError as error:
+            raise Away(Answer(DeliveryReason.ACCESS, words=spoken(str(error)))) from error
         return StowConnection(settings, destination, login)
     wanted = [(one.sop_class_uid, one.transfer_syntax_uid) for one in due.objects] if due else []
     return DicomConnection(settings, destination, wanted, find=bool(due and due.ask_patient), reported=reported)
@@ -202,10 +202,10 @@ def read(store: Store, sha256: str) -> bytes:
     """
     try:
         content = store.get(original_key(sha256))
-    except ObjectMissing as wrong:
-        raise Away(Answer(DeliveryReason.OBJECT_MISSING)) from wrong
-    except StoreUnavailable as wrong:
-        raise Away(Answer(DeliveryReason.STORE_UNAVAILABLE)) from wrong
+    except ObjectMissing as error:
+        raise Away(Answer(DeliveryReason.OBJECT_MISSING)) from error
+    except StoreUnavailable as error:
+        raise Away(Answer(DeliveryReason.STORE_UNAVAILABLE)) from error
     if hashlib.sha256(content).hexdigest() != sha256:
         raise Away(Answer(DeliveryReason.OBJECT_MISSING, words="its bytes are not those that were made"))
     return content
@@ -255,8 +255,8 @@ class _Turn:
             connection = self._connected(None)
             if isinstance(connection, DicomConnection):
                 answer = connection.ask(ask.transaction_uid, ask.instances)
-        except Away as gone:
-            answer, away = gone.answer, gone.answer.reason in HALTS
+        except Away as error:
+            answer, away = error.answer, error.answer.reason in HALTS
             self._leave()
         told = {"destination": str(self._work.destination_id), "delivery": str(ask.delivery_id)}
         with self._database.transaction() as session:
@@ -277,8 +277,8 @@ class _Turn:
         try:
             with self._database.transaction() as session:
                 known = confirmations.reported(session, (self._work.destination_id,), report)
-        except OsteonError as wrong:
-            log.warning("confirmation not noted", error=type(wrong).__name__)
+        except OsteonError as error:
+            log.warning("confirmation not noted", error=type(error).__name__)
             return PROCESSING_FAILURE
         return TAKEN if known else UNKNOWN_TRANSACTION
 
@@ -292,8 +292,8 @@ class _Turn:
         told = {"destination": str(self._work.destination_id), "delivery": str(due.delivery_id)}
         try:
             state, answer = self._sent(due)
-        except Away as gone:
-            answer = gone.answer
+        except Away as error:
+            answer = error.answer
             if answer.reason not in HALTS:  # it is about this delivery alone
                 with self._database.transaction() as session:
                     state = deliveries.failed(session, due, answer)
@@ -307,9 +307,9 @@ class _Turn:
             return False
         except OsteonError:
             raise
-        except Exception as wrong:  # one that breaks the sending must not hold up the others
+        except Exception as error:  # one that breaks the sending must not hold up the others
             with self._database.transaction() as session:
-                deliveries.failed(session, due, Answer(DeliveryReason.NOT_SENT, words=type(wrong).__name__))
+                deliveries.failed(session, due, Answer(DeliveryReason.NOT_SENT, words=type(error).__name__))
             log.exception("delivery failed", **told)
             self._leave()
             return True

@@ -105,12 +105,12 @@ class StowConnection:
             with self._client.stream(method, self._destination.url + path, timeout=timeout, **more) as response:
                 text = b"".join(_within(response.iter_bytes(), until))
                 return response.status_code, _json(text), "" if response.is_success else _words(response, text)
-        except httpx.TimeoutException as wrong:
-            connecting = isinstance(wrong, httpx.ConnectTimeout | httpx.PoolTimeout)
+        except httpx.TimeoutException as error:
+            connecting = isinstance(error, httpx.ConnectTimeout | httpx.PoolTimeout)
             reason = DeliveryReason.UNREACHABLE if connecting else DeliveryReason.NO_ANSWER
-            raise Away(Answer(reason)) from wrong
-        except httpx.HTTPError as wrong:
-            raise Away(certificate_refused(self._context) or _broken(wrong)) from wrong
+            raise Away(Answer(reason)) from error
+        except httpx.HTTPError as error:
+            raise Away(certificate_refused(self._context) or _broken(error)) from error
 
 
 def _within(parts: Iterator[bytes], until: float) -> Iterator[bytes]:

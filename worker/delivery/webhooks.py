@@ -299,8 +299,8 @@ class _TimedStream(httpcore.NetworkStream):
         """As httpcore has it."""
         try:
             return _TimedStream(self._stream.start_tls(ssl_context, server_hostname, _left(self._ends)), self._ends)
-        except httpcore.ConnectError as wrong:
-            if isinstance(wrong.__cause__, ssl.SSLCertVerificationError):
+        except httpcore.ConnectError as error:
+            if isinstance(error.__cause__, ssl.SSLCertVerificationError):
                 raise WrongCertificate from None
             raise
 

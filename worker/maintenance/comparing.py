@@ -43,8 +43,8 @@ def compare_held(settings: Settings, database: Database, decoders: Decoders) -> 
                 kind = None
         except Rejected:
             kind = HeldKind.PIXELS
-        except DecodingFailed as wrong:
-            log.warning("held file not compared", held=str(pair.held_id), why=str(wrong))
+        except DecodingFailed as error:
+            log.warning("held file not compared", held=str(pair.held_id), why=str(error))
             if pair.attempt < settings.max_attempts:
                 continue
             kind = HeldKind.PIXELS
@@ -58,8 +58,8 @@ def _same(decoders: Decoders, one: str, other: str) -> bool:
     """Whether two objects are the same; what cannot be decoded, or is gone, is not."""
     try:
         return decoders.compare(PairJob(one, other)).result() is Verdict.SAME
-    except (Rejected, DecodingFailed, ObjectMissing) as wrong:
-        log.info("held file not compared", why=type(wrong).__name__)
+    except (Rejected, DecodingFailed, ObjectMissing) as error:
+        log.info("held file not compared", why=type(error).__name__)
         return False
 
 
@@ -80,7 +80,7 @@ class ComparisonThread:
         try:
             while self._compare():
                 pass
-        except OsteonError as wrong:
-            log.warning("comparison interrupted", why=str(wrong))
+        except OsteonError as error:
+            log.warning("comparison interrupted", why=str(error))
         except Exception:
             log.exception("comparison interrupted")

@@ -98,7 +98,7 @@ class HeartbeatWriter:
     def _log_errors_of(step: Callable[[], None], name: str) -> None:
         try:
             step()
-        except OsteonError as wrong:
-            log.warning("heartbeat step failed", step=name, why=str(wrong))
+        except OsteonError as error:
+            log.warning("heartbeat step failed", step=name, why=str(error))
         except Exception:
             log.exception("heartbeat step failed", step=name)  # and the sweeper must outlive it

@@ -180,8 +180,8 @@ class Sweeper:
                 try:
                     for step in steps:
                         step()
-                except OsteonError as wrong:
-                    log.warning("sweep failed", why=str(wrong))
+                except OsteonError as error:
+                    log.warning("sweep failed", why=str(error))
                 except Exception:
                     log.exception("sweep failed")  # and must outlive it
 

@@ -66,8 +66,8 @@ class Maker:
             makers[0].join(LOOK_EVERY_S)
             try:
                 self.renew()
-            except OsteonError as wrong:
-                log.warning("results not checked", error=type(wrong).__name__)
+            except OsteonError as error:
+                log.warning("results not checked", error=type(error).__name__)
             except Exception:
                 log.exception("results not checked")
         self.progress.done(threading.get_ident())
@@ -87,8 +87,8 @@ class Maker:
             try:
                 while not self.stopping.is_set() and self.look():
                     pass
-            except OsteonError as wrong:
-                log.warning("results not checked", error=type(wrong).__name__)
+            except OsteonError as error:
+                log.warning("results not checked", error=type(error).__name__)
             except Exception:
                 log.exception("results not checked")
         self.progress.done(threading.get_ident())
@@ -115,19 +115,19 @@ class Maker:
         """Make a set, or note why it was not made."""
         try:
             self._make(due)
-        except StoreUnavailable as wrong:
-            self._not_made(due, SetReason.STORE_UNAVAILABLE, wrong.detail, STORE_TRIED)
-        except Rejected as wrong:  # an original lacks what an object needs: it always will
-            self._not_made(due, SetReason.SOURCE_LACKS, wrong.detail, 0)
+        except StoreUnavailable as error:
+            self._not_made(due, SetReason.STORE_UNAVAILABLE, error.detail, STORE_TRIED)
+        except Rejected as error:  # an original lacks what an object needs: it always will
+            self._not_made(due, SetReason.SOURCE_LACKS, error.detail, 0)
         except ObjectMissing:
             self._not_made(due, SetReason.NOT_MADE, "ObjectMissing", 0)
-        except OsteonError as wrong:
-            if wrong.reason not in DECODING:
+        except OsteonError as error:
+            if error.reason not in DECODING:
                 raise
-            self._not_made(due, SetReason.NOT_MADE, wrong.reason, MAX_ATTEMPTS)
-        except Exception as wrong:
+            self._not_made(due, SetReason.NOT_MADE, error.reason, MAX_ATTEMPTS)
+        except Exception as error:
             log.exception("results not made", set=str(due.id))
-            self._not_made(due, SetReason.NOT_MADE, type(wrong).__name__, MAX_ATTEMPTS)
+            self._not_made(due, SetReason.NOT_MADE, type(error).__name__, MAX_ATTEMPTS)
 
     def _make(self, due: DueSet) -> None:
         began = time.monotonic()

@@ -165,8 +165,8 @@ def read_header(content: bytes) -> Dataset:
             header = dcmread(io.BytesIO(content), stop_before_pixels=True, force=True)
             header.buffer = None  # it would keep the pixels of all images of a study in memory
             return header
-    except Exception as broken:  # noqa: BLE001 - pydicom raises nearly anything on damaged headers
-        raise in_our_words(broken) from None
+    except Exception as error:  # noqa: BLE001 - pydicom raises nearly anything on damaged headers
+        raise in_our_words(error) from None
 
 
 def _as_stored(header: Dataset, tag: Any) -> DataElement | RawDataElement:  # noqa: ANN401 - pydicom's BaseTag

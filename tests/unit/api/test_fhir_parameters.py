@@ -95,8 +95,8 @@ def test_an_error_repeats_nothing(name: str, value: str) -> None:
     for asked in ((name, value), (value, "1"), (f"{name}:{value}", "1")):
         try:
             read_search("DiagnosticReport", [asked], strict=True)
-        except BadRequest as wrong:
-            assert value not in str(wrong)
+        except BadRequest as error:
+            assert value not in str(error)
 
 
 def test_a_parameter_without_a_value_is_none() -> None:

@@ -157,8 +157,8 @@ def test_nothing_but_a_bad_request_is_raised(parameters: list[tuple[str, str]]) 
     """Whatever a client writes; and no value stands in what is raised. What is ASCII may be one of its own words."""
     try:
         read_query(parse_qsl("&".join(f"{quote(name)}={quote(value)}" for name, value in parameters)))
-    except BadRequest as told:
-        assert all(value.isascii() or value not in str(told) for _, value in parameters)
+    except BadRequest as error:
+        assert all(value.isascii() or value not in str(error) for _, value in parameters)
 
 
 def test_warnings_stand_in_one_header() -> None:

@@ -114,9 +114,9 @@ def test_json_or_xml(accept: list[str], response: str | None) -> None:
     """The type of a response, or 406 that names what there is."""
     try:
         assert choose(request(*accept), [*JSON, *XML]) == response
-    except HTTPException as wrong:
-        assert (response, wrong.status_code) == (None, 406)
-        assert "application/dicom+json" in wrong.detail
+    except HTTPException as error:
+        assert (response, error.status_code) == (None, 406)
+        assert "application/dicom+json" in error.detail
 
 
 def test_the_query_parameter_decides() -> None:

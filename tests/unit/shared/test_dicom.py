@@ -269,8 +269,8 @@ def inflated(data: bytes, limits: ImageLimits, most: int = 2**40, ratio: int = 2
     inflation = Inflation(most, ratio)
     try:
         said: Header | str = read_header(io.BytesIO(data), len(data), limits, inflation)
-    except errors.Rejected as why:
-        said = why.reason
+    except errors.Rejected as error:
+        said = error.reason
     return said, most - inflation.bytes_left
 
 
@@ -317,8 +317,8 @@ def test_a_deflated_data_set_that_was_cut_is_refused_as_a_plain_one(cut: int) ->
     def reason(data: bytes) -> str:
         try:
             return str(read(data).rows)
-        except errors.Rejected as why:
-            return why.reason
+        except errors.Rejected as error:
+            return error.reason
 
     assert reason(deflated(body[:cut])) == reason(SOUND[:META_END] + body[:cut])
 
@@ -405,9 +405,9 @@ def test_damaged_files(base: bytes, changes: list[tuple[int, bytes]], cut: int |
     limits = ImageLimits(max_header_bytes=8192)
     try:
         read_header(file, len(data), limits)
-    except errors.Rejected as why:
-        assert "ZEBRA" not in str(why)
-        assert why.__cause__ is None
+    except errors.Rejected as error:
+        assert "ZEBRA" not in str(error)
+        assert error.__cause__ is None
     deflate_input = len(data) if b"1.2.840.10008.1.2.1.99" in base else 0
     assert file.count <= 2 * limits.max_header_bytes + 1000 + deflate_input
 

@@ -206,10 +206,10 @@ def test_plain_text_is_read_as_pydicom_reads_it(
                 warnings.simplefilter("ignore")
                 try:
                     results.append(way(having(keyword, vr, value, charset, implicit=implicit)))
-                except Rejected as why:
-                    results.append(str(why))
-                except Exception as broken:
-                    results.append(type(broken))
+                except Rejected as error:
+                    results.append(str(error))
+                except Exception as error:
+                    results.append(type(error))
         assert results[0] == results[1] or b"\x1b" in value  # what has escape sequences is decoded here
 
 

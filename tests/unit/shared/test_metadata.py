@@ -259,8 +259,8 @@ def test_a_damaged_file_is_refused_in_our_words(kind: str, data: st.DataObject) 
     cut = bytes(whole[: data.draw(st.integers(0, len(whole)))])
     try:
         json.dumps(told(cut), allow_nan=False)
-    except Rejected as why:
-        assert "ZEBRA" not in str(why)
+    except Rejected as error:
+        assert "ZEBRA" not in str(error)
 
 
 @pytest.mark.parametrize("syntax", SYNTAXES)

@@ -346,8 +346,8 @@ def test_any_damage_is_refused_by_name_or_survived(data: st.DataObject) -> None:
         source = open_pixels(bytes(content[:cut]), ImageLimits(max_frame_pixels=10_000, max_decoded_bytes=10**7))
         for number in range(source.frames):
             assert display(source, number).shape == (source.rows, source.columns)
-    except errors.Rejected as refused:
-        assert "Secret" not in str(refused)
+    except errors.Rejected as error:
+        assert "Secret" not in str(error)
 
 
 # -- kinds of pixels --------------------------------------------------------------------------------------------

@@ -194,18 +194,18 @@ def agree(content: bytes) -> str:
     try:
         if read_header(io.BytesIO(content), len(content), limits).kept:
             return "kept"
-    except errors.Rejected as why:
-        refused = why
+    except errors.Rejected as error:
+        refused = error
     try:
         source = open_pixels(content, limits)
-    except errors.Rejected as why:
-        assert refused, f"intake took what the decoder refuses on opening: {why}"
+    except errors.Rejected as error:
+        assert refused, f"intake took what the decoder refuses on opening: {error}"
         return "refused"
     try:
         for number in range(source.frames):
             source.frame(number)
-    except errors.Rejected as why:
-        assert refused or isinstance(why, errors.UndecodablePixels), f"intake took what the decoder refuses: {why}"
+    except errors.Rejected as error:
+        assert refused or isinstance(error, errors.UndecodablePixels), f"intake took what the decoder refuses: {error}"
         return "refused" if refused else "damaged within"
     return "refused" if refused else "read"
 

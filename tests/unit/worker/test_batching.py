@@ -110,9 +110,9 @@ def test_many_threads_get_their_own_results() -> None:
             try:
                 if batcher.submit(item, item % 3).result(LIMIT_S) != 2 * item:
                     wrong.append(item)
-            except Poison as poison:
-                if poison.args != (item,) or item % 7:
-                    wrong.append(poison)
+            except Poison as error:
+                if error.args != (item,) or item % 7:
+                    wrong.append(error)
 
     with batcher_of(model, 8, 0.002) as batcher:
         threads = [threading.Thread(target=ask, args=(start,)) for start in range(0, 400, 50)]
