@@ -142,8 +142,8 @@ def problem(
         The response.
     """
     if is_fhir(request.scope["path"]):
-        told = outcome(status, detail, str(more.get("code", "")))
-        return JSONResponse(told, status, headers, media_type=CONTENT_TYPES[FHIR_JSON])
+        content = outcome(status, detail, str(more.get("code", "")))
+        return JSONResponse(content, status, headers, media_type=CONTENT_TYPES[FHIR_JSON])
     title = http.HTTPStatus(status).phrase
     if pages.wants_page(request):
         return pages.problem_page(status, title, detail, headers)
@@ -202,14 +202,14 @@ def _input_errors(app: FastAPI, wrong: RequestValidationError) -> Iterator[Input
     ours = _field_names(app.openapi())
     for error in wrong.errors()[:MAX_INPUT_ERRORS]:
         source, *place = error["loc"]
-        told = [str(part) if source != "body" or isinstance(part, int) or part in ours else "?" for part in place]
+        names = [str(part) if source != "body" or isinstance(part, int) or part in ours else "?" for part in place]
         why = str(error["msg"]).removeprefix("Value error, ")
         given = error.get("input")
         if error["type"] == "uuid_parsing":
             why = "Input should be a valid UUID"  # pydantic quotes a character of it
         elif isinstance(given, str) and len(given) > 3 and given in why:
             why = "Input is not allowed"
-        yield InputError(where=".".join([str(source), *told]), why=why)
+        yield InputError(where=".".join([str(source), *names]), why=why)
 
 
 def _field_names(schema: dict[str, Any]) -> set[str]:

@@ -151,8 +151,8 @@ class Events:
                 if not stream.woken.is_set():
                     continue
                 stream.woken.clear()
-                told, stream.changes = sorted(stream.changes, reverse=True), set()
-                yield told
+                changes, stream.changes = sorted(stream.changes, reverse=True), set()
+                yield changes
                 await asyncio.sleep(COALESCE_S)
         finally:
             self._waiting[site_id].discard(stream)

@@ -42,10 +42,10 @@ class AllowedOrigins:
 
         async def named(message: Message) -> None:
             if message["type"] == "http.response.start":
-                told = MutableHeaders(scope=message)
-                told.add_vary_header("Origin")
+                headers = MutableHeaders(scope=message)
+                headers.add_vary_header("Origin")
                 if origin and known:
-                    told.update({"Access-Control-Allow-Origin": origin} | READABLE)
+                    headers.update({"Access-Control-Allow-Origin": origin} | READABLE)
             await send(message)
 
         if scope["method"] == "OPTIONS" and origin and "access-control-request-method" in headers:

@@ -38,18 +38,18 @@ def readers_summary_view(session: Session, study_id: UUID, views: Sequence[Insta
     Returns:
         The summary; None if no feedback in force contradicts a finding that is shown.
     """
-    told = [one for one in feedback.history(session, study_id) if one.superseded_by is None]
+    entries = [one for one in feedback.history(session, study_id) if one.superseded_by is None]
     word = readers_summary(
         {
             (finding.instance_id, finding.frame, finding.bundle): (Assessment(finding.assessment), finding.region)
             for view in views
             for finding in view.findings
         },
-        [one.entry for one in told if one.entry.verdict != Verdict.WITHDRAWN],
+        [one.entry for one in entries if one.entry.verdict != Verdict.WITHDRAWN],
     )
     if word is None:
         return None
-    names = {one.entry.key_id: one.reader for one in told}
+    names = {one.entry.key_id: one.reader for one in entries}
     readers = [names[key] for key in word.readers]
     return ReadersSummaryView(
         reading=word.reading, words=_words(word, readers), region=word.region,

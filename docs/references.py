@@ -517,12 +517,12 @@ def _resources() -> Iterator[tuple[str, str, str]]:
                 kinds = dict.fromkeys(
                     kind for response in operation["responses"].values() for kind in response.get("content", {})
                 )
-                told = ", ".join(_code(kind) for kind in kinds if kind != "application/problem+json")
-                yield _code(f"{method.upper()} {path}"), operation["summary"], told
+                media_types = ", ".join(_code(kind) for kind in kinds if kind != "application/problem+json")
+                yield _code(f"{method.upper()} {path}"), operation["summary"], media_types
 
 
-def _statuses(told: Mapping[int | str, Mapping[str, Any]]) -> list[tuple[int | str, str]]:
-    return [(status, response["description"]) for status, response in told.items()]
+def _statuses(responses: Mapping[int | str, Mapping[str, Any]]) -> list[tuple[int | str, str]]:
+    return [(status, response["description"]) for status, response in responses.items()]
 
 
 def _query_attributes() -> Iterator[tuple[str, str, str, str]]:
@@ -593,9 +593,9 @@ def metric_rows() -> dict[str, list[tuple[str, str, str, str]]]:
 def _observed(module: ModuleType) -> Iterator[tuple[str, str, str, str]]:
     for one in vars(module).values():
         if isinstance(one, MetricWrapperBase):
-            (told,) = one.describe()
-            name = f"{told.name}_total" if told.type == "counter" else told.name
-            yield name, told.type, ", ".join(one._labelnames), told.documentation  # noqa: SLF001 - nothing public tells them
+            (metric,) = one.describe()
+            name = f"{metric.name}_total" if metric.type == "counter" else metric.name
+            yield name, metric.type, ", ".join(one._labelnames), metric.documentation  # noqa: SLF001 - nothing public tells them
 
 
 @functools.cache
@@ -603,8 +603,8 @@ def metrics_page() -> str:
     """Every metric of the API, of a worker and of the DICOM listener."""
     parts = []
     for process, rows in metric_rows().items():
-        told = [(_code(name), kind, _code(labels), text) for name, kind, labels, text in rows]
-        parts += [f"## {process}", _table(("name", "type", "labels", "meaning"), told)]
+        cells = [(_code(name), kind, _code(labels), text) for name, kind, labels, text in rows]
+        parts += [f"## {process}", _table(("name", "type", "labels", "meaning"), cells)]
     return _page(
         "Metrics",
         "`GET /metrics` of the API wants `OSTEON_METRICS_TOKEN` or an operator's key. A worker serves its own metrics "
@@ -656,8 +656,8 @@ def logs_page() -> str:
             one.arg for _, call in its_own for one in call.keywords if one.arg and one.arg != "exc_info"
         )
         where = dict.fromkeys(_code(module) for module, _ in its_own)
-        told = ", ".join(map(_code, fields))
-        rows.append((_code(event), ", ".join(levels), told, meaning, ", ".join(where)))
+        names = ", ".join(map(_code, fields))
+        rows.append((_code(event), ", ".join(levels), names, meaning, ", ".join(where)))
     return _page(
         "Log events",
         "Each line is one JSON object with `time`, `level`, `logger`, `message` and the fields of its event. `message` "
@@ -725,8 +725,8 @@ def codes_page() -> str:
             for name, code in enum.__members__.items()
         ]
         head = ("code", "words shown", "meaning")
-        told = [column for column in zip(head, *rows, strict=True) if any(column[1:])]  # without a column of nothing
-        titles, *lines = zip(*told, strict=True)
+        columns = [column for column in zip(head, *rows, strict=True) if any(column[1:])]  # without a column of nothing
+        titles, *lines = zip(*columns, strict=True)
         parts += [f"### {enum.__module__}.{enum.__name__}", inspect.cleandoc(enum.__doc__ or ""), _table(titles, lines)]
     return _page(
         "Reason codes",

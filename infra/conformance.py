@@ -340,8 +340,8 @@ class SelfTest:
         return _expect(wanted, self._http.post(BASE + path, content=body, headers=headers))
 
     def _stored(self) -> None:
-        told = self._send(200, multipart_body(dicom_file(self._by_web))).json()
-        if _first(told, "00081199", "00081155") != self._by_web.SOPInstanceUID:
+        response = self._send(200, multipart_body(dicom_file(self._by_web))).json()
+        if _first(response, "00081199", "00081155") != self._by_web.SOPInstanceUID:
             raise Failure("ReferencedSOPSequence does not name the instance")
 
     def _stored_without_length(self) -> None:
@@ -353,14 +353,14 @@ class SelfTest:
             raise Failure(f"the answer is {kind}")
 
     def _stored_in_part(self) -> None:
-        told = self._send(202, multipart_body(dicom_file(self._by_web), b"not DICOM")).json()
-        if not {"00081198", "0008119A"} & set(told):
+        response = self._send(202, multipart_body(dicom_file(self._by_web), b"not DICOM")).json()
+        if not {"00081198", "0008119A"} & set(response):
             raise Failure("neither FailedSOPSequence nor OtherFailuresSequence names the part that failed")
 
     def _stored_elsewhere(self) -> None:
         other = test_image("other").StudyInstanceUID
-        told = self._send(409, multipart_body(dicom_file(self._by_web)), path=f"/studies/{other}").json()
-        if _first(told, "00081198", "00081197") != ANOTHER_STUDY:
+        response = self._send(409, multipart_body(dicom_file(self._by_web)), path=f"/studies/{other}").json()
+        if _first(response, "00081198", "00081197") != ANOTHER_STUDY:
             raise Failure("FailureReason is not A901")
 
     def _stored_without_key(self) -> None:
@@ -476,8 +476,8 @@ class SelfTest:
             raise Failure("the parts do not hold the pixels that were sent")
 
     def _metadata(self) -> None:
-        (told,) = self._get(200, f"{self._series_path}/metadata", JSON).json()
-        if told["00080018"]["Value"] != [self._by_web.SOPInstanceUID] or told["00280010"]["Value"] != [IMAGE_SIDE]:
+        (header,) = self._get(200, f"{self._series_path}/metadata", JSON).json()
+        if header["00080018"]["Value"] != [self._by_web.SOPInstanceUID] or header["00280010"]["Value"] != [IMAGE_SIDE]:
             raise Failure("they are not those of the image")
 
     def _frame(self) -> None:
@@ -583,8 +583,8 @@ def _none(_: object) -> None:
     return None
 
 
-def _first(told: Mapping[str, Any], sequence: str, tag: str) -> Any:  # noqa: ANN401 - whatever DICOM JSON holds
-    items = told.get(sequence, {}).get("Value", [{}])
+def _first(attributes: Mapping[str, Any], sequence: str, tag: str) -> Any:  # noqa: ANN401 - whatever DICOM JSON holds
+    items = attributes.get(sequence, {}).get("Value", [{}])
     return items[0].get(tag, {}).get("Value", [None])[0]
 
 

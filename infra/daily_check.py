@@ -335,8 +335,8 @@ class DailyCheck:
             raise _late(CheckReason.NOT_ANALYSED, others, began)
         if row.status == StoredStatus.QUARANTINED:
             raise Ended(CheckReason.QUARANTINED, row.reason)
-        told = self._ask(200, "GET", f"/api/v1/studies/{self._study}").json()
-        if (told["status"], told["assessment"]) != (row.status, row.assessment):
+        report = self._ask(200, "GET", f"/api/v1/studies/{self._study}").json()
+        if (report["status"], report["assessment"]) != (row.status, row.assessment):
             raise Ended(CheckReason.NOT_EQUAL, "report")
         self._assessment, self._row.model = row.assessment or "", row.bundle
         self._row.engine = " + ".join(dict.fromkeys(STREAMS.sub("", one) for one in living))[:512]

@@ -422,6 +422,6 @@ def _parse(path: Path, content: bytes, bundle: str) -> list[dict[str, str]]:
     return [row for row in rows if row["error"].split(":")[0] not in CAN_HEAL]
 
 
-def as_row(told: Mapping[str, str]) -> Row:
+def as_row(texts: Mapping[str, str]) -> Row:
     """Make a row of what a table holds."""
-    return ROW.validate_python({name: told[name] or None for name in COLUMNS})
+    return ROW.validate_python({name: texts[name] or None for name in COLUMNS})

@@ -172,7 +172,7 @@ def fill_examinations(config: Settings, database: Database) -> None:
     while step and done < FILLED_MOST:
         with database.transaction() as session:
             studies = examinations.unfilled_studies(session, FILLED_STEP)
-        told = {
+        headers = {
             study.study_id: {
                 instance: header
                 for instance, sha256, size_bytes in study.objects
@@ -181,7 +181,7 @@ def fill_examinations(config: Settings, database: Database) -> None:
             for study in studies
         }
         with database.transaction() as session:
-            step = examinations.fill_columns(session, vault, told)
+            step = examinations.fill_columns(session, vault, headers)
         done += step
 
 

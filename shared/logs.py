@@ -216,11 +216,11 @@ class RepeatFilter(logging.Filter):
             record.name, record.levelno, str(record.msg)[:200], where and (where.tb_frame.f_code, where.tb_lineno),
         )  # fmt: skip
         with self._lock:
-            told = self._new_window()
+            held_back_kinds = self._new_window()
             if kind not in self._seen and len(self._seen) >= MAX_TRACKED_LINES:
                 kind = (record.name, record.levelno)
             seen = self._seen[kind] = self._seen.get(kind, 0) + 1
-        for name, level, held_back in told:
+        for name, level, held_back in held_back_kinds:
             tell = logging.getLogger(name).log  # without the ids that are bound: it is about other lines
             Context().run(tell, level, "similar lines withheld", extra={"held_back": held_back})
         return seen <= self.most
@@ -230,9 +230,9 @@ class RepeatFilter(logging.Filter):
         now = time.monotonic()
         if now - self._begun <= self.window_s:
             return []
-        told = [(str(kind[0]), int(str(kind[1])), seen - self.most) for kind, seen in self._seen.items()]
+        counts = [(str(kind[0]), int(str(kind[1])), seen - self.most) for kind, seen in self._seen.items()]
         self._begun, self._seen = now, {}
-        return [one for one in told if one[2] > 0]
+        return [one for one in counts if one[2] > 0]
 
 
 # of commands, and of a service until `configure_logs`: logging prints a text without its values

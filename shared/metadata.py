@@ -60,8 +60,8 @@ class InstanceMetadata:
         try:
             packed = self.vault.open_bytes(self.store.get(metadata_key(sha256)))
             if packed is not None:
-                told: dict[str, Any] = json.loads(zlib.decompress(packed))
-                return told
+                attributes: dict[str, Any] = json.loads(zlib.decompress(packed))
+                return attributes
         except (ObjectMissing, zlib.error, ValueError):
             pass
         return self.make(sha256, size_bytes)
@@ -112,14 +112,14 @@ class InstanceMetadata:
             log.exception("metadata not made")
 
     def _made(self, sha256: str, size_bytes: int, file: BinaryIO) -> dict[str, Any]:
-        told = metadata_of(file, size_bytes, self.limits)
-        text = json.dumps(told, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+        attributes = metadata_of(file, size_bytes, self.limits)
+        text = json.dumps(attributes, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
         try:
             sealed = self.vault.seal_bytes(zlib.compress(text.encode("utf-8", "replace")))
             self.store.put_unsynced(metadata_key(sha256), sealed)
         except Unavailable as error:
             log.warning("metadata not kept", error=type(error).__name__)
-        return told
+        return attributes
 
     def _later(self, sha256: str, size_bytes: int, head: bytes) -> None:
         with self._lock:

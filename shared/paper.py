@@ -254,8 +254,8 @@ def _story(paper: Paper, height: float) -> list[Any]:
         )
         story.insert(3, Paragraph(note, SMALL))
     if missing:
-        told = ", ".join(f"U+{ord(character):04X}" for character in dict.fromkeys(missing))
-        note = f"{MISSING} stands for characters that this PDF cannot draw ({told}). The report's page shows them all."
+        codes = ", ".join(f"U+{ord(character):04X}" for character in dict.fromkeys(missing))
+        note = f"{MISSING} stands for characters that this PDF cannot draw ({codes}). The report's page shows them all."
         story.insert(3, Paragraph(escape(note), _style(8.5, fontName=BOLD)))
     return story
 

@@ -75,8 +75,8 @@ class Settings(BaseSettings):
             super().__init__(**values)
         except ValidationError as error:
             # a value may be a secret: it is not repeated
-            told = [f"{PREFIX}{str(one['loc'][0]).upper()}: {one['msg']}" for one in error.errors()]
-            raise BadSettings("; ".join(told)) from None
+            messages = [f"{PREFIX}{str(one['loc'][0]).upper()}: {one['msg']}" for one in error.errors()]
+            raise BadSettings("; ".join(messages)) from None
 
     @classmethod
     def settings_customise_sources(
@@ -486,14 +486,14 @@ def misspelt(environment: Mapping[str, str]) -> list[str]:
     """A sentence for each OSTEON_ variable that nothing reads, with the nearest name that something does."""
     known = {f"{PREFIX}{name.upper()}" for name in Settings.model_fields} | OTHERS
     old = RENAMED.keys()
-    told = []
+    messages = []
     for name in sorted(environment):
         spelled = name.upper()
         if not spelled.startswith(PREFIX) or spelled in known | old or _of_a_service(name, environment[name]):
             continue
         near = difflib.get_close_matches(spelled, sorted(known), 1)
-        told.append(f"{name} is no setting" + (f"; did you mean {near[0]}?" if near else ""))
-    return told
+        messages.append(f"{name} is no setting" + (f"; did you mean {near[0]}?" if near else ""))
+    return messages
 
 
 def _by_new_names(variables: Mapping[str, str | None]) -> dict[str, str | None]:

@@ -429,13 +429,13 @@ def measure(judged: CalibratedPredictions) -> dict[str, Any]:
 
 def _figures(judged: CalibratedPredictions) -> dict[str, Any]:
     predictions = judged.predictions
-    told = judged.only(predictions.fractured != MISSING)
-    truth, score, chance = told.predictions.fractured, told.predictions.fracture, told.chance
+    labelled = judged.only(predictions.fractured != MISSING)
+    truth, score, chance = labelled.predictions.fractured, labelled.predictions.fracture, labelled.chance
     placed = predictions.only(predictions.true_region != MISSING)
     right = placed.region.argmax(1) == placed.true_region
     game = pointing_game(predictions)
     enough = min(int(truth.sum()), int((truth == 0).sum())) >= MIN_RADIOGRAPHS
-    radiographs = told.predictions.radiographs
+    radiographs = labelled.predictions.radiographs
 
     def if_enough(figure: Callable[[Ints], float]) -> list[float] | None:
         return bootstrap_interval(radiographs, figure) if enough else None

@@ -90,12 +90,12 @@ def write_report(
     return figures
 
 
-def _number(told: list[float] | None) -> str:
-    return "too few" if told is None else f"{told[0]:.3f} ({told[1]:.3f} to {told[2]:.3f})"
+def _number(interval: list[float] | None) -> str:
+    return "too few" if interval is None else f"{interval[0]:.3f} ({interval[1]:.3f} to {interval[2]:.3f})"
 
 
-def _percent(told: list[float] | None) -> str:
-    return "too few" if told is None else "{:.1f} % ({:.1f} to {:.1f})".format(*(100 * part for part in told))
+def _percent(interval: list[float] | None) -> str:
+    return "too few" if interval is None else "{:.1f} % ({:.1f} to {:.1f})".format(*(100 * part for part in interval))
 
 
 PAGES = Environment(
@@ -147,12 +147,12 @@ def roc_figure(judged: CalibratedPredictions) -> Figure:
     Returns:
         A figure that is not saved yet.
     """
-    told = judged.only(judged.predictions.fractured != MISSING)
-    truth = told.predictions.fractured
+    labelled = judged.only(judged.predictions.fractured != MISSING)
+    truth = labelled.predictions.fractured
     figure, axes = _square("sound radiographs called (1 - specificity)", "fractured radiographs called (sensitivity)")
     axes.plot([0, 1], [0, 1], color=GRAY, linestyle=":", label="guessing")
-    _draw_curve(axes, told, _roc_points)
-    for (name, marker, colour), called in zip(OPERATING_POINT_MARKS, (told.possible, told.likely), strict=True):
+    _draw_curve(axes, labelled, _roc_points)
+    for (name, marker, colour), called in zip(OPERATING_POINT_MARKS, (labelled.possible, labelled.likely), strict=True):
         _mark(axes, called[truth == 0].mean(), called[truth == 1].mean(), name, marker, colour)
     axes.legend(loc="lower right", fontsize=8)
     return figure
@@ -160,12 +160,12 @@ def roc_figure(judged: CalibratedPredictions) -> Figure:
 
 def precision_figure(judged: CalibratedPredictions) -> Figure:
     """Draw precision and recall, with the same band and points as `roc_figure`."""
-    told = judged.only(judged.predictions.fractured != MISSING)
-    truth = told.predictions.fractured
+    labelled = judged.only(judged.predictions.fractured != MISSING)
+    truth = labelled.predictions.fractured
     figure, axes = _square("fractured radiographs called (recall)", "called radiographs that are fractured (precision)")
     axes.axhline(truth.mean(), color=GRAY, linestyle=":", label="guessing")
-    _draw_curve(axes, told, _precision_points)
-    for (name, marker, colour), called in zip(OPERATING_POINT_MARKS, (told.possible, told.likely), strict=True):
+    _draw_curve(axes, labelled, _precision_points)
+    for (name, marker, colour), called in zip(OPERATING_POINT_MARKS, (labelled.possible, labelled.likely), strict=True):
         if called.any():
             _mark(axes, called[truth == 1].mean(), truth[called].mean(), name, marker, colour)
     axes.legend(loc="lower left", fontsize=8)
@@ -183,8 +183,8 @@ def reliability_figure(judged: CalibratedPredictions) -> Figure:
     Returns:
         A figure that is not saved yet.
     """
-    told = judged.only(judged.predictions.fractured != MISSING)
-    truth, chance, radiographs = told.predictions.fractured, told.chance, told.predictions.radiographs
+    labelled = judged.only(judged.predictions.fractured != MISSING)
+    truth, chance, radiographs = labelled.predictions.fractured, labelled.chance, labelled.predictions.radiographs
     figure = Figure(figsize=(4.8, 5.2), layout="constrained")
     axes, below = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
     axes.plot([0, 1], [0, 1], color=GRAY, linestyle=":", label="told exactly")
@@ -227,9 +227,9 @@ def _mark(axes: Axes, x: float, y: float, name: str, marker: str, colour: str) -
     axes.plot(x, y, marker=marker, color=colour, markersize=8, markeredgecolor="white", linestyle="none", label=name)
 
 
-def _draw_curve(axes: Axes, told: CalibratedPredictions, points: Points) -> None:
-    truth, score = told.predictions.fractured, told.predictions.fracture
-    redraws = [i for i in _bootstrap_indices(told.predictions.radiographs) if 0 < truth[i].sum() < len(i)]
+def _draw_curve(axes: Axes, judged: CalibratedPredictions, points: Points) -> None:
+    truth, score = judged.predictions.fractured, judged.predictions.fracture
+    redraws = [i for i in _bootstrap_indices(judged.predictions.radiographs) if 0 < truth[i].sum() < len(i)]
     drawn = [np.interp(GRID, *points(truth[i], score[i])) for i in (np.arange(len(truth)), *redraws)]
     low, high = np.percentile(drawn, [2.5, 97.5], axis=0)
     axes.fill_between(GRID, low, high, color=BLUE, alpha=0.18, linewidth=0, label="95 % band")

@@ -251,8 +251,8 @@ def _abstention_counts(findings: list[Finding]) -> Count:
     abstained = [finding for finding in findings if finding.assessment is Assessment.ABSTAINED]
     reasons = Counter(str(finding.abstention) for finding in abstained)
     caveats = Counter(str(finding.abstention) for finding in findings if finding.abstention) - reasons
-    told = {"images": len(findings), "abstained": len(abstained), "reasons": dict(sorted(reasons.items()))}
-    return told | ({"caveats": dict(sorted(caveats.items()))} if caveats else {})
+    counts = {"images": len(findings), "abstained": len(abstained), "reasons": dict(sorted(reasons.items()))}
+    return counts | ({"caveats": dict(sorted(caveats.items()))} if caveats else {})
 
 
 def _inverted(square: UInt8Image) -> UInt8Image:

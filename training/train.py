@@ -343,12 +343,12 @@ class Run(Generic[Module]):
             self.module.train()
             if frozen_norms:
                 _freeze_norms(self.module)
-            told = self._step(step, optimizer)
+            losses = self._step(step, optimizer)
             now = time.monotonic()
             # a pause (a suspended process) is not training time
             spent, mark = spent + min(now - mark, 60.0), now
             bar.n = min(round(spent), round(budget))
-            bar.set_postfix({k: f"{v:.3f}" for k, v in told.items()} | {"step": self.steps})
+            bar.set_postfix({k: f"{v:.3f}" for k, v in losses.items()} | {"step": self.steps})
             if now - saved_at > self.recipe.checkpoint_s or spent >= budget:
                 self.spent[name], saved_at = spent, now
                 self._save(name, optimizer)
@@ -359,17 +359,17 @@ class Run(Generic[Module]):
     def _step(self, step: list[Lesson], optimizer: torch.optim.Optimizer) -> dict[str, float]:
         """Learn from the batches of one step; returns the losses of the last one."""
         optimizer.zero_grad()
-        told: dict[str, float] = {}
+        values: dict[str, float] = {}
         for batch, losses_of in step:
             with half_precision(self.device):
                 losses = losses_of(batch.on(self.device))
             torch.stack(list(losses.values())).sum().backward()  # type: ignore[no-untyped-call]
-            told = {key: loss.item() for key, loss in losses.items()}
+            values = {key: loss.item() for key, loss in losses.items()}
         nn.utils.clip_grad_norm_(self.module.parameters(), 5.0)
         optimizer.step()
         self.steps += 1
         self._update_average()
-        return told
+        return values
 
     def _optimizer(self, rate: float, heads_faster: float) -> torch.optim.Optimizer:
         slow: list[nn.Parameter] = []

@@ -309,7 +309,11 @@ class Engine:
         base = self.settings.retry_base_s * 2 ** (claim.attempt - 1)
         why = cause_of(wrong)
         # of what nobody foresaw only the class: its words may hold what the header holds
-        told = {"reason": why.reason, "detail": why.detail, "why": str(wrong) if isinstance(wrong, OsteonError) else ""}
+        fields = {
+            "reason": why.reason,
+            "detail": why.detail,
+            "why": str(wrong) if isinstance(wrong, OsteonError) else "",
+        }
         wait = timedelta(seconds=min(600.0, base) * random.uniform(0.5, 1.5))  # noqa: S311 - jitter, not a secret
         try:
             with self.database.transaction() as session:
@@ -317,8 +321,8 @@ class Engine:
                 outcome = analyses.retry(session, claim, why, not_before, most, blameless=blameless)
         except Exception as error:  # noqa: BLE001 - whatever keeps us from writing, the lease brings the study back
             outcome = TaskOutcome.LEFT_TO_LEASE
-            told["unwritten"] = type(error).__name__
-        log.warning("analysis failed", outcome=outcome, **told)
+            fields["unwritten"] = type(error).__name__
+        log.warning("analysis failed", outcome=outcome, **fields)
         return outcome
 
     def close(self) -> None:

@@ -36,11 +36,11 @@ class CurrentInstance:
 
     def changes(self, dataset: Dataset) -> dict[str, str]:
         """What is to be changed in its data set: what says something else, and not merely in another form."""
-        told = {keyword: str(dataset.get(keyword) or "") for keyword in self.values}
+        decided = {keyword: str(dataset.get(keyword) or "") for keyword in self.values}
         return {
             keyword: value
             for keyword, value in self.values.items()
-            if told[keyword] and not _is_same_value(told[keyword], value)
+            if decided[keyword] and not _is_same_value(decided[keyword], value)
         }
 
     def content(self, parts: Parts) -> Iterator[bytes]:
@@ -54,8 +54,8 @@ class CurrentInstance:
 
 def _is_same_value(one: str, other: str) -> bool:
     """Whether a value of a header is the one that was kept of it: in one line, and at most so long."""
-    told, kept = " ".join(one.split()), " ".join(other.split())
-    return told == kept or (len(kept) >= 6 and told.startswith(kept))
+    stored, kept = " ".join(one.split()), " ".join(other.split())
+    return stored == kept or (len(kept) >= 6 and stored.startswith(kept))
 
 
 def find_instances(session: Session, key: Key, place: DicomPath) -> list[StoredInstance]:
@@ -106,12 +106,17 @@ def current_instances(parts: Parts, key: Key, place: DicomPath) -> list[CurrentI
             "TimezoneOffsetFromUTC": row.utc_offset,
             "StudyInstanceUID": place.study,
         }
-        told = {one.series.id: _series_attributes(parts, one.series) for one in found if one.series is not None}
-        return [CurrentInstance(one, identity | _without_empty(study | _series_values(one, told))) for one in found]
+        series_attributes = {
+            one.series.id: _series_attributes(parts, one.series) for one in found if one.series is not None
+        }
+        return [
+            CurrentInstance(one, identity | _without_empty(study | _series_values(one, series_attributes)))
+            for one in found
+        ]
 
 
-def _series_values(one: StoredInstance, told: Mapping[UUID, dict[str, str]]) -> dict[str, str]:
-    return (told[one.series.id] if one.series is not None else {}) | _uids(one)
+def _series_values(one: StoredInstance, series_attributes: Mapping[UUID, dict[str, str]]) -> dict[str, str]:
+    return (series_attributes[one.series.id] if one.series is not None else {}) | _uids(one)
 
 
 def _uids(stored: StoredInstance) -> dict[str, str]:
@@ -124,16 +129,16 @@ def _without_empty(values: dict[str, str]) -> dict[str, str]:
 
 def _series_attributes(parts: Parts, row: SeriesRow) -> dict[str, str]:
     """What is known of a series, by DICOM keyword; its requests are left as each object has them."""
-    told = opened(parts.vault, row)
+    series = opened(parts.vault, row)
     return {
         "Modality": row.modality,
-        "SeriesNumber": "" if told.number is None else str(told.number),
-        "SeriesDescription": told.description,
-        "SeriesDate": date_text(told.series_date),
-        "SeriesTime": time_text(told.series_time),
-        "ProtocolName": told.protocol,
-        "PerformedProcedureStepStartDate": date_text(told.performed_date),
-        "PerformedProcedureStepStartTime": time_text(told.performed_time),
-        "PerformedProcedureStepID": told.performed_step_id,
-        "PerformedProcedureStepDescription": told.performed_step_description,
+        "SeriesNumber": "" if series.number is None else str(series.number),
+        "SeriesDescription": series.description,
+        "SeriesDate": date_text(series.series_date),
+        "SeriesTime": time_text(series.series_time),
+        "ProtocolName": series.protocol,
+        "PerformedProcedureStepStartDate": date_text(series.performed_date),
+        "PerformedProcedureStepStartTime": time_text(series.performed_time),
+        "PerformedProcedureStepID": series.performed_step_id,
+        "PerformedProcedureStepDescription": series.performed_step_description,
     }

@@ -85,10 +85,10 @@ async def retrieve_frames(
         contents = await _uncompressed_frames(parts, found, numbers)
     else:
         contents = _stored_frames(parts, found, there, numbers)
-    told = f"{kind}; transfer-syntax={syntax}"
+    content_type = f"{kind}; transfer-syntax={syntax}"
     if form.alone:
-        return StreamingResponse(iter(next(contents)), headers={"Content-Type": told})
-    return multipart_response((ResponsePart(told, content) for content in contents), kind)
+        return StreamingResponse(iter(next(contents)), headers={"Content-Type": content_type})
+    return multipart_response((ResponsePart(content_type, content) for content in contents), kind)
 
 
 def frame_numbers(text: str) -> list[int]:
@@ -228,8 +228,8 @@ def _made_size(parts: Parts, found: StoredInstance, number: int) -> int | None:
 
 def _frame_description(start: bytes) -> dict[str, Any]:
     """The description at the start of a made frame, as worker/frames.py writes it."""
-    told: dict[str, Any] = json.loads(start[4 : 4 + int.from_bytes(start[:4], "big")])
-    return told
+    description: dict[str, Any] = json.loads(start[4 : 4 + int.from_bytes(start[:4], "big")])
+    return description
 
 
 def _made_frame(parts: Parts, found: StoredInstance, number: int, size: int) -> Iterator[bytes]:

@@ -88,15 +88,15 @@ async def bulk_data(
 def _metadata(request: Request, parts: Parts, key: Key, place: DicomPath) -> Response:
     kind = choose(request, JSON)
     base = request.scope.get("root_path", "") + DICOMWEB
-    told = (_instance_metadata(parts, one, base) for one in current_instances(parts, key, place))
-    first = next(told)  # what cannot be read is told before the response begins
-    return StreamingResponse(_json_array(itertools.chain([first], told)), headers={"Content-Type": kind})
+    data_sets = (_instance_metadata(parts, one, base) for one in current_instances(parts, key, place))
+    first = next(data_sets)  # what cannot be read is told before the response begins
+    return StreamingResponse(_json_array(itertools.chain([first], data_sets)), headers={"Content-Type": kind})
 
 
-def _json_array(told: Iterator[dict[str, Any]]) -> Iterator[bytes]:
+def _json_array(data_sets: Iterator[dict[str, Any]]) -> Iterator[bytes]:
     """A JSON array, an item at a time."""
     start = b"["
-    for one in told:
+    for one in data_sets:
         yield start + json.dumps(one, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "replace")
         start = b","
     yield b"]"
@@ -106,7 +106,7 @@ def _instance_metadata(parts: Parts, one: CurrentInstance, base: str) -> dict[st
     """The metadata of an instance, as it is retrieved now. Raises HTTPException (410), StoreUnavailable."""
     stored = one.stored
     try:
-        told = (
+        attributes = (
             _changed_metadata(parts, one)
             if one.values
             else parts.metadata.read(stored.object_sha256, stored.size_bytes)
@@ -116,7 +116,7 @@ def _instance_metadata(parts: Parts, one: CurrentInstance, base: str) -> dict[st
     except Rejected as error:
         raise HTTPException(410, f"The header of a stored instance cannot be read any more. {error}") from None
     uids = (stored.study_instance_uid, stored.series_instance_uid, stored.sop_instance_uid)
-    return with_addresses(told, "{}/studies/{}/series/{}/instances/{}/bulk/".format(base, *uids))
+    return with_addresses(attributes, "{}/studies/{}/series/{}/instances/{}/bulk/".format(base, *uids))
 
 
 def _changed_metadata(parts: Parts, one: CurrentInstance) -> dict[str, Any]:
@@ -130,20 +130,20 @@ def _changed_metadata(parts: Parts, one: CurrentInstance) -> dict[str, Any]:
         return metadata_of(io.BytesIO(whole), len(whole), limits)
 
 
-def with_addresses(told: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+def with_addresses(attributes: Mapping[str, Any], prefix: str) -> dict[str, Any]:
     """Make addresses of the paths by which bulk data are found, in sequences too.
 
     They have no host, so that they are right behind any proxy and for any origin.
 
     Args:
-        told: DICOM JSON of a data set.
+        attributes: DICOM JSON of a data set.
         prefix: what stands before a path.
 
     Returns:
         The data set with addresses.
     """
     made: dict[str, Any] = {}
-    for tag, attribute in told.items():
+    for tag, attribute in attributes.items():
         if "BulkDataURI" in attribute:
             made[tag] = {**attribute, "BulkDataURI": prefix + attribute["BulkDataURI"].replace("/", ".")}
         elif attribute.get("vr") == "SQ" and "Value" in attribute:
@@ -173,9 +173,9 @@ def _bulk_response(request: Request, parts: Parts, found: CurrentInstance, path:
     stored = found.stored
     kinds = [OCTETS]
     if path == DOCUMENT:
-        told = parts.metadata.read(stored.object_sha256, stored.size_bytes)
+        attributes = parts.metadata.read(stored.object_sha256, stored.size_bytes)
         # of any other type, as text/html, a browser gets octets: the file names it, and it would speak as this host
-        kinds = [PDF, OCTETS] if told.get(DOCUMENT_TYPE, {}).get("Value") == [PDF] else kinds
+        kinds = [PDF, OCTETS] if attributes.get(DOCUMENT_TYPE, {}).get("Value") == [PDF] else kinds
 
     kind, in_parts = chosen(request, [f'{MULTIPART}; type="{one}"' for one in kinds], partial(choose_form, kinds=kinds))
     try:

@@ -132,15 +132,15 @@ def _picture_response(
     window: str | None = None,
 ) -> Response:
     kind = choose(request, KINDS)
-    told = [NO_WINDOW] if window else []
+    warnings = [NO_WINDOW] if window else []
     if viewport is not None:
         size = VIEWPORT.fullmatch(viewport)
         if size is None or not (int(size[1]) and int(size[2])):
             raise BadRequest("Write the viewport as width,height in pixels, as 200,200")
         largest = int(size[1]), int(size[2])
-        told += [NO_REGION] if viewport.count(",") > 1 else []
+        warnings += [NO_REGION] if viewport.count(",") > 1 else []
     content = convert_preview(_preview(parts, found, frame), kind, largest)
-    return Response(content, headers={"Content-Type": kind} | warning_header(base_url(request), told))
+    return Response(content, headers={"Content-Type": kind} | warning_header(base_url(request), warnings))
 
 
 def _preview(parts: Parts, found: Sequence[StoredInstance], frame: int) -> bytes:

@@ -129,17 +129,17 @@ def _search(
     search = read_query(request.query_params.multi_items())
     may_see_rejected(key, search.rejected)
     study, series = (place.study, place.series) if place else (None, None)
-    told, ignored = list(search.warnings), sorted(set(search.matches) - KEYS[level])
+    warnings, ignored = list(search.warnings), sorted(set(search.matches) - KEYS[level])
     if ignored:
-        told.append(f"These attributes are not indexed here and were ignored: {' '.join(ignored)}")
+        warnings.append(f"These attributes are not indexed here and were ignored: {' '.join(ignored)}")
         search = replace(search, matches={name: search.matches[name] for name in search.matches if name in KEYS[level]})
     wanted = returned_attributes(search, level, study, series)
     results = find(session, parts.vault, key, database_query(search, wanted, MAX_RESULTS, study, series))
     if results.more and (search.limit is None or search.limit > MAX_RESULTS):
-        told.append(MORE_RESULTS)
+        warnings.append(MORE_RESULTS)
     if not results.whole:
-        told.append(NOT_ALL_COMPARED)
+        warnings.append(NOT_ALL_COMPARED)
     base = base_url(request)
     response = data_set_response([data_set_of(one, wanted, base) for one in results.found], kind)
-    response.headers.update(warning_header(base, told))
+    response.headers.update(warning_header(base, warnings))
     return response

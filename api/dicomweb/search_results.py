@@ -148,26 +148,26 @@ def _study(study: FoundStudy) -> Values:
 
 
 def _series(found: FoundSeries) -> Values:
-    told = found.told
+    series = found.told
     requests: list[Value] = [
         data_set(
             ScheduledProcedureStepID=one.scheduled_step_id or None,
             RequestedProcedureID=one.requested_procedure_id or None,
         )
-        for one in told.requests
+        for one in series.requests
     ]
     return {
         "Modality": found.modality,
-        "SeriesInstanceUID": told.instance_uid,
-        "SeriesNumber": told.number,
-        "SeriesDescription": told.description,
-        "SeriesDate": date_text(told.series_date),
-        "SeriesTime": time_text(told.series_time),
-        "ProtocolName": told.protocol,
-        "PerformedProcedureStepStartDate": date_text(told.performed_date),
-        "PerformedProcedureStepStartTime": time_text(told.performed_time),
-        "PerformedProcedureStepID": told.performed_step_id,
-        "PerformedProcedureStepDescription": told.performed_step_description,
+        "SeriesInstanceUID": series.instance_uid,
+        "SeriesNumber": series.number,
+        "SeriesDescription": series.description,
+        "SeriesDate": date_text(series.series_date),
+        "SeriesTime": time_text(series.series_time),
+        "ProtocolName": series.protocol,
+        "PerformedProcedureStepStartDate": date_text(series.performed_date),
+        "PerformedProcedureStepStartTime": time_text(series.performed_time),
+        "PerformedProcedureStepID": series.performed_step_id,
+        "PerformedProcedureStepDescription": series.performed_step_description,
         "RequestAttributesSequence": requests,
         "NumberOfSeriesRelatedInstances": found.instances,
     }

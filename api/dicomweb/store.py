@@ -138,10 +138,10 @@ class _StoreRequest:
             refused = list(self.refused.values())
             self.later.add_task(self.parts.uploads.work, record_outcomes, self.parts, self.key.site_id, refused)
         whole = [Part(uids, self.refused.get(index) or next(lines)) for index, uids in enumerate(self.uids)]
-        told = data_set_response(store_instances_response(whole, base_url(self.request)), kind, status_of(whole))
+        response = data_set_response(store_instances_response(whole, base_url(self.request)), kind, status_of(whole))
         if replayed:
-            told.headers["Idempotent-Replayed"] = "true"
-        return told
+            response.headers["Idempotent-Replayed"] = "true"
+        return response
 
     def _sort(self, spool: Spool, files: list[SpooledFile], study: str | None) -> list[SpooledFile]:
         """Note the UIDs of all parts; return those that the intake decides on."""

@@ -344,13 +344,13 @@ def feedback_view(
     row = studies.get(session, key.site_id, study_id)
     views = studies.instances(session, study_id)
     numbers = {view.row.id: number for number, view in enumerate(views, start=1)}
-    told = feedback.history(session, study_id)
-    if words and any(one.entry.words for one in told):
+    entries = feedback.history(session, study_id)
+    if words and any(one.entry.words for one in entries):
         feedback.record_words_read(session, key, study_id)
     bundle = active_bundle(session)
     following = feedback.next_unread(session, key, study_id, login, _filter(worklist))
     return StudyFeedbackView(
-        entries=[_view(parts, key, one, numbers, words=words) for one in told],
+        entries=[_view(parts, key, one, numbers, words=words) for one in entries],
         read_at=row.read_at,
         regions=list(bundle.manifest.get("regions", [])) if bundle else [],
         readers=readers_summary_view(session, study_id, views),

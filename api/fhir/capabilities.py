@@ -58,7 +58,7 @@ def capability_statement(base: str) -> Resource:
 
 
 def _resource(kind: str, words: str) -> dict[str, Any]:
-    told: dict[str, Any] = {
+    resource: dict[str, Any] = {
         "type": kind,
         "documentation": words,
         "interaction": [{"code": "read"}, {"code": "search-type"}],
@@ -72,5 +72,5 @@ def _resource(kind: str, words: str) -> dict[str, Any]:
         ],
     }
     if INCLUDES[kind]:
-        told["searchInclude"] = list(INCLUDES[kind])
-    return told
+        resource["searchInclude"] = list(INCLUDES[kind])
+    return resource

@@ -104,7 +104,7 @@ def outcome(status: int, text: str, code: str = "") -> Resource:
     Returns:
         The resource.
     """
-    told = issue("error", ISSUES.get(status, "processing"), text)
+    entry = issue("error", ISSUES.get(status, "processing"), text)
     if code:
-        told["diagnostics"] = code
-    return {"resourceType": "OperationOutcome", "issue": [told]}
+        entry["diagnostics"] = code
+    return {"resourceType": "OperationOutcome", "issue": [entry]}

@@ -165,12 +165,12 @@ def _positions(places: Sequence[int]) -> str:
 def _read_parameter(search: Search, kind: str, name: str, value: str) -> Search | None:
     """The search with one more parameter; None if there is no such parameter. Raises BadRequest."""
     bare, _, modifier = name.partition(":")
-    told = PARAMETERS[kind].get(bare)
-    if told is None and bare not in _CONTROL:
+    parameter = PARAMETERS[kind].get(bare)
+    if parameter is None and bare not in _CONTROL:
         return None
     if len(value) > MAX_VALUE_LENGTH:
         raise BadRequest(f"The value of {bare} is longer than {MAX_VALUE_LENGTH} characters")
-    allowed = told.modifiers if told is not None else ("iterate",) if bare == "_include" else ()
+    allowed = parameter.modifiers if parameter is not None else ("iterate",) if bare == "_include" else ()
     if modifier and modifier not in allowed:
         raise BadRequest(f"{bare} has no such modifier here; /fhir/metadata lists what there is")
     if bare == "_include":
@@ -270,46 +270,46 @@ _READERS: Mapping[str, Callable[[Search, str, str], Search]] = {
 
 def _span(name: str, text: str, *, days: bool = False) -> Span:
     """The times that a value allows. days: a time of the day is left out. Raises BadRequest."""
-    told = _DATE.fullmatch(text.replace(" ", "+"))  # a plus sign that was not encoded
-    if told is None:
+    parts = _DATE.fullmatch(text.replace(" ", "+"))  # a plus sign that was not encoded
+    if parts is None:
         raise BadRequest(f"{name} cannot have this value. {_FORMS}")
     try:
-        first, end = _bounds(told, days=days)
+        first, end = _bounds(parts, days=days)
     except (ValueError, OverflowError):
         raise BadRequest(f"{name} names no day or time that there is. {_FORMS}") from None
     spans = {
         "eq": Span(first, end), "ne": Span(first, end, outside=True), "gt": Span(first=end), "sa": Span(first=end),
         "ge": Span(first=first), "lt": Span(end=first), "eb": Span(end=first), "le": Span(end=end),
     }  # fmt: skip
-    prefix = told["prefix"] or "eq"
+    prefix = parts["prefix"] or "eq"
     if prefix not in spans:
         raise BadRequest(f"{name} has no such prefix here. {_FORMS}")
     return spans[prefix]
 
 
-def _bounds(told: re.Match[str], *, days: bool) -> tuple[datetime, datetime]:
+def _bounds(parts: re.Match[str], *, days: bool) -> tuple[datetime, datetime]:
     """From when until when a value goes, by how exact it is. Raises ValueError, OverflowError."""
     zone = UTC
-    if told["zone"] and not days:
-        written = datetime.fromisoformat(f"2000-01-01T00:00:00{told['zone'].replace('Z', '+00:00')}").tzinfo
+    if parts["zone"] and not days:
+        written = datetime.fromisoformat(f"2000-01-01T00:00:00{parts['zone'].replace('Z', '+00:00')}").tzinfo
         assert written is not None
         zone = written  # type: ignore[assignment]
-    year, month, day = int(told["year"]), int(told["month"] or 1), int(told["day"] or 1)
-    hour, minute, second = (0 if days else int(told[part] or 0) for part in ("hour", "minute", "second"))
+    year, month, day = int(parts["year"]), int(parts["month"] or 1), int(parts["day"] or 1)
+    hour, minute, second = (0 if days else int(parts[part] or 0) for part in ("hour", "minute", "second"))
     first = datetime(year, month, day, hour, minute, second, tzinfo=zone)
-    if told["month"] is None:
+    if parts["month"] is None:
         end = first.replace(year=year + 1)
-    elif told["day"] is None:
+    elif parts["day"] is None:
         end = first.replace(year=year + month // 12, month=month % 12 + 1)
-    elif told["hour"] is None or days:
+    elif parts["hour"] is None or days:
         end = first + timedelta(days=1)
-    elif told["second"] is None:
+    elif parts["second"] is None:
         end = first + timedelta(minutes=1)
-    elif told["part"] is None:
+    elif parts["part"] is None:
         end = first + timedelta(seconds=1)
     else:
-        first += timedelta(microseconds=int(told["part"].ljust(6, "0")))
-        end = first + timedelta(microseconds=10 ** (6 - len(told["part"])))
+        first += timedelta(microseconds=int(parts["part"].ljust(6, "0")))
+        end = first + timedelta(microseconds=10 ** (6 - len(parts["part"])))
     return first.astimezone(UTC), end.astimezone(UTC)
 
 
@@ -325,8 +325,8 @@ def _days(span: Span) -> Span:
 
 def write_cursor(place: ReportCursor) -> str:
     """Write a place, for the link to the next page."""
-    told = [place.changed_at.astimezone(UTC).isoformat(), str(place.study_id), place.seen]
-    return base64.urlsafe_b64encode(json.dumps(told, separators=(",", ":")).encode()).decode().rstrip("=")
+    values = [place.changed_at.astimezone(UTC).isoformat(), str(place.study_id), place.seen]
+    return base64.urlsafe_b64encode(json.dumps(values, separators=(",", ":")).encode()).decode().rstrip("=")
 
 
 def read_cursor(cursor: str) -> ReportCursor:

@@ -64,12 +64,12 @@ class Patient:
         who = self.identity
         if who is None or not who.readable:
             return {}
-        told: Resource = {"type": "Patient"}
+        subject: Resource = {"type": "Patient"}
         if number := one_line(who.patient_id):
-            told["identifier"] = _identifier("MR", "Medical record number", number, one_line(who.issuer))
+            subject["identifier"] = _identifier("MR", "Medical record number", number, one_line(who.issuer))
         if name := " ".join(part for part in one_line(who.patient_name).replace("^", " ").split(" ") if part):
-            told["display"] = name
-        return {"subject": told} if len(told) > 1 else {}
+            subject["display"] = name
+        return {"subject": subject} if len(subject) > 1 else {}
 
     @property
     def based_on(self) -> Resource:
@@ -82,10 +82,10 @@ class Patient:
 
 def _identifier(code: str, meaning: str, value: str, issuer: str = "") -> Resource:
     coded = {"coding": [{"system": f"{TERMINOLOGY}/v2-0203", "code": code, "display": meaning}]}
-    told: Resource = {"type": coded, "value": value}
+    identifier: Resource = {"type": coded, "value": value}
     if issuer:
-        told["assigner"] = {"display": issuer}
-    return told
+        identifier["assigner"] = {"display": issuer}
+    return identifier
 
 
 def report(study: ReportedStudy, patient: Patient, model: BundleRow | None) -> Resource:
@@ -207,14 +207,14 @@ def _study_observation(
     common: _Common, members: Sequence[Resource], assessments: Sequence[Assessment | None]
 ) -> Resource:
     row = common.study.row
-    told = common.observation(row.id, STATUSES[outcome_of(row)], SUMMARY, conclusion(row), row.bundle)
-    told["valueCodeableConcept"] = codeable_concept(processing(assessments))
-    told["derivedFrom"] = [_study_reference(row)]
+    observation = common.observation(row.id, STATUSES[outcome_of(row)], SUMMARY, conclusion(row), row.bundle)
+    observation["valueCodeableConcept"] = codeable_concept(processing(assessments))
+    observation["derivedFrom"] = [_study_reference(row)]
     if members:
-        told["hasMember"] = [_reference("Observation", one["id"]) for one in members]
+        observation["hasMember"] = [_reference("Observation", one["id"]) for one in members]
     if row.assessment in INTERPRETATIONS and outcome_of(row) is Outcome.ASSESSED:
-        told["interpretation"] = [_interpretation(Assessment(row.assessment))]
-    return told
+        observation["interpretation"] = [_interpretation(Assessment(row.assessment))]
+    return observation
 
 
 def _finding_observation(
@@ -228,31 +228,31 @@ def _finding_observation(
     else:
         beside = f" {words[0].upper()}{words[1:]}." if words else ""
         said = f"{where}: fracture {assessment}, {finding.region}.{beside} {RESEARCH_USE}"
-    told = common.observation(finding.id, STATUSES[Outcome.ASSESSED], FRACTURE, said, finding.bundle)
+    observation = common.observation(finding.id, STATUSES[Outcome.ASSESSED], FRACTURE, said, finding.bundle)
     if assessment is Assessment.ABSTAINED:
-        told["dataAbsentReason"] = _data_absent_reason("unsupported", "Unsupported", words)
+        observation["dataAbsentReason"] = _data_absent_reason("unsupported", "Unsupported", words)
     else:
-        told["valueCodeableConcept"] = codeable_concept(PRESENCE[assessment])
-        told["interpretation"] = [_interpretation(assessment)]
+        observation["valueCodeableConcept"] = codeable_concept(PRESENCE[assessment])
+        observation["interpretation"] = [_interpretation(assessment)]
         if certainty:
             share = {
                 "value": round(100 * finding.fracture_probability, 2), "unit": "%",
                 "system": "http://unitsofmeasure.org", "code": "%",
             }  # fmt: skip
-            told["component"] = [{"code": codeable_concept(CERTAINTY), "valueQuantity": share}]
+            observation["component"] = [{"code": codeable_concept(CERTAINTY), "valueQuantity": share}]
     if finding.region:
-        told["bodySite"] = _site(finding.region)
-    told["derivedFrom"] = [_study_reference(common.study.row), _image_reference(image, number)]
-    return told
+        observation["bodySite"] = _site(finding.region)
+    observation["derivedFrom"] = [_study_reference(common.study.row), _image_reference(image, number)]
+    return observation
 
 
 def _unread_observation(common: _Common, image: InstanceRow, number: int) -> Resource:
     why = reason_words(image.error_reason, image.error_detail) or "It has no finding yet."
     said = f"Image {number}: no finding. {why} Silence is not normal. {RESEARCH_USE}"
-    told = common.observation(image.id, STATUSES[Outcome.QUARANTINED], FRACTURE, said, common.study.row.bundle)
-    told["dataAbsentReason"] = _data_absent_reason("error", "Error", why)
-    told["derivedFrom"] = [_study_reference(common.study.row), _image_reference(image, number)]
-    return told
+    observation = common.observation(image.id, STATUSES[Outcome.QUARANTINED], FRACTURE, said, common.study.row.bundle)
+    observation["dataAbsentReason"] = _data_absent_reason("error", "Error", why)
+    observation["derivedFrom"] = [_study_reference(common.study.row), _image_reference(image, number)]
+    return observation
 
 
 def device(row: BundleRow) -> Resource:

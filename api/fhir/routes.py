@@ -288,9 +288,9 @@ def _bundle(request: Request, kind: str, search: Search, page: _Page) -> Resourc
     entries = [_entry(base, one, "match") for one in page.matches]
     entries += [_entry(base, one, "include") for one in page.included]
     if search.ignored:
-        told = issue("warning", "not-supported", ignored_words(search))
+        warning = issue("warning", "not-supported", ignored_words(search))
         entries.append(
-            {"resource": {"resourceType": "OperationOutcome", "issue": [told]}, "search": {"mode": "outcome"}}
+            {"resource": {"resourceType": "OperationOutcome", "issue": [warning]}, "search": {"mode": "outcome"}}
         )
     bundle: Resource = {"resourceType": "Bundle", "type": "searchset", "link": links}
     if entries:

@@ -356,12 +356,12 @@ class Intake:
             return None
         if row.content_sha256 != content:
             raise IdempotencyKeyReused
-        told = self.backends.vault.open(row.receipt)
+        stored = self.backends.vault.open(row.receipt)
         # sealed with another key, or of a study that is gone: the request is worked through again, and what is stored
         # already is a duplicate
-        if told is None or studies.missing_studies(session, row.study_ids):
+        if stored is None or studies.missing_studies(session, row.study_ids):
             return None
-        return Receipt.model_validate(told)
+        return Receipt.model_validate(stored)
 
     def _save_receipt(self, session: Session, idempotency_key: str, content: str, receipt: Receipt) -> None:
         save_receipt(

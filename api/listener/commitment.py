@@ -218,10 +218,10 @@ def _asked(event: evt.Event) -> tuple[int, str, list[tuple[str, str]]]:
     if str(getattr(asked, "RequestedSOPInstanceUID", "")) != WELL_KNOWN:
         return NO_SUCH_INSTANCE, "", []
     try:
-        told = event.action_information
-        items = list(told.ReferencedSOPSequence)
+        request = event.action_information
+        items = list(request.ReferencedSOPSequence)
         instances = [(str(one.ReferencedSOPClassUID), str(one.ReferencedSOPInstanceUID)) for one in items]
-        transaction = str(told.TransactionUID)
+        transaction = str(request.TransactionUID)
     except Exception:  # noqa: BLE001 - whatever pydicom raises on a damaged data set
         return BAD_ARGUMENT, "", []
     uids = [transaction, *(uid for instance in instances for uid in instance)]

@@ -70,7 +70,7 @@ class Processes(Collector):
                 log.error("listener process replaced", number=number)
                 with self._asking:
                     del self._running[number]
-                    self._past = list(_sum([self._past, [told for told in one.told if told.type != "gauge"]]))
+                    self._past = list(_sum([self._past, [metric for metric in one.told if metric.type != "gauge"]]))
                 one.control.close()
                 self._places.free(number)
                 soon = time.monotonic() - one.began < SOON_S
@@ -196,11 +196,11 @@ def _tell(control: Connection) -> None:
         os._exit(1)
 
 
-def _sum(told: Iterable[list[Metric]]) -> Iterator[Metric]:
+def _sum(metrics_of_processes: Iterable[list[Metric]]) -> Iterator[Metric]:
     """Sum counters and histograms; a gauge says the same in each process, or is about to, and the highest is taken."""
     families: dict[str, Metric] = {}
     samples: dict[str, dict[tuple[str, tuple[tuple[str, str], ...]], float]] = {}
-    for family in (family for its in told for family in its):
+    for family in (family for its in metrics_of_processes for family in its):
         families.setdefault(family.name, family)
         values = samples.setdefault(family.name, {})
         for sample in family.samples:

@@ -41,8 +41,8 @@ def backfill_report(
     """
     with parts.database.transaction() as session:
         run = backfill_reports.run_of_day(session, day)
-        told = dict(run.report or backfill_reports.report(session, run.id))
-        abstained = backfill_reports.keep_studies_of_site(session, key.site_id, told.pop("from_abstained_studies"))
+        report = dict(run.report or backfill_reports.report(session, run.id))
+        abstained = backfill_reports.keep_studies_of_site(session, key.site_id, report.pop("from_abstained_studies"))
         found = revised.of_run(session, key.site_id, run.id, backfill_reports.MAX_NAMED)
         if not key.may(Role.RADIOLOGIST):
             abstained, found = [], []
@@ -50,5 +50,5 @@ def backfill_report(
         view = RunView.of(run, backfill_reports.forecast_of(session, run, db_now(session)))
     revised_findings = [RevisedFindingView.of(row, points) for row in found]
     return RunReport(
-        run=view, revised_findings=revised_findings, alerts=revised_findings, from_abstained_studies=abstained, **told
+        run=view, revised_findings=revised_findings, alerts=revised_findings, from_abstained_studies=abstained, **report
     )

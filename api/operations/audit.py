@@ -179,12 +179,12 @@ def _value(value: object) -> str | None:
 
 
 def _words(one: audit.Event) -> str:
-    told = _EventValues({**one.detail, "subject": one.subject_id or ""})
-    if reason := told.get("reason"):
-        told["reason"] = REASONS[KeyRefusal(reason)] if reason in set(KeyRefusal) else reason
+    values = _EventValues({**one.detail, "subject": one.subject_id or ""})
+    if reason := values.get("reason"):
+        values["reason"] = REASONS[KeyRefusal(reason)] if reason in set(KeyRefusal) else reason
     if one.kind is EventKind.HELD_DECIDED:
-        told["files"] = f"{told['files']} file{'' if told['files'] == 1 else 's'}"
-    return WORDS[one.kind].format_map(told)
+        values["files"] = f"{values['files']} file{'' if values['files'] == 1 else 's'}"
+    return WORDS[one.kind].format_map(values)
 
 
 class _EventValues(dict[str, str | int]):

@@ -141,17 +141,17 @@ def check_troubles(parts: Parts, session: Session, last: CheckView | None) -> li
     """
     if not parts.settings.daily_check:
         return []
-    told = []
+    troubles = []
     if last and last.state is CheckState.DRIFTED:
-        told.append(
+        troubles.append(
             f"The daily check found other findings than {last.model} is expected to have: {last.detail} Look what has "
             "changed on the workers' hosts; osteon check --accept takes the new ones as right."
         )
     elif last and last.state is CheckState.BROKEN:
-        told.append(f"The daily check broke at the step {last.step}: {last.detail} osteon check makes it again.")
+        troubles.append(f"The daily check broke at the step {last.step}: {last.detail} osteon check makes it again.")
     elif last and last.state is CheckState.BEHIND:
-        told.append(f"The daily check could not be made in time: {last.detail}")
+        troubles.append(f"The daily check could not be made in time: {last.detail}")
     since = db_now(session) - LATE
     if (last is None or (last.ended_at or since) <= since) and any_active_before(session, since):
-        told.append("The daily check has not run for over 26 hours: look whether its process runs (check).")
-    return told
+        troubles.append("The daily check has not run for over 26 hours: look whether its process runs (check).")
+    return troubles

@@ -239,8 +239,8 @@ class NewDestination(DestinationSettings):
         """The rules in the form in which they are stored. Raises BadRequest, which names the value."""
         if self.rules is not None:
             return [one.rule() for one in self.rules]
-        told = [*HL7_EVENTS] if self.kind in BY_HL7 else [*Event] if self.kind in BY_MESSAGES else []
-        return [RuleView(events=told).rule()]
+        events = [*HL7_EVENTS] if self.kind in BY_HL7 else [*Event] if self.kind in BY_MESSAGES else []
+        return [RuleView(events=events).rule()]
 
 
 class DeliveryView(RowView):
@@ -447,17 +447,17 @@ def delays(found: Sequence[DestinationView], now: datetime) -> list[str]:
     Returns:
         One for each that has failed, held or unconfirmed deliveries, and for each where one waits too long.
     """
-    told = []
+    sentences = []
     for one in found:
         where = f"the destination {one.name} of site {one.site}"
         counts = ((one.failed, "failed"), (one.held, "held"), (one.not_confirmed, "not confirmed"))
         if any(count for count, _ in counts):
             named = ", ".join(f"{count} {what}" for count, what in counts if count)
-            told.append(f"Results for {where}: {named}. Look under Destinations what it said, and decide there.")
+            sentences.append(f"Results for {where}: {named}. Look under Destinations what it said, and decide there.")
         if one.disabled_at is None and one.oldest_at is not None and now - one.oldest_at > TOLD_AFTER:
             why = one.away_detail or "Look whether the process deliver runs."
-            told.append(f"Results for {where} wait since {one.oldest_at:%d %b %H:%M} UTC. {why}")
-    return told
+            sentences.append(f"Results for {where} wait since {one.oldest_at:%d %b %H:%M} UTC. {why}")
+    return sentences
 
 
 @router.post("/deliveries/{delivery_id}/send", responses={404: UNKNOWN, 409: NOT_NOW})

@@ -32,8 +32,8 @@ Since = Annotated[Moment | None, Query(description="only what is of then or late
 
 
 def _streamed(lines: Iterator[dict[str, Any]]) -> StreamingResponse:
-    told = (json.dumps(line, default=str, separators=(",", ":")) + "\n" for line in lines)
-    return StreamingResponse(told, media_type="application/x-ndjson")
+    texts = (json.dumps(line, default=str, separators=(",", ":")) + "\n" for line in lines)
+    return StreamingResponse(texts, media_type="application/x-ndjson")
 
 
 @router.get("/feedback", response_class=StreamingResponse, responses=NDJSON)

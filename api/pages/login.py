@@ -78,9 +78,7 @@ async def login(request: Request, parts: PartsDep) -> Response:
         wrong = "This key is not valid: it is mistyped, or belongs to another installation."
         words = wrong if error.code == KeyRefusal.WRONG else f"{error.detail}."
         response = _login_page(error.status_code, words, target)
-        response.headers.update(
-            {name: value for name, value in (error.headers or {}).items() if name == "Retry-After"}
-        )
+        response.headers.update({name: value for name, value in (error.headers or {}).items() if name == "Retry-After"})
         return response
     if begun is None:
         await asyncio.sleep(LOGIN_DELAY_S)

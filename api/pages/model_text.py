@@ -58,11 +58,11 @@ def model_words(name: str, manifest: Mapping[str, Any]) -> ModelText:
         radiographs, fractured = metrics["radiographs"], metrics.get("fractured", 0)
         tried += f"; measured on {radiographs} radiographs that it had not seen, {fractured} of them fractured"
     points = metrics.get("operating_points", {})
-    told = (("sensitive", "unclear or positive", "dotted"), ("specific", "positive", "solid"))
+    marks = (("sensitive", "unclear or positive", "dotted"), ("specific", "positive", "solid"))
     return ModelText(
         name=title_of(name, manifest),
         tried_on=f"{tried}.",
-        rates=[_rate(points[point], word, line) for point, word, line in told if point in points],
+        rates=[_rate(points[point], word, line) for point, word, line in marks if point in points],
         limits=manifest.get("limits", ""),
     )
 

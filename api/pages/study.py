@@ -81,7 +81,7 @@ def study(request: Request, study_id: str, parts: PartsDep, key: Radiologist, se
         return Response(status_code=304, headers={"ETag": version})
     identity = parts.vault.identities(session, key, [report.id]).get(report.id, Identity())
     head = header(parts, session, key)
-    told = manifests(session, {finding.bundle for image in report.instances for finding in image.findings})
+    models = manifests(session, {finding.bundle for image in report.instances for finding in image.findings})
     series = series_descriptions(session, parts, report.id)
     corrected = corrections_of(session, parts, report.id)
     radiographs = [image for image in report.instances if image.findings]
@@ -96,8 +96,8 @@ def study(request: Request, study_id: str, parts: PartsDep, key: Radiologist, se
         "radiographs": radiographs,
         "first": min(radiographs, key=_gravity) if radiographs else None,
         "rest": [image for image in report.instances if not image.findings],
-        "models": [model_words(name, manifest) for name, manifest in sorted(told.items())],
-        "titles": {name: title_of(name, manifest) for name, manifest in told.items()},
+        "models": [model_words(name, manifest) for name, manifest in sorted(models.items())],
+        "titles": {name: title_of(name, manifest) for name, manifest in models.items()},
         "plain_reason": plain_reason,
         "silence": SILENCE,
         "full_frames": parts.settings.full_frames,
@@ -140,11 +140,11 @@ async def done(study_id: NamedStudy, request: Request, parts: PartsDep, key: Rad
     """Mark a study as read, for browsers without scripts; positive images without feedback are asked about first."""
     fields = await form_fields(request, FORM_BYTES)
     try:
-        told: dict[str, object] = {"verdict": Verdict.DONE, "images": int(fields.get("images", ""))}
+        statement: dict[str, object] = {"verdict": Verdict.DONE, "images": int(fields.get("images", ""))}
         if "choice" in fields:
             unanswered = strict_json(fields.get("findings", "[]").encode())
-            told["unanswered"] = {"choice": fields["choice"], "findings": unanswered}
-        said = NewFeedback.model_validate(told)
+            statement["unanswered"] = {"choice": fields["choice"], "findings": unanswered}
+        said = NewFeedback.model_validate(statement)
     except ValueError:
         raise BadRequest("The form cannot be read; load the study's page again") from None
 

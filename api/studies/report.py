@@ -167,7 +167,7 @@ def report_of(parts: Parts, key: Key, study_id: UUID, *, unveiled: bool = False)
     with parts.database.transaction() as session:
         study = study_report(session, key, study_id)
         identity = parts.vault.identities(session, key, [study.id]).get(study.id, Identity())
-        told = manifests(session, {finding.bundle for image in study.instances for finding in image.findings})
+        models = manifests(session, {finding.bundle for image in study.instances for finding in image.findings})
         said = [one for one in feedback_view(session, parts, key, study_id).entries if one.superseded_by is None]
         found = findings_with_feedback(session, study_id)
         now = db_now(session)
@@ -178,7 +178,7 @@ def report_of(parts: Parts, key: Key, study_id: UUID, *, unveiled: bool = False)
         headline=study.readers.words if study.readers else _headline(study),
         beside=f"Model: {_headline(study)}" if study.readers else "",
         radiographs=_radiographs(study.instances, unveiled=unveiled),
-        bundles={title_and_key(name, manifest): bundle_facts(manifest) for name, manifest in sorted(told.items())},
+        bundles={title_and_key(name, manifest): bundle_facts(manifest) for name, manifest in sorted(models.items())},
         feedback=[feedback_words(entry) for entry in said if _is_current(entry, study)],
         earlier=[_earlier_words(entry, *found[entry.id]) for entry in said if not _is_current(entry, study)],
         marks=hashlib.sha256("".join(entry.hash for entry in said).encode()).hexdigest()[:16],

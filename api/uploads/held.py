@@ -248,12 +248,12 @@ def _possible(row: HeldFileRow, study: Identity, file: Identity) -> list[HeldDec
 def _changes(study: Identity, image: dict[str, str], header: Header) -> list[HeaderDifference]:
     """The values that differ. image: body part, laterality and view of the image that the file replaces, if any."""
     who = IDENTITY_KEYWORDS if study.readable else {}
-    told = [(keyword, getattr(study, name), getattr(header.identity, name)) for name, keyword in who.items()]
+    values = [(keyword, getattr(study, name), getattr(header.identity, name)) for name, keyword in who.items()]
     if image:
         seen = header.examination
-        told += [
+        values += [
             ("BodyPartExamined", image["body_part"], header.body_part),
             ("Laterality", image["laterality"], seen.laterality),
             ("ViewPosition", image["view"], seen.view),
         ]
-    return [HeaderDifference(field=keyword, study=old, file=new) for keyword, old, new in told if old != new]
+    return [HeaderDifference(field=keyword, study=old, file=new) for keyword, old, new in values if old != new]

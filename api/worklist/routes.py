@@ -168,8 +168,8 @@ def _row(rank: int, entry: WorklistEntry, now: datetime, asking: tuple[UUID, str
 
 def _encode(entry: WorklistEntry, state: ReadState) -> str:
     place = cursor_after(entry, state)
-    told = [place.time.isoformat(), place.calmness, str(place.study_id)]
-    return base64.urlsafe_b64encode(json.dumps(told).encode()).decode()
+    values = [place.time.isoformat(), place.calmness, str(place.study_id)]
+    return base64.urlsafe_b64encode(json.dumps(values).encode()).decode()
 
 
 def _decode(after: str | None, state: ReadState) -> WorklistCursor | None:

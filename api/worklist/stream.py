@@ -32,7 +32,7 @@ async def events(parts: PartsDep, key: Radiologist) -> AsyncIterator[ServerSentE
     """
     with parts.events.count_stream(key.id):
         yield ServerSentEvent(retry=RETRY_MS)
-        async with aclosing(parts.events.changes(key.site_id, Holder(key.id, key.login))) as told:
-            async for changes in told:
+        async with aclosing(parts.events.changes(key.site_id, Holder(key.id, key.login))) as batches:
+            async for changes in batches:
                 for change in changes:
                     yield ServerSentEvent(event=change, raw_data="changed")

@@ -52,14 +52,14 @@ def read_arrivals(path: Path) -> list[Arrival]:
     found: list[tuple[datetime, dict[str, Any]]] = []
     for number, row in enumerate(rows, start=2):
         try:
-            told = {
+            values = {
                 "priority": Priority(row.get("priority") or Priority.ROUTINE),
                 "kind": _kind(row),
                 "probability": _number(row.get("probability"), 1.0),
                 "fracture": _truth(row.get("fracture")),
                 "reading_minutes": _number(row.get("reading_minutes"), DAY),
             }
-            found.append((datetime.fromisoformat(row["arrived_at"]), told))
+            found.append((datetime.fromisoformat(row["arrived_at"]), values))
         except (ValueError, TypeError) as error:
             raise OsteonError(f"{path}, line {number}: {error}") from None
     try:
@@ -69,7 +69,7 @@ def read_arrivals(path: Path) -> list[Arrival]:
             f"{path}: some times have a time zone and others have none; write all of them alike"
         ) from None
     midnight = found[0][0].replace(hour=0, minute=0, second=0, microsecond=0)
-    return [Arrival((moment - midnight).total_seconds() / 60, **told) for moment, told in found]
+    return [Arrival((moment - midnight).total_seconds() / 60, **values) for moment, values in found]
 
 
 def _kind(row: dict[str, str]) -> str:

@@ -171,19 +171,21 @@ def _shifts(text: str, readers: int) -> Any:  # noqa: ANN401 - infra.backtest, i
 
 
 def _by_class(text: str) -> dict[str, float]:
-    told: dict[str, float] = {}
+    minutes_by_class: dict[str, float] = {}
     try:
         for part in text.split(","):
             kind, _, minutes = part.rpartition("=")
-            told[kind.strip()] = float(minutes)
+            minutes_by_class[kind.strip()] = float(minutes)
     except ValueError:
-        told = {"?": 0}
-    if not told.keys() <= {*TURNAROUND_TARGETS, ""} or not all(0 < minutes <= 1440 for minutes in told.values()):
+        minutes_by_class = {"?": 0}
+    if not minutes_by_class.keys() <= {*TURNAROUND_TARGETS, ""} or not all(
+        0 < minutes <= 1440 for minutes in minutes_by_class.values()
+    ):
         raise OsteonError(
             f"--reading-minutes {text} must be as 4, or as positive=6,negative=3,4 "
             f"(classes: {', '.join(TURNAROUND_TARGETS)})"
         )
-    return {kind: told.get(kind, told.get("", 4.0)) for kind in TURNAROUND_TARGETS}
+    return {kind: minutes_by_class.get(kind, minutes_by_class.get("", 4.0)) for kind in TURNAROUND_TARGETS}
 
 
 def _targets(path: Path | None) -> dict[str, dict[Priority, float]]:
@@ -191,9 +193,9 @@ def _targets(path: Path | None) -> dict[str, dict[Priority, float]]:
     if path is None:
         return table
     try:
-        told = json.loads(path.read_text())
-        for kind, row in told.get(
-            "minutes", told
+        targets = json.loads(path.read_text())
+        for kind, row in targets.get(
+            "minutes", targets
         ).items():  # as GET /api/v1/turnaround-targets answers, or the table alone
             table[kind] |= {Priority(priority): float(minutes) for priority, minutes in row.items()}
     except (ValueError, KeyError, AttributeError, TypeError) as error:

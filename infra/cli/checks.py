@@ -78,8 +78,8 @@ def _watched(client: Any, *, accept: bool) -> Iterator[dict[str, Any]]:  # noqa:
 
 def _tell_steps(now: dict[str, Any], before: dict[str, Any] | None) -> None:
     """Print the steps that are done since the last look."""
-    told = 0 if before is None or before is now else len(before["steps"])
-    for step in now["steps"][told:]:
+    printed = 0 if before is None or before is now else len(before["steps"])
+    for step in now["steps"][printed:]:
         out.print(Text(f"{step['step']:10}", style="green").append(f"{step['seconds']:9.2f} s", style="default"))
 
 
@@ -92,5 +92,5 @@ def _tell_end(found: dict[str, Any]) -> None:
         )
     if found["learned"]:
         line(f"what was found is expected from now on of {found['model']} on {found['engine']}")
-    told = f"{state} at {found['step']}: {found['detail']}" if found["detail"] else state
-    (out if state == CheckState.WELL else errors).print(Text(told, style=STYLES.get(state, "bold red")), soft_wrap=True)
+    text = f"{state} at {found['step']}: {found['detail']}" if found["detail"] else state
+    (out if state == CheckState.WELL else errors).print(Text(text, style=STYLES.get(state, "bold red")), soft_wrap=True)

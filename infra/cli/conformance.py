@@ -59,8 +59,8 @@ def conformance(
         print_json({"passed": report.passed, "checks": [asdict(one) for one in report.checks], "left": report.left})
     else:
         count = {one: sum(check.outcome is one for check in report.checks) for one in Outcome}
-        told = ", ".join(f"{number} {outcome.value}" for outcome, number in count.items())
-        line(f"\n{told}", style="bold")
+        counts = ", ".join(f"{number} {outcome.value}" for outcome, number in count.items())
+        line(f"\n{counts}", style="bold")
         line("What stays, because nothing deletes it:")
         for text in report.left:
             line(f"  {text}")

@@ -231,8 +231,8 @@ def rules(
         print_json(found["rules"])
         return
     for place, rule in enumerate(found["rules"], 1):
-        told = ", ".join(f"{word} {value}" for word, value in rule.items() if value not in (None, [], 0))
-        line(f"{place}. {told}")
+        text = ", ".join(f"{word} {value}" for word, value in rule.items() if value not in (None, [], 0))
+        line(f"{place}. {text}")
     if not found["rules"]:
         line(f"{found['name']} has no rule: nothing goes there by itself")
 

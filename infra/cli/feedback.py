@@ -46,11 +46,11 @@ def verify(
     end: dict[str, Any] = {}
 
     def entries(client: Client) -> Iterator[ChainEntry]:
-        for told in client.lines("/api/v1/feedback"):
-            if "hash" in told:
-                yield ChainEntry.from_json(told)
+        for entry in client.lines("/api/v1/feedback"):
+            if "hash" in entry:
+                yield ChainEntry.from_json(entry)
             else:
-                end.update(told)
+                end.update(entry)
 
     with calling(url, key, "admin") as client:
         found = check_chain(entries(client), noted)

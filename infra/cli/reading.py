@@ -125,21 +125,21 @@ def predict(
         bar = closing.enter_context(
             watching(len(left), quiet=quiet or (csv is None and not as_json and out.is_terminal))
         )
-        told = _Totals(failed=any(row.error for row in earlier))
+        totals = _Totals(failed=any(row.error for row in earlier))
         try:
             for rows in closing.enter_context(contextlib.closing(predictor.read(left))):
-                told.tell(rows, shown, table)
-                bar(told.files)
+                totals.tell(rows, shown, table)
+                bar(totals.files)
         except KeyboardInterrupt:
             # a second one ends it at once
             signal.signal(signal.SIGINT, signal.SIG_DFL)
-            _say(f"osteon: interrupted after {len(done) + told.files} of {len(files)} files: {_next_step(csv)}")
+            _say(f"osteon: interrupted after {len(done) + totals.files} of {len(files)} files: {_next_step(csv)}")
             raise typer.Exit(130) from None
-    if told.skipped:
-        _say(f"{told.skipped} files are no images by design, as a DICOMDIR or a viewer, and were skipped")
+    if totals.skipped:
+        _say(f"{totals.skipped} files are no images by design, as a DICOMDIR or a viewer, and were skipped")
     if not as_json and csv is None:
         line(RESEARCH_USE, style="yellow")
-    if told.failed:
+    if totals.failed:
         raise typer.Exit(1)
 
 

@@ -355,12 +355,12 @@ def _print(sending: "Submission", summary: dict[str, Any]) -> None:
         line("Run the same command again: it goes on from here.", style="yellow")
 
 
-def _print_manifest(told: dict[str, Any]) -> None:
+def _print_manifest(result: dict[str, Any]) -> None:
     from infra.client.receipt import shown
 
-    counts = told["counts"]
+    counts = result["counts"]
     line("manifest: " + ", ".join(f"{count} {kind}" for kind, count in counts.items()))
-    bad = [row for row in told["rows"] if row["kept"] != "came"]
+    bad = [row for row in result["rows"] if row["kept"] != "came"]
     for row in bad[:MAX_NAMED]:
         what = row["sop_instance_uid"] or row["study_instance_uid"] or f"accession {row['accession_number']}"
         where = f" (line {row['row']})" if row["row"] else ""

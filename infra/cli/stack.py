@@ -257,8 +257,8 @@ def _show_operations(url: str, found: dict[str, Any], *, as_json: bool) -> bool:
     active = next((one["name"] for one in found["bundles"] if one["state"] == "active"), None)
     well = bool(health["ready"]) and not troubles
     if as_json:
-        told = {"api": url, "well": well, "ready": health["ready"], "parts": health["parts"], "troubles": troubles}
-        print_json(told | {"workers": found["workers"], "queues": found["queues"], "bundle": active})
+        report = {"api": url, "well": well, "ready": health["ready"], "parts": health["parts"], "troubles": troubles}
+        print_json(report | {"workers": found["workers"], "queues": found["queues"], "bundle": active})
         return well
     table = Table("part", "state", box=box.SIMPLE_HEAD)
     table.add_row("api", Text(url))

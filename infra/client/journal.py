@@ -160,13 +160,13 @@ def _entries(content: bytes) -> Iterable[tuple[Key, JournalEntry | None]]:
     """Read each line as a file and what is known of it; None: it was forgotten."""
     for line in content.split(b"\n"):
         try:
-            told: dict[str, Any] = json.loads(line)
-            key = str(told["path"]), told["member"]
-            if told.get("forgotten"):
+            entry: dict[str, Any] = json.loads(line)
+            key = str(entry["path"]), entry["member"]
+            if entry.get("forgotten"):
                 yield key, None
                 continue
-            stamp = Stamp(int(told["size"]), int(told["mtime_ns"]))
-            priority = Priority(told.get("priority", Priority.ROUTINE))  # older lines do not say
-            yield key, JournalEntry(stamp, told["sha256"], told["study_id"], told["sop_instance_uid"], priority)
+            stamp = Stamp(int(entry["size"]), int(entry["mtime_ns"]))
+            priority = Priority(entry.get("priority", Priority.ROUTINE))  # older lines do not say
+            yield key, JournalEntry(stamp, entry["sha256"], entry["study_id"], entry["sop_instance_uid"], priority)
         except (ValueError, KeyError, TypeError):
             continue

@@ -99,15 +99,15 @@ def read_manifest(path: Path) -> list[ManifestEntry]:
         raise OsteonError(f"{path} has no column that is understood. Its first line must name one of: {KNOWN_COLUMNS}")
     found: dict[tuple[str, str], ManifestEntry] = {}
     for cells in rows:
-        told = {name: cells[at].strip() if at < len(cells) else "" for name, at in columns.items()}
-        images = told.pop("images", "")
-        if not any(told.values()):
+        values = {name: cells[at].strip() if at < len(cells) else "" for name, at in columns.items()}
+        images = values.pop("images", "")
+        if not any(values.values()):
             continue
         if images and not images.isdecimal():
             raise OsteonError(
                 f"{path}, line {rows.line_num}: {images!r} is no number of images; write a whole number, or nothing"
             )
-        entry = ManifestEntry(rows.line_num, Identifiers(**told), int(images) if images else None)
+        entry = ManifestEntry(rows.line_num, Identifiers(**values), int(images) if images else None)
         found.setdefault(entry.key, entry)
     return list(found.values())
 
@@ -155,14 +155,14 @@ def reconcile(
     unpromised: dict[str, ReconciliationRow] = {}
     for line, header in sent:
         uid = line.sop_instance_uid or header.sop_instance_uid
-        told = asdict(header) | {"sop_instance_uid": uid}
-        keys = [key for key in told.items() if key in by_key]
+        values = asdict(header) | {"sop_instance_uid": uid}
+        keys = [key for key in values.items() if key in by_key]
         if line.outcome in KEPT:
             for key in keys:
                 came.setdefault(key, set()).add(uid)
             if not keys:
                 text = "the manifest has no such row"
-                row = ReconciliationRow("unpromised", None, **told, promised=None, came=1, file=line.file, text=text)
+                row = ReconciliationRow("unpromised", None, **values, promised=None, came=1, file=line.file, text=text)
                 unpromised.setdefault(uid, row)
         elif line.outcome not in (FileStatus.UNSENT, FileStatus.SKIPPED):
             for key in keys:

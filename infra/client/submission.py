@@ -93,25 +93,25 @@ class Submission:
         """
         with self._lock:
             self._abandoned = True
-            told = {place for place, _, _ in self._told}
+            printed = {place for place, _, _ in self._told}
             on_its_way = dict(self._place)
         for item, place in on_its_way.items():
             for at, line in self._not_sent(item, place):
-                if at not in told:
+                if at not in printed:
                     self._add(at, line)
-                    told.add(at)
+                    printed.add(at)
         with contextlib.suppress(OSError, OsteonError):
             for number, each in enumerate(walk(self.places)):
                 if enough():
                     return
                 if isinstance(each, UnreadablePath):
-                    if (number, 0) not in told:
+                    if (number, 0) not in printed:
                         self._add(
                             (number, 0), ReceiptLine(each.name, FileStatus.UNREADABLE, "unreadable", text=each.why)
                         )
                     continue
                 for index, item in enumerate(each.members if isinstance(each, Archive) else (each,)):
-                    if (number, index) not in told:
+                    if (number, index) not in printed:
                         self._add((number, index), _unsent(item))
 
     def _not_sent(self, item: Item, place: Place) -> list[tuple[Place, ReceiptLine]]:
@@ -132,8 +132,8 @@ class Submission:
     def identified(self) -> list[tuple[ReceiptLine, manifest.Identifiers]]:
         """What became of each file, with the identifiers in its header."""
         with self._lock:
-            told = sorted(self._told, key=lambda each: each[0])
-        return [(line, header) for _, line, header in told]
+            in_order = sorted(self._told, key=lambda each: each[0])
+        return [(line, header) for _, line, header in in_order]
 
     def summary(self) -> dict[str, Any]:
         """The figures of the run."""
@@ -201,9 +201,9 @@ class Submission:
 
     def _completed(self, result: UploadResult) -> None:
         lines: list[tuple[Place, ReceiptLine, Item]] = []
-        for item, sha256, told in zip(result.items, result.sha256, result.lines, strict=True):
+        for item, sha256, receipt_lines in zip(result.items, result.sha256, result.lines, strict=True):
             number, index = self._place.pop(item, (0, 0))
-            for each in told:
+            for each in receipt_lines:
                 # an archive that was sent as it is has a line for each of its members
                 file, digest = item, sha256
                 if each["file"]:
@@ -290,10 +290,10 @@ def _unsent(item: Item) -> ReceiptLine:
     )
 
 
-def _line(item: Item, sha256: str, told: dict[str, Any], seconds: float) -> ReceiptLine:
+def _line(item: Item, sha256: str, line: dict[str, Any], seconds: float) -> ReceiptLine:
     return ReceiptLine(
-        item.name, FileStatus(told["outcome"]), told.get("reason"), told.get("failure"), told.get("text"),
-        told.get("study_id"), told.get("sop_instance_uid"), sha256 or None, item.size_bytes, seconds,
+        item.name, FileStatus(line["outcome"]), line.get("reason"), line.get("failure"), line.get("text"),
+        line.get("study_id"), line.get("sop_instance_uid"), sha256 or None, item.size_bytes, seconds,
     )  # fmt: skip
 
 

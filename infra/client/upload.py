@@ -126,8 +126,8 @@ class Uploader:
             raise
         else:
             lines = _by_item(response["files"], len(group))
-            told = UploadResult(group, hashes, lines, response["studies"], round(time.monotonic() - start, 3))
-            self._call_back(self.callbacks.completed, told)
+            result = UploadResult(group, hashes, lines, response["studies"], round(time.monotonic() - start, 3))
+            self._call_back(self.callbacks.completed, result)
 
     def _halve(self, group: list[Item], wrong: ApiError) -> None:
         """Send the halves of a refused group, until the item that causes the refusal is alone."""

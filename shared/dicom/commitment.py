@@ -80,10 +80,10 @@ def read_report(event_type: int | None, instance: str, information: Callable[[],
     if event_type not in (COMPLETE, WITH_FAILURES):
         raise BadReport(NO_SUCH_EVENT)
     try:
-        told = information()
-        transaction = str(told.TransactionUID)
-        kept = [_instance(one) for one in told.get("ReferencedSOPSequence") or ()]
-        failed = {_instance(one)[1]: _failure(one) for one in told.get("FailedSOPSequence") or ()}
+        event_information = information()
+        transaction = str(event_information.TransactionUID)
+        kept = [_instance(one) for one in event_information.get("ReferencedSOPSequence") or ()]
+        failed = {_instance(one)[1]: _failure(one) for one in event_information.get("FailedSOPSequence") or ()}
     except Exception as error:  # whatever pydicom raises on a damaged data set
         raise BadReport(INVALID_ARGUMENT) from error
     uids = [transaction, *(uid for one in kept for uid in one), *failed]
@@ -97,8 +97,8 @@ def _instance(item: Dataset) -> Instance:
 
 
 def _failure(item: Dataset) -> int:
-    told = item.get("FailureReason")
-    number = UNKNOWN_FAILURE if told is None else int(told)
+    reason = item.get("FailureReason")
+    number = UNKNOWN_FAILURE if reason is None else int(reason)
     if not 0 <= number <= 0xFFFF:
         raise ValueError("not an unsigned short")
     return number

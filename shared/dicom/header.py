@@ -297,9 +297,11 @@ def age_years(age: str, birth_date: str, study_date: str) -> int | None:
     Returns:
         Whole years, at most MAX_AGE_YEARS; None if the header does not say.
     """
-    if told := AGE_PATTERN.fullmatch(age):
-        number = int(told[1])
-        return min({"D": number // 365, "W": number * 7 // 365, "M": number // 12, "Y": number}[told[2]], MAX_AGE_YEARS)
+    if match := AGE_PATTERN.fullmatch(age):
+        number = int(match[1])
+        return min(
+            {"D": number // 365, "W": number * 7 // 365, "M": number // 12, "Y": number}[match[2]], MAX_AGE_YEARS
+        )
     if not (DATE_PATTERN.fullmatch(birth_date) and DATE_PATTERN.fullmatch(study_date)):
         return None
     years = int(study_date[:4]) - int(birth_date[:4]) - (study_date[4:] < birth_date[4:])
@@ -380,7 +382,7 @@ def series_without_uid(study_instance_uid: str) -> str:
 def _requests(dataset: Dataset) -> tuple[ProcedureRequest, ...]:
     try:
         items = items_of(dataset, "RequestAttributesSequence", ReadBudget(SKIP_OVER_BYTES, 1000))[:MAX_REQUESTS]
-        told = [
+        requests = [
             ProcedureRequest(
                 _optional_line(item, "ScheduledProcedureStepID"), _optional_line(item, "RequestedProcedureID")
             )
@@ -388,7 +390,7 @@ def _requests(dataset: Dataset) -> tuple[ProcedureRequest, ...]:
         ]
     except Exception:  # noqa: BLE001 - whatever pydicom raises on a damaged sequence
         return ()
-    return tuple(one for one in told if one != ProcedureRequest())
+    return tuple(one for one in requests if one != ProcedureRequest())
 
 
 def _number(dataset: Dataset, keyword: str) -> int | None:

@@ -50,8 +50,8 @@ def why_skipped(file: BinaryIO, size_bytes: int, name: str, limits: ImageLimits)
     head = file.read(HEAD_BYTES)
     file.seek(0)
     if head[PREAMBLE : PREAMBLE + 4] == b"DICM" or head[:4] == b"\x02\x00\x00\x00":
-        told = _MEDIA_CLASS.search(head)
-        if told is None or told[1] != DIRECTORY_UID:
+        match = _MEDIA_CLASS.search(head)
+        if match is None or match[1] != DIRECTORY_UID:
             return None
         try:
             read_header(file, size_bytes, limits)

@@ -62,11 +62,11 @@ def metadata_of(file: BinaryIO, size_bytes: int, limits: ImageLimits) -> dict[st
     """
     with _with_own_errors():
         opened = _open(file, size_bytes, limits)
-        told = opened.json(opened.dataset, "", 1)
+        attributes = opened.json(opened.dataset, "", 1)
         if opened.pixels.tag:
             key = f"{opened.pixels.tag:08X}"
-            told[key] = {"vr": opened.pixels.vr} | ({"BulkDataURI": key} if opened.pixels.length else {})
-        return told
+            attributes[key] = {"vr": opened.pixels.vr} | ({"BulkDataURI": key} if opened.pixels.length else {})
+        return attributes
 
 
 def bulk_value(file: BinaryIO, size_bytes: int, path: str, limits: ImageLimits) -> tuple[str, bytes]:
@@ -133,22 +133,22 @@ class _OpenDataset:
 
     def json(self, dataset: Dataset, path: str, depth: int) -> dict[str, Any]:
         """The elements by tag. path: of the data set, with a slash at its end; depth: 1 for the whole."""
-        told: dict[str, Any] = {}
+        attributes: dict[str, Any] = {}
         for tag in sorted(dataset.keys()):
             if tag.element == 0 or tag.group == 2:
                 continue
             key = f"{int(tag):08X}"
             if tag == _CHARACTER_SET:
-                told[key] = {"vr": "CS", "Value": [UTF_8]}
+                attributes[key] = {"vr": "CS", "Value": [UTF_8]}
                 continue
             try:
-                told[key] = self._element(dataset, tag, f"{path}{key}", depth)
+                attributes[key] = self._element(dataset, tag, f"{path}{key}", depth)
             except Exception as error:  # noqa: BLE001 - see below
                 # pydicom raises nearly anything on a damaged value, and wraps what our file raises
                 if isinstance(told_as := in_our_words(error), TooLarge | MemoryError):
                     raise told_as from None
-                told[key] = {"vr": _ASSUMED_VR.get(vr := self._vr(dataset, tag), vr)}
-        return told
+                attributes[key] = {"vr": _ASSUMED_VR.get(vr := self._vr(dataset, tag), vr)}
+        return attributes
 
     def _element(self, dataset: Dataset, tag: BaseTag, path: str, depth: int) -> dict[str, Any]:
         vr = self._vr(dataset, tag)
@@ -168,12 +168,12 @@ class _OpenDataset:
             element = self._resolved(dataset, element)
         if element.VR not in BYTES_VR:
             return _finite(element.to_json_dict(None, 0))
-        told: dict[str, Any] = {"vr": str(element.VR)}
+        attribute: dict[str, Any] = {"vr": str(element.VR)}
         if not element.is_empty and len(element.value) > INLINE_BYTES:
-            told["BulkDataURI"] = path
+            attribute["BulkDataURI"] = path
         elif not element.is_empty:
-            told["InlineBinary"] = b64encode(self._in_little_endian(told["vr"], element.value)).decode()
-        return told
+            attribute["InlineBinary"] = b64encode(self._in_little_endian(attribute["vr"], element.value)).decode()
+        return attribute
 
     def items(self, dataset: Dataset, tag: BaseTag) -> list[Dataset]:
         """The items of a sequence; none of another element."""
@@ -241,15 +241,15 @@ def _deferred(element: Any) -> bool:  # noqa: ANN401 - one of two types
     return isinstance(element, RawDataElement) and element.value is None and element.length > INLINE_BYTES
 
 
-def _finite(told: dict[str, Any]) -> dict[str, Any]:
+def _finite(attribute: dict[str, Any]) -> dict[str, Any]:
     """The element with words in place of numbers that JSON does not have."""
-    values = told.get("Value")
+    values = attribute.get("Value")
     if values and any(isinstance(value, float) and not math.isfinite(value) for value in values):
-        told["Value"] = [
+        attribute["Value"] = [
             _SPECIAL.get(value, "NaN") if isinstance(value, float) and not math.isfinite(value) else value
             for value in values
         ]
-    return told
+    return attribute
 
 
 def _open(file: BinaryIO, size_bytes: int, limits: ImageLimits) -> _OpenDataset:

@@ -90,9 +90,9 @@ class FrameFinding:
 CODES = ("region", "assessment", "severity", "abstention", "field")
 
 
-def finding_of(told: Mapping[str, Any]) -> FrameFinding:
+def finding_of(values: Mapping[str, Any]) -> FrameFinding:
     """The finding that JSON holds, as `FrameFinding.told` wrote it."""
-    return FrameFinding(**{**told, "field": tuple(told["field"]), "heatmap": bytes.fromhex(told["heatmap"])})
+    return FrameFinding(**{**values, "field": tuple(values["field"]), "heatmap": bytes.fromhex(values["heatmap"])})
 
 
 @dataclass(frozen=True)

@@ -254,8 +254,8 @@ class Destination:
 
     def _receiver(self, print_: str) -> "Destination":
         names = ("application", "facility", "sending_application", "sending_facility")
-        told: dict[str, Any] = {name: " ".join(getattr(self, name).split()) for name in names}
-        for name, value in told.items():
+        fields: dict[str, Any] = {name: " ".join(getattr(self, name).split()) for name in names}
+        for name, value in fields.items():
             if len(value) > NAMESPACE_LENGTH or not value.isprintable():
                 raise BadRequest(f"For {name} give at most {NAMESPACE_LENGTH} printable characters")
         chosen = (
@@ -270,7 +270,7 @@ class Destination:
             self.kind, host(self.host), self.port, tls_fingerprint=print_, character_set=self.character_set,
             accession=str(self.accession), processing=self.processing, probability=self.probability,
         )  # fmt: skip
-        return replace(made, **told)
+        return replace(made, **fields)
 
     def _only_its_own(self, print_: str) -> None:
         """Refuse values that mean nothing for this kind."""
@@ -340,9 +340,9 @@ class Rule:
 
     def fits(self, kind: DestinationKind) -> None:
         """Check that a rule is one for this kind of destination. Raises BadRequest, which names the value."""
-        told = kind in BY_MESSAGES
-        if told != bool(self.events) or told == bool(self.kinds):
-            what = "events, and no kinds of objects" if told else "kinds of objects, and no events"
+        by_message = kind in BY_MESSAGES
+        if by_message != bool(self.events) or by_message == bool(self.kinds):
+            what = "events, and no kinds of objects" if by_message else "kinds of objects, and no events"
             raise BadRequest(f"A rule of a destination of the kind {kind} names {what}")
         if kind in BY_HL7 and not set(self.events) <= set(HL7_EVENTS):
             raise BadRequest(f"HL7 messages tell {' and '.join(HL7_EVENTS)}: leave other events out, or add a webhook")
@@ -379,9 +379,9 @@ class Rule:
             raise BadRequest("An hour is a number from 0 to 23")
         ordered = {name: tuple(dict.fromkeys(getattr(self, name))) for name in ("senders", "regions", "assessments")}
         its = tuple(kind for kind in kinds if kind in self.kinds)
-        told = tuple(event for event in Event if event in self.events)
+        events = tuple(event for event in Event if event in self.events)
         mine = {one.name: getattr(self, one.name) for one in fields(self)}
-        return Rule(**mine | ordered | {"kinds": its, "events": told})
+        return Rule(**mine | ordered | {"kinds": its, "events": events})
 
 
 @dataclass(frozen=True)

@@ -157,18 +157,18 @@ class ChainEntry:
 
     def as_json(self) -> dict[str, Any]:
         """Values that JSON can hold; encrypted words as hexadecimal digits."""
-        told = {name: _plain(value) for name, value in vars(self.entry).items()}
-        return {**told, "previous_hash": self.previous_hash, "hash": self.hash}
+        values = {name: _plain(value) for name, value in vars(self.entry).items()}
+        return {**values, "previous_hash": self.previous_hash, "hash": self.hash}
 
     @classmethod
-    def from_json(cls, told: Mapping[str, Any]) -> "ChainEntry":
+    def from_json(cls, stored: Mapping[str, Any]) -> "ChainEntry":
         """Undo as_json. Raises KeyError, TypeError, ValueError for anything else."""
-        values = {field.name: told[field.name] for field in fields(Entry)}
+        values = {field.name: stored[field.name] for field in fields(Entry)}
         for name in ("id", "site_id", "study_id", "key_id", "instance_id", "supersedes"):
             values[name] = None if values[name] is None else UUID(values[name])
         values["answered_at"] = datetime.fromisoformat(values["answered_at"])
         values["words"] = None if values["words"] is None else bytes.fromhex(values["words"])
-        return cls(Entry(**values), str(told["previous_hash"]), str(told["hash"]))
+        return cls(Entry(**values), str(stored["previous_hash"]), str(stored["hash"]))
 
 
 @dataclass(frozen=True)

@@ -129,9 +129,9 @@ class ResultInput:
     @property
     def digest(self) -> str:
         """SHA-256 of everything here and of the layout; 64 hexadecimal digits. It names the set."""
-        told = asdict(self)
-        del told["patient"]
-        return _digest(told | self._decided())
+        values = asdict(self)
+        del values["patient"]
+        return _digest(values | self._decided())
 
     @property
     def made_at(self) -> datetime:

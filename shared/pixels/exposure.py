@@ -311,14 +311,14 @@ def _even_lines(lines: Float32Image, spread: float) -> int:
     number = np.arange(MIN_EVEN_LINES, len(few) - 3)
     changed = np.zeros((len(number), BINS), np.bool_)
     stays = changed.copy()
-    for told in (value, rough):
-        steps = np.abs(np.diff(told, axis=0))
+    for profile in (value, rough):
+        steps = np.abs(np.diff(profile, axis=0))
         # a step is one that the lines before have not: they may have noise, or grow darker from line to line
         usual = np.cumsum(steps, 0)[number - 2] / (number - 1)[:, None]
         limit = ABRUPTLY * np.maximum(usual, np.median(usual, axis=1, keepdims=True)) + least
         changed |= steps[number - 1] > limit
         # all at once: what grows from line to line is anatomy, or a collimator's blurred edge
-        later = np.abs(np.stack([told[number + more] for more in (1, 2, 3)]) - told[number - 1])
+        later = np.abs(np.stack([profile[number + more] for more in (1, 2, 3)]) - profile[number - 1])
         stays |= (later.min(0) > limit) & (steps[number - 1] >= ABRUPT_SHARE * np.median(later, 0))
     share = changed.mean(1)
     for at in np.flatnonzero(share >= LETTERS):

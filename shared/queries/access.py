@@ -679,9 +679,11 @@ class Vault:
             .limit(most)
             .with_for_update(of=IdentityRow)
         ).all()
-        told = [(row[0], row[1], self.identity_of(row[2])) for row in rows]
-        self._store_tokens(session, told)
-        filled = [{"study_id": study_id, "pieces": self.piece_numbers(site_id, one)} for study_id, site_id, one in told]
+        identities = [(row[0], row[1], self.identity_of(row[2])) for row in rows]
+        self._store_tokens(session, identities)
+        filled = [
+            {"study_id": study_id, "pieces": self.piece_numbers(site_id, one)} for study_id, site_id, one in identities
+        ]
         if filled:
             session.execute(update(IdentityRow), filled)
         return len(rows)
@@ -721,10 +723,10 @@ class Vault:
 
     def identity_of(self, ciphertext: bytes) -> Identity:
         """Decrypt an identity, for comparing or for a caller who records that it is read; see UnreadableIdentity."""
-        told = self.open(ciphertext)
-        if not isinstance(told, dict):
+        values = self.open(ciphertext)
+        if not isinstance(values, dict):
             return UnreadableIdentity()
-        return Identity(**{name: value for name, value in told.items() if name in Identity.__dataclass_fields__})
+        return Identity(**{name: value for name, value in values.items() if name in Identity.__dataclass_fields__})
 
     def _store_tokens(self, session: Session, identities: Sequence[tuple[UUID, UUID, Identity]]) -> None:
         rows = [

@@ -126,14 +126,14 @@ def _write_event(
     actor: str | None = None,
     **columns: Any,  # noqa: ANN401 - of the row
 ) -> None:
-    told = {name: value for name, value in detail.items() if value is not None}
+    values = {name: value for name, value in detail.items() if value is not None}
     session.add(
         AuditEventRow(
             kind=kind, site_id=site_id, key_id=key.id if key else None, actor=actor or (key.name if key else None),
-            address=address, network=network_of(address), detail=told, **columns,
+            address=address, network=network_of(address), detail=values, **columns,
         )
     )  # fmt: skip
-    more = {"kind": str(kind), "key": key.id if key else None, "actor": actor, "address": address, "detail": told}
+    more = {"kind": str(kind), "key": key.id if key else None, "actor": actor, "address": address, "detail": values}
     more |= {name: value for name, value in columns.items() if value is not None}
     log.log(logging.WARNING if kind in FAILURES else logging.INFO, "audit event recorded", **more)
 

@@ -472,10 +472,10 @@ def expect(
         engine: that computed them.
         found: the findings.
     """
-    told = {"findings": [one.told() for one in found], "set_at": func.clock_timestamp()}
+    values = {"findings": [one.told() for one in found], "set_at": func.clock_timestamp()}
     key = {"reference": reference, "bundle_sha256": bundle_sha256, "engine": engine}
-    row = insert(CheckExpectationRow).values(**key, **told)
-    session.execute(row.on_conflict_do_update(index_elements=list(key), set_=told))
+    row = insert(CheckExpectationRow).values(**key, **values)
+    session.execute(row.on_conflict_do_update(index_elements=list(key), set_=values))
 
 
 @dataclass(frozen=True)

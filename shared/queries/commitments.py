@@ -54,21 +54,21 @@ def ask(
     """
     lock(session, "dicom_commitments")
     its = CommitmentRow.peer_id == peer_id
-    told = [list(one) for one in instances]
+    references = [list(one) for one in instances]
     same = select(CommitmentRow).where(its, CommitmentRow.transaction_uid == transaction_uid)
     known = session.scalars(same.order_by(CommitmentRow.duplicate)).all()
     for row in known:
-        if row.instances == told or row.duplicate:
+        if row.instances == references or row.duplicate:
             return row.id
     for chosen, most, most_instances in (
         (true(), MAX_REQUESTS, MAX_INSTANCES), (its, MAX_PEER_REQUESTS, MAX_PEER_INSTANCES)
     ):  # fmt: skip
         rows, size = session.execute(select(func.count(), func.sum(CommitmentRow.count)).where(chosen)).one()
-        if rows >= most or (size or 0) + len(told) > most_instances:
+        if rows >= most or (size or 0) + len(references) > most_instances:
             return None
     row = CommitmentRow(
-        peer_id=peer_id, transaction_uid=transaction_uid, duplicate=bool(known), instances=told, count=len(told),
-        due_at=db_now(session) + wait,
+        peer_id=peer_id, transaction_uid=transaction_uid, duplicate=bool(known), instances=references,
+        count=len(references), due_at=db_now(session) + wait,
     )  # fmt: skip
     session.add(row)
     session.flush()

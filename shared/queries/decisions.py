@@ -103,8 +103,8 @@ def _earlier_study(session: Session, vault: Vault, row: HeldFileRow) -> str | No
     who = _header(vault, row).identity
     if row.kind != HeldKind.PATIENT:
         return None
-    told = ((opened_header(vault, one.header), uid) for one, uid in earlier)
-    return next((uid for header, uid in told if header and same_patient(header.identity, who)), None)
+    headers = ((opened_header(vault, one.header), uid) for one, uid in earlier)
+    return next((uid for header, uid in headers if header and same_patient(header.identity, who)), None)
 
 
 def _header(vault: Vault, row: HeldFileRow) -> Header:
@@ -207,12 +207,12 @@ def _correct_series(session: Session, vault: Vault, study: StudyRow, instance: I
 
 def _renew(session: Session, study: StudyRow, header: Header) -> None:
     """Write what the correction says of the patient, and what all images' headers say, into the study's row."""
-    told = header.examination
-    study.sex = told.sex or study.sex
-    study.utc_offset = told.utc_offset or study.utc_offset
+    examination = header.examination
+    study.sex = examination.sex or study.sex
+    study.utc_offset = examination.utc_offset or study.utc_offset
     study.age_years = study.age_years if header.age_years is None else header.age_years
-    if told.study_date is not None:
-        study.study_date, study.study_time = told.study_date, told.study_time
+    if examination.study_date is not None:
+        study.study_date, study.study_time = examination.study_date, examination.study_time
     study.body_part = study.laterality = study.views = study.scanner = study.modality = ""
     instances = session.scalars(
         select(InstanceRow)
@@ -221,8 +221,8 @@ def _renew(session: Session, study: StudyRow, header: Header) -> None:
     )
     for one in instances:
         seen = replace(
-            told, sex="", study_date=None, laterality=one.laterality, view=one.view, manufacturer=one.manufacturer,
-            model=one.model,
+            examination, sex="", study_date=None, laterality=one.laterality, view=one.view,
+            manufacturer=one.manufacturer, model=one.model,
         )  # fmt: skip
         scanner = scanner_of(one.manufacturer, one.model)
         study.modality = study.modality or one.modality

@@ -178,8 +178,8 @@ def still_so(status: str, event: Event) -> bool:
 
 def destination_of(row: DestinationRow) -> Destination:
     """The destination that a row holds."""
-    told = {field.name: getattr(row, field.name) for field in fields(Destination)}
-    return Destination(**told | {"kind": DestinationKind(row.kind)})
+    values = {field.name: getattr(row, field.name) for field in fields(Destination)}
+    return Destination(**values | {"kind": DestinationKind(row.kind)})
 
 
 def renew(session: Session, tokens: Collection[UUID], lease: timedelta) -> set[UUID]:
@@ -231,10 +231,12 @@ def next_due(session: Session, work: Work) -> DueDelivery | None:
             select(StudyRow.status, StudyRow.study_instance_uid).where(StudyRow.id == row.study_id)
         ).one()
         if row.notice_id is not None:
-            told = content_of(session.scalars(select(NoticeRow.told).where(NoticeRow.id == row.notice_id)).one() or {})
-            if still_so(status, told.event):
+            notice = content_of(
+                session.scalars(select(NoticeRow.told).where(NoticeRow.id == row.notice_id)).one() or {}
+            )
+            if still_so(status, notice.event):
                 return DueDelivery(
-                    row.id, row.study_id, uid, (), ask_patient=False, told=told,
+                    row.id, row.study_id, uid, (), ask_patient=False, told=notice,
                     header_sha256=studies.decided_header(session, row.study_id)
                     or studies.first_header(session, row.study_id),
                 )  # fmt: skip
@@ -389,10 +391,10 @@ def away(session: Session, work: Work, answer: Answer, delivery: DueDelivery | N
     row.reason, row.not_before = answer.reason, now + next_wait(row.failures)
     waiting = DeliveryRow.destination_id == row.id, DeliveryRow.state == DeliveryState.WAITING
     due = (*waiting, DeliveryRow.next_at <= now)
-    told: dict[str, Any] = {
+    values: dict[str, Any] = {
         "reason": answer.reason, "status": answer.status, "words": answer.words, "attempts": DeliveryRow.attempts + 1
     }  # fmt: skip
-    session.execute(update(DeliveryRow).where(*due).values(told).execution_options(synchronize_session=False))
+    session.execute(update(DeliveryRow).where(*due).values(values).execution_options(synchronize_session=False))
     given_up = session.scalars(
         update(DeliveryRow)
         .where(*waiting, DeliveryRow.tried_until <= now)

@@ -248,10 +248,10 @@ def _changed(session: Session, key: Key, row: DestinationRow, before: dict[str, 
 
 def _told(row: DestinationRow) -> dict[str, Any]:
     """The state of a destination, as events show it: addresses and codes."""
-    told: dict[str, Any] = {"name": row.name}
+    values: dict[str, Any] = {"name": row.name}
     of_hl7 = set() if row.kind in BY_HL7 else {"sending_application", "character_set", "accession", "processing"}
-    told |= {name: str(value) for name, value in asdict(destination_of(row)).items() if value and name not in of_hl7}
+    values |= {name: str(value) for name, value in asdict(destination_of(row)).items() if value and name not in of_hl7}
     for rule in map(rule_of, row.rules):
         what = " ".join((*rule.kinds, *rule.events))
-        told[f"rule {1 + sum(name.startswith('rule') for name in told)}"] = f"{rule.when}: {what}"
-    return told
+        values[f"rule {1 + sum(name.startswith('rule') for name in values)}"] = f"{rule.when}: {what}"
+    return values

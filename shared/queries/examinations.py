@@ -78,16 +78,18 @@ def fill_columns(session: Session, vault: Vault, headers: Mapping[UUID, Mapping[
     ).all()
     known = vault.stored_identities(session, [study.id for study in studies])
     for study in studies:
-        told = headers[study.id]
-        its_series = series_ids(session, vault, study.site_id, [(study, header) for header in told.values()])
-        for instance in session.scalars(select(InstanceRow).where(InstanceRow.id.in_(told))):
-            header = told[instance.id]
+        headers_of_study = headers[study.id]
+        its_series = series_ids(
+            session, vault, study.site_id, [(study, header) for header in headers_of_study.values()]
+        )
+        for instance in session.scalars(select(InstanceRow).where(InstanceRow.id.in_(headers_of_study))):
+            header = headers_of_study[instance.id]
             for name, value in described(vault, header).items():
                 setattr(instance, name, value)
             instance.series_id = its_series[study.id, header.series.instance_uid] if header.series else None
-        for header in told.values():
+        for header in headers_of_study.values():
             examined(study, header)
-        identity = _merged(known.get(study.id, Identity()), list(told.values()))
+        identity = _merged(known.get(study.id, Identity()), list(headers_of_study.values()))
         if identity != known.get(study.id):
             vault.change_identity(session, study.site_id, study.id, identity)
         study.header_version = max(1, study.header_version)

@@ -265,7 +265,7 @@ def history(session: Session, study_id: UUID) -> list[HistoryEntry]:
         .where(FeedbackRow.study_id == study_id, or_(FeedbackRow.instance_id.is_(None), there))
         .order_by(FeedbackRow.number)
     )
-    told: list[HistoryEntry] = []
+    entries: list[HistoryEntry] = []
     verdicts: dict[tuple[UUID, UUID | None, int | None, str | None], UUID] = {}  # the next of that reader and finding
     for row, reader, by in reversed(rows.all()):
         superseded_by: UUID | None = by
@@ -273,8 +273,8 @@ def history(session: Session, study_id: UUID) -> list[HistoryEntry]:
             finding = (row.key_id, row.instance_id, row.frame, row.bundle)
             superseded_by = superseded_by or verdicts.get(finding)
             verdicts[finding] = row.id
-        told.append(HistoryEntry(_entry(row), row.hash, reader, superseded_by))
-    return told[::-1]
+        entries.append(HistoryEntry(_entry(row), row.hash, reader, superseded_by))
+    return entries[::-1]
 
 
 def findings_with_feedback(session: Session, study_id: UUID) -> dict[UUID, tuple[Assessment, float | None]]:

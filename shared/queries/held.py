@@ -75,26 +75,26 @@ def opened_header(vault: Vault, sealed: bytes) -> Header | None:
     Returns:
         The header; None if another key encrypted it.
     """
-    told: Any = vault.open(sealed)
-    if told is None:
+    values: Any = vault.open(sealed)
+    if values is None:
         return None
-    examination, series = Examination(**_with_dates(told["examination"])), None
-    if told.get("series"):
-        requests = tuple(ProcedureRequest(**one) for one in told["series"]["requests"])
-        series = Series(**{**_with_dates(told["series"]), "requests": requests})
-    identity = Identity(**told["identity"])
-    kept = StoredOnly(told["kept"]) if told.get("kept") else None
+    examination, series = Examination(**_with_dates(values["examination"])), None
+    if values.get("series"):
+        requests = tuple(ProcedureRequest(**one) for one in values["series"]["requests"])
+        series = Series(**{**_with_dates(values["series"]), "requests": requests})
+    identity = Identity(**values["identity"])
+    kept = StoredOnly(values["kept"]) if values.get("kept") else None
     rejects = None
-    if told.get("rejects"):
-        rejects = RejectionNote(Rejection(told["rejects"]["title"]), tuple(told["rejects"]["sop_instance_uids"]))
+    if values.get("rejects"):
+        rejects = RejectionNote(Rejection(values["rejects"]["title"]), tuple(values["rejects"]["sop_instance_uids"]))
     read = {"identity": identity, "examination": examination, "series": series, "kept": kept, "rejects": rejects}
-    return Header(**{**told, **read})
+    return Header(**{**values, **read})
 
 
-def _with_dates(told: dict[str, Any]) -> dict[str, Any]:
+def _with_dates(values: dict[str, Any]) -> dict[str, Any]:
     """The values with dates and times in place of their texts."""
     read: dict[str, Callable[[str], date | time]] = {"_date": date.fromisoformat, "_time": time.fromisoformat}
-    return {name: read[name[-5:]](value) if value and name[-5:] in read else value for name, value in told.items()}
+    return {name: read[name[-5:]](value) if value and name[-5:] in read else value for name, value in values.items()}
 
 
 def find_held(session: Session, site_id: UUID, sha256s: Collection[str]) -> dict[str, HeldFile]:

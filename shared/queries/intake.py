@@ -541,13 +541,13 @@ def described(vault: Vault, header: Header) -> dict[str, object]:
     Returns:
         Values by column.
     """
-    told = header.examination
+    examination = header.examination
     return {
-        "laterality": told.laterality,
-        "view": told.view,
-        "manufacturer": told.manufacturer,
-        "model": told.model,
-        "description": vault.seal(told.series_description) if told.series_description else None,
+        "laterality": examination.laterality,
+        "view": examination.view,
+        "manufacturer": examination.manufacturer,
+        "model": examination.model,
+        "description": vault.seal(examination.series_description) if examination.series_description else None,
         "instance_number": header.instance_number,
         "bits_allocated": header.bits_allocated,
     }
@@ -560,21 +560,25 @@ def examined(study: StudyRow, header: Header) -> None:
         study: changed in place; what it has stays.
         header: of one of its instances; one that is kept tells of patient and time only.
     """
-    told = header.examination
-    study.sex = study.sex or told.sex
-    study.utc_offset = study.utc_offset or told.utc_offset
+    examination = header.examination
+    study.sex = study.sex or examination.sex
+    study.utc_offset = study.utc_offset or examination.utc_offset
     if study.age_years is None:
         study.age_years = header.age_years
     if study.study_date is None:
-        study.study_date, study.study_time = told.study_date, told.study_time
+        study.study_date, study.study_time = examination.study_date, examination.study_time
     if header.kept:
         return
     study.scanner = study.scanner or header.scanner
     study.body_part = study.body_part or header.body_part
-    if told.laterality and told.laterality != study.laterality:
-        study.laterality = "B" if study.laterality else told.laterality
+    if examination.laterality and examination.laterality != study.laterality:
+        study.laterality = "B" if study.laterality else examination.laterality
     views = study.views.split(", ") if study.views else []
-    if told.view and told.view not in views and len(joined := ", ".join([*views, told.view])) <= MAX_VIEWS_LENGTH:
+    if (
+        examination.view
+        and examination.view not in views
+        and len(joined := ", ".join([*views, examination.view])) <= MAX_VIEWS_LENGTH
+    ):
         study.views = joined
 
 

@@ -92,11 +92,11 @@ def _spread(session: Session, row: NoticeRow, zone: str) -> NoticeState:
     if not still_so(study.status, event):
         return NoticeState.WITHDRAWN
     views = studies.instances(session, study.id)
-    told = _told(session, row, study, views)
-    wanted = _wanted(session, row, study, told, views, zone)
+    content = _told(session, row, study, views)
+    wanted = _wanted(session, row, study, content, views, zone)
     if not wanted:
         return NoticeState.NOT_WANTED
-    row.told = told.stored()
+    row.told = content.stored()
     for destination, at in wanted:
         if destination.kind in BY_HL7:  # a message says all there is: an older one must not come after it
             _supersede(session, study.id, destination.id)
@@ -114,7 +114,7 @@ def _wanted(
     session: Session,
     row: NoticeRow,
     study: StudyRow,
-    told: NoticeContent,
+    content: NoticeContent,
     views: Sequence[studies.InstanceView],
     zone: str,
 ) -> list[tuple[DestinationRow, datetime]]:
@@ -123,7 +123,7 @@ def _wanted(
     What corrects something goes wherever that went, whatever assessments and regions a rule chooses. A destination is
     not told twice of the same analysis, as two rules or two readers would have it.
     """
-    event = told.event
+    event = content.event
     query = (
         select(DestinationRow)
         .where(
@@ -143,7 +143,7 @@ def _wanted(
         last = _last(session, study.id, destination.id, (*HL7_EVENTS, Event.READ))
         said = last[1] if last is not None else None
         corrects = event in HL7_EVENTS and said is not None and (
-            (said.assessment, said.region) != (told.assessment, told.region)
+            (said.assessment, said.region) != (content.assessment, content.region)
         )  # fmt: skip
         rules = [
             rule
@@ -153,21 +153,21 @@ def _wanted(
             and _its_moment(rule, row, destination, agreed=agreed)
         ]
         if event is Event.REVISED:  # where nothing was told, nothing is to be corrected
-            changed = said is not None and said.assessment != told.assessment
+            changed = said is not None and said.assessment != content.assessment
             rules = [rule for rule in rules if said is not None and (changed or rule.newer_models is NewerModels.ALL)]
         if not rules:
             continue
         asked = event is Event.ANALYSED and not row.when
         at = local if asked else min(sent_from(rule, local) for rule in rules)
-        if event is not Event.ANALYSED or not _goes_already(session, study.id, destination.id, told, at):
+        if event is not Event.ANALYSED or not _goes_already(session, study.id, destination.id, content, at):
             found.append((destination, at))
     return found
 
 
-def _goes_already(session: Session, study_id: UUID, destination_id: UUID, told: NoticeContent, at: datetime) -> bool:
+def _goes_already(session: Session, study_id: UUID, destination_id: UUID, content: NoticeContent, at: datetime) -> bool:
     """Whether a destination was told this very result last, or will be; then at `at` at the latest."""
     last = _last(session, study_id, destination_id, HL7_EVENTS)
-    if last is None or replace(last[1], event=told.event, happened_at=told.happened_at) != told:
+    if last is None or replace(last[1], event=content.event, happened_at=content.happened_at) != content:
         return False
     if last[0].state == DeliveryState.WAITING:
         last[0].next_at = func.least(DeliveryRow.next_at, at)
@@ -223,14 +223,14 @@ def _told(session: Session, row: NoticeRow, study: StudyRow, views: Sequence[stu
         assessment for view in views for assessment in ([finding.assessment for finding in view.findings] or [""])
     ]
     model = session.scalar(select(BundleRow.sha256).where(BundleRow.name == study.bundle)) if study.bundle else None
-    told = NoticeContent(
+    content = NoticeContent(
         Event(row.event), row.happened_at, max((one for one in times if one), default=row.happened_at), study.status,
         images=tuple(images), failed_images=study.failed_images,
     )  # fmt: skip
     if not analysed:
-        return NoticeContent(**vars(told) | {"reason": study.reason})
+        return NoticeContent(**vars(content) | {"reason": study.reason})
     return NoticeContent(
-        **vars(told) | {
+        **vars(content) | {
             "assessment": study.assessment or "", "region": study.region, "model": study.bundle,
             "model_sha256": model or "", "abstention": study.abstention or "",
             "abstention_detail": study.abstention_detail, "score": study.score,

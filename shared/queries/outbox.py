@@ -54,8 +54,8 @@ def due(session: Session, study_ids: Collection[UUID], *occasions: Occasion) -> 
         )
     )
     of_messages = is_due & _waits_for(Event.ANALYSED)
-    told = _fitting(study_ids, of_messages, StudyRow.status == StoredStatus.ANALYSED).subquery()
-    _note(session, select(func.gen_random_uuid(), told.c[0], told.c[1], _code(Event.ANALYSED), told.c[2]))
+    studies = _fitting(study_ids, of_messages, StudyRow.status == StoredStatus.ANALYSED).subquery()
+    _note(session, select(func.gen_random_uuid(), studies.c[0], studies.c[1], _code(Event.ANALYSED), studies.c[2]))
 
 
 def tell(session: Session, study_ids: Collection[UUID], event: Event) -> None:
@@ -69,8 +69,8 @@ def tell(session: Session, study_ids: Collection[UUID], event: Event) -> None:
     if not study_ids:
         return
     waits = _fitting(study_ids, _waits_for(event)).subquery()
-    told = select(waits.c[0], waits.c[1]).distinct().subquery()
-    _note(session, select(func.gen_random_uuid(), *told.c, _code(event), literal("", String)))
+    studies = select(waits.c[0], waits.c[1]).distinct().subquery()
+    _note(session, select(func.gen_random_uuid(), *studies.c, _code(event), literal("", String)))
 
 
 def tell_at_once(session: Session, study_id: UUID) -> None:
@@ -81,8 +81,8 @@ def tell_at_once(session: Session, study_id: UUID) -> None:
         study_id: of the study; one that is not analysed is left out.
     """
     waits = _fitting([study_id], _waits_for(Event.ANALYSED), StudyRow.status == StoredStatus.ANALYSED).subquery()
-    told = select(waits.c[0], waits.c[1]).distinct().subquery()
-    _note(session, select(func.gen_random_uuid(), *told.c, _code(Event.ANALYSED), literal("", String)))
+    studies = select(waits.c[0], waits.c[1]).distinct().subquery()
+    _note(session, select(func.gen_random_uuid(), *studies.c, _code(Event.ANALYSED), literal("", String)))
 
 
 def _fitting(study_ids: Collection[UUID], *conditions: ColumnElement[bool]) -> Select[UUID, UUID, str]:
@@ -129,8 +129,8 @@ def due_of_newer_model(session: Session, study_ids: Collection[UUID]) -> None:
     session.execute(
         insert(ResultSetRow).from_select(["id", "site_id", "study_id", "occasion"], found, include_defaults=False)
     )
-    told = exists().where(NoticeRow.study_id == StudyRow.id, NoticeRow.state == NoticeState.TOLD)
-    waits = _fitting(study_ids, _waits_for(Event.REVISED), told).subquery()
+    has_notice = exists().where(NoticeRow.study_id == StudyRow.id, NoticeRow.state == NoticeState.TOLD)
+    waits = _fitting(study_ids, _waits_for(Event.REVISED), has_notice).subquery()
     anew = select(waits.c[0], waits.c[1]).distinct().subquery()
     _note(session, select(func.gen_random_uuid(), *anew.c, _code(Event.REVISED), literal("", String)))
 

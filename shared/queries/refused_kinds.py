@@ -65,7 +65,7 @@ def choose(session: Session, key: Key, kinds: Collection[StoredOnly] | None) -> 
 
 def _state(kinds: Collection[str] | None) -> State:
     """As events record it: whether each kind is refused; nothing of a site that follows the installation."""
-    told: dict[str, object] = {"table": "built-in" if kinds is None else "chosen"}
+    values: dict[str, object] = {"table": "built-in" if kinds is None else "chosen"}
     if kinds is not None:
-        told |= {kind.value: "refused" if kind in kinds else "kept" for kind in StoredOnly}
-    return told
+        values |= {kind.value: "refused" if kind in kinds else "kept" for kind in StoredOnly}
+    return values

@@ -89,10 +89,10 @@ def reject_instances(
         for one in found:
             one.rejected_by_ko = note.title
         session.flush()
-        told = {
+        instances_of = {
             study_id: [one for one in found if one.study_id == study_id] for study_id in {f.study_id for f in found}
         }
-        for study_id, its in sorted(told.items()):
+        for study_id, its in sorted(instances_of.items()):
             study = session.get_one(StudyRow, study_id)
             if any(not one.kept for one in its):
                 analyses.summarise_again(session, study, SupersededReason.IMAGE_REJECTED, now)

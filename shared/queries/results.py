@@ -207,9 +207,9 @@ def plan(session: Session, due_set: DueSet, able: Collection[ResultKind], zone: 
     if study is None or study.status != StoredStatus.ANALYSED:
         return SetReason.NOT_ANALYSED
     views = studies.instances(session, study.id)
-    told = _in_force(session, study.id)
-    word = _readers_word(views, told)
-    if due_set.occasion is Occasion.AGREED and not _agreed(word, told):
+    entries = _in_force(session, study.id)
+    word = _readers_word(views, entries)
+    if due_set.occasion is Occasion.AGREED and not _agreed(word, entries):
         return SetReason.CONTRADICTED
     before = session.scalar(
         select(ResultSetRow)
@@ -222,7 +222,7 @@ def plan(session: Session, due_set: DueSet, able: Collection[ResultKind], zone: 
     wanted = _wanted(session, due_set, study, before, able, zone)
     if isinstance(wanted, SetReason):
         return wanted
-    stated = _stated(session, study, views, told, word, zone, software)
+    stated = _stated(session, study, views, entries, word, zone, software)
     repeats, stated = _beside(stated, before)
     kinds = frozenset(kind for one in wanted for kind in one.kinds)
     there: set[str] = set()
@@ -259,8 +259,8 @@ def _wanted(
             if due_set.occasion is Occasion.NEWER_MODEL:
                 if row.id not in reached:
                     continue
-                told = [rule for rule in rules if changed or rule.newer_models is NewerModels.ALL]
-                unchanged, rules = unchanged or len(told) < len(rules), told
+                rules_left = [rule for rule in rules if changed or rule.newer_models is NewerModels.ALL]
+                unchanged, rules = unchanged or len(rules_left) < len(rules), rules_left
             elif due_set.occasion is not Occasion.ASKED:
                 rules = [rule for rule in rules if rule.when is BY_RULES[due_set.occasion]]
         kinds = _taken({ResultKind(kind) for rule in rules for kind in rule.kinds}, row, able)
@@ -294,9 +294,9 @@ def _taken(kinds: set[ResultKind], row: DestinationRow, able: Collection[ResultK
 
 def rule_of(row: DestinationRuleRow) -> Rule:
     """The rule that a row holds."""
-    told = {field.name: getattr(row, field.name) for field in fields(Rule)}
-    told |= {name: tuple(told[name]) for name in ("kinds", "senders", "regions", "assessments", "events")}
-    return Rule(**told | {"when": When(row.when), "newer_models": NewerModels(row.newer_models)})
+    values = {field.name: getattr(row, field.name) for field in fields(Rule)}
+    values |= {name: tuple(values[name]) for name in ("kinds", "senders", "regions", "assessments", "events")}
+    return Rule(**values | {"when": When(row.when), "newer_models": NewerModels(row.newer_models)})
 
 
 def agreed(session: Session, study_id: UUID, views: Sequence[studies.InstanceView]) -> bool:
@@ -310,23 +310,23 @@ def agreed(session: Session, study_id: UUID, views: Sequence[studies.InstanceVie
     Returns:
         Whether that is so now.
     """
-    told = _in_force(session, study_id)
-    return _agreed(_readers_word(views, told), told)
+    entries = _in_force(session, study_id)
+    return _agreed(_readers_word(views, entries), entries)
 
 
 def _in_force(session: Session, study_id: UUID) -> list[feedback.HistoryEntry]:
     return [one for one in feedback.history(session, study_id) if one.superseded_by is None]
 
 
-def _agreed(word: ReadersSummary | None, told: Iterable[feedback.HistoryEntry]) -> bool:
-    return word is None and any(one.entry.verdict == Verdict.DONE for one in told)
+def _agreed(word: ReadersSummary | None, entries: Iterable[feedback.HistoryEntry]) -> bool:
+    return word is None and any(one.entry.verdict == Verdict.DONE for one in entries)
 
 
 # -- what is stated
 
 
 def _readers_word(
-    views: Sequence[studies.InstanceView], told: Iterable[feedback.HistoryEntry]
+    views: Sequence[studies.InstanceView], entries: Iterable[feedback.HistoryEntry]
 ) -> ReadersSummary | None:
     """What readers say of the shown findings; None: none contradicts them."""
     return readers_summary(
@@ -335,7 +335,7 @@ def _readers_word(
             for view in views
             for finding in view.findings
         },
-        [one.entry for one in told if one.entry.verdict != Verdict.WITHDRAWN],
+        [one.entry for one in entries if one.entry.verdict != Verdict.WITHDRAWN],
     )
 
 
@@ -343,7 +343,7 @@ def _stated(
     session: Session,
     study: StudyRow,
     views: Sequence[studies.InstanceView],
-    told: Sequence[feedback.HistoryEntry],
+    entries: Sequence[feedback.HistoryEntry],
     word: ReadersSummary | None,
     zone: str,
     software: str,
@@ -363,7 +363,7 @@ def _stated(
     )
     names = {finding.bundle for image in images for finding in image.findings}
     bundles = session.scalars(select(BundleRow).where(BundleRow.name.in_(names)).order_by(BundleRow.name)).all()
-    done = [one for one in told if one.entry.verdict == Verdict.DONE]
+    done = [one for one in entries if one.entry.verdict == Verdict.DONE]
     reader = None
     if word is not None:
         reader = ReaderStatement(word.answered_at, word.reading, word.region)
@@ -383,15 +383,15 @@ def _stated(
 
 
 def _model(row: BundleRow) -> ModelStatement:
-    told: Mapping[str, Any] = row.manifest
+    manifest: Mapping[str, Any] = row.manifest
     return ModelStatement(
         name=row.name,
-        title=title_of(row.name, told),
+        title=title_of(row.name, manifest),
         sha256=row.sha256,
-        points=OperatingPoints(float(told["sensitive"]), float(told["specific"])),
-        slope=float(told.get("calibration", {}).get("slope", 1.0)),
-        full=float(told.get("heatmap_full", 1.0)),
-        facts=(str(told["limits"]),) if told.get("limits") else (),
+        points=OperatingPoints(float(manifest["sensitive"]), float(manifest["specific"])),
+        slope=float(manifest.get("calibration", {}).get("slope", 1.0)),
+        full=float(manifest.get("heatmap_full", 1.0)),
+        facts=(str(manifest["limits"]),) if manifest.get("limits") else (),
     )
 
 
@@ -416,11 +416,11 @@ def _beside(stated: ResultInput, before: ResultSetRow | None) -> tuple[UUID | No
     return None, replace(stated, replaces=earlier)
 
 
-def _replaced(told: Mapping[str, Any] | None) -> Replaced | None:
-    if not told:
+def _replaced(stored: Mapping[str, Any] | None) -> Replaced | None:
+    if not stored:
         return None
     return Replaced(
-        told["digest"], datetime.fromisoformat(told["made_at"]), tuple(ResultKind(kind) for kind in told["kinds"])
+        stored["digest"], datetime.fromisoformat(stored["made_at"]), tuple(ResultKind(kind) for kind in stored["kinds"])
     )
 
 

@@ -28,11 +28,11 @@ def series_ids(
     Returns:
         Ids by study and Series Instance UID.
     """
-    told: dict[tuple[UUID, str], Header] = {}
+    headers: dict[tuple[UUID, str], Header] = {}
     filled: set[UUID] = set()
     for study, header in wanted:
         if header.series is not None:
-            told.setdefault((study.id, header.series.instance_uid), header)
+            headers.setdefault((study.id, header.series.instance_uid), header)
             if study.images + study.kept:  # a new study has no series
                 filled.add(study.id)
     known: dict[tuple[UUID, str], UUID] = {}
@@ -45,7 +45,7 @@ def series_ids(
         known = {(row[0], row[1]): row[2] for row in rows}
     new = [
         {"id": uuid4(), "site_id": site_id, "study_id": key[0], **described(vault, header.series, header.modality)}
-        for key, header in told.items()
+        for key, header in headers.items()
         if key not in known and header.series is not None
     ]
     if new:
@@ -64,9 +64,9 @@ def described(vault: Vault, series: Series, modality: str) -> dict[str, Any]:
     Returns:
         Values by column.
     """
-    told: dict[str, object] = {name: text for name in SEALED if (text := getattr(series, name))}
+    texts: dict[str, object] = {name: text for name in SEALED if (text := getattr(series, name))}
     if series.requests:
-        told["requests"] = [[one.scheduled_step_id, one.requested_procedure_id] for one in series.requests]
+        texts["requests"] = [[one.scheduled_step_id, one.requested_procedure_id] for one in series.requests]
     return {
         "series_instance_uid": series.instance_uid,
         "modality": modality,
@@ -75,7 +75,7 @@ def described(vault: Vault, series: Series, modality: str) -> dict[str, Any]:
         "series_time": series.series_time,
         "performed_date": series.performed_date,
         "performed_time": series.performed_time,
-        "sealed": vault.seal(told) if told else None,
+        "sealed": vault.seal(texts) if texts else None,
     }
 
 
@@ -89,8 +89,8 @@ def opened(vault: Vault, row: SeriesRow) -> Series:
     Returns:
         The series; its texts are empty if another key encrypted them.
     """
-    told: Any = vault.open(bytes(row.sealed)) if row.sealed is not None else None
-    texts = told or {}
+    values: Any = vault.open(bytes(row.sealed)) if row.sealed is not None else None
+    texts = values or {}
     return Series(
         instance_uid=row.series_instance_uid,
         number=row.series_number,

@@ -188,8 +188,8 @@ def radiographs_of_rows(
             raise BadDataset(f"{row.table}, line {row.line}: {error}") from error
 
     with ThreadPoolExecutor(8) as pool:
-        told = tqdm(pool.map(of, rows), desc=f"read {table.name}", total=len(rows), unit="row", delay=2)
-        radiographs = [radiograph for some in told for radiograph in some]
+        read = tqdm(pool.map(of, rows), desc=f"read {table.name}", total=len(rows), unit="row", delay=2)
+        radiographs = [radiograph for some in read for radiograph in some]
     if not radiographs:
         raise BadDataset(f"{table} has no usable row: a radiograph is needed at least")
     return radiographs

@@ -151,16 +151,16 @@ def certificate_refused(context: ssl.SSLContext | None) -> Answer | None:
     return None
 
 
-def first(told: Mapping[str, Any], tag: str) -> str:
+def first(attributes: Mapping[str, Any], tag: str) -> str:
     """Read the first value of an attribute of DICOM JSON. Source: PS3.18 F.2.
 
     Args:
-        told: the data set.
+        attributes: the data set.
         tag: eight hexadecimal digits.
 
     Returns:
         The value as text; empty: there is none.
     """
-    element = told.get(tag)
+    element = attributes.get(tag)
     values = element.get("Value") if isinstance(element, Mapping) else None
     return str(values[0]) if isinstance(values, list) and values else ""

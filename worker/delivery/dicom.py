@@ -231,10 +231,10 @@ class DicomConnection:
 
     def _report(self, event: Event) -> tuple[int, None]:
         """Take a report; in a thread of its own, while this one may send."""
-        told = event.request
+        request = event.request
         try:
             report = read_report(
-                getattr(told, "EventTypeID", None), str(getattr(told, "AffectedSOPInstanceUID", "")),
+                getattr(request, "EventTypeID", None), str(getattr(request, "AffectedSOPInstanceUID", "")),
                 lambda: event.event_information,
             )  # fmt: skip
         except BadReport as error:
@@ -329,12 +329,12 @@ def _bound(event: Event) -> None:
 
 def _rejected(association: Association) -> Answer:
     """Why an association was rejected, in the words of PS3.8 9.3.4."""
-    told = association.acceptor.primitive
-    assert told is not None
-    words = f"{told.result_str}, {told.source_str}: {told.reason_str}"
+    rejection = association.acceptor.primitive
+    assert rejection is not None
+    words = f"{rejection.result_str}, {rejection.source_str}: {rejection.reason_str}"
     return Answer(
-        DeliveryReason.REJECTED_FOR_NOW if told.result == TRANSIENT else DeliveryReason.REJECTED,
-        f"{told.result}/{told.result_source}/{told.diagnostic}", words,
+        DeliveryReason.REJECTED_FOR_NOW if rejection.result == TRANSIENT else DeliveryReason.REJECTED,
+        f"{rejection.result}/{rejection.result_source}/{rejection.diagnostic}", words,
     )  # fmt: skip
 
 

@@ -359,8 +359,8 @@ def acknowledgement(content: bytes, codec: str = "latin-1") -> Acknowledgement:
     code = found[1].strip()
     errors = [[*row, *[""] * 9][:9] for row in rows if row[0] == "ERR"]
     conditions = {error[3].split(component)[0].strip() for error in errors}
-    told = [*found[3:4], *(error[8] or error[7] for error in errors)]
-    words = " ".join(" ".join(unescape(one) for one in told if one).split())[:MAX_WORDS_LENGTH]
+    texts = [*found[3:4], *(error[8] or error[7] for error in errors)]
+    words = " ".join(" ".join(unescape(one) for one in texts if one).split())[:MAX_WORDS_LENGTH]
     shown = "".join(letter for letter in words if letter.isprintable())
     return Acknowledgement(code, found[2].strip(), _verdict(code, conditions), shown)
 

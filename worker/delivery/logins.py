@@ -54,13 +54,13 @@ def _entries(path: Path) -> list[dict[str, Any]]:
     try:
         if path.stat().st_size > MAX_BYTES:
             raise _wrong(path, f"is larger than {MAX_BYTES:,} bytes")
-        told = tomllib.loads(path.read_text(encoding="utf-8"))
+        tables = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise _wrong(path, f"cannot be read: {error.strerror}") from error
     except ValueError:  # its message quotes the file
         raise _wrong(path, "is not TOML in UTF-8") from None
-    entries = told.get("login")
-    if set(told) != {"login"} or not isinstance(entries, list) or not all(isinstance(one, dict) for one in entries):
+    entries = tables.get("login")
+    if set(tables) != {"login"} or not isinstance(entries, list) or not all(isinstance(one, dict) for one in entries):
         raise _wrong(path, "has entries of other names than [[login]]")
     return entries
 

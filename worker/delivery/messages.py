@@ -168,11 +168,11 @@ class WebhookMessenger:
         Raises:
             Away: it cannot be reached, or does not answer.
         """
-        told = due.told
-        assert told is not None
+        content = due.told
+        assert content is not None
         notice = webhooks.Notice(
-            told.event, told.happened_at, str(due.study_id), due.study_instance_uid, told.status, told.assessment,
-            told.region, told.reason, told.model,
+            content.event, content.happened_at, str(due.study_id), due.study_instance_uid, content.status,
+            content.assessment, content.region, content.reason, content.model,
         )  # fmt: skip
         return self._post(notice.body, f"msg_{due.delivery_id.hex}")
 
@@ -262,41 +262,41 @@ def _procedure(header: Dataset) -> Code:
     return IMAGING_STUDY
 
 
-def result_of(study_instance_uid: str, told: NoticeContent) -> Result:
+def result_of(study_instance_uid: str, content: NoticeContent) -> Result:
     """Say what is told in the terms of HL7.
 
     Args:
         study_instance_uid: of the study.
-        told: of a study that is analysed.
+        content: of a study that is analysed.
 
     Returns:
         The result.
     """
-    images = [Assessment(one) if one else None for one in told.images]
+    images = [Assessment(one) if one else None for one in content.images]
     return Result(
         study_instance_uid=study_instance_uid,
         processed=processing(images),
-        assessment=Assessment(told.assessment),
-        region=told.region,
-        text=_lines(told),
-        found_at=told.found_at,
-        model=told.model,
-        device_uid=device_uid(told.model_sha256) if told.model_sha256 else "",
-        probability=told.probability,
+        assessment=Assessment(content.assessment),
+        region=content.region,
+        text=_lines(content),
+        found_at=content.found_at,
+        model=content.model,
+        device_uid=device_uid(content.model_sha256) if content.model_sha256 else "",
+        probability=content.probability,
     )
 
 
-def _lines(told: NoticeContent) -> list[str]:
-    why = abstention_words(abstention_of(told.abstention), told.abstention_detail, told.score)
-    if told.assessment == Assessment.ABSTAINED:
+def _lines(content: NoticeContent) -> list[str]:
+    why = abstention_words(abstention_of(content.abstention), content.abstention_detail, content.score)
+    if content.assessment == Assessment.ABSTAINED:
         lines = [f"Abstained, {why}. Silence is not normal."]
     else:
-        parts = [told.assessment.capitalize(), told.region]
-        if told.score is not None:
-            parts.append(f"score {shown_score(told.score):.1f} of 10")
+        parts = [content.assessment.capitalize(), content.region]
+        if content.score is not None:
+            parts.append(f"score {shown_score(content.score):.1f} of 10")
         lines = [", ".join(one for one in parts if one) + (f" ({why})" if why else "")]
-    if told.failed_images and "could not be read" not in why:
-        lines.append(f"{unread_words(told.failed_images)}. Silence is not normal.")
+    if content.failed_images and "could not be read" not in why:
+        lines.append(f"{unread_words(content.failed_images)}. Silence is not normal.")
     return lines
 
 

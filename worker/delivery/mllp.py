@@ -130,11 +130,11 @@ def _answered(connection: socket.socket, message: Message, ends: float) -> Ackno
         frame, received = _frame(received)
         if frame is not None:
             try:
-                told = acknowledgement(frame, message.codec)
+                acknowledged = acknowledgement(frame, message.codec)
             except NoAcknowledgement as error:
                 raise Unintelligible(str(error)) from None
-            if told.control_id == message.control_id:
-                return told
+            if acknowledged.control_id == message.control_id:
+                return acknowledged
             continue
         connection.settimeout(_left(ends))
         piece = connection.recv(PIECE)

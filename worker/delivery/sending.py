@@ -258,7 +258,7 @@ class _Turn:
         except Away as error:
             answer, away = error.answer, error.answer.reason in HALTS
             self._leave()
-        told = {"destination": str(self._work.destination_id), "delivery": str(ask.delivery_id)}
+        fields = {"destination": str(self._work.destination_id), "delivery": str(ask.delivery_id)}
         with self._database.transaction() as session:
             if answer.reason is None:
                 confirmations.asked(session, ask)
@@ -267,9 +267,9 @@ class _Turn:
             if away:
                 deliveries.away(session, self._work, answer)
         if answer.reason is None:
-            log.info("confirmation asked", **told)
+            log.info("confirmation asked", **fields)
         else:
-            log.warning("confirmation not asked", reason=answer.reason, status=answer.status, **told)
+            log.warning("confirmation not asked", reason=answer.reason, status=answer.status, **fields)
         return not away
 
     def _reported(self, report: Report) -> int:
@@ -289,7 +289,7 @@ class _Turn:
 
     def _deliver(self, due: DueDelivery) -> bool:
         """Send one delivery; return whether another one may be tried."""
-        told = {"destination": str(self._work.destination_id), "delivery": str(due.delivery_id)}
+        fields = {"destination": str(self._work.destination_id), "delivery": str(due.delivery_id)}
         try:
             state, answer = self._sent(due)
         except Away as error:
@@ -297,26 +297,26 @@ class _Turn:
             if answer.reason not in HALTS:  # it is about this delivery alone
                 with self._database.transaction() as session:
                     state = deliveries.failed(session, due, answer)
-                log.warning("delivery failed", state=state, reason=answer.reason, status=answer.status, **told)
+                log.warning("delivery failed", state=state, reason=answer.reason, status=answer.status, **fields)
                 self._leave()
                 return state != DeliveryState.WAITING
             with self._database.transaction() as session:
                 given_up = deliveries.away(session, self._work, answer, due)
-            told |= {"reason": str(answer.reason), "status": answer.status}
-            log.warning("destination not reached", given_up=given_up, **told)
+            fields |= {"reason": str(answer.reason), "status": answer.status}
+            log.warning("destination not reached", given_up=given_up, **fields)
             return False
         except OsteonError:
             raise
         except Exception as error:  # one that breaks the sending must not hold up the others
             with self._database.transaction() as session:
                 deliveries.failed(session, due, Answer(DeliveryReason.NOT_SENT, words=type(error).__name__))
-            log.exception("delivery failed", **told)
+            log.exception("delivery failed", **fields)
             self._leave()
             return True
         if answer is None:
-            log.info("delivery sent", state=state, **told)
+            log.info("delivery sent", state=state, **fields)
         else:
-            log.warning("delivery failed", state=state, reason=answer.reason, status=answer.status, **told)
+            log.warning("delivery failed", state=state, reason=answer.reason, status=answer.status, **fields)
         return True
 
     def _sent(self, due: DueDelivery) -> tuple[DeliveryState, Answer | None]:

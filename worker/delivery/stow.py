@@ -63,11 +63,11 @@ class StowConnection:
         head = f"--{mark}\r\nContent-Type: application/dicom\r\n\r\n".encode()
         body = head + content + f"\r\n--{mark}--\r\n".encode()
         kind = f'multipart/related; type="application/dicom"; boundary={mark}'
-        status, told, words = self._ask(
+        status, response, words = self._ask(
             "POST", "/studies", answer_limit_s(self._settings, len(body)), content=body,
             headers={"Content-Type": kind, "Accept": JSON},
         )  # fmt: skip
-        failure = _failure(told, one.sop_instance_uid)
+        failure = _failure(response, one.sop_instance_uid)
         if failure is not None and (status < 300 or status == 409):
             return failure_answer(failure)
         return Answer(None, f"HTTP {status}") if status < 300 else http_answer(status, words)
@@ -86,12 +86,12 @@ class StowConnection:
     def patient_of(self, study_instance_uid: str) -> KnownPatient | None:
         """Ask by QIDO-RS whose a study is; None: it does not know the study, or does not say."""
         fields = {"StudyInstanceUID": study_instance_uid, "includefield": f"{PATIENT_ID},{ISSUER}", "limit": "2"}
-        status, told, _ = self._ask(
+        status, matches, _ = self._ask(
             "GET", "/studies", self._settings.delivery_answer_s, params=fields, headers={"Accept": JSON}
         )
-        if status != 200 or not isinstance(told, list) or len(told) != 1 or not isinstance(told[0], Mapping):
+        if status != 200 or not isinstance(matches, list) or len(matches) != 1 or not isinstance(matches[0], Mapping):
             return None
-        return KnownPatient(first(told[0], PATIENT_ID), first(told[0], ISSUER))
+        return KnownPatient(first(matches[0], PATIENT_ID), first(matches[0], ISSUER))
 
     def close(self) -> None:
         """Close the connection."""
@@ -149,9 +149,9 @@ def _words(response: httpx.Response, text: bytes) -> str:
     return response.headers.get("Warning") or text[:400].decode("utf-8", "replace")
 
 
-def _failure(told: object, sop_instance_uid: str) -> int | None:
+def _failure(response: object, sop_instance_uid: str) -> int | None:
     """The Failure Reason of an object; None: the response names none."""
-    items = told.get(FAILED_SOP) if isinstance(told, Mapping) else None
+    items = response.get(FAILED_SOP) if isinstance(response, Mapping) else None
     for item in items.get("Value") or () if isinstance(items, Mapping) else ():
         if isinstance(item, Mapping) and first(item, REFERENCED_UID) in (sop_instance_uid, ""):
             number = first(item, FAILURE_REASON)

@@ -77,18 +77,18 @@ class Notice:
             "assessment": self.assessment, "region": self.region, "reason": self.reason, "model": self.model,
             "link": self.link,
         }  # fmt: skip
-        told: dict[str, Any] = {
+        values: dict[str, Any] = {
             "type": str(self.event),
             "timestamp": _stamp(self.happened_at),
             "data": {name: value for name, value in data.items() if value},
         }
-        return json.dumps(told, separators=(",", ":"), ensure_ascii=False).encode()
+        return json.dumps(values, separators=(",", ":"), ensure_ascii=False).encode()
 
 
 def test_body(now: datetime) -> bytes:
     """The body of a test: an event of no study."""
-    told = {"type": "destination.test", "timestamp": _stamp(now), "data": {}}
-    return json.dumps(told, separators=(",", ":")).encode()
+    values = {"type": "destination.test", "timestamp": _stamp(now), "data": {}}
+    return json.dumps(values, separators=(",", ":")).encode()
 
 
 def _stamp(moment: datetime) -> str:

@@ -87,11 +87,11 @@ def _fitted(gray: UInt8Image, side: int) -> UInt8Image:
     return gray if max(gray.shape) <= side else np.rint(shrink(gray, side)).astype(np.uint8)
 
 
-def overlay(told: ResultInput, frames: Sequence[DrawnFrame], radiographs: Radiographs) -> Dataset:
+def overlay(inputs: ResultInput, frames: Sequence[DrawnFrame], radiographs: Radiographs) -> Dataset:
     """Make the capture of an image.
 
     Args:
-        told: the inputs.
+        inputs: the inputs.
         frames: of the image, at least one.
         radiographs: decodes the image.
 
@@ -104,16 +104,16 @@ def overlay(told: ResultInput, frames: Sequence[DrawnFrame], radiographs: Radiog
     frame = gravest(frames)
     source = frame.source
     picture = radiographs.outlined(frame, MAX_SIDE)
-    words = [f"AI: {finding_words(frame.finding, probability=told.site.probability)}"]
+    words = [f"AI: {finding_words(frame.finding, probability=inputs.site.probability)}"]
     if source.frames > 1:
         words.append(f"Frame {frame.finding.frame} of {source.frames}, the gravest of {len(frames)} analysed")
     if frame.outlines:
         words.append(LEGEND)
     elif frame.finding.abstention is None:
         words.append("No place alone is enough for a line. That does not mean no fracture.")
-    words.append(made_by(told, told.models_of(source.image)))
+    words.append(made_by(inputs, inputs.models_of(source.image)))
     whole = widened(picture)
-    made = _capture(told, ResultKind.SC_OVERLAY, source, stacked([whole, _strip(whole, words)]), source.image.number)
+    made = _capture(inputs, ResultKind.SC_OVERLAY, source, stacked([whole, _strip(whole, words)]), source.image.number)
     made.SourceImageSequence = [_source(source, [frame.finding.frame])]
     made.DerivationDescription = "Radiograph with outlines of a model's evidence; words in a strip below"
     _copy_geometry(made, source, picture)
@@ -121,12 +121,12 @@ def overlay(told: ResultInput, frames: Sequence[DrawnFrame], radiographs: Radiog
 
 
 def summary(
-    told: ResultInput, sources: Sequence[Source], frames: Sequence[DrawnFrame], radiographs: Radiographs
+    inputs: ResultInput, sources: Sequence[Source], frames: Sequence[DrawnFrame], radiographs: Radiographs
 ) -> Dataset:
     """Make the study's summary.
 
     Args:
-        told: the inputs.
+        inputs: the inputs.
         sources: all images, in their order.
         frames: all frames with findings.
         radiographs: decodes the images.
@@ -137,33 +137,33 @@ def summary(
     Raises:
         Rejected: an image's pixels are damaged.
     """
-    earlier = sources[0].clock(told.replaces.made_at, told.site) if told.replaces else None
-    words = [*study_words(told, earlier), made_by(told, told.models)]
+    earlier = sources[0].clock(inputs.replaces.made_at, inputs.site) if inputs.replaces else None
+    words = [*study_words(inputs, earlier), made_by(inputs, inputs.models)]
     words[0] = f"AI on the study: {words[0]}"
     cells = [_cell(source, frames, radiographs) for source in sources[:MAX_THUMBNAILS]]
     if len(sources) > MAX_THUMBNAILS:
         words.insert(2, f"The first {MAX_THUMBNAILS} images are shown")
     rows = [_beside(cells[at : at + PER_ROW]) for at in range(0, len(cells), PER_ROW)]
     whole = widened(stacked(rows))
-    made = _capture(told, ResultKind.SC_SUMMARY, sources[0], stacked([whole, _strip(whole, words)]), 1)
+    made = _capture(inputs, ResultKind.SC_SUMMARY, sources[0], stacked([whole, _strip(whole, words)]), 1)
     made.SourceImageSequence = [_source(source) for source in sources]
     made.DerivationDescription = "Small images of the study and a summary of a model's findings"
     made.PatientOrientation = made.Laterality = ""
     return made
 
 
-def made_by(told: ResultInput, models: Sequence[ModelStatement]) -> str:
+def made_by(inputs: ResultInput, models: Sequence[ModelStatement]) -> str:
     """Name the models and the software.
 
     Args:
-        told: the inputs.
+        inputs: the inputs.
         models: those to be named.
 
     Returns:
         A line.
     """
     named = ", ".join(f"{plain(model.title)} ({model.name})" for model in models)
-    return f"{f'Model {named}; ' if named else ''}Osteon {plain(told.software)}"
+    return f"{f'Model {named}; ' if named else ''}Osteon {plain(inputs.software)}"
 
 
 def _strip(picture: Picture, words: Sequence[str]) -> Picture:
@@ -195,8 +195,8 @@ def _source(source: Source, frames: Sequence[int] = ()) -> Dataset:
     return item
 
 
-def _capture(told: ResultInput, kind: ResultKind, source: Source, picture: Picture, number: int) -> Dataset:
-    made = envelope(told, kind, source, SecondaryCaptureImageStorage, told.site.modality, number)
+def _capture(inputs: ResultInput, kind: ResultKind, source: Source, picture: Picture, number: int) -> Dataset:
+    made = envelope(inputs, kind, source, SecondaryCaptureImageStorage, inputs.site.modality, number)
     made.ImageType = ["DERIVED", "SECONDARY", "OTHER"]
     made.ConversionType = "WSD"
     made.BurnedInAnnotation, made.RecognizableVisualFeatures = "YES", "NO"

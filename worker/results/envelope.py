@@ -36,12 +36,12 @@ PROCESSING_EQUIPMENT = Code("109102", "DCM", "Processing Equipment")  # PS3.16 C
 
 
 def envelope(
-    told: ResultInput, kind: ResultKind, source: Source, sop_class_uid: str, modality: str, number: int = 1
+    inputs: ResultInput, kind: ResultKind, source: Source, sop_class_uid: str, modality: str, number: int = 1
 ) -> Dataset:
     """Begin an object: everything but its content.
 
     Args:
-        told: the inputs.
+        inputs: the inputs.
         kind: of the object.
         source: whose patient and study it has.
         sop_class_uid: of the object.
@@ -52,23 +52,23 @@ def envelope(
         A data set to which the content is added.
     """
     of_image = kind in OF_AN_IMAGE
-    models = told.models_of(source.image) if of_image else told.models
-    made_at = (source.image.analysed_at or source.image.received_at) if of_image else told.made_at
-    clock = source.clock(made_at, told.site)
+    models = inputs.models_of(source.image) if of_image else inputs.models
+    made_at = (source.image.analysed_at or source.image.received_at) if of_image else inputs.made_at
+    clock = source.clock(made_at, inputs.site)
     made = source.copied()
-    made.StudyInstanceUID = told.study_instance_uid
-    made.SOPClassUID, made.SOPInstanceUID = sop_class_uid, told.sop_uid(kind, number)
+    made.StudyInstanceUID = inputs.study_instance_uid
+    made.SOPClassUID, made.SOPInstanceUID = sop_class_uid, inputs.sop_uid(kind, number)
     made.InstanceCreationDate, made.InstanceCreationTime = date_and_time(clock)
     made.ContentDate, made.ContentTime = date_and_time(clock)
-    made.Modality, made.SeriesInstanceUID = modality, told.series_uid(kind, number)
+    made.Modality, made.SeriesInstanceUID = modality, inputs.series_uid(kind, number)
     made.SeriesNumber, made.InstanceNumber = SERIES_NUMBERS[kind], number
     made.SeriesDescription = DESCRIPTIONS[kind]
     if not of_image:  # the images of a series may come on several days
         made.SeriesDate, made.SeriesTime = date_and_time(clock)
     made.Manufacturer, made.ManufacturerModelName = MANUFACTURER, MODEL_NAME
-    made.SoftwareVersions = [plain(told.software, 64), *(plain(model.name, 64) for model in models)]
-    made.DeviceSerialNumber = plain(told.site.name, 64)
-    made.ContributingEquipmentSequence = [_equipment(told.software, model) for model in models or (None,)]
+    made.SoftwareVersions = [plain(inputs.software, 64), *(plain(model.name, 64) for model in models)]
+    made.DeviceSerialNumber = plain(inputs.site.name, 64)
+    made.ContributingEquipmentSequence = [_equipment(inputs.software, model) for model in models or (None,)]
     return made
 
 

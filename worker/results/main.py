@@ -36,12 +36,12 @@ class Builder:
         self._decoders: Decoders | None = None
 
     def __call__(
-        self, told: ResultInput, kinds: Collection[ResultKind], read: Callable[[str], bytes]
+        self, inputs: ResultInput, kinds: Collection[ResultKind], read: Callable[[str], bytes]
     ) -> Sequence[ResultObject]:
         """Make objects.
 
         Args:
-            told: as `build` has it.
+            inputs: as `build` has it.
             kinds: as there.
             read: as there.
 
@@ -56,7 +56,7 @@ class Builder:
 
         decoders = self._started()
         return objects.build(
-            told, kinds, read, lambda sha256, frame, side: decoders.picture(PictureJob(sha256, frame, side)).result()
+            inputs, kinds, read, lambda sha256, frame, side: decoders.picture(PictureJob(sha256, frame, side)).result()
         )
 
     def close(self) -> None:

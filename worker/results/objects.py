@@ -19,7 +19,7 @@ Read = Callable[[str], bytes]
 
 
 def build(
-    told: ResultInput,
+    inputs: ResultInput,
     kinds: Collection[ResultKind],
     read: Read,
     shown: Shown,
@@ -27,7 +27,7 @@ def build(
     """Make a study's objects. No pixel is decoded here: `shown` does that.
 
     Args:
-        told: everything that they are made of.
+        inputs: everything that they are made of.
         kinds: which ones.
         read: gives the bytes of a stored original by its SHA-256.
         shown: gives the picture of a frame.
@@ -38,20 +38,20 @@ def build(
     Raises:
         Rejected: the header of an original is damaged. What `read` and `shown` raise passes through.
     """
-    decided = read_header(read(told.patient)) if told.patient else None
-    sources = [open_source(image, read(image.sha256), decided) for image in told.images]
-    frames = [frame for source in sources for frame in drawn(told, source)]
+    decided = read_header(read(inputs.patient)) if inputs.patient else None
+    sources = [open_source(image, read(image.sha256), decided) for image in inputs.images]
+    frames = [frame for source in sources for frame in drawn(inputs, source)]
     radiographs = Radiographs(shown)
     return [
         finished(kind, number, made)
         for kind in ResultKind
         if kind in kinds
-        for number, made in _of_kind(told, kind, sources, frames, radiographs)
+        for number, made in _of_kind(inputs, kind, sources, frames, radiographs)
     ]
 
 
 def _of_kind(
-    told: ResultInput,
+    inputs: ResultInput,
     kind: ResultKind,
     sources: Sequence[Source],
     frames: Sequence[DrawnFrame],
@@ -59,27 +59,27 @@ def _of_kind(
 ) -> Iterator[tuple[int, Dataset]]:
     """The objects of one kind, each with the number of its image."""
     if kind in DOCUMENTS:
-        if (report := document(told, kind, sources, frames)) is not None:
+        if (report := document(inputs, kind, sources, frames)) is not None:
             yield 1, report
     elif kind is ResultKind.SC_SUMMARY:
-        yield 1, summary(told, sources, frames, radiographs)
+        yield 1, summary(inputs, sources, frames, radiographs)
     elif kind is ResultKind.PDF:
-        yield 1, encapsulated(told, sources, frames, radiographs)
+        yield 1, encapsulated(inputs, sources, frames, radiographs)
     else:
         for source in sources:
             mine = [frame for frame in frames if frame.source is source]
             outlined = [frame for frame in mine if frame.outlines]
             if kind is ResultKind.SC_OVERLAY and mine:
-                yield source.image.number, overlay(told, mine, radiographs)
+                yield source.image.number, overlay(inputs, mine, radiographs)
             elif kind is ResultKind.GSPS and outlined:
-                yield source.image.number, presentation(told, outlined)
+                yield source.image.number, presentation(inputs, outlined)
 
 
-def drawn(told: ResultInput, source: Source) -> list[DrawnFrame]:
+def drawn(inputs: ResultInput, source: Source) -> list[DrawnFrame]:
     """Find the outlines of an image's frames.
 
     Args:
-        told: the inputs.
+        inputs: the inputs.
         source: the image.
 
     Returns:
@@ -92,7 +92,7 @@ def drawn(told: ResultInput, source: Source) -> list[DrawnFrame]:
     for finding in sorted(source.image.findings, key=lambda one: one.frame):
         rows, columns = count(source.header, "Rows"), count(source.header, "Columns")
         field = finding.field or ExposedField.whole(rows, columns)
-        model = next(model for model in told.models if model.name == finding.bundle)
+        model = next(model for model in inputs.models if model.name == finding.bundle)
         scale = columns / field.columns, rows / field.rows
         frames.append(DrawnFrame(source, finding, outlines(finding, model, field), scale))
     return frames

@@ -24,12 +24,12 @@ MAX_PICTURES = 24
 
 
 def encapsulated(
-    told: ResultInput, sources: Sequence[Source], frames: Sequence[DrawnFrame], radiographs: Radiographs
+    inputs: ResultInput, sources: Sequence[Source], frames: Sequence[DrawnFrame], radiographs: Radiographs
 ) -> Dataset:
     """Make the report.
 
     Args:
-        told: the inputs.
+        inputs: the inputs.
         sources: all images, in their order.
         frames: all frames with findings.
         radiographs: decodes the images.
@@ -40,8 +40,8 @@ def encapsulated(
     Raises:
         Rejected: an image's pixels are damaged.
     """
-    content = pdf(_paper(told, sources, frames, radiographs))
-    made = envelope(told, ResultKind.PDF, sources[0], EncapsulatedPDFStorage, "DOC")
+    content = pdf(_paper(inputs, sources, frames, radiographs))
+    made = envelope(inputs, ResultKind.PDF, sources[0], EncapsulatedPDFStorage, "DOC")
     made.ConversionType = "WSD"
     made.BurnedInAnnotation, made.RecognizableVisualFeatures = "YES", "NO"
     made.AcquisitionDateTime = ""
@@ -56,7 +56,7 @@ def encapsulated(
 
 
 def _paper(
-    told: ResultInput, sources: Sequence[Source], frames: Sequence[DrawnFrame], radiographs: Radiographs
+    inputs: ResultInput, sources: Sequence[Source], frames: Sequence[DrawnFrame], radiographs: Radiographs
 ) -> Paper:
     first = sources[0]
     images: list[PaperImage] = []
@@ -69,20 +69,20 @@ def _paper(
             images.append(PaperImage(number, size, [unread_image_words(source.image)], "There is no finding to draw."))
             continue
         frame = gravest(mine)
-        lines = [f"{finding_words(frame.finding, probability=told.site.probability)}."]
+        lines = [f"{finding_words(frame.finding, probability=inputs.site.probability)}."]
         if source.frames > 1:
             lines.append(f"Frame {frame.finding.frame} is shown, the gravest of {len(mine)} analysed.")
         if len(pictures) < MAX_PICTURES:
             pictures[number] = _jpeg(radiographs.outlined(frame, SMALL))
         why = f"Not pictured here: the first {MAX_PICTURES} images are."
         images.append(PaperImage(number, size, lines, why))
-    clock = first.clock(told.made_at, told.site)
-    earlier = first.clock(told.replaces.made_at, told.site) if told.replaces else None
-    headline, *rest = study_words(told, earlier)
-    reader = told.reader
+    clock = first.clock(inputs.made_at, inputs.site)
+    earlier = first.clock(inputs.replaces.made_at, inputs.site) if inputs.replaces else None
+    headline, *rest = study_words(inputs, earlier)
+    reader = inputs.reader
     return Paper(
-        study_id=told.study_id,
-        study_instance_uid=told.study_instance_uid,
+        study_id=inputs.study_id,
+        study_instance_uid=inputs.study_instance_uid,
         name=_text(first, "PatientName").replace("^", " ").strip() or "Name not given",
         facts=[
             (
@@ -93,16 +93,16 @@ def _paper(
             ("Accession", _text(first, "AccessionNumber") or "-"),
             ("Examination", _text(first, "StudyDescription") or "-"),
         ],
-        standing=[("Made", f"{clock:%Y-%m-%d %H:%M}"), ("Site", told.site.name), ("Images", rest[0])],
+        standing=[("Made", f"{clock:%Y-%m-%d %H:%M}"), ("Site", inputs.site.name), ("Images", rest[0])],
         headline=f"{headline}{'' if headline.endswith('.') else '.'}",
         beside=" ".join(f"{line}." for line in rest[1:]),
         images=images,
         pictures=pictures,
         note=LEGEND,
-        bundles={f"{model.title} ({model.name})": model.facts for model in told.models},
+        bundles={f"{model.title} ({model.name})": model.facts for model in inputs.models},
         feedback=[f"{reader_words(reader)}.", *reader.words] if reader else [],
         generated_at=f"{clock:%Y-%m-%d %H:%M}",
-        generated_by=made_by(told, told.models),
+        generated_by=made_by(inputs, inputs.models),
     )
 
 

@@ -21,11 +21,11 @@ LAYER = "OSTEON AI"
 COLOUR = 0xC000, 0x6C00, 0x7000  # PCS values (CIELab) of the outlines' light blue
 
 
-def presentation(told: ResultInput, frames: Sequence[DrawnFrame]) -> Dataset:
+def presentation(inputs: ResultInput, frames: Sequence[DrawnFrame]) -> Dataset:
     """Make the presentation state of an image.
 
     Args:
-        told: the inputs.
+        inputs: the inputs.
         frames: those of the image that have outlines, at least one.
 
     Returns:
@@ -36,7 +36,7 @@ def presentation(told: ResultInput, frames: Sequence[DrawnFrame]) -> Dataset:
     """
     source = frames[0].source
     modality_class = GrayscaleSoftcopyPresentationStateStorage
-    made = envelope(told, ResultKind.GSPS, source, modality_class, "PR", source.image.number)
+    made = envelope(inputs, ResultKind.GSPS, source, modality_class, "PR", source.image.number)
     made.PresentationCreationDate, made.PresentationCreationTime = made.ContentDate, made.ContentTime
     del made.ContentDate, made.ContentTime  # these are of other objects
     made.ContentLabel = "OSTEON AI"
@@ -48,7 +48,7 @@ def presentation(told: ResultInput, frames: Sequence[DrawnFrame]) -> Dataset:
     series.ReferencedImageSequence = [referenced(source)]
     made.ReferencedSeriesSequence = [series]
     made.DisplayedAreaSelectionSequence = [_area(frames[0])]
-    made.GraphicAnnotationSequence = [_annotation(told, frame) for frame in frames]
+    made.GraphicAnnotationSequence = [_annotation(inputs, frame) for frame in frames]
     layer = Dataset()
     layer.GraphicLayer, layer.GraphicLayerOrder = LAYER, 1
     layer.GraphicLayerRecommendedDisplayCIELabValue = list(COLOUR)
@@ -72,14 +72,14 @@ def _area(frame: DrawnFrame) -> Dataset:
     return area
 
 
-def _annotation(told: ResultInput, frame: DrawnFrame) -> Dataset:
+def _annotation(inputs: ResultInput, frame: DrawnFrame) -> Dataset:
     annotation = Dataset()
     annotation.ReferencedImageSequence = [referenced(frame.source, [frame.finding.frame])]
     annotation.GraphicLayer = LAYER
     annotation.GraphicObjectSequence = [_line(frame, outline.line, outline.level) for outline in frame.outlines]
     text = Dataset()
     text.UnformattedTextValue = plain(
-        f"AI Osteon: {finding_words(frame.finding, probability=told.site.probability)}. {RESEARCH}"
+        f"AI Osteon: {finding_words(frame.finding, probability=inputs.site.probability)}. {RESEARCH}"
     )
     text.BoundingBoxAnnotationUnits = "DISPLAY"  # in a corner, whatever lies there can be moved away from it
     text.BoundingBoxTopLeftHandCorner, text.BoundingBoxBottomRightHandCorner = [0.01, 0.93], [0.99, 0.99]

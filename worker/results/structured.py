@@ -71,12 +71,12 @@ class DrawnFrame:
 
 
 def document(
-    told: ResultInput, kind: ResultKind, sources: Sequence[Source], frames: Sequence[DrawnFrame]
+    inputs: ResultInput, kind: ResultKind, sources: Sequence[Source], frames: Sequence[DrawnFrame]
 ) -> Dataset | None:
     """Make one of the documents.
 
     Args:
-        told: the inputs.
+        inputs: the inputs.
         kind: which document, as which SOP class.
         sources: all images, in their order.
         frames: all frames with findings, in their order.
@@ -84,20 +84,20 @@ def document(
     Returns:
         The document; None for one of outlines where nothing is outlined.
     """
-    groups = _outline_groups(told, frames) if kind in OUTLINES else _image_groups(told, sources, frames)
+    groups = _outline_groups(inputs, frames) if kind in OUTLINES else _image_groups(inputs, sources, frames)
     if not groups:
         return None
     sop_class = ComprehensiveSRStorage if kind in IN_PLACE_OF.values() else Comprehensive3DSRStorage
-    made = envelope(told, kind, sources[0], sop_class, "SR")
+    made = envelope(inputs, kind, sources[0], sop_class, "SR")
     content = MeasurementReport(
-        observation_context=_observer(told),
+        observation_context=_observer(inputs),
         procedure_reported=concepts.RADIOGRAPHY,
         imaging_measurements=groups,
         title=codes.DCM.ImagingMeasurementReport,
     )[0]
     content.ContentSequence.insert(_place_of_groups(content), _library(sources))
     if kind not in OUTLINES:
-        content.ContentSequence.append(_evaluations(told))
+        content.ContentSequence.append(_evaluations(inputs))
     for element in content:
         made[element.tag] = element
     made.CompletionFlag = (
@@ -107,10 +107,10 @@ def document(
     made.ReferencedPerformedProcedureStepSequence = []
     made.PerformedProcedureCodeSequence = []
     evidence = Dataset()
-    evidence.StudyInstanceUID = told.study_instance_uid
+    evidence.StudyInstanceUID = inputs.study_instance_uid
     evidence.ReferencedSeriesSequence = by_series(sources)
     made.CurrentRequestedProcedureEvidenceSequence = [evidence]
-    if predecessors := _predecessors(told, kind, has_outlines=any(frame.outlines for frame in frames)):
+    if predecessors := _predecessors(inputs, kind, has_outlines=any(frame.outlines for frame in frames)):
         made.PredecessorDocumentsSequence = predecessors
     return made
 
@@ -121,14 +121,14 @@ def _place_of_groups(content: Dataset) -> int:
     )
 
 
-def _observer(told: ResultInput) -> ObservationContext:
-    newest = told.models[-1] if told.models else None
+def _observer(inputs: ResultInput) -> ObservationContext:
+    newest = inputs.models[-1] if inputs.models else None
     device = DeviceObserverIdentifyingAttributes(
         uid=device_uid(newest.sha256) if newest else DEVICE_ROOT,
         name=MODEL_NAME,
         manufacturer_name=MANUFACTURER,
         model_name=plain(newest.title, 64) if newest else MODEL_NAME,
-        serial_number=plain(told.site.name, 64) or "-",
+        serial_number=plain(inputs.site.name, 64) or "-",
     )
     observer = CodedConcept.from_code(concepts.DEVICE)
     return ObservationContext(
@@ -162,13 +162,13 @@ def _library(sources: Iterable[Source]) -> ContainerContentItem:
 
 
 def _outline_groups(
-    told: ResultInput, frames: Sequence[DrawnFrame]
+    inputs: ResultInput, frames: Sequence[DrawnFrame]
 ) -> list[PlanarROIMeasurementsAndQualitativeEvaluations]:
     groups = []
     for frame in frames:
         for number, (outline, presence) in enumerate(said(frame.outlines), start=1):
             image = frame.source.image
-            model = _model(told, frame.finding)
+            model = _model(inputs, frame.finding)
             # the same outline has the same name in every later document
             name = f"{image.sop_instance_uid}/{frame.finding.frame}/{model.sha256}"
             region = ImageRegion(
@@ -186,9 +186,9 @@ def _outline_groups(
                     ),
                     referenced_region=region,
                     finding_type=concepts.FRACTURE,
-                    algorithm_id=_algorithm(told, model),
+                    algorithm_id=_algorithm(inputs, model),
                     finding_sites=_sites(frame.source, frame.finding),
-                    measurements=_certainty(told, frame.finding),
+                    measurements=_certainty(inputs, frame.finding),
                     qualitative_evaluations=[_presence(presence)],
                 )
             )
@@ -235,16 +235,16 @@ def stored_pixels(line: Line, scale: tuple[float, float]) -> np.ndarray[tuple[in
 
 
 def _image_groups(
-    told: ResultInput, sources: Sequence[Source], frames: Sequence[DrawnFrame]
+    inputs: ResultInput, sources: Sequence[Source], frames: Sequence[DrawnFrame]
 ) -> list[MeasurementsAndQualitativeEvaluations]:
     groups = []
     for source in sources:
         mine = [frame.finding for frame in frames if frame.source is source]
-        groups += [_image_group(told, source, finding) for finding in mine or (None,)]
+        groups += [_image_group(inputs, source, finding) for finding in mine or (None,)]
     return groups
 
 
-def _image_group(told: ResultInput, source: Source, finding: Finding | None) -> MeasurementsAndQualitativeEvaluations:
+def _image_group(inputs: ResultInput, source: Source, finding: Finding | None) -> MeasurementsAndQualitativeEvaluations:
     image, frame = source.image, finding.frame if finding else 1
     evaluations, comment = [], ""
     if finding is None:
@@ -263,9 +263,9 @@ def _image_group(told: ResultInput, source: Source, finding: Finding | None) -> 
             object_uid(name, ResultKind.SR_STATEMENTS, frame), identifier=f"Osteon {image.number}.{frame}"
         ),
         finding_type=concepts.FRACTURE,
-        algorithm_id=_algorithm(told, _model(told, finding)) if finding else None,
+        algorithm_id=_algorithm(inputs, _model(inputs, finding)) if finding else None,
         finding_sites=_sites(source, assessed) if assessed else None,
-        measurements=_certainty(told, assessed) if assessed else None,
+        measurements=_certainty(inputs, assessed) if assessed else None,
         qualitative_evaluations=evaluations,
         source_images=[
             SourceImageForMeasurementGroup(
@@ -278,36 +278,36 @@ def _image_group(told: ResultInput, source: Source, finding: Finding | None) -> 
     return group
 
 
-def _evaluations(told: ResultInput) -> ContainerContentItem:
+def _evaluations(inputs: ResultInput) -> ContainerContentItem:
     """What is said of the study: CID 6047, presence, and words on what codes cannot say."""
     container = ContainerContentItem(name=concepts.EVALUATIONS, relationship_type=CONTAINS)
     container.ContentSequence = ContentSequence()
     container.ContentSequence.append(
-        CodeContentItem(name=concepts.SUMMARY, value=processing(told), relationship_type=CONTAINS)
+        CodeContentItem(name=concepts.SUMMARY, value=processing(inputs), relationship_type=CONTAINS)
     )
-    summary = told.summary
+    summary = inputs.summary
     if summary is not None and summary.assessment in concepts.PRESENCES:
         container.ContentSequence.append(
             CodeContentItem(
                 name=concepts.FRACTURE, value=concepts.PRESENCES[summary.assessment], relationship_type=CONTAINS
             )
         )
-    for words in (*study_words(told), RESEARCH):
+    for words in (*study_words(inputs), RESEARCH):
         container.ContentSequence.append(_comment(words))
     return container
 
 
-def processing(told: ResultInput) -> Code:
+def processing(inputs: ResultInput) -> Code:
     """Say by CID 6047 whether all images could be assessed, and whether anything was found.
 
     Args:
-        told: the inputs.
+        inputs: the inputs.
 
     Returns:
         The code. An abstention, and an image that could not be read, or not yet, are no success.
     """
     frames: list[Assessment | None] = []
-    for image in told.images:
+    for image in inputs.images:
         frames += [finding.assessment for finding in image.findings] or [None]
     return concepts.concept(coding.processing(frames))
 
@@ -315,15 +315,15 @@ def processing(told: ResultInput) -> Code:
 # -- parts of both
 
 
-def _model(told: ResultInput, finding: Finding) -> ModelStatement:
-    return next(model for model in told.models if model.name == finding.bundle)
+def _model(inputs: ResultInput, finding: Finding) -> ModelStatement:
+    return next(model for model in inputs.models if model.name == finding.bundle)
 
 
-def _algorithm(told: ResultInput, model: ModelStatement) -> AlgorithmIdentification:
+def _algorithm(inputs: ResultInput, model: ModelStatement) -> AlgorithmIdentification:
     """TID 4019."""
     return AlgorithmIdentification(
         name=plain(model.title) or model.name,
-        version=f"{plain(told.software)} / {model.name}",
+        version=f"{plain(inputs.software)} / {model.name}",
         manufacturer=MANUFACTURER,
         family=concepts.ARTIFICIAL_INTELLIGENCE,
         parameters=[f"sensitive={model.points.sensitive:.6g}", f"specific={model.points.specific:.6g}"],
@@ -335,9 +335,9 @@ def _sites(source: Source, finding: Finding) -> list[FindingSite] | None:
     return [FindingSite(region, laterality=concepts.SIDES.get(source.side))] if region else None
 
 
-def _certainty(told: ResultInput, finding: Finding) -> list[Measurement] | None:
+def _certainty(inputs: ResultInput, finding: Finding) -> list[Measurement] | None:
     """The calibrated probability, where the site asks for it."""
-    if not told.site.probability:
+    if not inputs.site.probability:
         return None
     percent = round(100 * finding.fracture_probability, 1)
     return [Measurement(name=concepts.CERTAINTY, value=percent, unit=codes.UCUM.Percent)]
@@ -359,12 +359,12 @@ def _numbers(source: Source, finding: Finding) -> list[int] | None:
     return [finding.frame] if source.frames > 1 else None
 
 
-def _predecessors(told: ResultInput, kind: ResultKind, *, has_outlines: bool) -> list[Dataset]:
+def _predecessors(inputs: ResultInput, kind: ResultKind, *, has_outlines: bool) -> list[Dataset]:
     """The documents that this one replaces: of its own kind, and, of no more outlines, the earlier ones of outlines.
 
     Source: PS3.3 C.17.2.
     """
-    earlier = told.replaces
+    earlier = inputs.replaces
     if earlier is None:
         return []
     gone = {ResultKind.SR_STATEMENTS: ResultKind.SR_OUTLINES, ResultKind.SR_STATEMENTS_2D: ResultKind.SR_OUTLINES_2D}
@@ -385,6 +385,6 @@ def _predecessors(told: ResultInput, kind: ResultKind, *, has_outlines: bool) ->
     if not series:
         return []
     study = Dataset()
-    study.StudyInstanceUID = told.study_instance_uid
+    study.StudyInstanceUID = inputs.study_instance_uid
     study.ReferencedSeriesSequence = series
     return [study]

@@ -50,44 +50,44 @@ def unread_image_words(image: ImageStatement) -> str:
     return f"This image could not be read ({image.error_reason}). {SILENCE}"
 
 
-def study_words(told: ResultInput, clock: datetime | None = None) -> list[str]:
+def study_words(inputs: ResultInput, clock: datetime | None = None) -> list[str]:
     """Say what there is to say of the study, line by line.
 
     Args:
-        told: the inputs.
+        inputs: the inputs.
         clock: the time at which the replaced results were made, by the clock of the object; None: it is not said.
 
     Returns:
         The lines, the finding first.
     """
-    return list(_study_words(told, clock))
+    return list(_study_words(inputs, clock))
 
 
-def _study_words(told: ResultInput, clock: datetime | None) -> Iterator[str]:
-    summary = told.summary
+def _study_words(inputs: ResultInput, clock: datetime | None) -> Iterator[str]:
+    summary = inputs.summary
     if summary is None:
-        yield f"No finding: {unread_words(told.unread)}. {SILENCE}" if told.unread else f"No finding. {SILENCE}"
+        yield f"No finding: {unread_words(inputs.unread)}. {SILENCE}" if inputs.unread else f"No finding. {SILENCE}"
     else:
-        yield finding_words(summary, probability=told.site.probability)
-    yield images_words(told)
-    if told.reader is not None:
-        yield reader_words(told.reader)
+        yield finding_words(summary, probability=inputs.site.probability)
+    yield images_words(inputs)
+    if inputs.reader is not None:
+        yield reader_words(inputs.reader)
     if clock is not None:
         yield f"Replaces the results of {clock:%Y-%m-%d %H:%M}"
 
 
-def images_words(told: ResultInput) -> str:
+def images_words(inputs: ResultInput) -> str:
     """As "2 of 3 images assessed, 1 abstained, 1 could not be read, more expected"."""
-    images = [image.findings for image in told.images]
+    images = [image.findings for image in inputs.images]
     assessed = sum(any(one.assessment is not Assessment.ABSTAINED for one in findings) for findings in images)
     abstained = sum(bool(findings) for findings in images) - assessed
-    expected = max(told.expected_images or 0, len(images))
+    expected = max(inputs.expected_images or 0, len(images))
     words = [f"{assessed} of {expected} image{'' if expected == 1 else 's'} assessed"]
     if abstained:
         words.append(f"{abstained} abstained")
-    if told.unread:
-        words.append(f"{told.unread} could not be read")
-    if waiting := sum(not image.findings and image.error_reason is None for image in told.images):
+    if inputs.unread:
+        words.append(f"{inputs.unread} could not be read")
+    if waiting := sum(not image.findings and image.error_reason is None for image in inputs.images):
         words.append(f"{waiting} not analysed yet")
     if missing := expected - len(images):
         words.append(f"{missing} not received")
