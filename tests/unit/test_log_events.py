@@ -1,6 +1,7 @@
 """Log events: a fixed vocabulary, in one grammar, with values as fields."""
 
 import ast
+import functools
 import io
 import logging
 import re
@@ -15,7 +16,6 @@ from docs.references import event_of
 from shared.logs import EVENTS, PlainLines
 from shared.settings import ROOT
 
-CALLS = list(references.log_calls())
 # what an event is about, then a participle
 NAME = re.compile(r"[a-z]+(?:[ -][a-z]+)* (?:[a-z]+ed|resent|sent|made|withheld|swept|kept)")
 OTHER_WAYS = r"import .*\bget_\w*logger\b|\w+ = (structlog\.)?get_logger\(|logging\.getLogger\(|\blogging\.(info|warning|error|exception)\("
@@ -31,6 +31,12 @@ WORDS_AT_MOST = 4
 TAKEN = set(vars(logging.makeLogRecord({}))) | {"message", "asctime"}  # logging raises KeyError for such a field
 
 
+@functools.cache
+def calls() -> list[tuple[str, ast.Call]]:
+    """Every call that logs, and its module: found once, and not by each process that collects tests."""
+    return list(references.log_calls())
+
+
 def place(module: str, call: ast.Call) -> str:
     """Module and line of a call."""
     return f"{module}:{call.lineno}"
@@ -38,8 +44,8 @@ def place(module: str, call: ast.Call) -> str:
 
 def test_every_call_logs_an_event_of_the_vocabulary() -> None:
     """A literal name and named values: a text that is made, or has values put in, is a name that nobody can search for."""
-    assert len(CALLS) > 40
-    assert [place(module, call) for module, call in CALLS if event_of(call) not in EVENTS] == []
+    assert len(calls()) > 40
+    assert [place(module, call) for module, call in calls() if event_of(call) not in EVENTS] == []
 
 
 @pytest.mark.parametrize(
@@ -81,7 +87,7 @@ def test_names_are_short_and_in_one_grammar(event: str) -> None:
 
 def test_no_event_is_left_over_or_means_two_things() -> None:
     """Each is logged, and by one module: another one has something else to tell."""
-    modules = {(event_of(call), module) for module, call in CALLS} | {("similar lines withheld", "shared.logs")}
+    modules = {(event_of(call), module) for module, call in calls()} | {("similar lines withheld", "shared.logs")}
     counted = Counter(event for event, _ in modules)
     assert set(counted) == set(EVENTS)
     assert {event: count for event, count in counted.items() if count > 1} == {}
@@ -89,7 +95,7 @@ def test_no_event_is_left_over_or_means_two_things() -> None:
 
 def test_no_field_has_a_name_that_logging_refuses() -> None:
     """Such a line would raise KeyError instead of being written."""
-    assert [place(m, call) for m, call in CALLS for one in call.keywords if one.arg in TAKEN - {"exc_info"}] == []
+    assert [place(m, call) for m, call in calls() for one in call.keywords if one.arg in TAKEN - {"exc_info"}] == []
 
 
 def test_the_page_shows_every_event_with_its_fields() -> None:

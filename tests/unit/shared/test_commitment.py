@@ -56,7 +56,8 @@ def _refuse() -> Dataset:
 
 
 NONE = Dataset()
-LARGE = request("1.2", [("1.2", "1.3")] * (MAX_INSTANCES + 1))
+LARGE = request("1.2", [("1.2", "1.3")])
+LARGE.ReferencedSOPSequence = list(LARGE.ReferencedSOPSequence) * (MAX_INSTANCES + 1)
 
 
 @pytest.mark.parametrize(
