@@ -134,9 +134,12 @@ def test_examination_is_named(browser: Browser, in_process: InProcessApi, studie
         shoot(page, "examination-search")
 
         page.goto(f"{url}/view/{studies['named']}")
-        identity = page.locator(".identity")
+        page.locator("#more > summary").click()
+        identity = page.locator("#more .sheet")
         for words in ("SAMPLE-0021 · ST ANNA", "F · 41 y", "28 Nov 2026, 14:02 · AGFA DX-D", "A-20931"):
             expect(identity).to_contain_text(words)
+        page.locator("#more > summary").click()
+        expect(page.locator(".case .identity")).to_contain_text("SAMPLE, UNA")
         expect(page.locator(".thumb .seen").first).to_have_text("AP, right")
         expect(page.locator("#image-1")).to_contain_text("AP, right · Tibia AP · CR")
         shoot(page, "examination-study")
@@ -144,9 +147,9 @@ def test_examination_is_named(browser: Browser, in_process: InProcessApi, studie
         assert results.violations_count == 0, results.generate_report()
 
         page.goto(f"{url}/view/{studies['first']}")
-        expect(page.locator(".identity .held")).to_contain_text("1 file of another patient")
+        expect(page.locator(".rail .held")).to_contain_text("1 file of another patient")
         page.goto(f"{url}/view/{studies['corrected']}")
-        expect(page.locator(".identity .held")).to_contain_text("1 corrected header waits")
+        expect(page.locator(".rail .held")).to_contain_text("1 corrected header waits")
         shoot(page, "examination-study-corrected")
 
         page.goto(f"{url}/view/{studies['named']}/report")
@@ -155,6 +158,32 @@ def test_examination_is_named(browser: Browser, in_process: InProcessApi, studie
         shoot(page, "examination-report")
         page.goto(f"{url}/view/{studies['bare']}/report")
         expect(page.locator(".facts")).not_to_contain_text("Examination")
+        page.goto(f"{url}/login")
+
+
+SHARES = {(1920, 1080): 0.75, (1440, 900): 0.7, (1024, 768): 0.62, (390, 844): 0.55}  # of the window
+
+
+@pytest.mark.parametrize("name", ["named", "bare"])
+def test_the_image_comes_first(
+    browser: Browser, in_process: InProcessApi, studies: dict[str, str], url: str, name: str
+) -> None:
+    """The stage has most of the window; who it is, the assessment and Done are in view; the rail alone is scrolled."""
+    with watched(browser) as page:
+        log_in(page, url, in_process.keys["radiologist"])
+        for (width, height), share in SHARES.items():
+            page.set_viewport_size({"width": width, "height": height})
+            page.goto(f"{url}/view/{studies[name]}")
+            expect(page.locator("#lock")).to_have_attribute("data-state", "mine")
+            stage = page.locator("#stage").bounding_box()
+            assert stage is not None
+            assert stage["width"] * stage["height"] >= share * width * height, (width, stage)
+            assert stage["height"] >= 0.6 * height, (width, stage)
+            size = page.evaluate("() => [document.documentElement.scrollWidth, document.documentElement.scrollHeight]")
+            assert size == [width, height]
+            for wanted in (".case h1", ".research", "#stage", ".verdict .headline >> visible=true", "#done"):
+                expect(page.locator(wanted).first).to_be_in_viewport(ratio=1)
+            assert page.locator(".case h1").evaluate("h1 => h1.scrollWidth <= h1.clientWidth"), "the name is cut off"
         page.goto(f"{url}/login")
 
 
