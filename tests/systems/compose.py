@@ -434,7 +434,8 @@ def _all_once(deployment: Deployment, expected: int) -> None:
     (total, analysed) = map(
         int, deployment.ask(f"SELECT count(*), count(*) FILTER (WHERE status = 'analysed') FROM {studies}")[0]
     )
-    ours = f"instances AS i WHERE study_id IN (SELECT id FROM {studies})"
+    # without what is kept and not analysed: objects that were made of results are instances, too
+    ours = f"instances AS i WHERE kept = '' AND study_id IN (SELECT id FROM {studies})"
     of_ours = f"SELECT count(*), count(DISTINCT (instance_id, frame, bundle)) FROM findings WHERE instance_id IN (SELECT i.id FROM {ours})"
     findings, different = map(int, deployment.ask(of_ours)[0])
     without = f"SELECT count(*) FROM {ours} AND NOT EXISTS (SELECT FROM findings AS f WHERE f.instance_id = i.id)"
