@@ -100,17 +100,17 @@ class Events:
             self._wake.send(b"x")
         self._notify_streams(None)
 
-    def is_full(self, key_id: UUID, most: int) -> bool:
+    def is_full(self, key_id: UUID, max_streams: int) -> bool:
         """Check whether a key may open no more streams.
 
         Args:
             key_id: of the key.
-            most: how many it may have open.
+            max_streams: how many it may have open.
 
         Returns:
             Whether it has as many open.
         """
-        return self._open[key_id] >= most
+        return self._open[key_id] >= max_streams
 
     @contextmanager
     def count_stream(self, key_id: UUID) -> Iterator[None]:

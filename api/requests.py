@@ -178,12 +178,12 @@ def _check_strings(found: object) -> None:
             todo += one
 
 
-async def form_fields(request: Request, most_bytes: int) -> dict[str, str]:
+async def form_fields(request: Request, max_bytes: int) -> dict[str, str]:
     """Read an application/x-www-form-urlencoded body. Source: WHATWG URL, 5.1.
 
     Args:
         request: whose body was not read yet.
-        most_bytes: the largest body; no more is held.
+        max_bytes: the largest body; no more is held.
 
     Returns:
         The first value of each of at most 8 fields.
@@ -194,7 +194,7 @@ async def form_fields(request: Request, most_bytes: int) -> dict[str, str]:
     body = b""
     async for piece in request.stream():
         body += piece
-        if len(body) > most_bytes:
+        if len(body) > max_bytes:
             raise BadRequest("The form is too large; load the page again")
     try:
         return {name: values[0] for name, values in parse_qs(body.decode("ascii"), max_num_fields=8).items()}

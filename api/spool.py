@@ -43,10 +43,10 @@ RESERVED_SHARE = 20  # of a disk smaller than that many reserves, this part is l
 class SpoolBudget:
     """How much all uploads in progress hold in the spool, and the bounds on that. Safe between threads."""
 
-    def __init__(self, folder: Path | None, most: int, reserve: int) -> None:
-        """most: bytes; reserve: bytes left free on the disk for others, of a small disk a twentieth."""
+    def __init__(self, folder: Path | None, max_bytes: int, reserve: int) -> None:
+        """max_bytes: of all uploads; reserve: bytes left free on the disk for others, of a small disk a twentieth."""
         self.folder = folder or Path(tempfile.gettempdir())
-        self.most, self.reserve = most, reserve
+        self.max_bytes, self.reserve = max_bytes, reserve
         self._parts: list[int] | memoryview[int] = [0]  # that processes hold
         self._own = 0  # the part of this one
         self._lock = threading.Lock()
@@ -67,7 +67,7 @@ class SpoolBudget:
 
     def check(self, more: int) -> None:
         """Raises SpoolFull if so many bytes do not fit now."""
-        if self.used + more > self.most:
+        if self.used + more > self.max_bytes:
             raise SpoolFull("Other uploads fill the spool. Send it again later, or raise OSTEON_MAX_SPOOL_BYTES")
         try:
             disk = os.statvfs(self.folder)
@@ -457,8 +457,8 @@ class PositionedReader(io.RawIOBase):
 
     def readinto(self, buffer: Any) -> int:  # noqa: ANN401 - any writable buffer
         """As a file. Raises what `read_at` raises."""
-        most = max(0, min(len(buffer), self.size_bytes - self.position))
-        data = self.read_at(self.position, most) if most else b""
+        size = max(0, min(len(buffer), self.size_bytes - self.position))
+        data = self.read_at(self.position, size) if size else b""
         buffer[: len(data)] = data
         self.position += len(data)
         return len(data)

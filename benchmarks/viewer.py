@@ -50,7 +50,7 @@ def run(quick: bool, say: Say) -> Result:  # noqa: FBT001 - one signature for al
     chromium = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
     if chromium is None:
         raise MissingRequirement("this needs Chromium: apt-get install chromium")
-    rounds, most = (1, 12) if quick else (4, None)
+    rounds, max_studies = (1, 12) if quick else (4, None)
     opened: list[float] = []
     turned: list[float] = []
     with _analysed(say) as (url, studies), sync_playwright() as playwright:
@@ -60,8 +60,8 @@ def run(quick: bool, say: Say) -> Result:  # noqa: FBT001 - one signature for al
         page.get_by_label("Your key").fill(KEYS["radiologist"])
         page.get_by_role("button", name="Log in").click()
         for number in range(rounds):
-            say(f"round {number + 1} of {rounds}: {len(studies[:most])} studies are opened")
-            for study in studies[:most]:
+            say(f"round {number + 1} of {rounds}: {len(studies[:max_studies])} studies are opened")
+            for study in studies[:max_studies]:
                 page.goto(url)
                 page.evaluate(NOTE)
                 page.locator(f"a.open[href='/view/{study}']").click()

@@ -187,9 +187,9 @@ def fill_examinations(config: Settings, database: Database) -> None:
 
 def _header(metadata: InstanceMetadata, sha256: str, size_bytes: int) -> Header | None:
     """Read the header of a stored original, and make its metadata; None if it is lost, or is no longer accepted."""
-    for most in (HEAD_BYTES, None):  # the head is nearly always enough
+    for max_bytes in (HEAD_BYTES, None):  # the head is nearly always enough
         try:
-            content = metadata.store.get(original_key(sha256), most)
+            content = metadata.store.get(original_key(sha256), max_bytes)
             header = read_header(io.BytesIO(content), size_bytes, metadata.limits)
         except Rejected:
             continue

@@ -105,34 +105,34 @@ def check_member(member: zipfile.ZipInfo) -> None:
         raise BadArchive("This member is neither stored nor deflated", hint="Pack the archive with the usual method.")
 
 
-def chunks(archive: zipfile.ZipFile, member: zipfile.ZipInfo, most: int) -> Iterator[bytes]:
+def chunks(archive: zipfile.ZipFile, member: zipfile.ZipInfo, max_bytes: int) -> Iterator[bytes]:
     """Read a member, and count its bytes as they come, for a directory can lie about sizes.
 
     Args:
         archive: opened by `opened`.
         member: one of its members, checked by `check_member`.
-        most: how many bytes it may have.
+        max_bytes: how many bytes it may have.
 
     Yields:
         Up to CHUNK bytes.
 
     Raises:
         BadArchive: the member is damaged.
-        TooLarge: it has more than `most` bytes.
+        TooLarge: it has more than `max_bytes` bytes.
     """
     total = 0
     try:
         with archive.open(member) as file:
             while chunk := file.read(CHUNK):
                 total += len(chunk)
-                if total > most:
+                if total > max_bytes:
                     raise TooLarge("The archive expands beyond the limits", hint=SPLIT)
                 yield chunk
     except DAMAGED:
         raise BadArchive("This member of the archive is damaged") from None
 
 
-def member_of(file: BinaryIO, size_bytes: int, name: str, bounds: Bounds, most: int) -> bytes:
+def member_of(file: BinaryIO, size_bytes: int, name: str, bounds: Bounds, max_bytes: int) -> bytes:
     """Read one member of an archive.
 
     Args:
@@ -140,7 +140,7 @@ def member_of(file: BinaryIO, size_bytes: int, name: str, bounds: Bounds, most: 
         size_bytes: size of the archive.
         name: of the member, as in the archive's directory.
         bounds: what the archive may hold.
-        most: how many bytes the member may have.
+        max_bytes: how many bytes the member may have.
 
     Returns:
         The member's bytes.
@@ -154,7 +154,7 @@ def member_of(file: BinaryIO, size_bytes: int, name: str, bounds: Bounds, most: 
         if member is None:
             raise BadArchive("The archive changed while it was read")
         check_member(member)
-        content = b"".join(chunks(archive, member, most))
+        content = b"".join(chunks(archive, member, max_bytes))
     if starts_as_archive(content[:HEAD_BYTES]):
         raise BadArchive(NESTED, hint="Send its files themselves.")
     return content

@@ -198,9 +198,9 @@ class RepeatFilter(logging.Filter):
     all pass.
     """
 
-    def __init__(self, most: int = MAX_REPEATS, window_s: float = WINDOW_S) -> None:
+    def __init__(self, max_lines: int = MAX_REPEATS, window_s: float = WINDOW_S) -> None:
         super().__init__()
-        self.most, self.window_s = most, window_s
+        self.max_lines, self.window_s = max_lines, window_s
         self._begun = 0.0
         self._seen: dict[tuple[object, ...], int] = {}
         self._lock = threading.Lock()
@@ -223,14 +223,14 @@ class RepeatFilter(logging.Filter):
         for name, level, held_back in held_back_kinds:
             tell = logging.getLogger(name).log  # without the ids that are bound: it is about other lines
             Context().run(tell, level, "similar lines withheld", extra={"held_back": held_back})
-        return seen <= self.most
+        return seen <= self.max_lines
 
     def _new_window(self) -> list[tuple[str, int, int]]:
         """Begin one if the last is over; returns logger, level and number of the lines that were held back in it."""
         now = time.monotonic()
         if now - self._begun <= self.window_s:
             return []
-        counts = [(str(kind[0]), int(str(kind[1])), seen - self.most) for kind, seen in self._seen.items()]
+        counts = [(str(kind[0]), int(str(kind[1])), seen - self.max_lines) for kind, seen in self._seen.items()]
         self._begun, self._seen = now, {}
         return [one for one in counts if one[2] > 0]
 

@@ -218,14 +218,14 @@ def _supervised_lesson(module: nn.Module, batch: Batch) -> "Lesson":
 
 
 @torch.no_grad()
-def _mark_suspects(teacher: Teacher, cache: RadiographCache, device: torch.device, most: int = 3) -> None:
+def _mark_suspects(teacher: Teacher, cache: RadiographCache, device: torch.device, count: int = 3) -> None:
     for start in tqdm(range(0, len(cache.radiographs), 16), desc="suspects", unit="batch"):
         squares = torch.from_numpy(np.stack(cache.images[start : start + 16]))[:, None].to(device)
         with half_precision(device):
             heatmap = teacher(_channels_last(squares)).heatmap
         alone = heatmap == F.max_pool2d(heatmap[:, None], 5, 1, 2)[:, 0]
         for row, (values, peak) in enumerate(zip(heatmap, alone, strict=True)):
-            best = (values - 1e4 * ~peak).flatten().topk(most).indices.cpu()
+            best = (values - 1e4 * ~peak).flatten().topk(count).indices.cpu()
             across = values.shape[1]
             cache.suspects[start + row] = [
                 ((int(i) % across + 0.5) / across, (int(i) // across + 0.5) / across) for i in best

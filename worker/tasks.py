@@ -317,8 +317,8 @@ class Engine:
         wait = timedelta(seconds=min(600.0, base) * random.uniform(0.5, 1.5))  # noqa: S311 - jitter, not a secret
         try:
             with self.database.transaction() as session:
-                not_before, most = db_now(session) + wait, self.settings.max_attempts
-                outcome = analyses.retry(session, claim, why, not_before, most, blameless=blameless)
+                not_before, max_attempts = db_now(session) + wait, self.settings.max_attempts
+                outcome = analyses.retry(session, claim, why, not_before, max_attempts, blameless=blameless)
         except Exception as error:  # noqa: BLE001 - whatever keeps us from writing, the lease brings the study back
             outcome = TaskOutcome.LEFT_TO_LEASE
             fields["unwritten"] = type(error).__name__

@@ -193,14 +193,14 @@ def _name(name: str) -> Mapping[str, str] | None:
 
 
 def database_query(
-    search: Search, wanted: ReturnedAttributes, most: int, study_uid: str | None, series_uid: str | None
+    search: Search, wanted: ReturnedAttributes, max_results: int, study_uid: str | None, series_uid: str | None
 ) -> Question:
     """Make the question that a query asks of the database.
 
     Args:
         search: the query; its `matches` are those that are indexed.
         wanted: which attributes are returned.
-        most: results of one response.
+        max_results: results of one response.
         study_uid: the study that it is restricted to; None: all.
         series_uid: the series; None: all.
 
@@ -212,7 +212,7 @@ def database_query(
         matches=search.matches,
         study_uid=study_uid,
         series_uid=series_uid,
-        limit=most if search.limit is None else min(search.limit, most),
+        limit=max_results if search.limit is None else min(search.limit, max_results),
         offset=search.offset,
         identities=wanted.identities,
         rejected=search.rejected,

@@ -196,8 +196,8 @@ class BoundedSocket(AssociationSocket):
         if done:
             view[:done], self._unread = self._unread[:done], self._unread[done:]
         closing = self.assoc.dul.state_machine.current_state == "Sta13"  # what comes now is thrown away
-        most_s = CLOSING_S if closing else self.idle_s
-        until, limit_s = time.monotonic() + most_s, self.idle_s
+        max_wait_s = CLOSING_S if closing else self.idle_s
+        until, limit_s = time.monotonic() + max_wait_s, self.idle_s
         try:
             while done < len(view):
                 left = until - time.monotonic()
@@ -334,13 +334,13 @@ def _fill(sock: BoundedSocket, view: memoryview) -> None:
 class BoundedBytes(BytesIO):
     """Bytes of a message, up to a number."""
 
-    def __init__(self, most: int) -> None:
+    def __init__(self, max_bytes: int) -> None:
         super().__init__()
-        self.most = most
+        self.max_bytes = max_bytes
 
     def write(self, data: Any) -> int:  # noqa: ANN401 - any buffer
         """As BytesIO has it. Raises ProtocolViolation."""
-        if self.tell() + len(data) > self.most:
+        if self.tell() + len(data) > self.max_bytes:
             raise ProtocolViolation
         return super().write(data)
 

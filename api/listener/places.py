@@ -22,13 +22,13 @@ MAX_PROCESSES = 64
 class Places:
     """Associations up to a number, and what each process counts. Safe between threads and processes."""
 
-    def __init__(self, most: int, processes: int = 1) -> None:
+    def __init__(self, max_places: int, processes: int = 1) -> None:
         """most: associations at a time; processes: that are forked after this, at most MAX_PROCESSES."""
         self.number = 0  # of this process
         self.processes = processes
-        self._most = most
+        self._most = max_places
         counts = 2 * processes * NUMBER_BYTES
-        self._memory = mmap.mmap(-1, counts + most * PLACE_BYTES)
+        self._memory = mmap.mmap(-1, counts + max_places * PLACE_BYTES)
         self._first = counts
         view = memoryview(self._memory)
         self.spooled = view[: counts // 2].cast("q")  # bytes in the spool, by process
@@ -36,12 +36,12 @@ class Places:
         self._guard = tempfile.TemporaryFile()  # noqa: SIM115 - held as long as the process; locked, never written
         self._lock = threading.Lock()
 
-    def take(self, peer_id: UUID, most_of_peer: int) -> bool:
+    def take(self, peer_id: UUID, max_of_peer: int) -> bool:
         """Take a place for an association.
 
         Args:
             peer_id: whose it is.
-            most_of_peer: that one peer may have.
+            max_of_peer: that one peer may have.
 
         Returns:
             Whether there was one.
@@ -53,7 +53,7 @@ class Places:
                     free = at if free is None else free
                 elif its_peer == peer_id.bytes:
                     of_peer += 1
-            if free is None or of_peer >= most_of_peer:
+            if free is None or of_peer >= max_of_peer:
                 return False
             self._memory[free : free + PLACE_BYTES] = bytes([self.number + 1]) + peer_id.bytes
             return True

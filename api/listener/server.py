@@ -73,7 +73,7 @@ class Listener:
         self._lock = threading.Lock()
         metrics.ASSOCIATIONS.set_function(lambda: self.admission.open)
         metrics.SPOOL.set_function(lambda: backends.spool_budget.used)
-        metrics.SPOOL_MOST.set(backends.spool_budget.most)
+        metrics.SPOOL_MOST.set(backends.spool_budget.max_bytes)
         self._connections: dict[socket.socket, PeerAssociation | None] = {}  # the oldest first
         self._sockets: list[socket.socket] = []
         self._wakeup = Wakeup()

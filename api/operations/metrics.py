@@ -126,7 +126,7 @@ class RowCollector(Collector):
             yield from _of_check(checked)
         budget = self._parts.spool_budget
         yield _gauge("osteon_api_spool_bytes", budget.used)
-        yield _gauge("osteon_api_spool_most_bytes", budget.most)
+        yield _gauge("osteon_api_spool_most_bytes", budget.max_bytes)
         if disk := disk_of(self._parts.store):
             yield _gauge("osteon_store_free_bytes", disk.free)
             yield _gauge("osteon_store_size_bytes", disk.total)

@@ -98,14 +98,14 @@ def dicom_date(text: str) -> str:
     return f"{text[:4]}-{text[4:6]}-{text[6:]}" if len(text) == 8 and text.isdigit() else text
 
 
-def cut(text: str, most: int = MAX_LINE_LENGTH) -> str:
+def cut(text: str, max_length: int = MAX_LINE_LENGTH) -> str:
     """Shorten a text.
 
     Args:
         text: of one line.
-        most: how many characters it may have.
+        max_length: how many characters it may have.
 
     Returns:
         The text, its last character an ellipsis if it was longer.
     """
-    return text if len(text) <= most else f"{text[: most - 1].rstrip()}\N{HORIZONTAL ELLIPSIS}"
+    return text if len(text) <= max_length else f"{text[: max_length - 1].rstrip()}\N{HORIZONTAL ELLIPSIS}"

@@ -16,9 +16,11 @@ RETRY_MS = 3000
 
 def _room(parts: PartsDep, key: Radiologist) -> None:
     """Raises HTTPException (429) before the stream begins, when the key has too many open."""
-    most = parts.settings.streams_per_key
-    if parts.events.is_full(key.id, most):
-        raise HTTPException(429, f"Your key has {most} live worklists open; close one", headers={"Retry-After": "60"})
+    max_streams = parts.settings.streams_per_key
+    if parts.events.is_full(key.id, max_streams):
+        raise HTTPException(
+            429, f"Your key has {max_streams} live worklists open; close one", headers={"Retry-After": "60"}
+        )
 
 
 @router.get("/worklist/events", response_class=EventSourceResponse, dependencies=[Depends(_room)])

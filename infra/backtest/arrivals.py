@@ -83,12 +83,12 @@ def _kind(row: dict[str, str]) -> str:
     return kind
 
 
-def _number(text: str | None, most: float) -> float | None:
+def _number(text: str | None, maximum: float) -> float | None:
     if not text:
         return None
     value = float(text)
-    if not 0 <= value <= most:
-        raise ValueError(f"{text} is not within 0 and {most:g}")
+    if not 0 <= value <= maximum:
+        raise ValueError(f"{text} is not within 0 and {maximum:g}")
     return value
 
 

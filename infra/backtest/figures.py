@@ -86,11 +86,11 @@ def plot(path: Path, rows: Sequence[Figures], title: str) -> None:
     for row in rows:
         colour, marker = LOOKS[row.policy]
         y = kinds.index(row.kind) + (policies.index(row.policy) - (len(policies) - 1) / 2) * 0.24
-        mean, p95, most = (max(MIN_SHOWN, value) for value in (row.mean, row.p95, row.maximum))
-        axes.plot([mean, most], [y, y], color=colour, linewidth=1.2)
+        mean, p95, maximum = (max(MIN_SHOWN, value) for value in (row.mean, row.p95, row.maximum))
+        axes.plot([mean, maximum], [y, y], color=colour, linewidth=1.2)
         axes.plot([mean], [y], marker, color=colour, markersize=6)
         axes.plot([p95], [y], marker, color=colour, markersize=6, markerfacecolor="white")
-        axes.plot([most], [y], "|", color=colour, markersize=11, markeredgewidth=2.5)
+        axes.plot([maximum], [y], "|", color=colour, markersize=11, markeredgewidth=2.5)
     counts = {row.kind: row.studies for row in rows}
     axes.set_yticks(range(len(kinds)), [f"{kind} ({counts[kind]:,})" for kind in kinds])
     axes.invert_yaxis()

@@ -447,11 +447,11 @@ class Inflation:
 
 
 class _InflatedFile(io.RawIOBase):
-    """A deflated data set, inflated as far as it is read, and at most to `most` bytes of it. Source: PS3.5 A.5."""
+    """A deflated data set, inflated as far as it is read, and at most to `max_bytes` bytes of it. Source: PS3.5 A.5."""
 
-    def __init__(self, file: BinaryIO, most: int, inflation: Inflation) -> None:
-        self.file, self.most, self.inflation = file, most, inflation
-        self.total = 0  # bytes inflated, of which `most` are kept
+    def __init__(self, file: BinaryIO, max_bytes: int, inflation: Inflation) -> None:
+        self.file, self.max_bytes, self.inflation = file, max_bytes, inflation
+        self.total = 0  # bytes inflated, of which `max_bytes` are kept
         self._kept = bytearray()
         self._position = 0
         self._machine = zlib.decompressobj(-zlib.MAX_WBITS)
@@ -469,7 +469,7 @@ class _InflatedFile(io.RawIOBase):
 
     def read(self, size: int = -1) -> bytes:
         """Raises TooLarge when the request's budget is used up, and zlib.error for damaged data."""
-        end = self.most if size < 0 else min(self._position + size, self.most)
+        end = self.max_bytes if size < 0 else min(self._position + size, self.max_bytes)
         self.reach(end)
         data = bytes(self._kept[self._position : end])
         self._position += len(data)
@@ -489,19 +489,19 @@ class _InflatedFile(io.RawIOBase):
             self.inflation.bytes_left -= len(part)
             if self.inflation.bytes_left < 0:
                 raise TooLarge(INFLATES_TOO_MUCH, hint=SEND_APART)
-            if len(self._kept) < self.most:
-                self._kept += part[: self.most - len(self._kept)]
+            if len(self._kept) < self.max_bytes:
+                self._kept += part[: self.max_bytes - len(self._kept)]
         return self.total
 
     def extent(self) -> tuple[int, int]:
         """Return how many bytes can be read, and how many there are: one more if data follow those that are kept."""
-        there = self.reach(min(self._position, self.most))
-        goes_on = self._position > self.most and self.reach(self.most + 1) > self.most
-        return (self.most, self.most + 1) if goes_on else (there, there)
+        there = self.reach(min(self._position, self.max_bytes))
+        goes_on = self._position > self.max_bytes and self.reach(self.max_bytes + 1) > self.max_bytes
+        return (self.max_bytes, self.max_bytes + 1) if goes_on else (there, there)
 
     def check(self, end: int, size_bytes: int) -> None:
         """Raise TooLarge, before inflating, if `end` bytes are too many for a file of size_bytes or for the request."""
-        if end > max(size_bytes * self.inflation.max_ratio, self.most):
+        if end > max(size_bytes * self.inflation.max_ratio, self.max_bytes):
             raise TooLarge(
                 f"The deflated data set would expand to more than {self.inflation.max_ratio} times its size",
                 hint="Send it in another transfer syntax.",

@@ -60,13 +60,13 @@ def target_errors(targets: TurnaroundTargets) -> list[str]:
         return [f"Give a row for each of: {', '.join(TURNAROUND_TARGETS)}"]
     if any(set(row) != set(Priority) for row in targets.values()):
         return [f"Give minutes for each of: {', '.join(Priority)}"]
-    most = int(HARD_MAXIMUM.total_seconds() // 60)
+    max_minutes = int(HARD_MAXIMUM.total_seconds() // 60)
     wrong = [
-        f"{name}, {priority}: {minutes} minutes; from 1 to {most} are possible, for no study may wait longer than "
-        f"{HARD_MAXIMUM.days} days"
+        f"{name}, {priority}: {minutes} minutes; from 1 to {max_minutes} are possible, for no study may wait longer "
+        f"than {HARD_MAXIMUM.days} days"
         for name, row in targets.items()
         for priority, minutes in row.items()
-        if not 1 <= minutes <= most
+        if not 1 <= minutes <= max_minutes
     ]
     for graver, milder in pairwise(TURNAROUND_TARGETS):
         wrong += [

@@ -77,18 +77,18 @@ def calling_threads() -> int:
     return engine_streams() + 1 if _openvino() else 1
 
 
-def images_per_call(most: int) -> int:
+def images_per_call(max_images: int) -> int:
     """Count the images that a stream takes at a time.
 
     OpenVINO gains nothing from a batch: a single image is finished soonest, and an urgent one waits for no other's.
 
     Args:
-        most: how many images the model may take at a time.
+        max_images: how many images the model may take at a time.
 
     Returns:
         The number of images.
     """
-    return 1 if _openvino() else most
+    return 1 if _openvino() else max_images
 
 
 def device_description() -> str:

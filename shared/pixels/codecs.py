@@ -165,15 +165,15 @@ def significant(values: npt.NDArray[Any], bits: int, high_bit: int, *, signed: b
     return wanted >> (width - bits) if width > bits else wanted
 
 
-def inflate(data: bytes, at: int, most: int) -> bytes:
+def inflate(data: bytes, at: int, max_bytes: int) -> bytes:
     """Inflate a deflated data set. Source: PS3.5 A.5.
 
     Args:
         data: the whole file.
         at: position of the data set.
-        most: how many bytes are wanted.
+        max_bytes: how many bytes are wanted.
 
     Returns:
-        At most `most` bytes; fewer where the data set is shorter or cut short.
+        At most `max_bytes` bytes; fewer where the data set is shorter or cut short.
     """
-    return zlib.decompressobj(-zlib.MAX_WBITS).decompress(memoryview(data)[at:], most)
+    return zlib.decompressobj(-zlib.MAX_WBITS).decompress(memoryview(data)[at:], max_bytes)

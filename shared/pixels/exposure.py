@@ -276,14 +276,14 @@ def _flat_lines(lines: Float32Image, low: float, high: float) -> int:
     tolerance = (BRIGHT_TOLERANCE if bright else DARK_TOLERANCE) * (high - low)
     if np.count_nonzero(np.abs(first - value) > tolerance) > STRAY * len(first):
         return 0
-    most_letters = round(LETTER_HEIGHT * max(lines.shape))
+    max_depth = round(LETTER_HEIGHT * max(lines.shape))
     depth = 0  # of the last line that has one value; those between may hold letters
     for begin in range(0, len(lines), 32):
         other = np.count_nonzero(np.abs(lines[begin : begin + 32] - value) > tolerance, axis=1) / len(first)
         for number, share in enumerate(other.tolist(), begin):
             if share <= STRAY:
                 depth = number + 1
-            elif share > LETTERS_SHARE or number - depth >= most_letters:
+            elif share > LETTERS_SHARE or number - depth >= max_depth:
                 if depth < MIN_LINES or abs(float(np.median(lines[depth - 1])) - value) > tolerance / 4:
                     return 0  # a slope, which has no end
                 return depth if bright or _ends(np.abs(lines[depth:] - value) > tolerance) else 0
@@ -374,8 +374,8 @@ def _bright_depth(lines: Float32Image) -> int:
     steps = (2 * sums[reach:-reach] - sums[: -2 * reach] - sums[2 * reach :]) / reach
     along = np.arange(length)
     best, found = 0.0, None
-    most_lean = max(1, round(MAX_BORDER_SLOPE * length / 2))
-    for lean in range(-most_lean, most_lean + 1, max(1, most_lean // 6)):
+    max_lean = max(1, round(MAX_BORDER_SLOPE * length / 2))
+    for lean in range(-max_lean, max_lean + 1, max(1, max_lean // 6)):
         shift = np.rint(lean * (2 * along / max(1, length - 1) - 1)).astype(np.intp)
         base = np.arange(abs(lean), len(steps) - abs(lean))
         if not len(base):

@@ -251,19 +251,19 @@ def key_of_site(session: Session, site_id: UUID | None, key_id: UUID) -> KeyRow:
     return row
 
 
-def addresses(session: Session, key_id: UUID, most: int = 100) -> Sequence[KeyAddressRow]:
+def addresses(session: Session, key_id: UUID, limit: int = 100) -> Sequence[KeyAddressRow]:
     """Read where a key was used from.
 
     Args:
         session: the caller's transaction.
         key_id: of the key.
-        most: how many addresses.
+        limit: how many addresses.
 
     Returns:
         The rows, the latest new address first.
     """
     mine = select(KeyAddressRow).where(KeyAddressRow.key_id == key_id)
-    return session.scalars(mine.order_by(KeyAddressRow.first_at.desc(), KeyAddressRow.address).limit(most)).all()
+    return session.scalars(mine.order_by(KeyAddressRow.first_at.desc(), KeyAddressRow.address).limit(limit)).all()
 
 
 def make_site(session: Session, name: str) -> UUID | None:
@@ -661,12 +661,12 @@ class Vault:
         )
         return list(found)
 
-    def make_searchable(self, session: Session, most: int) -> int:
+    def make_searchable(self, session: Session, limit: int) -> int:
         """Write the tokens and pieces of studies that were taken in before searches used them.
 
         Args:
             session: the caller's transaction.
-            most: how many studies.
+            limit: how many studies.
 
         Returns:
             For how many they were written; 0 once all have them.
@@ -676,7 +676,7 @@ class Vault:
             .join(StudyRow, StudyRow.id == IdentityRow.study_id)
             .where(IdentityRow.pieces.is_(None))  # whoever writes tokens writes pieces, since there are any
             .order_by(IdentityRow.study_id)
-            .limit(most)
+            .limit(limit)
             .with_for_update(of=IdentityRow)
         ).all()
         identities = [(row[0], row[1], self.identity_of(row[2])) for row in rows]

@@ -1201,17 +1201,19 @@ def in_no_queue(oldest: Mapping[Priority, datetime | None], now: datetime, grace
     )
 
 
-def promote_late(session: Session, limits: Mapping[Priority, timedelta], now: datetime, most: int) -> list[DueMessage]:
+def promote_late(
+    session: Session, limits: Mapping[Priority, timedelta], now: datetime, max_studies: int
+) -> list[DueMessage]:
     """Move studies that waited beyond their queue's limit one queue up, longest wait first.
 
-    The queues are served in strict order, so without this a slower one could starve. Because `most` is a small share of
-    what workers finish, those promoted delay an urgent study by little, however many wait.
+    The queues are served in strict order, so without this a slower one could starve. Because `max_studies` is a small
+    share of what workers finish, those promoted delay an urgent study by little, however many wait.
 
     Args:
         session: the caller's transaction.
         limits: longest wait in each queue that studies can be promoted from.
         now: Postgres' time.
-        most: so many studies at most.
+        max_studies: so many studies at most.
 
     Returns:
         The messages to send; those in the slower queue will find nothing to do.
@@ -1228,7 +1230,7 @@ def promote_late(session: Session, limits: Mapping[Priority, timedelta], now: da
                 _is_due(now),
             )
             .order_by(AnalysisRow.queued_at, AnalysisRow.id)
-            .limit(most - len(promoted))
+            .limit(max_studies - len(promoted))
             .with_for_update(skip_locked=True)
         ).all()
         # their messages in the slower queue will find nothing to do
@@ -1312,7 +1314,7 @@ def pause_unbegun(session: Session, run_id: UUID, now: datetime) -> None:
 
 
 def send_stranded(
-    session: Session, run_id: UUID, where: ColumnElement[bool], most: int, now: datetime
+    session: Session, run_id: UUID, where: ColumnElement[bool], limit: int, now: datetime
 ) -> list[DueMessage]:
     """Send stranded analyses of studies again, for a run. They keep their queue: they are late, not unimportant.
 
@@ -1320,7 +1322,7 @@ def send_stranded(
         session: the caller's transaction.
         run_id: of the run.
         where: which of them.
-        most: so many at most, the latest first.
+        limit: so many at most, the latest first.
         now: Postgres' time.
 
     Returns:
@@ -1330,7 +1332,7 @@ def send_stranded(
         select(*QUEUE)
         .where(IS_FIRST, AnalysisRow.state == AnalysisState.QUEUED, _is_due(now), where)
         .order_by(AnalysisRow.queued_at.desc())
-        .limit(most)
+        .limit(limit)
         .with_for_update(skip_locked=True)
     ).all()
     return mark_sent(session, rows, now, attempts=0, not_before=None, run_id=run_id, leftover=LeftoverKind.STRANDED)

@@ -155,7 +155,7 @@ def network_of(address: str) -> str:
 class Throttle:
     """How many failures of one network, or with one key, are answered within a time; further ones have to wait."""
 
-    most: int
+    max_failures: int
     within: timedelta = timedelta(minutes=1)
 
     def wait(self, session: Session, network: str, key_id: UUID | None) -> timedelta | None:
@@ -178,12 +178,12 @@ class Throttle:
                 select(AuditEventRow.at)
                 .where(mark, AuditEventRow.kind.in_(FAILURES), AuditEventRow.at > func.now() - self.within)
                 .order_by(AuditEventRow.at.desc())
-                .limit(self.most)
+                .limit(self.max_failures)
             ).subquery()
             count, left = session.execute(
                 select(func.count(), func.min(recent.c.at) + self.within - func.clock_timestamp())
             ).one()
-            if count >= self.most:
+            if count >= self.max_failures:
                 waits.append(max(left, timedelta(seconds=1)))
         return max(waits, default=None)
 
@@ -241,18 +241,18 @@ MIN_ID_DIGITS = 4  # digits that may be given for an id
 _actor_name: ColumnElement[str] = func.coalesce(AuditEventRow.actor, KeyRow.name)  # names of keys do not change
 
 
-def events(session: Session, wanted: AuditQuery, most: int) -> list[Event]:
+def events(session: Session, wanted: AuditQuery, limit: int) -> list[Event]:
     """Read the latest events.
 
     Args:
         session: the caller's transaction.
         wanted: which ones.
-        most: how many.
+        limit: how many.
 
     Returns:
         The events, the latest first.
     """
-    chosen = _with_names().order_by(AuditEventRow.id.desc()).limit(most)
+    chosen = _with_names().order_by(AuditEventRow.id.desc()).limit(limit)
     if wanted.site_id is not None:
         chosen = chosen.where(AuditEventRow.site_id == wanted.site_id)
     if wanted.kinds:

@@ -33,7 +33,9 @@ class Pacing:
     grace: timedelta  # for a message on its way from the row to the queue and back
 
 
-def open_backfill_run(session: Session, day: date, now: datetime, bundle: str, hours: float, most: int) -> UUID | None:
+def open_backfill_run(
+    session: Session, day: date, now: datetime, bundle: str, hours: float, max_studies: int
+) -> UUID | None:
     """Open this day's run. It goes on where the last run of this bundle stopped.
 
     Args:
@@ -42,7 +44,7 @@ def open_backfill_run(session: Session, day: date, now: datetime, bundle: str, h
         now: Postgres' time.
         bundle: that analyses.
         hours: length of the window.
-        most: how many studies the run may choose.
+        max_studies: how many studies the run may choose.
 
     Returns:
         The run's id; None if it was opened before.
@@ -50,7 +52,7 @@ def open_backfill_run(session: Session, day: date, now: datetime, bundle: str, h
     run_id: UUID | None = session.scalar(
         insert(BackfillRunRow)
         .values(
-            day=day, started_at=now, ends_at=now + timedelta(hours=hours), bundle=bundle, most=most,
+            day=day, started_at=now, ends_at=now + timedelta(hours=hours), bundle=bundle, most=max_studies,
             stage=Stage.LEFTOVERS,
         )
         .on_conflict_do_nothing()
@@ -83,7 +85,7 @@ def has_backfill(session: Session, day: date) -> bool:
     return bool(session.scalar(select(exists().where(BackfillRunRow.day == day))))
 
 
-def open_shadow_run(session: Session, bundle: str, now: datetime, since: date | None, most: int | None) -> UUID:
+def open_shadow_run(session: Session, bundle: str, now: datetime, since: date | None, max_studies: int | None) -> UUID:
     """Make a bundle a shadow: it analyses history, and no reader sees its findings.
 
     Args:
@@ -91,7 +93,7 @@ def open_shadow_run(session: Session, bundle: str, now: datetime, since: date | 
         bundle: its name.
         now: Postgres' time.
         since: only studies that arrived on this day (UTC) or later; None: all.
-        most: how many studies; None: all.
+        max_studies: how many studies; None: all.
 
     Returns:
         The run's id.
@@ -107,7 +109,7 @@ def open_shadow_run(session: Session, bundle: str, now: datetime, since: date | 
         raise InvalidState(f"bundle {bundle} is looking at history already; retire it first to begin again")
     row.shadow = True
     run = BackfillRunRow(
-        purpose=SHADOW, started_at=now, bundle=bundle, since=since, most=most, stage=Stage.HISTORY,
+        purpose=SHADOW, started_at=now, bundle=bundle, since=since, most=max_studies, stage=Stage.HISTORY,
     )  # fmt: skip
     session.add(run)
     session.flush()

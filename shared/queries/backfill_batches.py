@@ -82,7 +82,7 @@ def fill_batch(
 def _leftovers(
     session: Session,
     run: BackfillRunRow,
-    most: int,
+    limit: int,
     oldest: Mapping[Priority, datetime | None],
     grace: timedelta,
     now: datetime,
@@ -98,13 +98,13 @@ def _leftovers(
         (AnalysisRow.sent_at < before) & nowhere, AnalysisRow.sent_at.is_(None) & (AnalysisRow.queued_at < before)
     ) & (AnalysisRow.run_id.is_distinct_from(run.id) & is_counted(AnalysisRow.site_id))
     # stranded ones first: the others become queued here, and would count as stranded too
-    first = analyses.send_stranded(session, run.id, stranded, most, now)
-    then = _retry_failed(session, run, most - len(first), now)
+    first = analyses.send_stranded(session, run.id, stranded, limit, now)
+    then = _retry_failed(session, run, limit - len(first), now)
     run.stranded, run.failed = run.stranded + len(first), run.failed + len(then)
     return first + then
 
 
-def _retry_failed(session: Session, run: BackfillRunRow, most: int, now: datetime) -> list[DueMessage]:
+def _retry_failed(session: Session, run: BackfillRunRow, limit: int, now: datetime) -> list[DueMessage]:
     """Quarantined studies of which images without an error of their own may have healed, each once a run."""
     tried = exists().where(AnalysisRow.study_id == StudyRow.id, AnalysisRow.run_id == run.id, analyses.IS_FIRST)
     # an image that can never be analysed does not become readable by itself
@@ -121,7 +121,7 @@ def _retry_failed(session: Session, run: BackfillRunRow, most: int, now: datetim
             ~tried,
         )
         .order_by(StudyRow.received_at.desc())
-        .limit(most)
+        .limit(limit)
         .with_for_update(skip_locked=True)
     ).all()
     asked: dict[str, Any] = {
@@ -135,7 +135,7 @@ def _retry_failed(session: Session, run: BackfillRunRow, most: int, now: datetim
     return [DueMessage(ids[study.id], study.id, Priority.BACKLOG, now) for study in studies]
 
 
-def _paused(session: Session, run: BackfillRunRow, most: int, now: datetime) -> list[DueMessage]:
+def _paused(session: Session, run: BackfillRunRow, limit: int, now: datetime) -> list[DueMessage]:
     """What was taken back when an earlier window of this bundle closed."""
     rows = session.execute(
         select(*analyses.QUEUE)
@@ -146,7 +146,7 @@ def _paused(session: Session, run: BackfillRunRow, most: int, now: datetime) -> 
             AnalysisRow.purpose == _purpose(run),
         )
         .order_by(*(column.desc() for column in ORDER))
-        .limit(most)
+        .limit(limit)
         .with_for_update(skip_locked=True, of=AnalysisRow)
     ).all()
     analyses.move(session, rows, AnalysisState.QUEUED, run_id=run.id, not_before=None)
@@ -159,12 +159,12 @@ def _purpose(run: BackfillRunRow) -> Purpose:
     return Purpose.RERUN if run.purpose == BACKFILL else Purpose.SHADOW
 
 
-def _history(session: Session, run: BackfillRunRow, most: int, now: datetime) -> tuple[list[DueMessage], bool]:
+def _history(session: Session, run: BackfillRunRow, limit: int, now: datetime) -> tuple[list[DueMessage], bool]:
     """The next of history, and whether there may be more. Those that the bundle has seen are switched at once."""
-    page = outdated(session, run, most)
+    page = outdated(session, run, limit)
     if page:
         run.cursor_day, run.cursor_probability, run.cursor_study = page[-1].day, page[-1].probability, page[-1].id
-    if len(page) < most:
+    if len(page) < limit:
         run.stage = Stage.EXHAUSTED
     # one whose study is locked is passed by: the next run over history comes to it
     free = analyses.lock_studies(session, [row.id for row in page], to_refer=True)

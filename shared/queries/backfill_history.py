@@ -14,7 +14,7 @@ ARRIVED_ON = literal_column("date(timezone('UTC'::text, studies.received_at))", 
 ORDER = (ARRIVED_ON, StudyRow.fracture_probability, StudyRow.id)
 
 
-def outdated(session: Session, run: BackfillRunRow, most: int) -> Sequence[Row[UUID, UUID, date, float]]:
+def outdated(session: Session, run: BackfillRunRow, limit: int) -> Sequence[Row[UUID, UUID, date, float]]:
     """Read the next analysed studies whose findings are another bundle's, after the run's cursor.
 
     An index holds them in this order for each bundle, so that a page costs the same wherever in a million studies it
@@ -23,36 +23,36 @@ def outdated(session: Session, run: BackfillRunRow, most: int) -> Sequence[Row[U
     Args:
         session: the caller's transaction.
         run: with its bundle and cursor.
-        most: how many studies.
+        limit: how many studies.
 
     Returns:
         (id, site_id, day, probability): the newest day of arrival first, within a day the likeliest fracture first.
     """
     day, probability = ARRIVED_ON.label("day"), StudyRow.fracture_probability.label("probability")
     of_bundle = select(StudyRow.id, StudyRow.site_id, day, probability)
-    page = lateral(_after_cursor(of_bundle, run).order_by(*(column.desc() for column in ORDER)).limit(most))
+    page = lateral(_after_cursor(of_bundle, run).order_by(*(column.desc() for column in ORDER)).limit(limit))
     return session.execute(
         select(page.c.id, page.c.site_id, page.c.day, page.c.probability)
         .select_from(BundleRow)
         .join(page, literal(value=True))
         .where(BundleRow.name != run.bundle)
         .order_by(page.c.day.desc(), page.c.probability.desc(), page.c.id.desc())
-        .limit(most)
+        .limit(limit)
     ).all()
 
 
-def count_outdated(session: Session, run: BackfillRunRow, most: int) -> int:
+def count_outdated(session: Session, run: BackfillRunRow, limit: int) -> int:
     """Count what `outdated` would still return.
 
     Args:
         session: the caller's transaction.
         run: with its bundle and cursor.
-        most: where to stop counting, for each other bundle.
+        limit: where to stop counting, for each other bundle.
 
     Returns:
         The number.
     """
-    some = lateral(_after_cursor(select(literal(1).label("one")), run).limit(most))
+    some = lateral(_after_cursor(select(literal(1).label("one")), run).limit(limit))
     query = select(func.count()).select_from(BundleRow).join(some, literal(value=True))
     return session.scalar(query.where(BundleRow.name != run.bundle)) or 0
 

@@ -250,12 +250,12 @@ def compare(session: Session, site_id: UUID, old: str, new: str) -> Comparison:
     grouped = (AnalysisRow.old_region, AnalysisRow.old_assessment, AnalysisRow.assessment)
     rows = session.execute(select(*grouped, func.count(), change).where(*pairs).group_by(*grouped)).all()
 
-    def named(before: tuple[Assessment, ...], after: tuple[Assessment, ...], most: str) -> list[UUID]:
+    def named(before: tuple[Assessment, ...], after: tuple[Assessment, ...], difference: str) -> list[UUID]:
         return list(
             session.scalars(
                 select(AnalysisRow.study_id)
                 .where(*pairs, AnalysisRow.old_assessment.in_(before), AnalysisRow.assessment.in_(after))
-                .order_by(getattr(AnalysisRow, most).desc(), AnalysisRow.study_id)
+                .order_by(getattr(AnalysisRow, difference).desc(), AnalysisRow.study_id)
                 .limit(MAX_NAMED)
             )
         )

@@ -200,18 +200,18 @@ def end(session: Session, row: CheckRow, reason: CheckReason | None, detail: str
     session.execute(update(CheckRow).where(CheckRow.id == row.id).values({name: getattr(row, name) for name in names}))
 
 
-def latest(session: Session, most: int) -> Sequence[CheckRow]:
+def latest(session: Session, limit: int) -> Sequence[CheckRow]:
     """Read the last checks.
 
     Args:
         session: the caller's transaction.
-        most: so many, at most MAX_LISTED.
+        limit: so many, at most MAX_LISTED.
 
     Returns:
         The rows, the latest first.
     """
     order = CheckRow.asked_at.desc(), CheckRow.id
-    return session.scalars(select(CheckRow).order_by(*order).limit(min(most, MAX_LISTED))).all()
+    return session.scalars(select(CheckRow).order_by(*order).limit(min(limit, MAX_LISTED))).all()
 
 
 def one(session: Session, check_id: UUID) -> CheckRow:

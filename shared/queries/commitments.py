@@ -60,11 +60,11 @@ def ask(
     for row in known:
         if row.instances == references or row.duplicate:
             return row.id
-    for chosen, most, most_instances in (
+    for chosen, max_requests, max_instances in (
         (true(), MAX_REQUESTS, MAX_INSTANCES), (its, MAX_PEER_REQUESTS, MAX_PEER_INSTANCES)
     ):  # fmt: skip
         rows, size = session.execute(select(func.count(), func.sum(CommitmentRow.count)).where(chosen)).one()
-        if rows >= most or (size or 0) + len(references) > most_instances:
+        if rows >= max_requests or (size or 0) + len(references) > max_instances:
             return None
     row = CommitmentRow(
         peer_id=peer_id, transaction_uid=transaction_uid, duplicate=bool(known), instances=references,

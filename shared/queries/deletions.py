@@ -253,19 +253,19 @@ def _record_deletion(
     worklist_changed(session, [key.site_id])
 
 
-def list_deletions(session: Session, site_id: UUID, most: int) -> Sequence[DeletionRow]:
+def list_deletions(session: Session, site_id: UUID, limit: int) -> Sequence[DeletionRow]:
     """Read what was deleted at a site.
 
     Args:
         session: the caller's transaction.
         site_id: the site.
-        most: how many deletions.
+        limit: how many deletions.
 
     Returns:
         The rows, the latest first.
     """
     mine = select(DeletionRow).where(DeletionRow.site_id == site_id)
-    return session.scalars(mine.order_by(DeletionRow.deleted_at.desc(), DeletionRow.id).limit(most)).all()
+    return session.scalars(mine.order_by(DeletionRow.deleted_at.desc(), DeletionRow.id).limit(limit)).all()
 
 
 # -- the store: what uploads rely on, and what a sweep may remove
@@ -291,18 +291,18 @@ def protect_objects(session: Session, sha256s: Collection[str]) -> list[str]:
     return list(session.scalars(select(LeftObjectRow.sha256).where(LeftObjectRow.sha256.in_(set(sha256s)))))
 
 
-def due_for_removal(session: Session, most: int = MAX_DUE) -> Sequence[str]:
+def due_for_removal(session: Session, limit: int = MAX_DUE) -> Sequence[str]:
     """Find contents that the store may remove now.
 
     Args:
         session: the caller's transaction.
-        most: how many.
+        limit: how many.
 
     Returns:
         Their SHA-256, the one that waits longest first.
     """
     wanted = select(LeftObjectRow.sha256).where(LeftObjectRow.due_at <= func.clock_timestamp())
-    return session.scalars(wanted.order_by(LeftObjectRow.due_at, LeftObjectRow.sha256).limit(most)).all()
+    return session.scalars(wanted.order_by(LeftObjectRow.due_at, LeftObjectRow.sha256).limit(limit)).all()
 
 
 def lock_left_object(session: Session, sha256: str) -> LeftObjectRow | None:

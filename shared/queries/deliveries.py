@@ -93,13 +93,13 @@ class DueDelivery:
 # -- the process that sends
 
 
-def take(session: Session, lease: timedelta, most: int, *, kinds: Collection[DestinationKind]) -> list[Work]:
+def take(session: Session, lease: timedelta, limit: int, *, kinds: Collection[DestinationKind]) -> list[Work]:
     """Take destinations that something is due for, or that a person wants tested, and that no process sends to.
 
     Args:
         session: the caller's transaction.
         lease: how long they are this process' alone.
-        most: so many at most.
+        limit: so many at most.
         kinds: that the caller can send to.
 
     Returns:
@@ -130,7 +130,7 @@ def take(session: Session, lease: timedelta, most: int, *, kinds: Collection[Des
             or_(DestinationRow.test_asked_at.is_not(None), may_send),
         )
         .order_by(DestinationRow.test_asked_at.is_(None), func.random())  # else the first ones have all threads
-        .limit(min(most, MAX_TAKEN))
+        .limit(min(limit, MAX_TAKEN))
         .with_for_update(skip_locked=True)
     ).all()
     taken = []
@@ -551,13 +551,13 @@ def of_study(session: Session, study_id: UUID) -> list[StudyDelivery]:
     return [StudyDelivery(*row) for row in rows]
 
 
-def undelivered(session: Session, site_id: UUID | None, most: int) -> list[Undelivered]:
+def undelivered(session: Session, site_id: UUID | None, limit: int) -> list[Undelivered]:
     """Read deliveries that a person has to decide about, the latest first.
 
     Args:
         session: the caller's transaction.
         site_id: of these; None: of all sites.
-        most: so many at most.
+        limit: so many at most.
 
     Returns:
         The deliveries.
@@ -566,7 +566,7 @@ def undelivered(session: Session, site_id: UUID | None, most: int) -> list[Undel
         _with_names()
         .where(or_(DeliveryRow.state.in_(DECIDABLE), DeliveryRow.confirmation == Confirmation.FAILED))
         .order_by(DeliveryRow.created_at.desc(), DeliveryRow.id)
-        .limit(most)
+        .limit(limit)
     )
     query = query.where(is_counted(DeliveryRow.site_id) if site_id is None else DeliveryRow.site_id == site_id)
     return [Undelivered(row, name, site, event) for row, name, site, event in session.execute(query)]
@@ -652,7 +652,7 @@ def _take_back_lost(session: Session, delivery_id: UUID) -> int:
     return len(session.scalars(lost.returning(DeliveryObjectRow.object_id)).all())
 
 
-def send_all_again(session: Session, key: Key, destination_id: UUID, most: int = 1000) -> int:
+def send_all_again(session: Session, key: Key, destination_id: UUID, limit: int = 1000) -> int:
     """Have failed deliveries to a destination sent again; those that are held are decided one by one.
 
     Of those that it does not confirm, see `send_again`; those that it has not reported on yet are left alone. What
@@ -662,7 +662,7 @@ def send_all_again(session: Session, key: Key, destination_id: UUID, most: int =
         session: the caller's transaction.
         key: of whoever decides.
         destination_id: of a destination that the key may change.
-        most: so many at most, the oldest first.
+        limit: so many at most, the oldest first.
 
     Returns:
         How many.
@@ -674,7 +674,7 @@ def send_all_again(session: Session, key: Key, destination_id: UUID, most: int =
             or_(DeliveryRow.state == DeliveryState.FAILED, DeliveryRow.confirmation == Confirmation.FAILED),
         )
         .order_by(DeliveryRow.created_at, DeliveryRow.id)
-        .limit(most)
+        .limit(limit)
         .with_for_update(skip_locked=True)  # what just changes is decided by whoever changes it
     ).all()
     for delivery_id in ids:

@@ -25,18 +25,18 @@ class PendingExamination:
     objects: list[tuple[UUID, str, int]]
 
 
-def unfilled_studies(session: Session, most: int) -> list[PendingExamination]:
+def unfilled_studies(session: Session, limit: int) -> list[PendingExamination]:
     """Find studies that were taken in before there were columns for the examination, or for the series.
 
     Args:
         session: the caller's transaction.
-        most: how many studies.
+        limit: how many studies.
 
     Returns:
         The studies with the objects of their images.
     """
     ids = session.scalars(
-        select(StudyRow.id).where(StudyRow.filled_version < FILLED_VERSION).order_by(StudyRow.id).limit(most)
+        select(StudyRow.id).where(StudyRow.filled_version < FILLED_VERSION).order_by(StudyRow.id).limit(limit)
     ).all()
     correction = (HeldFileRow.site_id == InstanceRow.site_id) & (HeldFileRow.sha256 == InstanceRow.header_sha256)
     rows = session.execute(

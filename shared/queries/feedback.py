@@ -515,14 +515,14 @@ def site_name(session: Session, site_id: UUID) -> str:
     return session.scalars(select(SiteRow.name).where(SiteRow.id == site_id)).one()
 
 
-def chain_entries(session: Session, site_id: UUID, after: int = 0, most: int | None = None) -> list[ChainEntry]:
+def chain_entries(session: Session, site_id: UUID, after: int = 0, limit: int | None = None) -> list[ChainEntry]:
     """Read a site's entries in their order.
 
     Args:
         session: the caller's transaction.
         site_id: the site.
         after: number of the last entry before them; 0: from the first on.
-        most: how many; None: all.
+        limit: how many; None: all.
 
     Returns:
         The entries with their hashes.
@@ -532,7 +532,7 @@ def chain_entries(session: Session, site_id: UUID, after: int = 0, most: int | N
         .where(FeedbackRow.site_id == site_id, FeedbackRow.number > after)
         .order_by(FeedbackRow.number)
     )
-    return [ChainEntry(_entry(row), row.previous_hash, row.hash) for row in session.scalars(query.limit(most))]
+    return [ChainEntry(_entry(row), row.previous_hash, row.hash) for row in session.scalars(query.limit(limit))]
 
 
 def _last_entry(session: Session, site_id: UUID) -> tuple[int, str]:

@@ -330,13 +330,13 @@ class HeldGroup:
     files: int
 
 
-def waiting_groups(session: Session, site_id: UUID, most: int) -> list[HeldGroup]:
+def waiting_groups(session: Session, site_id: UUID, limit: int) -> list[HeldGroup]:
     """Read what waits for a decision, or for a worker to compare it.
 
     Args:
         session: the caller's transaction.
         site_id: the site.
-        most: how many groups.
+        limit: how many groups.
 
     Returns:
         The groups, the oldest first.
@@ -354,7 +354,7 @@ def waiting_groups(session: Session, site_id: UUID, most: int) -> list[HeldGroup
         .join(ranked, ranked.c.id == HeldFileRow.id)
         .where(ranked.c.number == 1)
         .order_by(HeldFileRow.received_at, HeldFileRow.id)
-        .limit(most)
+        .limit(limit)
     )
     return [HeldGroup(row, files) for row, files in rows]
 
@@ -377,13 +377,13 @@ def open_counts(session: Session, site_id: UUID) -> dict[HeldKind, int]:
     return {HeldKind(kind): count for kind, count in rows}
 
 
-def decided_files(session: Session, site_id: UUID, most: int) -> Sequence[HeldFileRow]:
+def decided_files(session: Session, site_id: UUID, limit: int) -> Sequence[HeldFileRow]:
     """Read what was decided.
 
     Args:
         session: the caller's transaction.
         site_id: the site.
-        most: how many files.
+        limit: how many files.
 
     Returns:
         The rows, the latest decision first.
@@ -392,7 +392,7 @@ def decided_files(session: Session, site_id: UUID, most: int) -> Sequence[HeldFi
         select(HeldFileRow)
         .where(HeldFileRow.site_id == site_id, HeldFileRow.decided_at.is_not(None))
         .order_by(HeldFileRow.decided_at.desc(), HeldFileRow.id)
-        .limit(most)
+        .limit(limit)
     ).all()
 
 
@@ -432,7 +432,7 @@ def waiting(session: Session, study_id: UUID) -> dict[HeldKind, int]:
     return {HeldKind(kind): count for kind, count in rows}
 
 
-def find_by_number(session: Session, vault: Vault, reader: Key, number: str, most: int = 50) -> Sequence[HeldFileRow]:
+def find_by_number(session: Session, vault: Vault, reader: Key, number: str, limit: int = 50) -> Sequence[HeldFileRow]:
     """Find held files, open or rejected, by a number.
 
     Args:
@@ -440,7 +440,7 @@ def find_by_number(session: Session, vault: Vault, reader: Key, number: str, mos
         vault: makes the search tokens.
         reader: who searches; only their site is searched.
         number: accession number or patient ID, the whole of it.
-        most: how many files.
+        limit: how many files.
 
     Returns:
         The rows, the oldest first.
@@ -454,7 +454,7 @@ def find_by_number(session: Session, vault: Vault, reader: Key, number: str, mos
             HeldFileRow.state.in_((HeldState.OPEN, HeldState.REJECTED)),
         )
         .order_by(HeldFileRow.received_at, HeldFileRow.id)
-        .limit(most)
+        .limit(limit)
     ).all()
 
 

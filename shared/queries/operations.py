@@ -123,35 +123,35 @@ def queues(session: Session, site_id: UUID | None = None) -> list[QueueCount]:
     return [found.get(queue, QueueCount(queue, 0, None, 0, None)) for queue in Priority]
 
 
-def in_hand(session: Session, site_id: UUID, most: int) -> Sequence[AnalysisRow]:
+def in_hand(session: Session, site_id: UUID, limit: int) -> Sequence[AnalysisRow]:
     """Read the analyses of a site's studies that workers hold.
 
     Args:
         session: the caller's transaction.
         site_id: the site.
-        most: how many studies.
+        limit: how many studies.
 
     Returns:
         The rows, the longest held first.
     """
     running = AnalysisRow.site_id == site_id, IS_FIRST, AnalysisRow.state == AnalysisState.RUNNING
-    return session.scalars(select(AnalysisRow).where(*running).order_by(AnalysisRow.started_at).limit(most)).all()
+    return session.scalars(select(AnalysisRow).where(*running).order_by(AnalysisRow.started_at).limit(limit)).all()
 
 
-def retrying(session: Session, site_id: UUID, most: int) -> Sequence[AnalysisRow]:
+def retrying(session: Session, site_id: UUID, limit: int) -> Sequence[AnalysisRow]:
     """Read the analyses of a site's unread studies that failed and will be tried again.
 
     Args:
         session: the caller's transaction.
         site_id: the site.
-        most: how many studies.
+        limit: how many studies.
 
     Returns:
         The rows, the next one first.
     """
     failed = AnalysisRow.site_id == site_id, IS_FIRST, AnalysisRow.state == AnalysisState.RETRYING
     unread = select(AnalysisRow).join(StudyRow, StudyRow.id == AnalysisRow.study_id).where(StudyRow.read_at.is_(None))
-    return session.scalars(unread.where(*failed).order_by(AnalysisRow.not_before).limit(most)).all()
+    return session.scalars(unread.where(*failed).order_by(AnalysisRow.not_before).limit(limit)).all()
 
 
 def last_analysed_at(session: Session) -> datetime | None:
@@ -197,13 +197,13 @@ def quarantine_reasons(session: Session, site_id: UUID) -> list[ReasonCount]:
     return [ReasonCount(*row) for row in rows]
 
 
-def quarantined(session: Session, site_id: UUID, most: int) -> Sequence[Row[StudyRow, int]]:
+def quarantined(session: Session, site_id: UUID, limit: int) -> Sequence[Row[StudyRow, int]]:
     """Read a site's quarantined studies, each with the attempts at it.
 
     Args:
         session: the caller's transaction.
         site_id: the site.
-        most: how many studies.
+        limit: how many studies.
 
     Returns:
         The rows, the latest first.
@@ -212,7 +212,7 @@ def quarantined(session: Session, site_id: UUID, most: int) -> Sequence[Row[Stud
         select(StudyRow, ATTEMPTS)
         .where(StudyRow.site_id == site_id, StudyRow.status == StoredStatus.QUARANTINED, ~dismissed())
         .order_by(StudyRow.quarantined_at.desc().nulls_last())
-        .limit(most)
+        .limit(limit)
     ).all()
 
 

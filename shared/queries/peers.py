@@ -190,11 +190,11 @@ def _reason(session: Session, caller: Caller) -> CallerReason:
 def _delete_oldest_callers(session: Session, network: str) -> None:
     session.execute(delete(CallerRow).where(CallerRow.last_at < func.now() - CALLERS_KEPT))
     order = CallerRow.times.desc(), CallerRow.last_at.desc()
-    for chosen, most in (
+    for chosen, max_callers in (
         (CallerRow.network == network, MAX_CALLERS_OF_NETWORK),
         (CallerRow.id.is_not(None), MAX_CALLERS),
     ):
-        beyond = select(CallerRow.id).where(chosen).order_by(*order).offset(most - 1)
+        beyond = select(CallerRow.id).where(chosen).order_by(*order).offset(max_callers - 1)
         session.execute(delete(CallerRow).where(CallerRow.id.in_(beyond)))
 
 

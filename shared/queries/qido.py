@@ -345,7 +345,7 @@ class _Finding:
         whole = len(found) >= enough or read < MAX_COMPARED
         return found[asked.offset :][: asked.limit], len(found) >= enough, whole
 
-    def _among_newest(self, session: Session, most: int) -> list["_Candidate"]:
+    def _among_newest(self, session: Session, limit: int) -> list["_Candidate"]:
         """Matches among the newest studies, if pieces choose candidates.
 
         What is frequent is found here. The index would give all studies that have it, to be sorted; and Postgres cannot
@@ -354,7 +354,7 @@ class _Finding:
         if self.question.level is not Level.STUDY or not self.pieces:
             return []
         all_ = self._query(by_pieces=False).add_columns(StudyRow.received_at, IdentityRow.pieces)
-        newest = all_.limit(most).subquery()
+        newest = all_.limit(limit).subquery()
         query = select(newest).where(*self._have_pieces(newest.c.pieces))
         rows = session.execute(query.order_by(newest.c.received_at.desc(), newest.c.id))
         return [one for one in map(self._candidate, rows) if self._holds(one)]

@@ -27,14 +27,14 @@ def dismissed() -> ColumnElement[bool]:
     )
 
 
-def waiting(session: Session, site_id: UUID, after: UUID | None, most: int) -> Sequence[Row[StudyRow, int]]:
+def waiting(session: Session, site_id: UUID, after: UUID | None, limit: int) -> Sequence[Row[StudyRow, int]]:
     """Read a page of a site's quarantined studies, without those that were dismissed, each with the attempts at it.
 
     Args:
         session: the caller's transaction.
         site_id: the site.
         after: the last study of the page before; None: the first page.
-        most: how many studies.
+        limit: how many studies.
 
     Returns:
         The rows, the latest first.
@@ -46,7 +46,7 @@ def waiting(session: Session, site_id: UUID, after: UUID | None, most: int) -> S
     if after is not None:
         place = select(since, StudyRow.id).where(StudyRow.id == after, StudyRow.site_id == site_id).subquery()
         query = query.where(tuple_(since, StudyRow.id) < select(*place.c).scalar_subquery())
-    return session.execute(query.order_by(since.desc(), StudyRow.id.desc()).limit(most)).all()
+    return session.execute(query.order_by(since.desc(), StudyRow.id.desc()).limit(limit)).all()
 
 
 def decide(session: Session, vault: Vault, key: Key, study_id: UUID, decision: QuarantineDecision, why: str) -> None:

@@ -146,40 +146,40 @@ def _add(session: Session, key: Key, more: Usage, now: datetime) -> None:
 
 def _check(rows: list[UploadUsageRow], key: Key, quotas: Quotas, more: Usage, now: datetime) -> None:
     mine = [row for row in rows if row.key_id == key.id]
-    for whose, of, most_bytes, most_studies in (
+    for whose, of, max_bytes, max_studies in (
         ("This key", mine, quotas.key_bytes, quotas.key_studies),
         ("This site", rows, quotas.site_bytes, quotas.site_studies),
     ):
         _raise_if_exceeded(
-            of, lambda row: row.size_bytes, more.size_bytes, most_bytes, f"{whose} may send {most_bytes} bytes", now
+            of, lambda row: row.size_bytes, more.size_bytes, max_bytes, f"{whose} may send {max_bytes} bytes", now
         )
         _raise_if_exceeded(
-            of, lambda row: row.studies, more.studies, most_studies, f"{whose} may send {most_studies} studies", now
+            of, lambda row: row.studies, more.studies, max_studies, f"{whose} may send {max_studies} studies", now
         )
     if more.urgent and quotas.urgent_share < 1:
         used = Usage.of(mine)
-        most = max(quotas.urgent_free, math.floor(quotas.urgent_share * (used.studies + more.studies)))
+        max_urgent = max(quotas.urgent_free, math.floor(quotas.urgent_share * (used.studies + more.studies)))
         what = f"This key may send {quotas.urgent_free} urgent studies, or a share of {quotas.urgent_share:g} of all,"
-        _raise_if_exceeded(mine, lambda row: row.urgent, more.urgent, max(most, 1), what, now)
+        _raise_if_exceeded(mine, lambda row: row.urgent, more.urgent, max(max_urgent, 1), what, now)
 
 
 def _raise_if_exceeded(
     rows: list[UploadUsageRow],
     amount: Callable[[UploadUsageRow], int],
     more: int,
-    most: int,
+    quota: int,
     what: str,
     now: datetime,
 ) -> None:
     """Raises QuotaExceeded if so much more is too much; the error says when it can be sent again."""
     left = max(0, sum(amount(row) for row in rows))
-    if not more or not most or left + more <= most:
+    if not more or not quota or left + more <= quota:
         return
     waits = WINDOW
     for row in rows:
         left -= amount(row)
-        if left + more <= most:
+        if left + more <= quota:
             waits = row.at + MINUTE + WINDOW - now
             break
-    alone = "; this request alone brings more, split it" if more > most else ""
+    alone = "; this request alone brings more, split it" if more > quota else ""
     raise QuotaExceeded(f"{what} an hour{alone}. Send it again later", max(1, math.ceil(waits.total_seconds())))

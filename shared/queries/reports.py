@@ -64,7 +64,7 @@ class ReportedStudy:
 
 
 def list_reported(
-    session: Session, site_id: UUID, question: ReportQuestion, after: ReportCursor | None, most: int
+    session: Session, site_id: UUID, question: ReportQuestion, after: ReportCursor | None, limit: int
 ) -> list[ReportedStudy]:
     """Read a page of a site's studies that have a result.
 
@@ -73,7 +73,7 @@ def list_reported(
         site_id: the site.
         question: which of them.
         after: the last study of the page before; one of which not all was seen comes again. None: the first page.
-        most: how many.
+        limit: how many.
 
     Returns:
         The studies in the order in which their results changed.
@@ -97,7 +97,7 @@ def list_reported(
         else:
             query = query.where(place >= begin if after.seen else place > begin)
     order = (CHANGED_AT.desc(), StudyRow.id.desc()) if question.newest_first else (CHANGED_AT.asc(), StudyRow.id.asc())
-    return [ReportedStudy(row, at) for row, at in session.execute(query.order_by(*order).limit(most))]
+    return [ReportedStudy(row, at) for row, at in session.execute(query.order_by(*order).limit(limit))]
 
 
 def outcome_of(row: StudyRow) -> Outcome:

@@ -634,13 +634,13 @@ class StudySet:
     objects: Mapping[str, int]
 
 
-def of_study(session: Session, study_id: UUID, most: int) -> list[StudySet]:
+def of_study(session: Session, study_id: UUID, limit: int) -> list[StudySet]:
     """Read the sets of a study's results, the latest first.
 
     Args:
         session: the caller's transaction.
         study_id: of the study, which the caller may see.
-        most: so many at most.
+        limit: so many at most.
 
     Returns:
         The sets, those that were not made too.
@@ -649,7 +649,7 @@ def of_study(session: Session, study_id: UUID, most: int) -> list[StudySet]:
         select(ResultSetRow)
         .where(ResultSetRow.study_id == study_id)
         .order_by(ResultSetRow.due_at.desc(), ResultSetRow.id)
-        .limit(most)
+        .limit(limit)
     ).all()
     counted: dict[UUID, dict[str, int]] = {row.id: {} for row in rows}
     if rows:

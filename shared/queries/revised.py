@@ -84,21 +84,21 @@ def _revised() -> Select[*tuple[Any, ...]]:
     )
 
 
-def unseen_count(session: Session, site_id: UUID, most: int) -> int:
+def unseen_count(session: Session, site_id: UUID, limit: int) -> int:
     """Count a site's revised findings that no reader has seen.
 
     Args:
         session: the caller's transaction.
         site_id: the site.
-        most: where to stop counting.
+        limit: where to stop counting.
 
     Returns:
-        The number, at most `most`.
+        The number, at most `limit`.
     """
     found = (
         select(RevisedFindingRow.id)
         .where(RevisedFindingRow.site_id == site_id, RevisedFindingRow.seen_at.is_(None))
-        .limit(most)
+        .limit(limit)
     )
     return session.scalar(select(func.count()).select_from(found.subquery())) or 0
 

@@ -167,7 +167,7 @@ class Arrival:
 
 
 def arrivals(
-    session: Session, site_id: UUID, since: datetime, until: datetime, after: tuple[datetime, UUID] | None, most: int
+    session: Session, site_id: UUID, since: datetime, until: datetime, after: tuple[datetime, UUID] | None, limit: int
 ) -> list[Arrival]:
     """Read a page of a site's studies in order of arrival.
 
@@ -177,7 +177,7 @@ def arrivals(
         since: those that came at this time or later.
         until: those that came before this time.
         after: time and id of the last study of the page before; None: the first page.
-        most: how many studies.
+        limit: how many studies.
 
     Returns:
         The studies.
@@ -188,7 +188,7 @@ def arrivals(
     )
     if after is not None:
         query = query.where(tuple_(row.received_at, row.id) > after)
-    return [Arrival(*found) for found in session.execute(query.order_by(row.received_at, row.id).limit(most))]
+    return [Arrival(*found) for found in session.execute(query.order_by(row.received_at, row.id).limit(limit))]
 
 
 def decided_header(session: Session, study_id: UUID) -> str | None:

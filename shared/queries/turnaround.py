@@ -101,7 +101,7 @@ def _state(table: TurnaroundTargets, *, own: bool) -> State:
     return {"table": "chosen" if own else "built-in", **minutes}
 
 
-def update_due_times(session: Session, site_id: UUID, most: int = BATCH_STUDIES) -> int:
+def update_due_times(session: Session, site_id: UUID, limit: int = BATCH_STUDIES) -> int:
     """Move unread studies of a site to where its table wants them.
 
     Whoever ends an analysis locks the study's row before they read the table. So once the table is committed, such a
@@ -110,7 +110,7 @@ def update_due_times(session: Session, site_id: UUID, most: int = BATCH_STUDIES)
     Args:
         session: the caller's transaction.
         site_id: the site.
-        most: how many studies to move at most.
+        limit: how many studies to move at most.
 
     Returns:
         How many were moved.
@@ -127,7 +127,7 @@ def update_due_times(session: Session, site_id: UUID, most: int = BATCH_STUDIES)
             StudyRow.due_at != due,
         )
         .order_by(StudyRow.id)
-        .limit(most)
+        .limit(limit)
         .with_for_update()
     )
     moved = session.execute(

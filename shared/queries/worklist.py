@@ -225,21 +225,21 @@ def _unread(site_id: UUID) -> tuple[ColumnElement[bool], ...]:
     return StudyRow.site_id == site_id, StudyRow.read_at.is_(None), LISTED
 
 
-def status_counts(session: Session, site_id: UUID, most: int | None = None) -> dict[StudyStatus, int]:
+def status_counts(session: Session, site_id: UUID, limit: int | None = None) -> dict[StudyStatus, int]:
     """Count a site's unread studies by status.
 
     Args:
         session: the caller's transaction.
         site_id: the site.
-        most: where to stop counting; None: never.
+        limit: where to stop counting; None: never.
 
     Returns:
         The number for each status.
     """
-    rows = session.execute(_COUNTS, {"site": site_id, "most": most})
+    rows = session.execute(_COUNTS, {"site": site_id, "most": limit})
     counts = {StudyStatus(status): count for status, count in rows}
     counts[StudyStatus.QUEUED] -= counts[StudyStatus.RUNNING] + counts[StudyStatus.RETRYING]
-    return counts if most is None else {status: min(count, most) for status, count in counts.items()}
+    return counts if limit is None else {status: min(count, limit) for status, count in counts.items()}
 
 
 def all_status_counts(session: Session) -> dict[StudyStatus, int]:

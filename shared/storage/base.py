@@ -98,12 +98,12 @@ class Store(Protocol):
             False, and nothing is done, if that is not possible: then put it.
         """
 
-    def get(self, key: str, most: int | None = None, start: int = 0) -> bytes:
+    def get(self, key: str, max_bytes: int | None = None, start: int = 0) -> bytes:
         """Read an object.
 
         Args:
             key: of the object.
-            most: how many bytes to read at most; None: all.
+            max_bytes: how many bytes to read at most; None: all.
             start: position of the first byte, within the object.
 
         Returns:

@@ -88,12 +88,12 @@ class DirectoryStore:
             raise StoreUnavailable(*_error_texts("cannot be written", error)) from error
         return True
 
-    def get(self, key: str, most: int | None = None, start: int = 0) -> bytes:
+    def get(self, key: str, max_bytes: int | None = None, start: int = 0) -> bytes:
         """See `Store.get`."""
         try:
             with self._path(key).open("rb") as file:
                 file.seek(start)
-                return file.read(-1 if most is None else most)
+                return file.read(-1 if max_bytes is None else max_bytes)
         except FileNotFoundError:
             raise ObjectMissing(f"{key} is not in the store", key) from None
         except OSError as error:

@@ -66,10 +66,10 @@ class S3Store:
         """See `Store.adopt`."""
         return False
 
-    def get(self, key: str, most: int | None = None, start: int = 0) -> bytes:
+    def get(self, key: str, max_bytes: int | None = None, start: int = 0) -> bytes:
         """See `Store.get`."""
         with _s3_errors(key):
-            response = self.client.get_object(self.bucket, key, offset=start, length=most or 0)  # 0: all of it
+            response = self.client.get_object(self.bucket, key, offset=start, length=max_bytes or 0)  # 0: all of it
             try:
                 return bytes(response.read())
             finally:

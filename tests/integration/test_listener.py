@@ -398,9 +398,9 @@ def test_while_postgres_or_room_is_missing_callers_are_asked_to_come_again(
     running: Running, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     room = running.listener._backends.spool_budget
-    room.release_bytes(-room.most - 1)
+    room.release_bytes(-room.max_bytes - 1)
     assert rejection(running.associate()) == (2, 3, 1)
-    room.release_bytes(room.most + 1)
+    room.release_bytes(room.max_bytes + 1)
     with monkeypatch.context() as patched:
         patched.setattr(running.listener._backends.database, "transaction", away)
         assert rejection(running.associate()) == (2, 3, 1)

@@ -469,7 +469,7 @@ def test_a_new_table_moves_every_unread_study(hospital: Any, seed: int) -> None:
         choose_targets(session, key, table)
     moved = 0
     with hospital.database.transaction() as session:
-        while step := update_due_times(session, hospital.site_id, most=7):
+        while step := update_due_times(session, hospital.site_id, limit=7):
             assert step <= 7
             moved += step
     assert moved == len(ids)

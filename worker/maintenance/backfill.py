@@ -44,11 +44,11 @@ def start_run(
         if active is None:
             return None
         day = day_of(at, settings.backfill_timezone)
-        hours, most = settings.backfill_hours, settings.backfill_max_studies
-        run = backfill.open_backfill_run(session, day, at, active.name, hours, most)
+        hours, max_studies = settings.backfill_hours, settings.backfill_max_studies
+        run = backfill.open_backfill_run(session, day, at, active.name, hours, max_studies)
         if run is None:
             return None
-        _note(session, System.BEAT, run, active.name, most)
+        _note(session, System.BEAT, run, active.name, max_studies)
     log.info("backfill run started", day=str(day), bundle=active.name, by=System.BEAT)
     return send_batches(settings, database, publisher, now)
 
@@ -106,16 +106,16 @@ def _open_missed(settings: Settings, database: Database, now: datetime | None) -
         if active is None or not any_active_before(session, began):
             return
         hours = (ends - at) / timedelta(hours=1)
-        most = settings.backfill_max_studies
-        opened = backfill.open_backfill_run(session, day, at, active.name, hours, most)
+        max_studies = settings.backfill_max_studies
+        opened = backfill.open_backfill_run(session, day, at, active.name, hours, max_studies)
         if opened is not None:
-            _note(session, System.SWEEPER, opened, active.name, most)
+            _note(session, System.SWEEPER, opened, active.name, max_studies)
     if opened is not None:
         log.info("backfill run started", day=str(day), bundle=active.name, by=System.SWEEPER)
 
 
-def _note(session: Session, actor: System, run: UUID, model: str, most: int) -> None:
-    after = {"model": model, "studies at most": most}
+def _note(session: Session, actor: System, run: UUID, model: str, max_studies: int) -> None:
+    after = {"model": model, "studies at most": max_studies}
     record(session, EventKind.RUN_BEGUN, actor, about=Target(Subject.RUN, run), everywhere=True, after=after)
 
 

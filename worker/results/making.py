@@ -175,8 +175,8 @@ class Maker:
             )  # fmt: skip
         return made
 
-    def _not_made(self, due: DueSet, reason: SetReason, detail: str, most: int) -> None:
-        wait = next_wait(due.attempts) if due.attempts < most else None
+    def _not_made(self, due: DueSet, reason: SetReason, detail: str, max_attempts: int) -> None:
+        wait = next_wait(due.attempts) if due.attempts < max_attempts else None
         with self._database.transaction() as session:
             results.not_made(session, due, reason, detail, wait=wait)
         log.warning("results not made", set=str(due.id), reason=reason, detail=detail, again=wait is not None)

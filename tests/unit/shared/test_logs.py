@@ -69,7 +69,7 @@ def test_floods_are_held_back_and_counted() -> None:
     """Of warnings alike, whatever their values, few a window pass; the next window says how many did not."""
     stream = io.StringIO()
     log = logger_into(stream)
-    held = RepeatFilter(most=3, window_s=3600)
+    held = RepeatFilter(max_lines=3, window_s=3600)
     log.handlers[0].addFilter(held)
     for number in range(1000):
         log.warning("Invalid request from %s", number)
@@ -100,7 +100,7 @@ def test_a_kind_is_no_place_to_grow() -> None:
     """Texts that differ, as some libraries make them, fill neither the memory nor, forever, the log."""
     stream = io.StringIO()
     log = logger_into(stream)
-    held = RepeatFilter(most=3, window_s=3600)
+    held = RepeatFilter(max_lines=3, window_s=3600)
     log.handlers[0].addFilter(held)
     for number in range(5000):
         log.warning(f"Invalid request from {number}")  # noqa: G004 - as libraries do
