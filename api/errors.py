@@ -151,21 +151,21 @@ def problem(
     return JSONResponse(body, status, headers, media_type=PROBLEM)
 
 
-async def _osteon_error(request: Request, wrong: Exception) -> Response:
-    status = next(status for kind, status in STATUS_OF if isinstance(wrong, kind))
-    more = {"code": wrong.code, **wrong.more} if isinstance(wrong, InvalidState) and wrong.code else {}
-    wait_s = wrong.retry_after_s if isinstance(wrong, QuotaExceeded) else 5 if status == 503 else None
-    return problem(request, status, str(wrong), {"Retry-After": str(wait_s)} if wait_s else None, **more)
+async def _osteon_error(request: Request, error: Exception) -> Response:
+    status = next(status for kind, status in STATUS_OF if isinstance(error, kind))
+    more = {"code": error.code, **error.more} if isinstance(error, InvalidState) and error.code else {}
+    wait_s = error.retry_after_s if isinstance(error, QuotaExceeded) else 5 if status == 503 else None
+    return problem(request, status, str(error), {"Retry-After": str(wait_s)} if wait_s else None, **more)
 
 
-async def _http_error(request: Request, wrong: Exception) -> Response:
-    assert isinstance(wrong, AnyHTTPException)
-    if wrong.status_code == 405:
+async def _http_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, AnyHTTPException)
+    if error.status_code == 405:
         return _method_not_allowed(request)
-    if wrong.status_code == 401 and pages.wants_page(request) and not is_fhir(request.scope["path"]):
+    if error.status_code == 401 and pages.wants_page(request) and not is_fhir(request.scope["path"]):
         return pages.to_login(request)
-    more = {"code": str(wrong.code)} if isinstance(wrong, KeyRejected) and wrong.code else {}
-    return problem(request, wrong.status_code, str(wrong.detail), wrong.headers, **more)
+    more = {"code": str(error.code)} if isinstance(error, KeyRejected) and error.code else {}
+    return problem(request, error.status_code, str(error.detail), error.headers, **more)
 
 
 def _method_not_allowed(request: Request) -> Response:
@@ -183,11 +183,11 @@ def _allowed_methods(request: Request) -> list[str]:
     )
 
 
-async def _validation_error(request: Request, wrong: Exception) -> Response:
-    assert isinstance(wrong, RequestValidationError)
+async def _validation_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)
     if request.method not in (*_allowed_methods(request), "HEAD"):  # a route with parameters matched first
         return _method_not_allowed(request)
-    faults = list(_input_errors(request.app, wrong))
+    faults = list(_input_errors(request.app, error))
     detail = "; ".join(f"{fault.where}: {fault.why}" for fault in faults)
     return problem(request, 422, detail, errors=[fault.model_dump() for fault in faults])
 
@@ -197,10 +197,10 @@ async def _client_disconnected(_request: Request, _wrong: Exception) -> Response
     return Response(status_code=499)
 
 
-def _input_errors(app: FastAPI, wrong: RequestValidationError) -> Iterator[InputError]:
+def _input_errors(app: FastAPI, validation_error: RequestValidationError) -> Iterator[InputError]:
     """What is wrong and where, in our own words: names and values that the client made up are left out."""
     ours = _field_names(app.openapi())
-    for error in wrong.errors()[:MAX_INPUT_ERRORS]:
+    for error in validation_error.errors()[:MAX_INPUT_ERRORS]:
         source, *place = error["loc"]
         names = [str(part) if source != "body" or isinstance(part, int) or part in ours else "?" for part in place]
         why = str(error["msg"]).removeprefix("Value error, ")

@@ -43,19 +43,19 @@ class Probe:
             return self._said
 
     def _ask(self) -> None:
-        said = OK
+        state = OK
         try:
             self._question()
         except OsteonError as error:
-            said = str(error)
+            state = str(error)
         except DBAPIError as error:
             missing = isinstance(error.orig, UndefinedTable | UndefinedColumn)
-            said = MIGRATE if missing else f"failed ({type(error.orig).__name__})"
+            state = MIGRATE if missing else f"failed ({type(error.orig).__name__})"
         except Exception as error:  # noqa: BLE001 - a health check reports whatever it meets
-            said = f"failed ({type(error).__name__})"
+            state = f"failed ({type(error).__name__})"
         with self._lock:
             self._asking = None
-            self._set_state(said)
+            self._set_state(state)
 
-    def _set_state(self, said: str) -> None:
-        self._said, self._said_at = said, time.monotonic()
+    def _set_state(self, state: str) -> None:
+        self._said, self._said_at = state, time.monotonic()

@@ -358,8 +358,8 @@ class IncomingFile:
         )
 
 
-def _unwritable(wrong: OSError) -> SpoolFull:
-    return SpoolFull(f"The disk where uploads wait cannot be written: {wrong.strerror}. Check OSTEON_SPOOL_DIR")
+def _unwritable(error: OSError) -> SpoolFull:
+    return SpoolFull(f"The disk where uploads wait cannot be written: {error.strerror}. Check OSTEON_SPOOL_DIR")
 
 
 def write(descriptor: int, data: "memoryview[int]", at: int) -> None:

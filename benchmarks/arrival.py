@@ -150,8 +150,8 @@ def _started(live_stack: LiveStack, archive: Orthanc) -> int:
     url = live_stack.api()
     with live_stack.client(url) as client:
         client.post("/api/v1/dicom-peers", {"calling_ae": "STORESCU", "called_ae": "OSTEON"})
-        wanted = {"kind": "dicom", "host": "127.0.0.1", "port": archive.dicom_port, "called_ae": "ORTHANC"}
-        client.post("/api/v1/destinations", {"name": "PACS", **wanted})
+        settings = {"kind": "dicom", "host": "127.0.0.1", "port": archive.dicom_port, "called_ae": "ORTHANC"}
+        client.post("/api/v1/destinations", {"name": "PACS", **settings})
     port = free_port()
     live_stack.run("dicom", "-m", "api.listener.server", OSTEON_DICOM_PORT=str(port))
     live_stack.run("results", "-m", "worker.results.main")
@@ -215,8 +215,8 @@ def _wait(live_stack: LiveStack, database: Database, count: int) -> None:
 def _arrived(archive: Orthanc) -> dict[str, float]:
     """Read when the archive stored each instance: by SOP Instance UID, seconds of the epoch, rounded up."""
     with httpx.Client(base_url=archive.url, trust_env=False, timeout=60) as client:
-        wanted = {"Level": "Instance", "Query": {}, "Expand": True}
-        found = client.post("/tools/find", json=wanted).raise_for_status().json()
+        query = {"Level": "Instance", "Query": {}, "Expand": True}
+        found = client.post("/tools/find", json=query).raise_for_status().json()
         uids = {one["ID"]: one["MainDicomTags"]["SOPInstanceUID"] for one in found}
         arrived, since, done = {}, 0, False
         while not done:

@@ -114,12 +114,12 @@ class Goal:
         return f"{self.direction} {self.value:g}"
 
     @classmethod
-    def parse(cls, said: str) -> Self:
+    def parse(cls, text: str) -> Self:
         """Read what `str` made; raises ValueError for anything else."""
-        sign, value = said.split()
+        sign, value = text.split()
         direction: Literal[">=", "<="] = ">=" if sign == ">=" else "<="
         if sign != direction:
-            raise ValueError(f"{said} is no goal")
+            raise ValueError(f"{text} is no goal")
         return cls(direction, float(value))
 
 
@@ -237,13 +237,15 @@ class Result:
         }
 
     @classmethod
-    def from_json(cls, said: Mapping[str, Any]) -> Self:
+    def from_json(cls, values: Mapping[str, Any]) -> Self:
         """Read what `as_json` made; raises KeyError, TypeError or ValueError for anything else."""
         cases = tuple(
             Case(**{**case, "spread": tuple(case["spread"]), "goal": case["goal"] and Goal.parse(case["goal"])})
-            for case in said["cases"]
+            for case in values["cases"]
         )
-        return cls(said["name"], said["compares"], Goal.parse(said["goal"]), cases, said["details"], said["quick"])
+        return cls(
+            values["name"], values["compares"], Goal.parse(values["goal"]), cases, values["details"], values["quick"]
+        )
 
     def as_text(self) -> str:
         """Write the result for a terminal."""

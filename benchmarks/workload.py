@@ -132,11 +132,11 @@ class Workload:
         Raises:
             StackError: The worker ended, or the limit is over; has the end of its log.
         """
-        wanted, deadline = self.queued if count is None else count, time.monotonic() + limit_s
-        while (done := self.done()) < wanted:
+        target, deadline = self.queued if count is None else count, time.monotonic() + limit_s
+        while (done := self.done()) < target:
             worker = next(child for child in self.live_stack.children if child.name.startswith("worker"))
             if not worker.running or time.monotonic() > deadline:
-                raise worker.failure(f"has analysed {done} of {wanted} studies in {limit_s:.0f} s")
+                raise worker.failure(f"has analysed {done} of {target} studies in {limit_s:.0f} s")
             time.sleep(0.5)  # asked ten times a second, it would take a fortieth of what it measures
 
     def waits(self, ids: Sequence[UUID], limit_s: float = 120.0) -> list[float]:

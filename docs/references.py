@@ -71,14 +71,14 @@ _MEMBER = re.compile(r"^    ([A-Z][A-Z_0-9]*) = .*?#\s*(.*)$", re.MULTILINE)
 def write(folder: Path) -> None:
     """Write every page into `folder`; an unchanged one keeps its time, so that Sphinx does not read it again."""
     folder.mkdir(parents=True, exist_ok=True)
-    wanted = {name: page() for name, page in PAGES.items()}
-    wanted |= {name: rooted(source) for source, name in ROOTED.items()}
-    for name, text in wanted.items():
+    pages = {name: page() for name, page in PAGES.items()}
+    pages |= {name: rooted(source) for source, name in ROOTED.items()}
+    for name, text in pages.items():
         path = folder / name
         if not path.exists() or path.read_text(encoding="utf-8") != text:
             path.write_text(text, encoding="utf-8")
     for path in folder.glob("*.md"):
-        if path.name not in wanted:
+        if path.name not in pages:
             path.unlink()
 
 
@@ -718,10 +718,10 @@ def codes_page() -> str:
     rejections = [(_code(one.reason), f"{one.failure:04X}", str(one())) for one in rejections_below(errors.Rejected)]
     parts = []
     for enum in codes():
-        said = words(enum)
+        meanings = words(enum)
         meant = dict(_MEMBER.findall(inspect.getsource(enum)))
         rows = [
-            (_code(code.value), said.get(code.value, ""), meant.get(name, ""))
+            (_code(code.value), meanings.get(code.value, ""), meant.get(name, ""))
             for name, code in enum.__members__.items()
         ]
         head = ("code", "words shown", "meaning")

@@ -310,9 +310,9 @@ class SelfTest:
         good, own = dicom_file(self._by_web), f"/studies/{self._by_web.StudyInstanceUID}"
         self._note(self._by_web)
 
-        def answered(wanted: int, body: bytes, **how: str) -> Callable[[], None]:
+        def answered(expected: int, body: bytes, **how: str) -> Callable[[], None]:
             def check() -> None:
-                self._send(wanted, body, **how)
+                self._send(expected, body, **how)
 
             return check
 
@@ -334,10 +334,16 @@ class SelfTest:
         }
 
     def _send(
-        self, wanted: int, body: bytes | Iterator[bytes], *, kind: str = "", path: str = "/studies", accept: str = JSON
+        self,
+        expected: int,
+        body: bytes | Iterator[bytes],
+        *,
+        kind: str = "",
+        path: str = "/studies",
+        accept: str = JSON,
     ) -> httpx.Response:
         headers = {"Content-Type": kind or RELATED, "Accept": accept}
-        return _expect(wanted, self._http.post(BASE + path, content=body, headers=headers))
+        return _expect(expected, self._http.post(BASE + path, content=body, headers=headers))
 
     def _stored(self) -> None:
         response = self._send(200, multipart_body(dicom_file(self._by_web))).json()
@@ -380,7 +386,7 @@ class SelfTest:
         instance = {
             "SOPInstanceUID": image.SOPInstanceUID, "SOPClassUID": image.SOPClassUID, "InstanceNumber": "1",
         }  # fmt: skip
-        wrong = {
+        other_values = {
             "StudyDate": "19000101", "StudyTime": "000001", "SeriesNumber": "99", "InstanceNumber": "99",
             "ModalitiesInStudy": "MR", "Modality": "MR",
         }  # fmt: skip
@@ -393,7 +399,7 @@ class SelfTest:
         def matched(path: str, name: str, value: str, given: Mapping[str, str]) -> Callable[[], None]:
             def check() -> None:
                 self._found(path, {**given, name: value}, 1)
-                self._found(path, {**given, name: wrong.get(name, "1.2.3.4")}, 0)
+                self._found(path, {**given, name: other_values.get(name, "1.2.3.4")}, 0)
 
             return check
 
@@ -413,7 +419,7 @@ class SelfTest:
         }
         return checks
 
-    def _found(self, path: str, given: Mapping[str, str], wanted: int) -> None:
+    def _found(self, path: str, given: Mapping[str, str], expected: int) -> None:
         answer = self._http.get(BASE + path, params=dict(given), headers={"Accept": JSON})
         if answer.status_code == 204:
             found = 0
@@ -422,8 +428,8 @@ class SelfTest:
             if answer.headers["content-type"] != JSON:
                 raise Failure(f"the answer is {answer.headers['content-type']}, not {JSON}")
             found = len(answer.json())
-        if found != wanted:
-            raise Failure(f"{found} found, not {wanted}")
+        if found != expected:
+            raise Failure(f"{found} found, not {expected}")
 
     def _found_by_network(self) -> None:
         if self._by_network not in self._sent:
@@ -438,9 +444,9 @@ class SelfTest:
     # -- WADO-RS
 
     def _retrieve(self) -> dict[str, Callable[[], str | None]]:
-        def answered(wanted: int, path: str, accept: str) -> Callable[[], None]:
+        def answered(expected: int, path: str, accept: str) -> Callable[[], None]:
             def check() -> None:
-                self._get(wanted, path, accept)
+                self._get(expected, path, accept)
 
             return check
 
@@ -462,8 +468,8 @@ class SelfTest:
     def _instance_path(self) -> str:
         return f"{self._series_path}/instances/{self._by_web.SOPInstanceUID}"
 
-    def _get(self, wanted: int, path: str, accept: str) -> httpx.Response:
-        return _expect(wanted, self._http.get(path, headers={"Accept": accept}))
+    def _get(self, expected: int, path: str, accept: str) -> httpx.Response:
+        return _expect(expected, self._http.get(path, headers={"Accept": accept}))
 
     def _alone(self) -> None:
         content = self._get(200, self._instance_path, DICOM).content
@@ -573,9 +579,9 @@ def multipart_body(*bodies: bytes) -> bytes:
     return b"".join(head + body + b"\r\n" for body in bodies) + b"--osteon--\r\n"
 
 
-def _expect(wanted: int, answer: httpx.Response) -> httpx.Response:
-    if answer.status_code != wanted:
-        raise Failure(f"the status is {answer.status_code}, not {wanted}")
+def _expect(expected: int, answer: httpx.Response) -> httpx.Response:
+    if answer.status_code != expected:
+        raise Failure(f"the status is {answer.status_code}, not {expected}")
     return answer
 
 

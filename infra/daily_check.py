@@ -265,11 +265,11 @@ class DailyCheck:
             self._stopping.wait(POLL_S)
         return found
 
-    def _ask(self, wanted: int, method: str, path: str, **more: Any) -> httpx.Response:  # noqa: ANN401 - httpx's
+    def _ask(self, expected: int, method: str, path: str, **more: Any) -> httpx.Response:  # noqa: ANN401 - httpx's
         answer = None
         while answer is None:
             answer = self._request(method, path, **more)
-        if answer.status_code != wanted:
+        if answer.status_code != expected:
             raise Ended(CheckReason.REFUSED, str(answer.status_code))
         return answer
 

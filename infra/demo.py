@@ -54,9 +54,9 @@ def mismatches(receipt: Receipt, reports: dict[str, dict[str, Any]]) -> list[Mis
     found = []
     for name, row in expected.items():
         states = {"stored": "analysed", "kept": "kept"}
-        wanted = states.get(row["outcome"], f"rejected: {row['reason']}")
-        if got.get(name) != wanted:
-            found.append(Mismatch(name, wanted, got.get(name, "no response")))
+        expected_text = states.get(row["outcome"], f"rejected: {row['reason']}")
+        if got.get(name) != expected_text:
+            found.append(Mismatch(name, expected_text, got.get(name, "no response")))
     failed = [
         Mismatch(f"study {report['id']} image {image['number']}", "a finding", image["error"])
         for report in reports.values()

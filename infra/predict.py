@@ -232,18 +232,18 @@ class _Skipped(Exception):
     """A file that was not tried; its text is the row's error."""
 
 
-def _words(wrong: Exception, *, decoded: bool) -> str:
-    if isinstance(wrong, _Skipped):
-        return str(wrong)
-    if isinstance(wrong, Rejected):
-        return f"{wrong.reason}: {wrong}"
+def _words(error: Exception, *, decoded: bool) -> str:
+    if isinstance(error, _Skipped):
+        return str(error)
+    if isinstance(error, Rejected):
+        return f"{error.reason}: {error}"
     if decoded:
-        return f"analysis-failed: the model could not read it ({type(wrong).__name__})"
-    if isinstance(wrong, OSError):
-        return f"unreadable: {wrong.strerror or type(wrong).__name__}"
-    if isinstance(wrong, DecodingFailed):
-        return f"decoding-failed: {wrong}"
-    return f"decoding-failed: Decoding failed ({type(wrong).__name__})"  # its text may quote the header
+        return f"analysis-failed: the model could not read it ({type(error).__name__})"
+    if isinstance(error, OSError):
+        return f"unreadable: {error.strerror or type(error).__name__}"
+    if isinstance(error, DecodingFailed):
+        return f"decoding-failed: {error}"
+    return f"decoding-failed: Decoding failed ({type(error).__name__})"  # its text may quote the header
 
 
 def _cache(settings: Settings) -> Path:

@@ -90,11 +90,11 @@ class OsteonError(Exception):
         return cause_of(self)
 
 
-def cause_of(wrong: Exception) -> Cause:
+def cause_of(error: Exception) -> Cause:
     """What is stored of an exception that ended an attempt; of an unexpected one its class, not its message."""
-    reason = wrong.reason if isinstance(wrong, OsteonError) else Reason.ANALYSIS_FAILED
-    detail = wrong.detail if isinstance(wrong, OsteonError) else ""
-    return Cause(reason, detail or (type(wrong).__name__ if reason is Reason.ANALYSIS_FAILED else ""))
+    reason = error.reason if isinstance(error, OsteonError) else Reason.ANALYSIS_FAILED
+    detail = error.detail if isinstance(error, OsteonError) else ""
+    return Cause(reason, detail or (type(error).__name__ if reason is Reason.ANALYSIS_FAILED else ""))
 
 
 # -- files that are not taken in, or images that cannot be analysed --------------------------------------------

@@ -535,14 +535,14 @@ def settings() -> Settings:
     return Settings()
 
 
-def raise_files(wanted: int = FILES) -> int:
+def raise_files(count: int = FILES) -> int:
     """Let this process, and those that it starts, open so many files; return how many it may open."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
-    if soft != resource.RLIM_INFINITY and soft < wanted:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
-        soft = wanted
-    return soft if soft != resource.RLIM_INFINITY else wanted
+    count = count if hard == resource.RLIM_INFINITY else min(count, hard)
+    if soft != resource.RLIM_INFINITY and soft < count:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (count, hard))
+        soft = count
+    return soft if soft != resource.RLIM_INFINITY else count
 
 
 def cpu_count(proc: Path = Path("/proc/self"), mounts: Path = Path("/sys/fs/cgroup")) -> int:

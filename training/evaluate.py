@@ -104,12 +104,14 @@ def predict(engine: Engine, radiographs: list[LabelledRadiograph], size: int, ba
     Raises:
         BadDataset: A radiograph cannot be read; names the file.
     """
-    said, fields = [], []
+    outputs, fields = [], []
     for start in tqdm(range(0, len(radiographs), batch), desc="evaluate", unit="batch"):
         read = [read_exposed(radiograph.path, size) for radiograph in radiographs[start : start + batch]]
-        said.append(engine(np.stack([square for square, _ in read])))
+        outputs.append(engine(np.stack([square for square, _ in read])))
         fields += [field for _, field in read]
-    parts = [np.concatenate([getattr(part, name) for part in said]).astype(np.float64) for name in said[0]._fields]
+    parts = [
+        np.concatenate([getattr(part, name) for part in outputs]).astype(np.float64) for name in outputs[0]._fields
+    ]
     return Predictions(radiographs, **dict(zip(PREDICTION_FIELDS, parts, strict=True)), fields=fields)
 
 
@@ -369,19 +371,19 @@ def kappa(truth: Ints, graded: Ints, grades: int = 4) -> float:
     return float(1 - (weight * table).sum() / by_chance) if by_chance else float("nan")
 
 
-def confusion(truth: Ints, said: Ints, kinds: int) -> Ints:
+def confusion(truth: Ints, predicted: Ints, kinds: int) -> Ints:
     """Count each pair of true and given class.
 
     Args:
         truth: (N,) 0 .. kinds - 1.
-        said: (N,) likewise, by the model.
+        predicted: (N,) likewise, by the model.
         kinds: number of classes.
 
     Returns:
         (kinds, kinds) counts; rows are the truth.
     """
     table = np.zeros((kinds, kinds), np.int64)
-    np.add.at(table, (truth, said), 1)
+    np.add.at(table, (truth, predicted), 1)
     return table
 
 
@@ -413,17 +415,17 @@ def measure(judged: CalibratedPredictions) -> dict[str, Any]:
     predictions = judged.predictions
     placed = predictions.only(predictions.true_region != MISSING)
     with_extent = predictions.only(predictions.true_extent != MISSING)
-    truth, said = with_extent.true_extent, predicted_extent(with_extent)
+    truth, predicted = with_extent.true_extent, predicted_extent(with_extent)
     return {
         **_figures(judged),
-        "severity_kappa": bootstrap_interval(with_extent.radiographs, lambda i: kappa(truth[i], said[i])),
+        "severity_kappa": bootstrap_interval(with_extent.radiographs, lambda i: kappa(truth[i], predicted[i])),
         "operating_points": {
             "sensitive": _rates(judged, judged.possible),
             "specific": _rates(judged, judged.likely),
         },
         "groups": {name: _figures(judged.only(keep)) for name, keep in subgroups(predictions).items()},
         "region_confusion": confusion(placed.true_region, placed.region.argmax(1), len(REGIONS)).tolist(),
-        "severity_confusion": confusion(truth, said, 4).tolist(),
+        "severity_confusion": confusion(truth, predicted, 4).tolist(),
     }
 
 

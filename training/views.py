@@ -73,8 +73,8 @@ class RadiographCache:
             raise BadDataset(
                 f"The training radiographs need both kinds: {len(self._yes)} are fractured, {len(self._no)} are not"
             )
-        wanted = rng.random(count) < positives
-        chosen = np.where(wanted, rng.choice(self._yes, count), rng.choice(self._no, count))
+        is_positive = rng.random(count) < positives
+        chosen = np.where(is_positive, rng.choice(self._yes, count), rng.choice(self._no, count))
         return [int(index) for index in chosen]
 
     def crops(
@@ -154,14 +154,14 @@ class RadiographCache:
             places.append(place)
             seen.append(here)
         radiographs = [self.radiographs[view.index] for view in views]
-        said = [
+        labels = [
             _visible_label(radiograph, here, view)
             for radiograph, here, view in zip(radiographs, seen, views, strict=True)
         ]
         return Batch(
             torch.from_numpy(np.stack(pixels))[:, None],
             torch.tensor([radiograph.region for radiograph in radiographs]),
-            torch.tensor(said, dtype=torch.float32),
+            torch.tensor(labels, dtype=torch.float32),
             torch.tensor(
                 [radiograph.extent if v.whole else MISSING for radiograph, v in zip(radiographs, views, strict=True)]
             ),

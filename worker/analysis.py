@@ -55,15 +55,15 @@ def _result(
     instance = outcome.image
     if isinstance(outcome, ImageResult):
         return InstanceResult(instance.id, outcome.findings)
-    wrong = outcome.error
-    if isinstance(wrong, Rejected) and not outcome.decoded:
-        return InstanceResult(instance.id, error_reason=wrong.reason, error_detail=wrong.detail)
+    error = outcome.error
+    if isinstance(error, Rejected) and not outcome.decoded:
+        return InstanceResult(instance.id, error_reason=error.reason, error_detail=error.detail)
     if outcome.decoded or not last_attempt:
-        raise wrong
-    if isinstance(wrong, DecodingFailed):
-        return InstanceResult(instance.id, error_reason=wrong.reason, error_detail=wrong.detail)
-    if isinstance(wrong, OsteonError):
-        raise wrong  # of the store, or of a missing object
-    log.error("image not decoded", instance=str(instance.id), exc_info=wrong)
+        raise error
+    if isinstance(error, DecodingFailed):
+        return InstanceResult(instance.id, error_reason=error.reason, error_detail=error.detail)
+    if isinstance(error, OsteonError):
+        raise error  # of the store, or of a missing object
+    log.error("image not decoded", instance=str(instance.id), exc_info=error)
     # its class alone: its text may quote the header
-    return InstanceResult(instance.id, error_reason=Reason.DECODING_FAILED, error_detail=type(wrong).__name__)
+    return InstanceResult(instance.id, error_reason=Reason.DECODING_FAILED, error_detail=type(error).__name__)

@@ -127,9 +127,9 @@ class Batcher(Generic[Item, Output]):
 
     def _run(self, stream: "Stream") -> None:
         while batch := self._next(stream):
-            wanted = [(item, future) for item, future in batch if future.set_running_or_notify_cancel()]
-            if wanted:
-                self._run_batch(stream, wanted)
+            uncancelled = [(item, future) for item, future in batch if future.set_running_or_notify_cancel()]
+            if uncancelled:
+                self._run_batch(stream, uncancelled)
         stream.finished = True
 
     def _next(self, stream: "Stream") -> list[tuple[Item, "Future[Output]"]]:

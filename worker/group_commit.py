@@ -139,16 +139,16 @@ class GroupCommitter:
                 raise RowLocked from error
             raise
 
-    def _claim(self, wanted: Sequence[tuple[UUID, str]]) -> list[analyses.ClaimResult]:
+    def _claim(self, requests: Sequence[tuple[UUID, str]]) -> list[analyses.ClaimResult]:
         results: dict[tuple[UUID, str], analyses.ClaimResult] = {}
-        with self._transaction(len(wanted)) as session:
+        with self._transaction(len(requests)) as session:
             now = db_now(session)
-            for model in {model for _, model in wanted}:  # two, for a moment after an activation
-                ids = list(dict.fromkeys(analysis_id for analysis_id, its in wanted if its == model))
+            for model in {model for _, model in requests}:  # two, for a moment after an activation
+                ids = list(dict.fromkeys(analysis_id for analysis_id, its in requests if its == model))
                 given = analyses.claim(session, ids, model, now, self._lease, max_attempts=self._max_attempts)
                 results |= {(analysis_id, model): result for analysis_id, result in zip(ids, given, strict=True)}
         # two messages for one analysis: the first has the claim
-        return [results.pop(one, None) for one in wanted]
+        return [results.pop(one, None) for one in requests]
 
     def _finish(self, done: Sequence[analyses.AnalysisResult]) -> list[analyses.Written]:
         with self._transaction(len(done)) as session:

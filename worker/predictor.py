@@ -99,7 +99,7 @@ def predict(items: Sequence[tuple[Predictor, UInt8Image]]) -> list[ModelOutput]:
     """Answer a batch; just after an activation it may hold squares of two bundles."""
     outputs: list[ModelOutput | None] = [None] * len(items)
     for predictor in {id(predictor): predictor for predictor, _ in items}.values():
-        own = [index for index, (wanted, _) in enumerate(items) if wanted is predictor]
+        own = [index for index, (predictor_of_item, _) in enumerate(items) if predictor_of_item is predictor]
         for index, output in zip(own, predictor.predict([items[i][1] for i in own]), strict=True):
             outputs[index] = output
     return [output for output in outputs if output is not None]

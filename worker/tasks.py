@@ -146,9 +146,9 @@ class Engine:
                 return TaskOutcome.LEFT
             return self._counted(AnalysisJob(analysis_id, queue)) if analysis_id else TaskOutcome.NOTHING_TO_DO
 
-    def _counted(self, wanted: AnalysisJob) -> TaskOutcome:
-        with bound_contextvars(analysis=str(wanted.analysis_id)):
-            outcome = self._analysed(wanted)
+    def _counted(self, job: AnalysisJob) -> TaskOutcome:
+        with bound_contextvars(analysis=str(job.analysis_id)):
+            outcome = self._analysed(job)
         if outcome in NOT_BEGUN:
             metrics.count_outcome(outcome)
         return outcome
@@ -207,16 +207,16 @@ class Engine:
         self.store.put(key, io.BytesIO(marker), len(marker))
         return TaskOutcome.REFUSED
 
-    def _analysed(self, wanted: AnalysisJob) -> TaskOutcome:
+    def _analysed(self, job: AnalysisJob) -> TaskOutcome:
         try:
             # claimed in isolation: who waits for that holds no lease, and a crash meanwhile costs it no attempt
-            outcome = self._unless_locked(wanted)
-            if outcome is TaskOutcome.SUSPECT and self._first_to_wait(wanted):
+            outcome = self._unless_locked(job)
+            if outcome is TaskOutcome.SUSPECT and self._first_to_wait(job):
                 try:
                     with self.isolation.exclusive():
-                        outcome = self._attempt(wanted, alone=True)
+                        outcome = self._attempt(job, alone=True)
                 finally:
-                    self._waiting_alone.discard(wanted)
+                    self._waiting_alone.discard(job)
             if outcome is TaskOutcome.LOCKED:
                 log.warning("analysis not started", why=Locked.HINT, outcome=outcome)
             return outcome
@@ -227,13 +227,13 @@ class Engine:
             log.exception("analysis not started")
         return TaskOutcome.LEFT
 
-    def _unless_locked(self, wanted: AnalysisJob) -> TaskOutcome:
+    def _unless_locked(self, job: AnalysisJob) -> TaskOutcome:
         """Attempt it among others; a few threads ask again for a study that another transaction has locked.
 
         They ask until the reconciler knows that no queue has the study: then it sends a message once the row is free.
         """
         with self.isolation.shared():
-            outcome = self._attempt(wanted, alone=False)
+            outcome = self._attempt(job, alone=False)
         if outcome is not TaskOutcome.LOCKED or not self._waiting.acquire(blocking=False):
             return outcome
         try:
@@ -242,25 +242,25 @@ class Engine:
             while outcome is TaskOutcome.LOCKED and time.monotonic() < deadline:
                 time.sleep(LOCKED_RETRY_DELAY_S)
                 with self.isolation.shared():
-                    outcome = self._attempt(wanted, alone=False)
+                    outcome = self._attempt(job, alone=False)
         finally:
             self._waiting.release()
         return outcome
 
-    def _first_to_wait(self, wanted: AnalysisJob) -> bool:
+    def _first_to_wait(self, job: AnalysisJob) -> bool:
         """Check that no other thread waits to be alone with this study: a second message adds nothing."""
         with self._waiting_lock:
-            first = wanted not in self._waiting_alone
-            self._waiting_alone.add(wanted)
+            first = job not in self._waiting_alone
+            self._waiting_alone.add(job)
         return first
 
-    def _attempt(self, wanted: AnalysisJob, *, alone: bool) -> TaskOutcome:
+    def _attempt(self, job: AnalysisJob, *, alone: bool) -> TaskOutcome:
         active = self.predictor.current()
         name = active.manifest.name
         if alone:
-            claim = self.committer.claim_alone(wanted.analysis_id, name)
+            claim = self.committer.claim_alone(job.analysis_id, name)
         else:
-            claim = self.committer.claim(wanted.analysis_id, name, wanted.queue)
+            claim = self.committer.claim(job.analysis_id, name, job.queue)
         if claim is None:
             return TaskOutcome.NOTHING_TO_DO
         if isinstance(claim, analyses.NotClaimed):
@@ -301,18 +301,18 @@ class Engine:
             return False
         return True
 
-    def _retry_later(self, claim: Claim, wrong: Exception, *, blameless: bool = False) -> TaskOutcome:
+    def _retry_later(self, claim: Claim, failure: Exception, *, blameless: bool = False) -> TaskOutcome:
         """Retry with exponential backoff and jitter; if even that cannot be written, the lease runs out by itself.
 
         blameless: the attempt does not count, for a store that is down or a full disk says nothing about the study.
         """
         base = self.settings.retry_base_s * 2 ** (claim.attempt - 1)
-        why = cause_of(wrong)
+        why = cause_of(failure)
         # of what nobody foresaw only the class: its words may hold what the header holds
         fields = {
             "reason": why.reason,
             "detail": why.detail,
-            "why": str(wrong) if isinstance(wrong, OsteonError) else "",
+            "why": str(failure) if isinstance(failure, OsteonError) else "",
         }
         wait = timedelta(seconds=min(600.0, base) * random.uniform(0.5, 1.5))  # noqa: S311 - jitter, not a secret
         try:

@@ -47,8 +47,8 @@ class Watchdog:
     def _watch(self) -> None:
         while not self._stop.wait(min(1.0, self._limit_s / 4)):
             for stream in self._streams:
-                if wrong := stream_fault(stream, self._limit_s):
-                    self._end(wrong)
+                if fault := stream_fault(stream, self._limit_s):
+                    self._end(fault)
                     return
 
 

@@ -31,22 +31,22 @@ class DicomPath:
     rejected: bool = False  # whether instances are wanted that a document rejects
 
 
-def may_see_rejected(key: Key, wanted: bool) -> bool:  # noqa: FBT001 - what is asked for
+def may_see_rejected(key: Key, asks: bool) -> bool:  # noqa: FBT001 - what is asked for
     """Check whether a key may have what documents reject.
 
     Args:
         key: of the request.
-        wanted: whether it asks for that.
+        asks: whether it asks for that.
 
     Returns:
-        `wanted`.
+        `asks`.
 
     Raises:
         HTTPException: 403; the key is no administrator's.
     """
-    if wanted and not key.may(Role.ADMIN):
+    if asks and not key.may(Role.ADMIN):
         raise HTTPException(403, f"includerejected needs a key with the role {Role.ADMIN}; yours is {key.role}")
-    return wanted
+    return asks
 
 
 def _includes_rejected(key: KeyDep, includerejected: Annotated[bool, Query(description=REJECTED)] = False) -> bool:  # noqa: FBT002

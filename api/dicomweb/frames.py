@@ -75,8 +75,8 @@ async def retrieve_frames(
         raise NotFound(f"The image has {count} frame(s); there is no frame {max(numbers)}")
     syntax = there.syntax if there else ""
 
-    def fits(wanted: MediaType) -> FrameForm | None:
-        return choose_form(wanted, syntax, alone=len(numbers) == 1)
+    def fits(media_range: MediaType) -> FrameForm | None:
+        return choose_form(media_range, syntax, alone=len(numbers) == 1)
 
     kind = IMAGE_TYPES.get(syntax, OCTETS)
     form = chosen(request, [STORED, f"{MULTIPART}; type={kind}; transfer-syntax={syntax or EXPLICIT_LE}"], fits)
@@ -119,29 +119,29 @@ class FrameForm:
     raw: bool  # uncompressed, made by a worker
 
 
-def choose_form(wanted: MediaType, syntax: str, *, alone: bool) -> FrameForm | None:
+def choose_form(media_range: MediaType, syntax: str, *, alone: bool) -> FrameForm | None:
     """Find the form in which frames fit what a client accepts.
 
     Args:
-        wanted: one range of the header Accept.
+        media_range: one range of the header Accept.
         syntax: Transfer Syntax UID of the frames as they are stored; "" if they cannot be sent as they are.
         alone: whether it is one frame, which may be sent without parts.
 
     Returns:
         The form; None if they do not fit.
     """
-    if wanted.name in ("*/*", "multipart/*"):
+    if media_range.name in ("*/*", "multipart/*"):
         return FrameForm(alone=False, raw=not syntax)
-    if wanted.name != MULTIPART and not alone:
+    if media_range.name != MULTIPART and not alone:
         return None
-    kind, named = wanted.related, wanted.parameters.get("transfer-syntax")
+    kind, named = media_range.related, media_range.parameters.get("transfer-syntax")
     as_stored = named == "*" or (syntax and named == syntax)
     of_image = syntax in IMAGE_TYPES and kind.holds(IMAGE_TYPES[syntax]) and (as_stored or named is None)
     if syntax and (of_image or (kind.holds(OCTETS) and as_stored)):
-        return FrameForm(alone=wanted.name != MULTIPART, raw=False)
+        return FrameForm(alone=media_range.name != MULTIPART, raw=False)
     # without a transfer syntax, octets are uncompressed (PS3.18 8.7.3.3.2)
     if kind.holds(OCTETS) and (named in (None, EXPLICIT_LE) or (named == "*" and not syntax)):
-        return FrameForm(alone=wanted.name != MULTIPART, raw=syntax != EXPLICIT_LE)
+        return FrameForm(alone=media_range.name != MULTIPART, raw=syntax != EXPLICIT_LE)
     return None
 
 

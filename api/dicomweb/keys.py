@@ -72,10 +72,12 @@ def read_query(parameters: Iterable[tuple[str, str]]) -> Search:
     if len(given) > MAX_PARAMETERS:
         raise BadRequest(f"A query may have at most {MAX_PARAMETERS} parameters")
     about = {name: value for name, value in given if name in _NO_MATCHING}
-    wanted = [one for name, value in given if name == "includefield" for one in map(str.strip, value.split(",")) if one]
+    included = [
+        one for name, value in given if name == "includefield" for one in map(str.strip, value.split(",")) if one
+    ]
     if any(name == "includefield" and len(value) > MAX_FIELDS_LENGTH for name, value in given):
         raise BadRequest(f"includefield is longer than {MAX_FIELDS_LENGTH} letters; give it several times, or `all`")
-    fields = {attribute_keyword(one, "A value of includefield") for one in wanted if one.lower() != "all"}
+    fields = {attribute_keyword(one, "A value of includefield") for one in included if one.lower() != "all"}
     matches: dict[str, tuple[str, ...]] = {}
     for place, (name, value) in enumerate(given, start=1):
         if name not in about and name != "includefield":
@@ -89,7 +91,7 @@ def read_query(parameters: Iterable[tuple[str, str]]) -> Search:
     return Search(
         matches,
         frozenset(fields),
-        everything=any(one.lower() == "all" for one in wanted),
+        everything=any(one.lower() == "all" for one in included),
         limit=_number("limit", about["limit"]) if "limit" in about else None,
         offset=_number("offset", about.get("offset", "0")),
         rejected=_flag("includerejected", about.get("includerejected", "false")),

@@ -153,19 +153,19 @@ def with_addresses(attributes: Mapping[str, Any], prefix: str) -> dict[str, Any]
     return made
 
 
-def choose_form(wanted: MediaType, kinds: Sequence[str]) -> tuple[str, bool] | None:
+def choose_form(media_range: MediaType, kinds: Sequence[str]) -> tuple[str, bool] | None:
     """Find the form in which a value fits what a client accepts.
 
     Args:
-        wanted: one range of the header Accept.
+        media_range: one range of the header Accept.
         kinds: media types that the value has, the narrowest first.
 
     Returns:
         One of the types, and whether it is sent as a part; None if none fits.
     """
-    in_parts = wanted.name in (MULTIPART, "multipart/*", "*/*")
-    any_part = in_parts and "type" not in wanted.parameters
-    kind = kinds[0] if any_part else next((one for one in kinds if wanted.related.holds(one)), None)
+    in_parts = media_range.name in (MULTIPART, "multipart/*", "*/*")
+    any_part = in_parts and "type" not in media_range.parameters
+    kind = kinds[0] if any_part else next((one for one in kinds if media_range.related.holds(one)), None)
     return None if kind is None else (kind, in_parts)
 
 

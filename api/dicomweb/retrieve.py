@@ -56,21 +56,21 @@ def retrieve_instance(request: Request, parts: PartsDep, key: Radiologist, place
 
 
 def _retrieve(request: Request, parts: Parts, key: Key, place: DicomPath) -> Response:
-    def fits(wanted: MediaType) -> str | None:
-        return choose_form(wanted, alone=place.instance is not None)
+    def fits(media_range: MediaType) -> str | None:
+        return choose_form(media_range, alone=place.instance is not None)
 
     chosen(request, [STORED], fits)  # who accepts nothing of it is told before anything is read
     found = current_instances(parts, key, place)
     syntaxes: set[str] = set()
 
-    def fits_stored(wanted: MediaType) -> str | None:
-        syntax = wanted.parameters.get("transfer-syntax", "*")
+    def fits_stored(media_range: MediaType) -> str | None:
+        syntax = media_range.parameters.get("transfer-syntax", "*")
         if syntax != "*":
             if not syntaxes:
                 syntaxes.update(syntax_of(parts, one) for one in found)
             if syntaxes != {syntax}:
                 return None
-        return fits(wanted)
+        return fits(media_range)
 
     if chosen(request, [STORED], fits_stored) == DICOM:
         return StreamingResponse(found[0].content(parts), headers={"Content-Type": DICOM})
@@ -78,19 +78,21 @@ def _retrieve(request: Request, parts: Parts, key: Key, place: DicomPath) -> Res
     return multipart_response(_parts(parts, found), DICOM)
 
 
-def choose_form(wanted: MediaType, *, alone: bool) -> str | None:
+def choose_form(media_range: MediaType, *, alone: bool) -> str | None:
     """Find the form in which DICOM objects fit what a client accepts, transfer syntaxes apart.
 
     Args:
-        wanted: one range of the header Accept.
+        media_range: one range of the header Accept.
         alone: whether it is one object, which may be sent without parts.
 
     Returns:
         MULTIPART or DICOM; None if there is none.
     """
-    if wanted.name in ("*/*", "multipart/*") or (wanted.name == MULTIPART and wanted.related.holds(DICOM)):
+    if media_range.name in ("*/*", "multipart/*") or (
+        media_range.name == MULTIPART and media_range.related.holds(DICOM)
+    ):
         return MULTIPART
-    return DICOM if alone and wanted.holds(DICOM) else None
+    return DICOM if alone and media_range.holds(DICOM) else None
 
 
 def syntax_of(parts: Parts, one: CurrentInstance) -> str:

@@ -133,13 +133,13 @@ def _search(
     if ignored:
         warnings.append(f"These attributes are not indexed here and were ignored: {' '.join(ignored)}")
         search = replace(search, matches={name: search.matches[name] for name in search.matches if name in KEYS[level]})
-    wanted = returned_attributes(search, level, study, series)
-    results = find(session, parts.vault, key, database_query(search, wanted, MAX_RESULTS, study, series))
+    attributes = returned_attributes(search, level, study, series)
+    results = find(session, parts.vault, key, database_query(search, attributes, MAX_RESULTS, study, series))
     if results.more and (search.limit is None or search.limit > MAX_RESULTS):
         warnings.append(MORE_RESULTS)
     if not results.whole:
         warnings.append(NOT_ALL_COMPARED)
     base = base_url(request)
-    response = data_set_response([data_set_of(one, wanted, base) for one in results.found], kind)
+    response = data_set_response([data_set_of(one, attributes, base) for one in results.found], kind)
     response.headers.update(warning_header(base, warnings))
     return response

@@ -92,12 +92,12 @@ def returned_attributes(
     return ReturnedAttributes(level, names | uids | asked, asked)
 
 
-def data_set_of(result: Result, wanted: ReturnedAttributes, base: str) -> DataSet:
+def data_set_of(result: Result, attributes: ReturnedAttributes, base: str) -> DataSet:
     """Make the data set of a result.
 
     Args:
         result: what was found.
-        wanted: its attributes.
+        attributes: its attributes.
         base: the address of the service.
 
     Returns:
@@ -110,11 +110,11 @@ def data_set_of(result: Result, wanted: ReturnedAttributes, base: str) -> DataSe
         known |= _instance(result.instance)
     values = {
         name: known.get(name)
-        for name in wanted.names
-        if name in wanted.asked or name not in IF_KNOWN or known.get(name) not in (None, "", [])
+        for name in attributes.names
+        if name in attributes.asked or name not in IF_KNOWN or known.get(name) not in (None, "", [])
     }
     uids = [known["StudyInstanceUID"], known.get("SeriesInstanceUID"), known.get("SOPInstanceUID")]
-    return data_set(**values, **CONSTANT, RetrieveURL=base + "".join(_path(wanted.level, uids)))
+    return data_set(**values, **CONSTANT, RetrieveURL=base + "".join(_path(attributes.level, uids)))
 
 
 def _path(level: Level, uids: list[list[Value] | Value | None]) -> Iterator[str]:
@@ -193,13 +193,13 @@ def _name(name: str) -> Mapping[str, str] | None:
 
 
 def database_query(
-    search: Search, wanted: ReturnedAttributes, max_results: int, study_uid: str | None, series_uid: str | None
+    search: Search, attributes: ReturnedAttributes, max_results: int, study_uid: str | None, series_uid: str | None
 ) -> Question:
     """Make the question that a query asks of the database.
 
     Args:
         search: the query; its `matches` are those that are indexed.
-        wanted: which attributes are returned.
+        attributes: which attributes are returned.
         max_results: results of one response.
         study_uid: the study that it is restricted to; None: all.
         series_uid: the series; None: all.
@@ -208,12 +208,12 @@ def database_query(
         The question.
     """
     return Question(
-        level=wanted.level,
+        level=attributes.level,
         matches=search.matches,
         study_uid=study_uid,
         series_uid=series_uid,
         limit=max_results if search.limit is None else min(search.limit, max_results),
         offset=search.offset,
-        identities=wanted.identities,
+        identities=attributes.identities,
         rejected=search.rejected,
     )

@@ -221,10 +221,10 @@ def _reference_rates(rows: Sequence[Judgement]) -> list[RateView]:
     """Sensitivity and specificity, where the reader's own view is known and the model did not abstain."""
     seen: Counter[tuple[bool, bool]] = Counter()
     for row in rows:
-        said = row.assessment in POSITIVE
+        positive = row.assessment in POSITIVE
         if row.assessment == Assessment.ABSTAINED or not (row.agrees or row.fracture in ("yes", "no")):
             continue
-        seen[said, said if row.agrees else row.fracture == "yes"] += 1
+        seen[positive, positive if row.agrees else row.fracture == "yes"] += 1
     hit, miss, false_alarm, clear = seen[True, True], seen[False, True], seen[True, False], seen[False, False]
     return [
         _rate_view("of fractures that readers see, the model does not say negative", wilson(hit, hit + miss)),

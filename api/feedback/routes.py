@@ -201,7 +201,7 @@ def history(
 @router.post("/studies/{study_id}/feedback", status_code=201, max_body_size=2**20)
 def give_feedback(
     study_id: NamedStudy,
-    said: NewFeedback,
+    statement: NewFeedback,
     parts: PartsDep,
     key: Radiologist,
     session: SessionDep,
@@ -221,19 +221,19 @@ def give_feedback(
     `request-reused`: the Idempotency-Key came with other feedback before.
     """
     request_id = idempotency_key or str(uuid4())
-    if said.verdict is Verdict.DONE:
+    if statement.verdict is Verdict.DONE:
         feedback.lock_study(session, key.site_id, study_id)  # no image or finding may come before the entry
     studies.get(session, key.site_id, study_id)
     views = studies.instances(session, study_id)
     entry = feedback.entry_of_request(session, key.site_id, request_id)
-    if entry is None and said.verdict is Verdict.DONE:
-        entry = _append_done(session, parts, key, request_id, study_id, said, views, login)
+    if entry is None and statement.verdict is Verdict.DONE:
+        entry = _append_done(session, parts, key, request_id, study_id, statement, views, login)
     elif entry is None:
         entry = feedback.append_entry(
-            session, key, request_id, _feedback_draft(session, parts, study_id, said, views), login
+            session, key, request_id, _feedback_draft(session, parts, study_id, statement, views), login
         )
     written = entry.request_id == request_id  # else it is the reader's standing entry, which says the same
-    if written and (entry.key_id != key.id or not _is_same_feedback(parts, entry, study_id, said, views)):
+    if written and (entry.key_id != key.id or not _is_same_feedback(parts, entry, study_id, statement, views)):
         raise InvalidState("This Idempotency-Key came with other feedback before; make a new one", "request-reused")
     return feedback_view(session, parts, key, study_id, login=login, worklist=worklist)
 
@@ -265,30 +265,32 @@ def undo(
 
 
 def _append_done(
-    session: Session, parts: Parts, key: Key, request_id: str, study_id: UUID, said: NewFeedback,
+    session: Session, parts: Parts, key: Key, request_id: str, study_id: UUID, statement: NewFeedback,
     views: list[InstanceView], login: str,
 ) -> Entry:  # fmt: skip
     """Write that a study is done, and what its reader agrees with at that.
 
     Raises InvalidState for what must be asked.
     """
-    if said.images not in (None, len(views)):
+    if statement.images not in (None, len(views)):
         raise InvalidState(
             f"This study has {len(views)} images by now; load the page again and look at all", "newer-images"
         )
     left = _unanswered_findings(session, key, study_id, views)
-    chosen = {(one.image, one.frame, one.bundle) for one in said.unanswered.findings} if said.unanswered else set()
+    chosen = (
+        {(one.image, one.frame, one.bundle) for one in statement.unanswered.findings} if statement.unanswered else set()
+    )
     if any((number, one.frame, one.bundle) not in chosen for number, one in left):
         _raise_unanswered(left)
-    if said.unanswered and said.unanswered.choice is OpenFindingsAction.AGREE:
+    if statement.unanswered and statement.unanswered.choice is OpenFindingsAction.AGREE:
         for _, one in left:
             agreed = FeedbackDraft(
-                study_id, Verdict.AGREE, one.instance_id, one.frame, one.bundle, model_shown=said.model_shown
+                study_id, Verdict.AGREE, one.instance_id, one.frame, one.bundle, model_shown=statement.model_shown
             )
             its_request = feedback.agreement_request_id(request_id, one.instance_id, one.frame, one.bundle)
             feedback.append_entry(session, key, its_request, agreed)
     return feedback.append_entry(
-        session, key, request_id, _feedback_draft(session, parts, study_id, said, views), login
+        session, key, request_id, _feedback_draft(session, parts, study_id, statement, views), login
     )
 
 
@@ -296,13 +298,13 @@ def _unanswered_findings(
     session: Session, key: Key, study_id: UUID, views: Sequence[InstanceView]
 ) -> list[tuple[int, FindingRow]]:
     """Number of the image and finding, of each positive finding that is shown and without feedback of this reader."""
-    said = feedback.findings_with_feedback_by(session, key, study_id)
+    answered = feedback.findings_with_feedback_by(session, key, study_id)
     return [
         (number, finding)
         for number, view in enumerate(views, start=1)
         for finding in view.findings
         if finding.assessment == Assessment.POSITIVE
-        and (finding.instance_id, finding.frame, finding.bundle) not in said
+        and (finding.instance_id, finding.frame, finding.bundle) not in answered
     ]
 
 
@@ -383,33 +385,41 @@ def _decrypted_text(parts: Parts, entry: Entry) -> str:
 
 
 def _feedback_draft(
-    session: Session, parts: Parts, study_id: UUID, said: NewFeedback, views: list[InstanceView]
+    session: Session, parts: Parts, study_id: UUID, statement: NewFeedback, views: list[InstanceView]
 ) -> FeedbackDraft:
     """The feedback with our ids in place of image numbers. Raises BadRequest, NotFound, InvalidState."""
-    instance = _instance_by_number(views, said.image) if said.image else None
-    if instance and not any(f.frame == said.frame and f.bundle == said.bundle for f in instance.findings):
-        shown = next((f.bundle for f in instance.findings if f.frame == said.frame), None)
+    instance = _instance_by_number(views, statement.image) if statement.image else None
+    if instance and not any(f.frame == statement.frame and f.bundle == statement.bundle for f in instance.findings):
+        shown = next((f.bundle for f in instance.findings if f.frame == statement.frame), None)
         if shown is None:
-            raise NotFound(f"image {said.image} frame {said.frame} has no finding yet")
-        older = said.older_bundle and feedback.has_finding(session, instance.row.id, said.frame or 1, said.bundle or "")
+            raise NotFound(f"image {statement.image} frame {statement.frame} has no finding yet")
+        older = statement.older_bundle and feedback.has_finding(
+            session, instance.row.id, statement.frame or 1, statement.bundle or ""
+        )
         if not older:
             raise InvalidState(
-                f"Meanwhile the finding of {shown} is shown here, not that of {said.bundle}. Load the page again.",
+                f"Meanwhile the finding of {shown} is shown here, not that of {statement.bundle}. Load the page again.",
                 "newer-finding",
             )
-    marks = _marks(said, views)
-    text = said.text.strip()
-    if instance and not said.contradiction_meant:
-        assessment = feedback.assessment_of(session, instance.row.id, said.frame or 1, said.bundle or "")
+    marks = _marks(statement, views)
+    text = statement.text.strip()
+    if instance and not statement.contradiction_meant:
+        assessment = feedback.assessment_of(session, instance.row.id, statement.frame or 1, statement.bundle or "")
         _raise_contradiction(
             contradictions(
-                assessment, said.verdict, said.fracture, said.severity, len(marks), more=bool(text or said.region)
+                assessment,
+                statement.verdict,
+                statement.fracture,
+                statement.severity,
+                len(marks),
+                more=bool(text or statement.region),
             )
         )
     return FeedbackDraft(
-        study_id=study_id, verdict=said.verdict, instance_id=instance.row.id if instance else None, frame=said.frame,
-        bundle=said.bundle, fracture=said.fracture, region=said.region, severity=said.severity, marks=marks,
-        words=parts.vault.seal(text) if text else None, model_shown=said.model_shown, supersedes=said.supersedes,
+        study_id=study_id, verdict=statement.verdict, instance_id=instance.row.id if instance else None,
+        frame=statement.frame, bundle=statement.bundle, fracture=statement.fracture, region=statement.region,
+        severity=statement.severity, marks=marks, words=parts.vault.seal(text) if text else None,
+        model_shown=statement.model_shown, supersedes=statement.supersedes,
     )  # fmt: skip
 
 
@@ -428,9 +438,9 @@ def _raise_contradiction(found: Sequence[Contradiction]) -> None:
         raise InvalidState(f"This feedback contradicts itself. {words}", "contradictory", contradictions=list(found))
 
 
-def _marks(said: NewFeedback, views: list[InstanceView]) -> list[Mark]:
+def _marks(statement: NewFeedback, views: list[InstanceView]) -> list[Mark]:
     marks = []
-    for mark in said.marks:
+    for mark in statement.marks:
         row = _instance_by_number(views, mark.image).row
         if mark.frame > row.frames:
             raise BadRequest(f"image {mark.image} has {row.frames} frame(s); a mark is on frame {mark.frame}")
@@ -444,13 +454,24 @@ def _instance_by_number(views: list[InstanceView], number: int) -> InstanceView:
     return views[number - 1]
 
 
-def _is_same_feedback(parts: Parts, entry: Entry, study_id: UUID, said: NewFeedback, views: list[InstanceView]) -> bool:
+def _is_same_feedback(
+    parts: Parts, entry: Entry, study_id: UUID, statement: NewFeedback, views: list[InstanceView]
+) -> bool:
     """Whether the entry says what was sent; one that was written just now does."""
-    instance = _instance_by_number(views, said.image).row.id if said.image else None
-    sent = (study_id, said.verdict, instance, said.frame, said.bundle, said.fracture, said.region, said.severity)
+    instance = _instance_by_number(views, statement.image).row.id if statement.image else None
+    sent = (
+        study_id,
+        statement.verdict,
+        instance,
+        statement.frame,
+        statement.bundle,
+        statement.fracture,
+        statement.region,
+        statement.severity,
+    )
     kept = (
         entry.study_id, entry.verdict, entry.instance_id, entry.frame, entry.bundle, entry.fracture, entry.region,
         entry.severity,
     )  # fmt: skip
-    marks = [mark.stored() for mark in _marks(said, views)]
-    return sent == kept and marks == entry.marks and _decrypted_text(parts, entry) == said.text.strip()
+    marks = [mark.stored() for mark in _marks(statement, views)]
+    return sent == kept and marks == entry.marks and _decrypted_text(parts, entry) == statement.text.strip()

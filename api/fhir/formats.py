@@ -57,10 +57,10 @@ def format_of(request: Request) -> str:
             raise HTTPException(406, f"There is no such _format here; there is {', '.join(OFFERED)}")
         return found
 
-    def fits(wanted: MediaType) -> str | None:
-        if wanted.parameters.get("fhirversion", VERSION) != VERSION:
+    def fits(media_range: MediaType) -> str | None:
+        if media_range.parameters.get("fhirversion", VERSION) != VERSION:
             return None
-        return next((one for one in OFFERED if wanted.holds(one)), None)
+        return next((one for one in OFFERED if media_range.holds(one)), None)
 
     return chosen(request, [f"{FHIR_JSON}; fhirVersion={VERSION}", OFFERED[1]], fits)
 

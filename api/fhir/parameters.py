@@ -140,11 +140,11 @@ def read_search(kind: str, parameters: Iterable[tuple[str, str]], *, strict: boo
         raise BadRequest(f"A search may have at most {MAX_PARAMETERS} parameters")
     search, ignored, used = Search(), [], []
     for place, (name, value) in enumerate(given, start=1):
-        said = any(one.strip() for one in value.split(","))  # what has no value asks for nothing
-        found = _read_parameter(search, kind, name, value) if said else search
+        has_value = any(one.strip() for one in value.split(","))  # what has no value asks for nothing
+        found = _read_parameter(search, kind, name, value) if has_value else search
         if found is None:
             ignored.append(place)
-        elif said:
+        elif has_value:
             search = found
             used.append((name, value))
     if ignored and strict:
@@ -191,8 +191,8 @@ def _values(name: str, value: str) -> list[str]:
 
 def _intersection(one: tuple[str, ...] | None, other: Sequence[str]) -> tuple[str, ...]:
     """What is among both alternatives: a parameter that is given twice means both. Source: FHIR R4 search 3.1.1.3.4."""
-    wanted = tuple(dict.fromkeys(other))
-    return wanted if one is None else tuple(value for value in one if value in wanted)
+    values = tuple(dict.fromkeys(other))
+    return values if one is None else tuple(value for value in one if value in values)
 
 
 def _id(search: Search, name: str, value: str) -> Search:
@@ -227,8 +227,8 @@ def _code(search: Search, name: str, value: str) -> Search:
 
 
 def _status(search: Search, name: str, value: str) -> Search:
-    wanted = {one.rpartition("|")[2] for one in _values(name, value)}
-    found = [outcome for outcome, status in STATUSES.items() if status in wanted]
+    codes = {one.rpartition("|")[2] for one in _values(name, value)}
+    found = [outcome for outcome, status in STATUSES.items() if status in codes]
     before = search.question.outcomes
     kept = found if before is None else [one for one in before if one in found]
     return replace(search, question=replace(search.question, outcomes=tuple(kept)))

@@ -224,11 +224,11 @@ def _finding_observation(
     words = abstention_words(abstention_of(finding.abstention), finding.abstention_detail, finding.score)
     where = f"Image {number}" + (f", frame {finding.frame}" if image.frames > 1 else "")
     if assessment is Assessment.ABSTAINED:
-        said = f"{where}: abstained, {words}. Silence is not normal. {RESEARCH_USE}"
+        text = f"{where}: abstained, {words}. Silence is not normal. {RESEARCH_USE}"
     else:
         beside = f" {words[0].upper()}{words[1:]}." if words else ""
-        said = f"{where}: fracture {assessment}, {finding.region}.{beside} {RESEARCH_USE}"
-    observation = common.observation(finding.id, STATUSES[Outcome.ASSESSED], FRACTURE, said, finding.bundle)
+        text = f"{where}: fracture {assessment}, {finding.region}.{beside} {RESEARCH_USE}"
+    observation = common.observation(finding.id, STATUSES[Outcome.ASSESSED], FRACTURE, text, finding.bundle)
     if assessment is Assessment.ABSTAINED:
         observation["dataAbsentReason"] = _data_absent_reason("unsupported", "Unsupported", words)
     else:
@@ -248,8 +248,8 @@ def _finding_observation(
 
 def _unread_observation(common: _Common, image: InstanceRow, number: int) -> Resource:
     why = reason_words(image.error_reason, image.error_detail) or "It has no finding yet."
-    said = f"Image {number}: no finding. {why} Silence is not normal. {RESEARCH_USE}"
-    observation = common.observation(image.id, STATUSES[Outcome.QUARANTINED], FRACTURE, said, common.study.row.bundle)
+    text = f"Image {number}: no finding. {why} Silence is not normal. {RESEARCH_USE}"
+    observation = common.observation(image.id, STATUSES[Outcome.QUARANTINED], FRACTURE, text, common.study.row.bundle)
     observation["dataAbsentReason"] = _data_absent_reason("error", "Error", why)
     observation["derivedFrom"] = [_study_reference(common.study.row), _image_reference(image, number)]
     return observation

@@ -213,8 +213,8 @@ class _FhirRequest:
 
     def _studies_of(self, ids: Sequence[str]) -> list[UUID]:
         """The studies of observations: an id is a study's, a finding's or an image's."""
-        wanted = [id_ for id_ in map(_uuid, ids) if id_ is not None]
-        return list(dict.fromkeys(study_of(self._session, self._key.site_id, id_) or id_ for id_ in wanted))
+        uuids = [id_ for id_ in map(_uuid, ids) if id_ is not None]
+        return list(dict.fromkeys(study_of(self._session, self._key.site_id, id_) or id_ for id_ in uuids))
 
     def _of_study(self, study: ReportedStudy, patient: Patient) -> list[Resource]:
         views = studies.instances(self._session, study.row.id)

@@ -163,10 +163,10 @@ class GroupCommits:
         charge_bytes(backends, key, size)
 
         def check(file: SpooledFile, header: Header) -> None:
-            said = announced[file]
-            if header.sop_instance_uid != said.sop_instance:
+            request = announced[file]
+            if header.sop_instance_uid != request.sop_instance:
                 raise OtherThanAnnounced(detail="SOPInstanceUID")
-            if header.sop_class_uid != said.sop_class:
+            if header.sop_class_uid != request.sop_class:
                 raise OtherThanAnnounced(detail="SOPClassUID")
 
         def sent(session: Session, lines: Sequence[FileReceipt]) -> None:

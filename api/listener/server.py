@@ -330,8 +330,8 @@ def ports_of(settings: Settings) -> list[Port]:
     if not (settings.dicom_port or settings.dicom_tls_port):
         raise OsteonError("OSTEON_DICOM_PORT and OSTEON_DICOM_TLS_PORT are both 0: set one, or leave osteon dicom out")
     context = tls.context(settings) if settings.dicom_tls_port else None
-    wanted = [("dicom", settings.dicom_port, None), ("tls", settings.dicom_tls_port, context)]
-    return [(name, bind(settings.dicom_host, port), its) for name, port, its in wanted if port]
+    ports = [("dicom", settings.dicom_port, None), ("tls", settings.dicom_tls_port, context)]
+    return [(name, bind(settings.dicom_host, port), its) for name, port, its in ports if port]
 
 
 @contextlib.contextmanager

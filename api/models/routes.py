@@ -71,7 +71,7 @@ async def store(
     declared = request.headers.get("content-length", "0")
     if declared.isdigit() and int(declared) > limit:
         raise RequestTooLarge(f"A model bundle has at most {limit} bytes here (OSTEON_MAX_BUNDLE_BYTES)")
-    wanted = _sha256(content_digest)
+    sha256 = _sha256(content_digest)
     parts.spool_budget.check(int(declared) if declared.isdigit() else 0)
     with open_spool(parts.settings.spool_dir, parts.spool_budget, own_files=parts.store.takes_files) as spool:
         coming = spool.begin("bundle")
@@ -80,7 +80,7 @@ async def store(
                 raise RequestTooLarge(f"A model bundle has at most {limit} bytes here (OSTEON_MAX_BUNDLE_BYTES)")
             await parts.uploads.receive(coming.write, piece)
         file = coming.finish()
-        if file.sha256 != wanted:
+        if file.sha256 != sha256:
             raise BadRequest(
                 "The bytes that came are not those of Content-Digest: they were changed on their way. Send it again"
             )
@@ -127,19 +127,19 @@ def _store(parts: Parts, key: Key, spool: Spool, file: SpooledFile) -> tuple[boo
 
 
 @router.post("/bundles/{name}/shadow")
-def shadow(name: Name, key: Operator, session: SessionDep, wanted: ShadowRequest | None = None) -> BundleView:
+def shadow(name: Name, key: Operator, session: SessionDep, body: ShadowRequest | None = None) -> BundleView:
     """Make a bundle a shadow: it analyses history, newest day first, and radiologists see nothing of it.
 
     404 if there is no such bundle, 409 if it is active or a shadow already.
     """
-    wanted = wanted or ShadowRequest()
+    body = body or ShadowRequest()
     now = db_now(session)
     was = repository.state_of(repository.lock_bundle(session, name))
-    backfill.open_shadow_run(session, name, now, wanted.since, wanted.limit)
+    backfill.open_shadow_run(session, name, now, body.since, body.limit)
     after = {
         "state": "shadow",
-        "since": wanted.since.isoformat() if wanted.since else None,
-        "studies": wanted.limit,
+        "since": body.since.isoformat() if body.since else None,
+        "studies": body.limit,
     }
     _note(session, EventKind.MODEL_SHADOWED, key, name, before={"state": was}, after=after)
     return _view(session, repository.get_bundle(session, name), now)

@@ -154,8 +154,8 @@ def event_page(
     Returns:
         The page.
     """
-    wanted = audit.AuditQuery(shown_to(key), kinds, actor.strip(), subject.strip(), before)
-    found = [event_view(one) for one in audit.events(session, wanted, limit + 1)]
+    query = audit.AuditQuery(shown_to(key), kinds, actor.strip(), subject.strip(), before)
+    found = [event_view(one) for one in audit.events(session, query, limit + 1)]
     return AuditEvents(events=found[:limit], next=found[limit - 1].id if len(found) > limit else None)
 
 

@@ -97,14 +97,14 @@ def one(check_id: CheckId, key: AdminOrOperator, session: SessionDep) -> CheckVi
 
 
 @router.post("/checks", status_code=202, responses={409: OFF})
-def ask(parts: PartsDep, key: Operator, session: SessionDep, wanted: CheckRequest) -> CheckView:
+def ask(parts: PartsDep, key: Operator, session: SessionDep, body: CheckRequest) -> CheckView:
     """Have the system checked now. Where a check waits or runs already, that one is returned.
 
     The process of the check takes it within seconds. GET /api/v1/checks/{check_id} says how far it is.
     """
     if not parts.settings.daily_check:
         raise InvalidState("The daily check is off: set OSTEON_DAILY_CHECK=true, and restart Osteon", "check-off")
-    return check_view(checks.ask(session, key, accept=wanted.accept))
+    return check_view(checks.ask(session, key, accept=body.accept))
 
 
 def check_view(row: CheckRow) -> CheckView:

@@ -316,28 +316,28 @@ def destination_views(session: Session, key: Key) -> list[DestinationView]:
 
 
 @router.post("/destinations", status_code=201, responses={403: UNKNOWN, 404: NO_SITE, 409: TAKEN})
-def add(wanted: NewDestination, key: AdminOrOperator, session: SessionDep, parts: PartsDep) -> DestinationView:
+def add(body: NewDestination, key: AdminOrOperator, session: SessionDep, parts: PartsDep) -> DestinationView:
     """Add a destination: results that become due from now on go there. Nothing of before does.
 
     The response to a webhook has the secret that its messages are signed with (Standard Webhooks).
     """
-    if wanted.site is not None and not key.may(Role.OPERATOR):
+    if body.site is not None and not key.may(Role.OPERATOR):
         raise HTTPException(403, f"Only an operator names the site of a destination; your key is {key.role}")
-    site_id = access.site_named(session, wanted.site) if wanted.site is not None else key.site_id
-    rules, destination = wanted.all_rules(), wanted.destination()
+    site_id = access.site_named(session, body.site) if body.site is not None else key.site_id
+    rules, destination = body.all_rules(), body.destination()
     _check_networks(key, "", destination)
     webhooks = _webhook_key(parts) if destination.kind is DestinationKind.WEBHOOK else ""
-    row = destinations.add(session, key, site_id, wanted.name, destination, rules)
+    row = destinations.add(session, key, site_id, body.name, destination, rules)
     return _one(session, row.id, webhook_secret(webhooks, row.id, 1) if webhooks else "")
 
 
 @router.put("/destinations/{destination_id}", responses={404: UNKNOWN, 409: TAKEN})
 def change(
-    destination_id: DestinationId, wanted: DestinationSettings, key: AdminOrOperator, session: SessionDep
+    destination_id: DestinationId, body: DestinationSettings, key: AdminOrOperator, session: SessionDep
 ) -> DestinationView:
     """Change where a destination is. Name, site, kind and rules stay."""
     row = destinations.of_site(session, _site_of(key), destination_id)
-    destination = wanted.destination()
+    destination = body.destination()
     _check_networks(key, row.networks, destination)
     destinations.change(session, key, row, destination)
     return _one(session, destination_id)
@@ -346,13 +346,13 @@ def change(
 @router.put("/destinations/{destination_id}/rules", responses={404: UNKNOWN})
 def set_rules(
     destination_id: DestinationId,
-    wanted: Annotated[list[RuleView], Body(max_length=MAX_RULES)],
+    body: Annotated[list[RuleView], Body(max_length=MAX_RULES)],
     key: AdminOrOperator,
     session: SessionDep,
 ) -> DestinationView:
     """Replace the rules of a destination; without one nothing goes there by itself."""
     row = destinations.of_site(session, _site_of(key), destination_id)
-    destinations.set_rules(session, key, row, [one.rule() for one in wanted])
+    destinations.set_rules(session, key, row, [one.rule() for one in body])
     return _one(session, destination_id)
 
 
@@ -366,12 +366,12 @@ class SecretReplacement(BaseModel):
 
 @router.post("/destinations/{destination_id}/secret", responses={404: UNKNOWN, 409: NO_WEBHOOK})
 def replace_secret(
-    destination_id: DestinationId, wanted: SecretReplacement, key: AdminOrOperator, session: SessionDep, parts: PartsDep
+    destination_id: DestinationId, body: SecretReplacement, key: AdminOrOperator, session: SessionDep, parts: PartsDep
 ) -> DestinationView:
     """Replace the secret that signs what a webhook gets. The response has the new one."""
     row = destinations.of_site(session, _site_of(key), destination_id)
     webhooks = _webhook_key(parts)
-    number = destinations.replace_secret(session, key, row, at_once=wanted.at_once)
+    number = destinations.replace_secret(session, key, row, at_once=body.at_once)
     return _one(session, destination_id, webhook_secret(webhooks, row.id, number))
 
 
@@ -536,9 +536,9 @@ def _site_of(key: Key) -> UUID | None:
     return None if key.may(Role.OPERATOR) else key.site_id
 
 
-def _check_networks(key: Key, before: str, wanted: Destination) -> None:
+def _check_networks(key: Key, before: str, destination: Destination) -> None:
     """Refuse networks that a site's administrator names: they belong to whoever runs the machine."""
-    if wanted.networks not in ("", before) and not key.may(Role.OPERATOR):
+    if destination.networks not in ("", before) and not key.may(Role.OPERATOR):
         raise HTTPException(403, f"Only an operator names the networks of a webhook; your key is {key.role}")
 
 

@@ -125,29 +125,29 @@ def one(key_id: KeyId, key: AdminOrOperator, session: SessionDep) -> KeyDetail:
 @router.post(
     "/keys", status_code=201, responses={404: NO_SITE, 409: {"description": "the site has a key of this name"}}
 )
-def make(wanted: NewKey, key: AdminOrOperator, session: SessionDep) -> KeyWithSecret:
+def make(body: NewKey, key: AdminOrOperator, session: SessionDep) -> KeyWithSecret:
     """Make a key. Its secret is in this response only: hand it over now.
 
     An admin makes keys of their own site; only an operator makes those of operators, and keys of other sites.
     """
-    if wanted.operates and wanted.role is not Role.ADMIN:
+    if body.operates and body.role is not Role.ADMIN:
         raise BadRequest("Only an admin's key can be an operator's too: leave `operates` out, or make the role admin")
-    if wanted.expires_at is not None and wanted.expires_at <= datetime.now(UTC):
+    if body.expires_at is not None and body.expires_at <= datetime.now(UTC):
         raise BadRequest("`expires_at` is in the past: the key would never be valid")
-    if wanted.name.casefold().startswith(SYSTEM_PREFIX):
+    if body.name.casefold().startswith(SYSTEM_PREFIX):
         raise BadRequest(f"Names that begin with {SYSTEM_PREFIX} stand for Osteon itself in events: choose another one")
-    if wanted.new_site and wanted.site is None:
+    if body.new_site and body.site is None:
         raise BadRequest("`new_site` needs `site`, the name of the site to make")
-    if not key.may(Role.OPERATOR) and (wanted.site or wanted.operates or wanted.role is Role.OPERATOR):
+    if not key.may(Role.OPERATOR) and (body.site or body.operates or body.role is Role.OPERATOR):
         raise HTTPException(403, f"Only an operator makes keys of operators, or of a named site; yours is {key.role}")
     site_id = key.site_id
-    if wanted.site is not None:
-        if wanted.new_site and (made := access.make_site(session, wanted.site)):
-            record_site_made(session, key, wanted.site, made)
-        site_id = access.site_named(session, wanted.site)
+    if body.site is not None:
+        if body.new_site and (made := access.make_site(session, body.site)):
+            record_site_made(session, key, body.site, made)
+        site_id = access.site_named(session, body.site)
     row, secret = access.make_key(
-        session, site_id, wanted.name, wanted.role, wanted.issuer, operates=wanted.operates,
-        expires_at=wanted.expires_at,
+        session, site_id, body.name, body.role, body.issuer, operates=body.operates,
+        expires_at=body.expires_at,
     )  # fmt: skip
     record_key_made(session, key, row)
     return KeyWithSecret(**_view(row, key).model_dump(), secret=secret)

@@ -193,27 +193,27 @@ def caller_views(session: Session, key: Key) -> list[CallerView]:
 
 
 @router.post("/dicom-peers", status_code=201, responses={403: NOT_YOURS, 404: NO_SITE, 409: TAKEN})
-def add(wanted: NewPeer, key: AdminOrOperator, session: SessionDep) -> PeerView:
+def add(body: NewPeer, key: AdminOrOperator, session: SessionDep) -> PeerView:
     """Admit a DICOM peer: from its next association on it is accepted."""
-    return _admit(session, key, wanted.rule(), wanted.name, wanted.issuer, wanted.site)
+    return _admit(session, key, body.rule(), body.name, body.issuer, body.site)
 
 
 @router.post("/dicom-callers/{caller_id}/admit", status_code=201, responses={403: NOT_YOURS, 409: TAKEN})
-def admit(caller_id: CallerId, wanted: Admission, key: AdminOrOperator, session: SessionDep) -> PeerView:
+def admit(caller_id: CallerId, body: Admission, key: AdminOrOperator, session: SessionDep) -> PeerView:
     """Make a peer of a refused caller: from its next association on it is accepted."""
     caller = peers.caller(session, _site_of(key), caller_id)
-    known_by = wanted.known_by or (Identification.CERTIFICATE if caller.tls_fingerprint else Identification.ADDRESS)
+    known_by = body.known_by or (Identification.CERTIFICATE if caller.tls_fingerprint else Identification.ADDRESS)
     if known_by is Identification.CERTIFICATE and not caller.tls_fingerprint:
         raise BadRequest(
             "This caller showed no certificate: let it be known by its address, or turn TLS on at both ends"
         )
     rule = PeerRule(
         caller.calling_ae,
-        caller.called_ae if wanted.called_ae is None else wanted.called_ae,
+        caller.called_ae if body.called_ae is None else body.called_ae,
         caller.address if known_by is Identification.ADDRESS else "",
         caller.tls_fingerprint if known_by is Identification.CERTIFICATE else "",
     ).checked()
-    return _admit(session, key, rule, wanted.name, wanted.issuer, wanted.site)
+    return _admit(session, key, rule, body.name, body.issuer, body.site)
 
 
 def _admit(session: Session, key: Key, rule: PeerRule, name: str | None, issuer: str, site: str | None) -> PeerView:
@@ -228,13 +228,13 @@ def _admit(session: Session, key: Key, rule: PeerRule, name: str | None, issuer:
 
 
 @router.put("/dicom-peers/{peer_id}", responses={403: NOT_YOURS, 409: TAKEN})
-def change(peer_id: PeerId, wanted: PeerSettings, key: AdminOrOperator, session: SessionDep) -> PeerView:
+def change(peer_id: PeerId, body: PeerSettings, key: AdminOrOperator, session: SessionDep) -> PeerView:
     """Change how a peer is known and what it may do, from its next association on. Name and site stay."""
     row = peers.peer_of_site(session, _site_of(key), peer_id)
-    before, rule = peers.rule_of(row), wanted.rule()
+    before, rule = peers.rule_of(row), body.rule()
     if any(getattr(before, name) != getattr(rule, name) for name in KNOWN):
         _hold_to_own(session, key, row.site_id, rule)
-    peers.change(session, key, row, rule, wanted.issuer)
+    peers.change(session, key, row, rule, body.issuer)
     return _one(session, row.id)
 
 

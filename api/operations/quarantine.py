@@ -74,26 +74,24 @@ def quarantined(
 
 
 @router.post("/quarantine/{study_id}/dismiss")
-def dismiss(
-    study_id: StudyId, wanted: DecisionReason, parts: PartsDep, key: Admin, session: SessionDep
-) -> DecisionView:
+def dismiss(study_id: StudyId, body: DecisionReason, parts: PartsDep, key: Admin, session: SessionDep) -> DecisionView:
     """Dismiss a study for which nothing can be done: it leaves quarantine and list. A late image opens it again.
 
     404 if it is unknown, 409 if it is not in quarantine.
     """
-    return _decided(parts, session, key, study_id, QuarantineDecision.DISMISSED, wanted.reason)
+    return _decided(parts, session, key, study_id, QuarantineDecision.DISMISSED, body.reason)
 
 
 @router.post("/quarantine/{study_id}/delete")
 def delete(
-    study_id: StudyId, wanted: DecisionReason, parts: PartsDep, key: Admin, session: SessionDep, later: BackgroundTasks
+    study_id: StudyId, body: DecisionReason, parts: PartsDep, key: Admin, session: SessionDep, later: BackgroundTasks
 ) -> DecisionView:
     """Delete a quarantined study, as DELETE /api/v1/studies/{id}. It comes back only if it is sent again.
 
     404 if it is unknown, 409 if it is not in quarantine, or files of it wait for a decision.
     """
     later.add_task(sweep, parts)
-    return _decided(parts, session, key, study_id, QuarantineDecision.DELETED, wanted.reason)
+    return _decided(parts, session, key, study_id, QuarantineDecision.DELETED, body.reason)
 
 
 def _decided(

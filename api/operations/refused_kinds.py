@@ -19,9 +19,9 @@ def refused(parts: PartsDep, key: Admin, session: SessionDep) -> RefusedKindsVie
 
 
 @router.put("/refused-kinds")
-def choose(parts: PartsDep, key: Admin, session: SessionDep, wanted: RefusedKindsChoice) -> RefusedKindsView:
+def choose(parts: PartsDep, key: Admin, session: SessionDep, body: RefusedKindsChoice) -> RefusedKindsView:
     """Let your site refuse other kinds of objects from now on; what was stored before stays."""
-    refused_kinds.choose(session, key, wanted.kinds)
+    refused_kinds.choose(session, key, body.kinds)
     return refused_view(parts, session, key)
 
 

@@ -181,16 +181,16 @@ def _usage_views(session: Session, settings: Settings, site: UUID, now: datetime
 
 
 @router.post("/quarantine/release")
-def release_reason(wanted: ReleaseReason, parts: PartsDep, key: Admin) -> ReleaseResult:
+def release_reason(body: ReleaseReason, parts: PartsDep, key: Admin) -> ReleaseResult:
     """Analyse your site's studies again that were quarantined for this reason, at most 500 at a time."""
     with parts.database.transaction() as session:
-        to_send = operations.release_reason(session, key, wanted.reason)
+        to_send = operations.release_reason(session, key, body.reason)
     if failed := parts.publisher.send(to_send):
         with parts.database.transaction() as session:
             analyses.mark_not_sent(session, failed)
     with parts.database.transaction() as session:
         left = {one.reason: one.count for one in operations.quarantine_reasons(session, key.site_id)}
-    return ReleaseResult(released=len(to_send), left=left.get(wanted.reason, 0))
+    return ReleaseResult(released=len(to_send), left=left.get(body.reason, 0))
 
 
 def flower_link(settings: Settings, study_id: UUID) -> str:

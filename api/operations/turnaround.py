@@ -21,16 +21,16 @@ def targets(key: Admin, session: SessionDep) -> TurnaroundTargetsView:
 
 
 @router.put("/turnaround-targets")
-def choose(parts: PartsDep, key: Admin, wanted: TurnaroundTargetsChoice) -> TurnaroundTargetsView:
+def choose(parts: PartsDep, key: Admin, body: TurnaroundTargetsChoice) -> TurnaroundTargetsView:
     """Give your site another table. Every unread study moves to its new place; `moved` says how many did.
 
     422 for a table in which a graver or more urgent study would wait longer, or any study too long; the response says
     which.
     """
-    if wrong := target_errors(wanted.minutes):
-        raise HTTPException(422, "; ".join(wrong))
+    if errors := target_errors(body.minutes):
+        raise HTTPException(422, "; ".join(errors))
     with parts.database.transaction() as session:
-        choose_targets(session, key, wanted.minutes)
+        choose_targets(session, key, body.minutes)
     moved = 0
     while True:
         with parts.database.transaction() as session:

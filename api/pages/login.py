@@ -75,15 +75,15 @@ async def login(request: Request, parts: PartsDep) -> Response:
         key, begun = await run_in_threadpool(_log_in, parts, fields.get("key", "").strip(), address(request))
     except KeyRejected as error:
         await asyncio.sleep(LOGIN_DELAY_S)
-        wrong = "This key is not valid: it is mistyped, or belongs to another installation."
-        words = wrong if error.code == KeyRefusal.WRONG else f"{error.detail}."
+        message = "This key is not valid: it is mistyped, or belongs to another installation."
+        words = message if error.code == KeyRefusal.WRONG else f"{error.detail}."
         response = _login_page(error.status_code, words, target)
         response.headers.update({name: value for name, value in (error.headers or {}).items() if name == "Retry-After"})
         return response
     if begun is None:
         await asyncio.sleep(LOGIN_DELAY_S)
-        wrong = "This key may send studies only. The pages need a radiologist's, an admin's or an operator's key."
-        return _login_page(403, wrong, target)
+        message = "This key may send studies only. The pages need a radiologist's, an admin's or an operator's key."
+        return _login_page(403, message, target)
     request.session.clear()
     request.session["login"] = begun.hex
     return RedirectResponse(target if target != "/" else navigation(key)[0][0], 303)
@@ -133,5 +133,5 @@ def _inside(target: str) -> str:
     return target if plain and target.startswith("/") and not target.startswith(("//", "/log")) else "/"
 
 
-def _login_page(status: int, wrong: str, target: str, ended: str = "") -> Response:
-    return render("login.html", status, wrong=wrong, ended=ended, target=_inside(target))
+def _login_page(status: int, message: str, target: str, ended: str = "") -> Response:
+    return render("login.html", status, wrong=message, ended=ended, target=_inside(target))

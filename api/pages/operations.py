@@ -114,13 +114,13 @@ def operations(request: Request, parts: PartsDep, key: AdminOrOperator, session:
         chosen = HistoryRange(request.query_params.get("range") or HistoryRange.HOUR)
     except ValueError:
         raise BadRequest(f"Choose one of: {', '.join(HistoryRange)}") from None
-    wanted = EventFilter.of(request.query_params)
+    event_filter = EventFilter.of(request.query_params)
     view = overview_of(parts, session, key, chosen)
     before = request.headers.get("if-none-match")  # sent by a page that renews itself
     # whose patients these are: of its own site only, and nothing to an operator
     administers = key.may(Role.ADMIN)
     waiting = held_page(parts, session, key, renewed=before is not None) if administers else None
-    happened = event_page(session, key, LISTED_EVENTS, **wanted.chosen())
+    happened = event_page(session, key, LISTED_EVENTS, **event_filter.chosen())
     last = audit.latest(session, shown_to(key), (Subject.MODEL, Subject.KEY), TOLD)
     latest = str(max([*(one.id for one in happened.events), *(one.id for one in last.values())], default=0))
     version = version_of(view, key, waiting.model_dump_json() if waiting else "", latest)
@@ -160,7 +160,7 @@ def operations(request: Request, parts: PartsDep, key: AdminOrOperator, session:
         "own_site": access.site_name(session, key.site_id),
         "listed": LISTED,
         "happened": happened,
-        "wanted": wanted,
+        "wanted": event_filter,
         "last": last,
         "systems": SYSTEMS,
         "event_icons": EVENT_ICONS,

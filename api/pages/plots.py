@@ -121,7 +121,7 @@ def _marks(largest: float, *, seconds: bool) -> list[float]:
         days = [86400.0 * n for n in (2, 5, 10, 20, 50, 100, 500)]
         step = next((size for size in (*SECONDS, *days) if size * 4 >= largest), largest / 4)
     else:
-        wanted = max(largest / 4, 1.0)
-        size = 10 ** math.floor(math.log10(wanted))
-        step = next(size * n for n in (1, 2, 5, 10) if size * n >= wanted)
+        raw_step = max(largest / 4, 1.0)
+        size = 10 ** math.floor(math.log10(raw_step))
+        step = next(size * n for n in (1, 2, 5, 10) if size * n >= raw_step)
     return [step * n for n in range(max(2, math.ceil(largest / step)) + 1)]

@@ -144,13 +144,13 @@ async def done(study_id: NamedStudy, request: Request, parts: PartsDep, key: Rad
         if "choice" in fields:
             unanswered = strict_json(fields.get("findings", "[]").encode())
             statement["unanswered"] = {"choice": fields["choice"], "findings": unanswered}
-        said = NewFeedback.model_validate(statement)
+        entry = NewFeedback.model_validate(statement)
     except ValueError:
         raise BadRequest("The form cannot be read; load the study's page again") from None
 
     def write() -> None:
         with parts.database.transaction() as session:
-            give_feedback(study_id, said, parts, key, session, login)
+            give_feedback(study_id, entry, parts, key, session, login)
 
     try:
         await run_in_threadpool(write)
@@ -161,6 +161,6 @@ async def done(study_id: NamedStudy, request: Request, parts: PartsDep, key: Rad
         with parts.database.transaction() as session:
             context = header(parts, session, key)
         asked = [{name: one[name] for name in ("image", "frame", "bundle")} for one in findings]
-        context |= {"study": study_id, "images": said.images, "words": str(error), "findings": json.dumps(asked)}
+        context |= {"study": study_id, "images": entry.images, "words": str(error), "findings": json.dumps(asked)}
         return render("done.html", 409, **context)
     return RedirectResponse("/", 303)

@@ -35,12 +35,12 @@ def examined(description: str, body_part: str, views: str, laterality: str) -> s
         The words; "" if nothing is known.
     """
     what = one_line(description) or one_line(body_part).capitalize()
-    said = what.casefold().replace(",", " ").split()
+    words = what.casefold().replace(",", " ").split()
     side = SIDES.get(laterality, "")
     return joined(
         what,
-        *(view for view in one_line(views).split(", ") if view.casefold() not in said),
-        side if side and side not in said else "",
+        *(view for view in one_line(views).split(", ") if view.casefold() not in words),
+        side if side and side not in words else "",
     )
 
 

@@ -168,7 +168,7 @@ def report_of(parts: Parts, key: Key, study_id: UUID, *, unveiled: bool = False)
         study = study_report(session, key, study_id)
         identity = parts.vault.identities(session, key, [study.id]).get(study.id, Identity())
         models = manifests(session, {finding.bundle for image in study.instances for finding in image.findings})
-        said = [one for one in feedback_view(session, parts, key, study_id).entries if one.superseded_by is None]
+        entries = [one for one in feedback_view(session, parts, key, study_id).entries if one.superseded_by is None]
         found = findings_with_feedback(session, study_id)
         now = db_now(session)
     return Report(
@@ -179,9 +179,9 @@ def report_of(parts: Parts, key: Key, study_id: UUID, *, unveiled: bool = False)
         beside=f"Model: {_headline(study)}" if study.readers else "",
         radiographs=_radiographs(study.instances, unveiled=unveiled),
         bundles={title_and_key(name, manifest): bundle_facts(manifest) for name, manifest in sorted(models.items())},
-        feedback=[feedback_words(entry) for entry in said if _is_current(entry, study)],
-        earlier=[_earlier_words(entry, *found[entry.id]) for entry in said if not _is_current(entry, study)],
-        marks=hashlib.sha256("".join(entry.hash for entry in said).encode()).hexdigest()[:16],
+        feedback=[feedback_words(entry) for entry in entries if _is_current(entry, study)],
+        earlier=[_earlier_words(entry, *found[entry.id]) for entry in entries if not _is_current(entry, study)],
+        marks=hashlib.sha256("".join(entry.hash for entry in entries).encode()).hexdigest()[:16],
         generated_at=now,
         generated_by=key.name,
     )
@@ -231,8 +231,8 @@ def _found(study: StudyReport) -> str:
     if study.assessment is None:
         return joined(f"No finding: this study is {study.status}.", study.detail, mark=" ")
     extent = f", extent {study.severity}" if study.severity and study.severity is not Extent.NONE else ""
-    said = f"{study.assessment.capitalize()}, {study.region}{extent}{_score_words('; ', study.score)}."
-    return said + _caveat(study.abstention_words)
+    text = f"{study.assessment.capitalize()}, {study.region}{extent}{_score_words('; ', study.score)}."
+    return text + _caveat(study.abstention_words)
 
 
 def _radiographs(images: Sequence[InstanceReport], *, unveiled: bool) -> list[ReportRadiograph]:
@@ -284,9 +284,9 @@ def finding_words(finding: FindingView) -> str:
     if finding.sensitive_threshold is not None and finding.specific_threshold is not None:
         unclear, positive = _percent(finding.sensitive_threshold), _percent(finding.specific_threshold)
         points = f" (unclear from {unclear}, positive from {positive})"
-    said = f"{finding.assessment.capitalize()}, {finding.region}{extent}{_score_words('; ', finding.score)}."
+    text = f"{finding.assessment.capitalize()}, {finding.region}{extent}{_score_words('; ', finding.score)}."
     chance = f"Calibrated fracture probability {_percent(finding.fracture_probability)}{points}."
-    return f"{said} {chance}{_caveat(finding.abstention_words)}"
+    return f"{text} {chance}{_caveat(finding.abstention_words)}"
 
 
 def feedback_words(entry: FeedbackView) -> str:

@@ -293,9 +293,9 @@ def heatmap_png(heatmap: Heatmap, field: ExposedField) -> bytes:
 
 
 @router.post("/studies/states", tags=["upload"])
-def states(wanted: StudyStatesRequest, key: Submitter, session: SessionDep) -> StudyStates:
+def states(body: StudyStatesRequest, key: Submitter, session: SessionDep) -> StudyStates:
     """Get the states of at most 1000 studies in one call, as a bulk sender polls them. Unknown ids are listed."""
-    found = studies.states(session, key.site_id, wanted.ids)
+    found = studies.states(session, key.site_id, body.ids)
     known = [_state(row) for row in found]
     there = {state.id for state in known}
-    return StudyStates(studies=known, unknown=[each for each in dict.fromkeys(wanted.ids) if each not in there])
+    return StudyStates(studies=known, unknown=[each for each in dict.fromkeys(body.ids) if each not in there])

@@ -73,16 +73,16 @@ def saved(key: Radiologist, session: SessionDep) -> list[SavedFilterView]:
 
 
 @router.post("/filters", status_code=201)
-def save(key: Radiologist, session: SessionDep, wanted: SavedFilter) -> list[SavedFilterView]:
+def save(key: Radiologist, session: SessionDep, body: SavedFilter) -> list[SavedFilterView]:
     """Save a filter; it replaces one of the same name. The response lists all your filters."""
     try:
-        given = only_filters(dict(parse_qsl(wanted.query, max_num_fields=32)))
+        given = only_filters(dict(parse_qsl(body.query, max_num_fields=32)))
     except ValueError:
         raise BadRequest("These are too many filters; save fewer") from None
     if len(urlencode(given)) > MAX_FILTER_LENGTH:
         raise BadRequest("These filters are too long to be saved; save fewer")
     chosen_filter(given)
-    if not reading_locks.save_filter(session, key, wanted.name.strip(), urlencode(given)):
+    if not reading_locks.save_filter(session, key, body.name.strip(), urlencode(given)):
         raise HTTPException(409, f"At most {reading_locks.MAX_FILTERS} filters can be saved; delete one first")
     return saved(key, session)
 

@@ -61,13 +61,13 @@ def list_worklist(
 
 
 @router.post("/worklist/search")
-def search(parts: PartsDep, key: Radiologist, session: SessionDep, login: LoginId, wanted: Search) -> WorklistPage:
+def search(parts: PartsDep, key: Radiologist, session: SessionDep, login: LoginId, body: Search) -> WorklistPage:
     """Find studies by accession number or patient ID, read or not, or by the first digits of their ids.
 
     Each search is recorded.
     """
-    noted_search(parts, session, key, wanted.number)
-    return found_page(parts, session, key, login, wanted.number)
+    noted_search(parts, session, key, body.number)
+    return found_page(parts, session, key, login, body.number)
 
 
 def noted_search(parts: Parts, session: Session, key: Key, number: str) -> None:

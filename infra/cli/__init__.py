@@ -39,8 +39,8 @@ for group in GROUPS:
     app.add_typer(group.app)
 
 
-def _say_version(wanted: bool) -> None:  # noqa: FBT001 - typer calls it
-    if wanted:
+def _say_version(show: bool) -> None:  # noqa: FBT001 - typer calls it
+    if show:
         print(f"osteon {__version__}")
         raise typer.Exit
 

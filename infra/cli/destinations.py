@@ -133,20 +133,20 @@ def add(
 
     The secret that signs what a webhook gets is printed once.
     """
-    wanted = _place(where, tls=tls) | _given(
+    settings = _place(where, tls=tls) | _given(
         tls_fingerprint=fingerprint, calling_ae=calling_ae, confirm=confirm, site=site, application=application,
         facility=facility, sending_application=sending_application, sending_facility=sending_facility,
         character_set=character_set, accession=accession, processing=processing, probability=probability,
         networks=networks,
     )  # fmt: skip
-    if wanted["kind"] in BY_MESSAGES and not events:  # as the API has it for this kind
-        events = [one for one in Event if wanted["kind"] not in BY_HL7 or one in HL7_EVENTS]
+    if settings["kind"] in BY_MESSAGES and not events:  # as the API has it for this kind
+        events = [one for one in Event if settings["kind"] not in BY_HL7 or one in HL7_EVENTS]
     rule = {"when": when} | _given(
         kinds=kinds, events=events, senders=senders, regions=regions, assessments=assessments
     )  # fmt: skip
-    wanted |= {"name": name, "rules": [] if by_hand else [rule]}
+    settings |= {"name": name, "rules": [] if by_hand else [rule]}
     with calling(url, key, "operator") as client:
-        made = client.post("/api/v1/destinations", wanted)
+        made = client.post("/api/v1/destinations", settings)
     _tell(made, "gets results from now on", as_json=as_json)
     _show_secret(made, as_json=as_json)
 
@@ -174,20 +174,20 @@ def change(
     as_json: Json = False,
 ) -> None:
     """Change what is named here and nothing else; what waits goes there from now on."""
-    wanted = _given(
+    settings = _given(
         tls_fingerprint=fingerprint, calling_ae=calling_ae, confirm=confirm, application=application,
         facility=facility, sending_application=sending_application, sending_facility=sending_facility,
         character_set=character_set, accession=accession, processing=processing, probability=probability,
         networks=networks,
     )  # fmt: skip
-    if where is None and not wanted:
+    if where is None and not settings:
         raise OsteonError("Nothing to change: name an option, such as --where; see osteon destinations change --help")
     with calling(url, key, "operator") as client:
         found = _named(client, name, site)
         if where is not None:
-            wanted |= _place(where, tls=str(found["kind"]).endswith("-tls"))
+            settings |= _place(where, tls=str(found["kind"]).endswith("-tls"))
         kept = {one: found[one] for one in SETTINGS}
-        done = client.put(f"/api/v1/destinations/{found['id']}", kept | wanted)
+        done = client.put(f"/api/v1/destinations/{found['id']}", kept | settings)
     _tell(done, "is changed", as_json=as_json)
 
 
@@ -213,7 +213,7 @@ def rules(
     as_json: Json = False,
 ) -> None:
     """Show the rules of a destination, or set one. An object goes if one of them wants it."""
-    wanted = _given(
+    settings = _given(
         when=when, kinds=kinds, events=events, senders=senders, regions=regions, assessments=assessments,
         age_from=age_from, age_to=age_to, newer_models=newer_models,
     )  # fmt: skip
@@ -221,11 +221,11 @@ def rules(
         first, _, last = hours.partition("-")
         if not all(hour.isascii() and hour.isdigit() for hour in (first, last)):
             raise OsteonError("Give --hours as two numbers from 0 to 23, such as 18-6")
-        wanted |= {"hour_from": int(first), "hour_to": int(last)}
+        settings |= {"hour_from": int(first), "hour_to": int(last)}
     with calling(url, key, "operator") as client:
         found = _named(client, name, site)
-        if wanted or none:
-            its = [] if none else [*(found["rules"] if more else ()), wanted]
+        if settings or none:
+            its = [] if none else [*(found["rules"] if more else ()), settings]
             found = client.put(f"/api/v1/destinations/{found['id']}/rules", its)
     if as_json:
         print_json(found["rules"])

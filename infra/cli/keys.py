@@ -92,12 +92,12 @@ def add(
     concerns all sites (models, runs over history, metrics, keys of all sites), and no patient.
     """
     expires = datetime.now(UTC) + timedelta(days=days) if days else None
-    wanted = {
+    settings = {
         "name": name, "role": role, "operates": operates, "issuer": issuer, "site": site, "new_site": new_site,
         "expires_at": expires and expires.isoformat(),
     }  # fmt: skip
     with calling(url, key, "operator") as client:
-        made = client.post("/api/v1/keys", wanted)
+        made = client.post("/api/v1/keys", settings)
     if as_json:
         print_json(made)
         return

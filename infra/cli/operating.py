@@ -211,9 +211,9 @@ def events(
 
     All that was done to a study:  osteon events --subject 1a2b3c4d
     """
-    wanted: dict[str, Any] = {"kind": kind or None, "actor": actor or None, "subject": subject or None}
+    filters: dict[str, Any] = {"kind": kind or None, "actor": actor or None, "subject": subject or None}
     with calling(url, key, "operator") as client:
-        page = client.get("/api/v1/audit-events", limit=limit, before=before, **wanted)
+        page = client.get("/api/v1/audit-events", limit=limit, before=before, **filters)
     if as_json:
         print_json(page)
         return

@@ -113,7 +113,7 @@ def admit(
     as_json: Json = False,
 ) -> None:
     """Admit a refused caller: its next association is accepted. Exit code 1 if none of that title was refused."""
-    wanted = _given(known_by=known_by, called_ae=called, name=name, issuer=issuer, site=site)
+    settings = _given(known_by=known_by, called_ae=called, name=name, issuer=issuer, site=site)
     with calling(url, key, "operator") as client:
         found = [
             one
@@ -128,7 +128,7 @@ def admit(
             raise OsteonError(
                 f"{len(found)} refused callers have this title: choose one with --address or --called ({places})"
             )
-        made = client.post(f"/api/v1/dicom-callers/{found[0]['id']}/admit", wanted)
+        made = client.post(f"/api/v1/dicom-callers/{found[0]['id']}/admit", settings)
     _tell(made, "may send now", as_json=as_json)
 
 
@@ -154,9 +154,11 @@ def add(
 
     Without --address and --fingerprint its titles alone are checked: whoever reaches the port and knows them can send.
     """
-    wanted = _rule(called, address, fingerprint, issuer, send, commit, query, silent_after)
+    settings = _rule(called, address, fingerprint, issuer, send, commit, query, silent_after)
     with calling(url, key, "operator") as client:
-        made = client.post("/api/v1/dicom-peers", {"calling_ae": calling_ae, **wanted, **_given(name=name, site=site)})
+        made = client.post(
+            "/api/v1/dicom-peers", {"calling_ae": calling_ae, **settings, **_given(name=name, site=site)}
+        )
     _tell(made, "may send now", as_json=as_json)
 
 
@@ -179,14 +181,14 @@ def change(
     as_json: Json = False,
 ) -> None:
     """Change what is named here and nothing else, from the peer's next association on."""
-    wanted = _rule(called, address, fingerprint, issuer, send, commit, query, silent_after)
-    wanted |= _given(calling_ae=calling_ae)
-    if not wanted:
+    settings = _rule(called, address, fingerprint, issuer, send, commit, query, silent_after)
+    settings |= _given(calling_ae=calling_ae)
+    if not settings:
         raise OsteonError("Nothing to change: name an option, such as --address; see osteon peers change --help")
     with calling(url, key, "operator") as client:
         found = _named(client, name, site)
         kept = {name: found[name] for name in SETTINGS}
-        done = client.put(f"/api/v1/dicom-peers/{found['id']}", kept | wanted)
+        done = client.put(f"/api/v1/dicom-peers/{found['id']}", kept | settings)
     _tell(done, "is changed", as_json=as_json)
 
 
@@ -223,7 +225,7 @@ def _rule(
     silent_after: str | None,
 ) -> dict[str, Any]:
     """What of a peer is named by options, as the API takes it."""
-    wanted = _given(
+    settings = _given(
         called_ae=called, address=address, tls_fingerprint=fingerprint, issuer=issuer, may_send=send, may_commit=commit
     )  # fmt: skip
     if query is not None:
@@ -231,12 +233,12 @@ def _rule(
         host, _, port = place.rpartition(":")
         if query and not (title and host and port.isascii() and port.isdigit()):
             raise OsteonError("Give --query as TITLE@HOST:PORT, such as PACS@pacs.example:104; '' for none")
-        wanted |= {"query_ae": title, "query_host": host.strip("[]"), "query_port": int(port or 0)}
+        settings |= {"query_ae": title, "query_host": host.strip("[]"), "query_port": int(port or 0)}
     if silent_after is not None:
         if silent_after != "auto" and not (silent_after.isascii() and silent_after.isdigit()):
             raise OsteonError("Give --silent-after as hours, 0 for never, or auto")
-        wanted["silent_after_h"] = None if silent_after == "auto" else int(silent_after)
-    return wanted
+        settings["silent_after_h"] = None if silent_after == "auto" else int(silent_after)
+    return settings
 
 
 def _named(client: Any, name: str, site: str | None) -> dict[str, Any]:  # noqa: ANN401 - the client that `calling` gives

@@ -104,7 +104,7 @@ def submit(
         }  # fmt: skip
         if rows is not None:
             summary["manifest"] = {"counts": manifests.counts(rows), "rows": [asdict(row) for row in rows]}
-        _write(where, sending, summary, rows, wanted=receipt is not None)
+        _write(where, sending, summary, rows, as_csv=receipt is not None)
         if not as_json:
             _print(sending, summary)
         interrupted.restore_handlers()
@@ -168,7 +168,7 @@ def _write(
     summary: dict[str, Any],
     rows: "list[ReconciliationRow] | None",
     *,
-    wanted: bool,
+    as_csv: bool,
 ) -> None:
     """Write the receipt, and the manifest's result beside a CSV. Raises OSError only for a file that was named."""
     from infra.client import manifest as manifests
@@ -183,7 +183,7 @@ def _write(
         summary["receipt"] = other = _write_to_temporary_folder(where, sending, summary)
         put = f"it is at {other}" if other else "nor in the folder for temporary files"
         why = f"No receipt can be written at {where} ({error.strerror}), {put}"
-        if wanted:
+        if as_csv:
             raise OsteonError(why) from None
         errors.print(f"{why}; name another place with --receipt.", markup=False, highlight=False, soft_wrap=True)
 

@@ -93,8 +93,8 @@ def _detach(*, as_json: bool) -> None:
         os.close(ready)
     if not is_ready:
         child.wait()
-        said = log.read_bytes()[before:].decode(errors="replace")
-        raise OsteonError(f"The stack did not start:\n{said.strip()}")
+        output = log.read_bytes()[before:].decode(errors="replace")
+        raise OsteonError(f"The stack did not start:\n{output.strip()}")
     _say_where(state.status(home).urls, home, as_json=as_json)
 
 
@@ -299,8 +299,8 @@ def demo(
             )
             page = client.worklist(limit=100)
         print_worklist(page)
-        wrong = mismatches(receipt, reports)
-        for mismatch in wrong:
+        found = mismatches(receipt, reports)
+        for mismatch in found:
             errors.print(
                 f"{mismatch.file}: expected {mismatch.expected}, got {mismatch.got}", style="red", markup=False
             )
@@ -309,14 +309,14 @@ def demo(
         analysed = sum(report["status"] == "analysed" for report in reports.values())
         out.print(
             f"{analysed} studies analysed, {kept} kept and not analysed, {rejected} broken files rejected, "
-            f"{len(wrong)} mismatches"
+            f"{len(found)} mismatches"
         )
         _admit_sender(stack.urls, keys)
         _say_where(stack.urls, stack.home)
         if not once:
             out.print("Ctrl-C stops it.")
             stack.watch()
-    if wrong:
+    if found:
         raise typer.Exit(1)
 
 

@@ -189,12 +189,12 @@ class Client:
             Unavailable: The API is away for API_AWAY_LIMIT_S.
         """
         ended: dict[str, dict[str, Any]] = {}
-        wanted = dict.fromkeys(study_ids)  # an id given twice is one study
+        unique_ids = dict.fromkeys(study_ids)  # an id given twice is one study
         deadline, pause_s = time.monotonic() + limit_s, 0.1
         while True:
             tick()
             known, unknown = self.retry_while_away(
-                partial(self.states, [each for each in wanted if each not in ended]), tick
+                partial(self.states, [each for each in unique_ids if each not in ended]), tick
             )
             if unknown:
                 raise OsteonError(
@@ -205,12 +205,12 @@ class Client:
             if news:
                 progress(len(ended))
                 deadline = time.monotonic() + limit_s
-            if len(ended) == len(wanted):
-                return {study_id: ended[study_id] for study_id in wanted}
+            if len(ended) == len(unique_ids):
+                return {study_id: ended[study_id] for study_id in unique_ids}
             if time.monotonic() > deadline:
-                late = len(wanted) - len(ended)
+                late = len(unique_ids) - len(ended)
                 raise OsteonError(
-                    f"{late} of {len(wanted)} studies are not analysed, and none was for {limit_s:.0f} s. "
+                    f"{late} of {len(unique_ids)} studies are not analysed, and none was for {limit_s:.0f} s. "
                     "Look at the worker's log (logs/worker.log in the stack's folder)."
                 )
             pause_s = 0.1 if news else min(2.0, pause_s * 1.5)
@@ -245,12 +245,12 @@ class Client:
         """Analyse a quarantined study again; its id or the first digits of it suffice. Raises ApiError, Unavailable."""
         return self._call("POST", f"/api/v1/studies/{quote(study_id, safe='')}/release")
 
-    def get(self, path: str, **wanted: str | int | Sequence[str] | None) -> Any:  # noqa: ANN401 - whatever that path answers
+    def get(self, path: str, **parameters: str | int | Sequence[str] | None) -> Any:  # noqa: ANN401 - whatever that path answers
         """Get the JSON of a path.
 
         Args:
             path: from the API's root.
-            **wanted: parameters of the query; those that are None are left out.
+            **parameters: parameters of the query; those that are None are left out.
 
         Returns:
             What the path answers.
@@ -259,14 +259,14 @@ class Client:
             OsteonError: The API answers with an error.
             Unavailable: The API does not answer.
         """
-        return self._call("GET", path, params={k: v for k, v in wanted.items() if v is not None})
+        return self._call("GET", path, params={k: v for k, v in parameters.items() if v is not None})
 
-    def post(self, path: str, wanted: object = None) -> Any:  # noqa: ANN401 - whatever that path answers
+    def post(self, path: str, content: object = None) -> Any:  # noqa: ANN401 - whatever that path answers
         """Post JSON to a path.
 
         Args:
             path: from the API's root.
-            wanted: the body; None: an empty one.
+            content: the body; None: an empty one.
 
         Returns:
             What the path answers.
@@ -275,14 +275,14 @@ class Client:
             OsteonError: The API answers with an error.
             Unavailable: The API does not answer.
         """
-        return self._call("POST", path, json=wanted)
+        return self._call("POST", path, json=content)
 
-    def put(self, path: str, wanted: object) -> Any:  # noqa: ANN401 - as of post
+    def put(self, path: str, content: object) -> Any:  # noqa: ANN401 - as of post
         """Put JSON at a path.
 
         Args:
             path: from the API's root.
-            wanted: the body.
+            content: the body.
 
         Returns:
             What the path answers.
@@ -291,14 +291,14 @@ class Client:
             OsteonError: The API answers with an error.
             Unavailable: The API does not answer.
         """
-        return self._call("PUT", path, json=wanted)
+        return self._call("PUT", path, json=content)
 
-    def delete(self, path: str, wanted: dict[str, str], body: object = None) -> Any:  # noqa: ANN401 - as of post
+    def delete(self, path: str, parameters: dict[str, str], body: object = None) -> Any:  # noqa: ANN401 - as of post
         """Delete what stands at a path.
 
         Args:
             path: from the API's root.
-            wanted: parameters of the query.
+            parameters: parameters of the query.
             body: JSON; None: an empty one.
 
         Returns:
@@ -308,14 +308,14 @@ class Client:
             OsteonError: The API answers with an error.
             Unavailable: The API does not answer.
         """
-        return self._call("DELETE", path, params=wanted, json=body)
+        return self._call("DELETE", path, params=parameters, json=body)
 
-    def lines(self, path: str, **wanted: str | None) -> Iterator[dict[str, Any]]:
+    def lines(self, path: str, **parameters: str | None) -> Iterator[dict[str, Any]]:
         """Read what a path streams as NDJSON.
 
         Args:
             path: from the API's root.
-            **wanted: parameters of the query; those that are None are left out.
+            **parameters: parameters of the query; those that are None are left out.
 
         Yields:
             An object at a time; the last one is what the stream's end says.
@@ -325,7 +325,7 @@ class Client:
             ApiError: The API answers with an error.
             Unavailable: The API does not answer, or breaks off.
         """
-        params = {name: value for name, value in wanted.items() if value is not None}
+        params = {name: value for name, value in parameters.items() if value is not None}
         last: dict[str, Any] = {}
         try:
             with self._http.stream("GET", path, params=params) as response:
@@ -405,9 +405,9 @@ class Client:
         }
         return self._call("POST", "/api/v1/bundles", content=pieces(), headers=headers)
 
-    def worklist(self, **wanted: str | int | None) -> dict[str, Any]:
+    def worklist(self, **parameters: str | int | None) -> dict[str, Any]:
         """Get one page of the worklist by these parameters; raises ApiError or Unavailable."""
-        return self._call("GET", "/api/v1/worklist", params={k: v for k, v in wanted.items() if v is not None})
+        return self._call("GET", "/api/v1/worklist", params={k: v for k, v in parameters.items() if v is not None})
 
     def _call(self, method: str, path: str, **request: Any) -> dict[str, Any]:  # noqa: ANN401 - httpx's own arguments
         response: dict[str, Any] = self._request(method, path, **request).json()
@@ -442,8 +442,8 @@ class Client:
 
 def _pause_s(state: RetryCallState) -> float:
     """Seconds to wait: as long as the API asks for, and no less than a pause that grows."""
-    wrong = state.outcome.exception() if state.outcome else None
-    asked_s = wrong.retry_after_s if isinstance(wrong, ApiBusy) else None
+    error = state.outcome.exception() if state.outcome else None
+    asked_s = error.retry_after_s if isinstance(error, ApiBusy) else None
     return max(asked_s or 0.0, EXPONENTIAL_WAIT(state))
 
 

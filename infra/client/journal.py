@@ -70,8 +70,8 @@ class Journal:
             raise OsteonError(f"Another osteon submit is sending by {path}; wait for its end, or end it") from None
         if fresh:
             self._file.truncate(0)
-        said = dict(_entries(self._file.readall()))
-        self._known = {key: known for key, known in said.items() if known is not None}
+        entries = dict(_entries(self._file.readall()))
+        self._known = {key: known for key, known in entries.items() if known is not None}
 
     def __enter__(self) -> Self:
         return self

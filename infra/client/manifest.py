@@ -172,16 +172,16 @@ def reconcile(
 
 
 def _reconciled_row(entry: ManifestEntry, came: int, rejected: list[ReceiptLine]) -> ReconciliationRow:
-    wanted = entry.images or 1
+    promised = entry.images or 1
     file, text = "", ""
-    if came >= wanted:
+    if came >= promised:
         kept = ManifestState.CAME
     elif rejected:
         kept = ManifestState.REJECTED
         file, text = rejected[0].file, rejected[0].text or ""
     else:
         kept = ManifestState.INCOMPLETE if came else ManifestState.MISSING
-        text = f"{wanted - came} of {wanted} images never came" if entry.images else "it never came"
+        text = f"{promised - came} of {promised} images never came" if entry.images else "it never came"
     return ReconciliationRow(
         kept, entry.row, **asdict(entry.wanted), promised=entry.images, came=came, file=file, text=text
     )

@@ -129,10 +129,10 @@ class Uploader:
             result = UploadResult(group, hashes, lines, response["studies"], round(time.monotonic() - start, 3))
             self._call_back(self.callbacks.completed, result)
 
-    def _halve(self, group: list[Item], wrong: ApiError) -> None:
+    def _halve(self, group: list[Item], error: ApiError) -> None:
         """Send the halves of a refused group, until the item that causes the refusal is alone."""
         if len(group) == 1:
-            self._call_back(self.callbacks.refused, group[0], "request-refused", str(wrong))
+            self._call_back(self.callbacks.refused, group[0], "request-refused", str(error))
             return
         half = len(group) // 2
         self._send(group[:half])

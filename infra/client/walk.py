@@ -154,8 +154,8 @@ def _hidden(member: str) -> bool:
     return any((part.startswith(".") and part != "..") or part == "__MACOSX" for part in parts)
 
 
-def _why(wrong: OSError) -> str:
-    return wrong.strerror or type(wrong).__name__
+def _why(error: OSError) -> str:
+    return error.strerror or type(error).__name__
 
 
 def groups(items: Iterable[Item]) -> Iterator[list[Item]]:

@@ -376,20 +376,20 @@ class Stack:
 
     def _port(self, name: str) -> int:
         """Choose the port of the settings, or the next free one if it is taken and nobody set it."""
-        host, wanted = getattr(self.config, f"{name}_host"), int(getattr(self.config, f"{name}_port"))
-        if reserve(wanted) and is_free(wanted, host):
-            return wanted
+        host, chosen = getattr(self.config, f"{name}_host"), int(getattr(self.config, f"{name}_port"))
+        if reserve(chosen) and is_free(chosen, host):
+            return chosen
         variable = f"OSTEON_{name.upper()}_PORT"
         if _is_set(self.config, f"{name}_port"):
             message = (
-                f"Port {wanted} of {host} is in use. Set {variable} to a free one, or end the program that uses it."
+                f"Port {chosen} of {host} is in use. Set {variable} to a free one, or end the program that uses it."
             )
             raise StackError(message)
-        for port in range(wanted + 1, wanted + 100):
+        for port in range(chosen + 1, chosen + 100):
             if reserve(port) and is_free(port, host):
-                self._report(f"port {wanted} is in use; {name} takes {port}")
+                self._report(f"port {chosen} is in use; {name} takes {port}")
                 return port
-        message = f"The ports {wanted} to {wanted + 99} of {host} are in use. Set {variable} to a free one."
+        message = f"The ports {chosen} to {chosen + 99} of {host} are in use. Set {variable} to a free one."
         raise StackError(message)
 
 

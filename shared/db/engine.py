@@ -136,9 +136,9 @@ class Database:
                 raise DatabaseUnavailable(f"Postgres closed the connection. {HINT}", kind) from error
             raise
 
-    def _unavailable(self, wrong: DBAPIError, lock_s: float | None) -> Unavailable:
+    def _unavailable(self, error: DBAPIError, lock_s: float | None) -> Unavailable:
         """Make an error whose words hold no value of a row."""
-        reason = wrong.orig
+        reason = error.orig
         if isinstance(reason, DiskFull):
             return DatabaseFull()
         if isinstance(reason, LockNotAvailable | DeadlockDetected):
@@ -158,8 +158,8 @@ class Database:
         self.engine.dispose()
 
 
-def _locked_table(wrong: Exception) -> str:
+def _locked_table(error: Exception) -> str:
     """The table of the lock that was waited for, if Postgres names it; "" for an advisory lock."""
-    context = getattr(getattr(wrong, "diag", None), "context", None) or ""
+    context = getattr(getattr(error, "diag", None), "context", None) or ""
     found = re.search(r'relation "(\w+)"', context)
     return found[1] if found else ""

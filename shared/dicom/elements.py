@@ -212,7 +212,7 @@ def read_plain(
     budget: ReadBudget,
     order: str,
     stop_when: Callable[[int], bool],
-    wanted: Collection[int] | None = None,
+    tags: Collection[int] | None = None,
     *,
     implicit: bool = False,
     any_stop: bool = False,
@@ -228,7 +228,7 @@ def read_plain(
         budget: what may still be read of the header; it is taken from only if the data set is plain.
         order: byte order, "<" or ">".
         stop_when: whether to stop before the element with this tag.
-        wanted: tags to keep; None for all.
+        tags: tags to keep; None for all.
         implicit: whether the data set is in implicit VR.
         any_stop: whether the element at which to stop may have an unknown VR, since another data set begins with it.
 
@@ -249,7 +249,7 @@ def read_plain(
         for tag, vr, place, length in _read_heads(ahead, left, order, stop_when, implicit=implicit, any_stop=any_stop):
             if stop_when(tag):
                 break
-            if wanted is None or tag in wanted or tag == _CHARACTER_SET:
+            if tags is None or tag in tags or tag == _CHARACTER_SET:
                 value = _value(ahead, left, vr, place, length)
                 if tag == _CHARACTER_SET:
                     encoding = _encodings(vr, value or b"")

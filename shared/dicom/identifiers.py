@@ -83,8 +83,8 @@ def _dataset(file: BinaryIO, syntax: str) -> Dataset:
 
 def _read(file: BinaryIO, order: str, *, implicit: bool, last: int) -> Dataset:
     budget = ReadBudget(MAX_BYTES)
-    wanted = None if last < _LAST else _WANTED
-    plain = read_plain(file, budget, order, lambda tag: tag > last, wanted, implicit=implicit, any_stop=True)
+    tags = None if last < _LAST else _WANTED
+    plain = read_plain(file, budget, order, lambda tag: tag > last, tags, implicit=implicit, any_stop=True)
     if plain:
         return plain[0]
     return read_dataset(
@@ -92,7 +92,7 @@ def _read(file: BinaryIO, order: str, *, implicit: bool, last: int) -> Dataset:
         is_implicit_VR=implicit,
         is_little_endian=order == "<",
         stop_when=lambda tag, _vr, _length: int(tag) > last,
-        specific_tags=None if wanted is None else list(wanted),
+        specific_tags=None if tags is None else list(tags),
     )
 
 

@@ -136,7 +136,7 @@ class PixelElement:
 
 
 def read_until_pixels(
-    file: BinaryIO, syntax: str, budget: ReadBudget, wanted: Collection[int], extent: Callable[[], tuple[int, int]]
+    file: BinaryIO, syntax: str, budget: ReadBudget, tags: Collection[int], extent: Callable[[], tuple[int, int]]
 ) -> tuple[Dataset, PixelElement]:
     """Read the wanted elements of a data set up to its pixels, and find the element that holds these.
 
@@ -144,7 +144,7 @@ def read_until_pixels(
         file: at the start of the data set.
         syntax: Transfer Syntax UID.
         budget: what may still be read of the header.
-        wanted: tags to keep.
+        tags: tags to keep.
         extent: returns how many bytes of the file can be read, and how many it has.
 
     Returns:
@@ -155,7 +155,7 @@ def read_until_pixels(
         TooLarge: the header goes on beyond the budget. pydicom's own errors pass through.
     """
     order = ">" if syntax == BIG_ENDIAN else "<"
-    if plain := read_plain(file, budget, order, _at_pixels, wanted, implicit=syntax == IMPLICIT_LE):
+    if plain := read_plain(file, budget, order, _at_pixels, tags, implicit=syntax == IMPLICIT_LE):
         dataset, stop = plain
         return dataset, PixelElement(stop.tag, stop.vr or "OW", stop.start, stop.length)
     pixels, begin = PixelElement(0, "", 0, 0), file.tell()
@@ -173,7 +173,7 @@ def read_until_pixels(
         is_implicit_VR=syntax == IMPLICIT_LE,
         is_little_endian=syntax != BIG_ENDIAN,
         stop_when=at_pixels,
-        specific_tags=list(wanted),
+        specific_tags=list(tags),
     )
     readable, size = extent()
     if counted.cut_short or file.tell() > readable:  # unwanted values are skipped, past the end too

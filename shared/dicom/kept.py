@@ -108,7 +108,7 @@ class WholeObject:
     fragments: int  # of encapsulated pixels
 
 
-def read_whole(file: BinaryIO, end: int, syntax: str, budget: ReadBudget, wanted: Collection[int]) -> WholeObject:
+def read_whole(file: BinaryIO, end: int, syntax: str, budget: ReadBudget, tags: Collection[int]) -> WholeObject:
     """Read the wanted elements of a data set and step over all others, up to its end or that of its pixels.
 
     Args:
@@ -116,7 +116,7 @@ def read_whole(file: BinaryIO, end: int, syntax: str, budget: ReadBudget, wanted
         end: where the file ends.
         syntax: Transfer Syntax UID.
         budget: what may still be read of the header: of wanted values only.
-        wanted: tags to keep.
+        tags: tags to keep.
 
     Returns:
         The elements, and what else was seen on the way.
@@ -145,7 +145,7 @@ def read_whole(file: BinaryIO, end: int, syntax: str, budget: ReadBudget, wanted
             break
         place = walk.end_of(tag, vr, start, length)
         value_end = place - 8 if length == UNDEFINED_LENGTH else place
-        if tag in wanted or tag == _CHARACTER_SET:
+        if tag in tags or tag == _CHARACTER_SET:
             size = value_end - start
             budget.bytes_left -= size
             if budget.bytes_left < 0:
@@ -265,9 +265,9 @@ class _ElementWalker:
             found += 1
         return max(0, found)
 
-    def contains(self, wanted: bytes, start: int, end: int) -> bool:
+    def contains(self, pattern: bytes, start: int, end: int) -> bool:
         """Whether these bytes occur there."""
-        return any(wanted in part for part in self._parts(start, end, len(wanted)))
+        return any(pattern in part for part in self._parts(start, end, len(pattern)))
 
     def _parts(self, start: int, end: int, overlap: int) -> Iterator[bytes]:
         before = b""

@@ -410,7 +410,7 @@ def applies(rule: Rule, facts: StudyFacts) -> bool:
     if rule.age_to is not None and (age is None or age > rule.age_to):
         return False
     chosen = ((rule.senders, facts.sender), (rule.regions, facts.region), (rule.assessments, facts.assessment))
-    return all(not wanted or value in wanted for wanted, value in chosen)
+    return all(not allowed or value in allowed for allowed, value in chosen)
 
 
 def sent_from(rule: Rule, local: datetime) -> datetime:

@@ -302,13 +302,13 @@ def _fracture_of(entry: Entry, assessment: Assessment) -> Fracture | None:
 
 def _decided(findings: Sequence[Sequence[_LatestEntry]]) -> tuple[ReadersAssessment, list[_LatestEntry]]:
     """The gravest reading of these findings' words, and the words that it rests on."""
-    said = [({word.fracture for word in words}, words) for words in findings]
-    fractured = [words for found, words in said if Fracture.YES in found and Fracture.NO not in found]
+    statements = [({word.fracture for word in words}, words) for words in findings]
+    fractured = [words for found, words in statements if Fracture.YES in found and Fracture.NO not in found]
     if fractured:
         return ReadersAssessment.FRACTURE, [
             word for words in fractured for word in words if word.fracture is Fracture.YES
         ]
-    differing = [words for found, words in said if {Fracture.YES, Fracture.NO} <= found]
+    differing = [words for found, words in statements if {Fracture.YES, Fracture.NO} <= found]
     if differing:
         return ReadersAssessment.DIFFER, [word for words in differing for word in words]
     everything = [word for words in findings for word in words]

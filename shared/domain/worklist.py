@@ -61,7 +61,7 @@ def target_errors(targets: TurnaroundTargets) -> list[str]:
     if any(set(row) != set(Priority) for row in targets.values()):
         return [f"Give minutes for each of: {', '.join(Priority)}"]
     max_minutes = int(HARD_MAXIMUM.total_seconds() // 60)
-    wrong = [
+    errors = [
         f"{name}, {priority}: {minutes} minutes; from 1 to {max_minutes} are possible, for no study may wait longer "
         f"than {HARD_MAXIMUM.days} days"
         for name, row in targets.items()
@@ -69,19 +69,19 @@ def target_errors(targets: TurnaroundTargets) -> list[str]:
         if not 1 <= minutes <= max_minutes
     ]
     for graver, milder in pairwise(TURNAROUND_TARGETS):
-        wrong += [
+        errors += [
             f"{priority}: {graver} may not wait longer ({targets[graver][priority]} minutes) than {milder} "
             f"({targets[milder][priority]})"
             for priority in Priority
             if targets[graver][priority] > targets[milder][priority]
         ]
     for sooner, later in pairwise(Priority):
-        wrong += [
+        errors += [
             f"{name}: {sooner} may not wait longer ({row[sooner]} minutes) than {later} ({row[later]})"
             for name, row in targets.items()
             if row[sooner] > row[later]
         ]
-    return wrong
+    return errors
 
 
 class ReadingEnd(StrEnum):

@@ -239,13 +239,13 @@ def _captured(network: BoneNet, squares: Tensor) -> Step:
     graph = torch.cuda.CUDAGraph()
     # thread_local: the bundle before this one is still at work in another thread
     with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-        said = forward()
-    below = [torch.empty(part.shape, dtype=part.dtype).pin_memory() for part in said]
+        outputs = forward()
+    below = [torch.empty(part.shape, dtype=part.dtype).pin_memory() for part in outputs]
 
     def step() -> list[Tensor]:
         above.copy_(squares, non_blocking=True)
         graph.replay()
-        for host, part in zip(below, said, strict=True):
+        for host, part in zip(below, outputs, strict=True):
             host.copy_(part, non_blocking=True)
         torch.cuda.current_stream().synchronize()
         return below

@@ -135,20 +135,20 @@ class Predictor:
     def predict(self, squares: Sequence[UInt8Image]) -> list[ModelOutput]:
         """squares: each (S, S) uint8 from `prepare_square`; returns one output each, in order."""
         stacked = np.stack(squares)
-        said = self._run(stacked)
+        output = self._run(stacked)
         manifest = self.manifest
-        chances = _sigmoid(said.fracture * manifest.calibration.slope + manifest.calibration.offset)
-        regions = _softmax(said.region / manifest.region_temperature)
+        chances = _sigmoid(output.fracture * manifest.calibration.slope + manifest.calibration.offset)
+        regions = _softmax(output.region / manifest.region_temperature)
         # P(at least severe) can never exceed P(at least moderate): ordinal outputs are made monotone
-        extents = np.minimum.accumulate(_sigmoid(said.extent), axis=1)
-        cells, hardware = displayed_heatmaps(said.heatmap), _sigmoid(said.hardware)
+        extents = np.minimum.accumulate(_sigmoid(output.extent), axis=1)
+        cells, hardware = displayed_heatmaps(output.heatmap), _sigmoid(output.hardware)
         return [
             ModelOutput(
                 regions[i],
                 float(chances[i]),
                 extents[i],
                 cells[i],
-                float(said.ood_score[i]),
+                float(output.ood_score[i]),
                 float(hardware[i]),
                 quality_flag(squares[i]),
             )

@@ -161,8 +161,8 @@ def significant(values: npt.NDArray[Any], bits: int, high_bit: int, *, signed: b
     if width - 1 - high_bit:
         raw = raw << (width - 1 - high_bit)
     # an arithmetic shift on the way back is what extends the sign
-    wanted = raw.view(f"{'i' if signed else 'u'}{values.dtype.itemsize}")
-    return wanted >> (width - bits) if width > bits else wanted
+    values_of_width = raw.view(f"{'i' if signed else 'u'}{values.dtype.itemsize}")
+    return values_of_width >> (width - bits) if width > bits else values_of_width
 
 
 def inflate(data: bytes, at: int, max_bytes: int) -> bytes:

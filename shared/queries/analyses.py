@@ -463,13 +463,13 @@ def claim(
         if another transaction has locked it; NOT_ALONE if it must be claimed alone, and nothing has changed.
     """
     # plain columns and one statement for all: this runs for every study there is
-    wanted = AnalysisRow.id == any_(uuid_array(analysis_ids)), AnalysisRow.state.in_(OPEN)
+    open_ones = AnalysisRow.id == any_(uuid_array(analysis_ids)), AnalysisRow.state.in_(OPEN)
     rows = session.execute(
-        select(*QUEUE).where(*wanted).order_by(AnalysisRow.id).with_for_update(skip_locked=True)
+        select(*QUEUE).where(*open_ones).order_by(AnalysisRow.id).with_for_update(skip_locked=True)
     ).all()
     results: dict[UUID, ClaimResult] = {}
     if len(rows) < len(set(analysis_ids)):
-        there = set(session.scalars(select(AnalysisRow.id).where(*wanted)))
+        there = set(session.scalars(select(AnalysisRow.id).where(*open_ones)))
         results |= dict.fromkeys(there - {row.id for row in rows}, LOCKED)
     needless = _superseded_reasons(session, [row for row in rows if row.purpose != Purpose.FIRST])
     free: list[AnyRow] = []
@@ -933,8 +933,8 @@ def _summaries(session: Session, rows: Sequence[AnyRow]) -> dict[UUID, StudySumm
     found: dict[UUID, StudySummary | None] = {}
     for model in {row.model for row in rows}:
         of_model = {row.study_id: row.id for row in rows if row.model == model}
-        said = _current_summaries(session, list(of_model), model)
-        found |= {of_model[study_id]: summary for study_id, summary in said.items()}
+        summaries = _current_summaries(session, list(of_model), model)
+        found |= {of_model[study_id]: summary for study_id, summary in summaries.items()}
     return found
 
 
@@ -1158,13 +1158,13 @@ def lost_but_locked(
         Their ids; some of them, if there are more than MAX_SENT.
     """
     open_ones = AnalysisRow.state.in_(OPEN)  # as the index says it
-    wanted = set(session.scalars(select(AnalysisRow.id).where(open_ones, _is_lost(oldest, now, grace)).limit(MAX_SENT)))
-    if not wanted:
-        return wanted
+    lost = set(session.scalars(select(AnalysisRow.id).where(open_ones, _is_lost(oldest, now, grace)).limit(MAX_SENT)))
+    if not lost:
+        return lost
     free = (
-        select(AnalysisRow.id).where(AnalysisRow.id == any_(uuid_array(list(wanted)))).with_for_update(skip_locked=True)
+        select(AnalysisRow.id).where(AnalysisRow.id == any_(uuid_array(list(lost)))).with_for_update(skip_locked=True)
     )
-    return wanted - set(session.scalars(free))
+    return lost - set(session.scalars(free))
 
 
 def _is_lost(oldest: Mapping[Priority, datetime | None], now: datetime, grace: timedelta) -> ColumnElement[bool]:
@@ -1271,13 +1271,13 @@ def request_reruns(
     rows: Sequence[AnyRow] = []
     if known:
         rows = session.execute(select(*QUEUE).where(*there).with_for_update(skip_locked=True)).all()
-    wanted: dict[str, Any] = {"run_id": run_id, "purpose": purpose, "queued_at": now, "sent_at": now}
+    values: dict[str, Any] = {"run_id": run_id, "purpose": purpose, "queued_at": now, "sent_at": now}
     free = [row for row in rows if row.reason != Reason.WORKER_DIED and _may_be_requested_again(row, purpose)]
-    move(session, free, AnalysisState.QUEUED, **FRESH_START, **wanted)
+    move(session, free, AnalysisState.QUEUED, **FRESH_START, **values)
     new = [
         {
             "id": uuid4(), "study_id": study_id, "site_id": site_id, "model": model, "state": AnalysisState.QUEUED,
-            "priority": Priority.BACKLOG, **wanted,
+            "priority": Priority.BACKLOG, **values,
         }
         for study_id, site_id in studies
         if study_id not in known

@@ -241,28 +241,28 @@ MIN_ID_DIGITS = 4  # digits that may be given for an id
 _actor_name: ColumnElement[str] = func.coalesce(AuditEventRow.actor, KeyRow.name)  # names of keys do not change
 
 
-def events(session: Session, wanted: AuditQuery, limit: int) -> list[Event]:
+def events(session: Session, query: AuditQuery, limit: int) -> list[Event]:
     """Read the latest events.
 
     Args:
         session: the caller's transaction.
-        wanted: which ones.
+        query: which ones.
         limit: how many.
 
     Returns:
         The events, the latest first.
     """
     chosen = _with_names().order_by(AuditEventRow.id.desc()).limit(limit)
-    if wanted.site_id is not None:
-        chosen = chosen.where(AuditEventRow.site_id == wanted.site_id)
-    if wanted.kinds:
-        chosen = chosen.where(AuditEventRow.kind.in_(wanted.kinds))
-    if wanted.actor:
-        chosen = chosen.where(_actor_name == wanted.actor)
-    if wanted.subject:
-        chosen = chosen.where(_is_about(wanted.subject))
-    if wanted.before is not None:
-        chosen = chosen.where(AuditEventRow.id < wanted.before)
+    if query.site_id is not None:
+        chosen = chosen.where(AuditEventRow.site_id == query.site_id)
+    if query.kinds:
+        chosen = chosen.where(AuditEventRow.kind.in_(query.kinds))
+    if query.actor:
+        chosen = chosen.where(_actor_name == query.actor)
+    if query.subject:
+        chosen = chosen.where(_is_about(query.subject))
+    if query.before is not None:
+        chosen = chosen.where(AuditEventRow.id < query.before)
     return [_event(*found) for found in session.execute(chosen)]
 
 

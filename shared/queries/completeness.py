@@ -69,15 +69,15 @@ def sending(session: Session, peer_id: UUID, by_association: Mapping[UUID, Colle
         peer_id: of the sender.
         by_association: the studies of what came, by association.
     """
-    wanted = {(association, study) for association, ids in by_association.items() for study in ids}
-    studies = {study for _, study in wanted}
+    pairs = {(association, study) for association, ids in by_association.items() for study in ids}
+    studies = {study for _, study in pairs}
     open_ = StudyRow.id.in_(studies), StudyRow.completeness == Completeness.RECEIVING
     # those of duplicates alone are not locked: none is completed while its row is written
     its = select(StudyRow.id).where(*open_).order_by(StudyRow.id).with_for_update(read=True)
     receiving = set(session.scalars(its)) if studies else set()
     rows = [
         {"association_id": association, "study_id": study, "peer_id": peer_id, "began_at": func.clock_timestamp()}
-        for association, study in sorted(wanted)
+        for association, study in sorted(pairs)
         if study in receiving
     ]
     if rows:

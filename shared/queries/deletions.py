@@ -301,8 +301,8 @@ def due_for_removal(session: Session, limit: int = MAX_DUE) -> Sequence[str]:
     Returns:
         Their SHA-256, the one that waits longest first.
     """
-    wanted = select(LeftObjectRow.sha256).where(LeftObjectRow.due_at <= func.clock_timestamp())
-    return session.scalars(wanted.order_by(LeftObjectRow.due_at, LeftObjectRow.sha256).limit(limit)).all()
+    due = select(LeftObjectRow.sha256).where(LeftObjectRow.due_at <= func.clock_timestamp())
+    return session.scalars(due.order_by(LeftObjectRow.due_at, LeftObjectRow.sha256).limit(limit)).all()
 
 
 def lock_left_object(session: Session, sha256: str) -> LeftObjectRow | None:

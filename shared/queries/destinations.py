@@ -80,7 +80,7 @@ def of_site(session: Session, site_id: UUID | None, destination_id: UUID) -> Des
 
 
 def add(
-    session: Session, key: Key, site_id: UUID, name: str, wanted: Destination, rules: Sequence[Rule]
+    session: Session, key: Key, site_id: UUID, name: str, destination: Destination, rules: Sequence[Rule]
 ) -> DestinationRow:
     """Add a destination; results that become due from now on go there.
 
@@ -89,7 +89,7 @@ def add(
         key: of whoever adds it.
         site_id: whose results go there.
         name: unique at the site.
-        wanted: checked.
+        destination: checked.
         rules: checked; empty: nothing goes there by itself.
 
     Returns:
@@ -100,14 +100,14 @@ def add(
         BadRequest: a rule does not fit the destination's kind.
     """
     for rule in rules:
-        rule.fits(wanted.kind)
+        rule.fits(destination.kind)
     session.execute(select(SiteRow.id).where(SiteRow.id == site_id).with_for_update(key_share=True))
     names = session.scalars(select(DestinationRow.name).where(DestinationRow.site_id == site_id)).all()
     if name in names:
         raise InvalidState(f"The site has a destination named {name} already: choose another name", "name-taken")
     if len(names) >= MAX_DESTINATIONS:
         raise InvalidState(f"A site has at most {MAX_DESTINATIONS} destinations")
-    row = DestinationRow(site_id=site_id, name=name, **asdict(wanted))
+    row = DestinationRow(site_id=site_id, name=name, **asdict(destination))
     row.rules = _rows(rules)
     session.add(row)
     session.flush()
@@ -118,25 +118,25 @@ def add(
     return row
 
 
-def change(session: Session, key: Key, row: DestinationRow, wanted: Destination) -> None:
+def change(session: Session, key: Key, row: DestinationRow, destination: Destination) -> None:
     """Change where a destination is. What it took before is forgotten, and it is tried at once.
 
     Args:
         session: the caller's transaction.
         key: of whoever changes it.
         row: locked.
-        wanted: checked.
+        destination: checked.
 
     Raises:
         InvalidState: it would be of another kind.
     """
-    if wanted.kind != row.kind:
+    if destination.kind != row.kind:
         raise InvalidState("A destination keeps its kind: add another one, and disable this one")
     before = _told(row)
-    for name, value in asdict(wanted).items():
+    for name, value in asdict(destination).items():
         setattr(row, name, value)
     row.capabilities, row.failures, row.reason, row.not_before = {}, 0, "", None
-    if not wanted.confirm:
+    if not destination.confirm:
         deliveries.ask_no_more(session, row.id)
     _changed(session, key, row, before)
 

@@ -89,7 +89,7 @@ def lock_study(session: Session, site_id: UUID, study_id: UUID) -> None:
     session.execute(select(StudyRow.id).where(StudyRow.id == study_id, StudyRow.site_id == site_id).with_for_update())
 
 
-def append_entry(session: Session, reader: Key, request_id: str, said: FeedbackDraft, login: str = "") -> Entry:
+def append_entry(session: Session, reader: Key, request_id: str, draft: FeedbackDraft, login: str = "") -> Entry:
     """Write an entry at the end of the log of the reader's site.
 
     A verdict on a finding replaces the reader's earlier one. "done" marks the study as read, "reopened" takes that
@@ -100,7 +100,7 @@ def append_entry(session: Session, reader: Key, request_id: str, said: FeedbackD
         session: the caller's transaction.
         reader: who says it.
         request_id: the client's; the same one never writes twice.
-        said: the entry.
+        draft: the entry.
         login: the login of the reader's key; "" for a program.
 
     Returns:
@@ -111,32 +111,32 @@ def append_entry(session: Session, reader: Key, request_id: str, said: FeedbackD
         NotFound: `supersedes` names no entry that is in force and that the reader may correct: their own on the same
             finding.
     """
-    if said.verdict is Verdict.DONE:
-        serialize_locks(session, said.study_id)  # before the site's row, as `lock_study` does
+    if draft.verdict is Verdict.DONE:
+        serialize_locks(session, draft.study_id)  # before the site's row, as `lock_study` does
     # one writer a site at a time: each entry holds the hash of the one before
     session.execute(select(SiteRow.id).where(SiteRow.id == reader.site_id).with_for_update(key_share=True))
     known = entry_of_request(session, reader.site_id, request_id)
     if known is not None:
         return known
-    replaced = _replaced_entry(session, reader, said)
-    if replaced is not None and (standing := _repeated_verdict(session, reader, replaced, said)):
+    replaced = _replaced_entry(session, reader, draft)
+    if replaced is not None and (standing := _repeated_verdict(session, reader, replaced, draft)):
         return standing
     number, previous = _last_entry(session, reader.site_id)
     entry = Entry(
-        id=uuid4(), site_id=reader.site_id, number=number + 1, study_id=said.study_id, key_id=reader.id,
-        answered_at=db_now(session), request_id=request_id, verdict=said.verdict, instance_id=said.instance_id,
-        frame=said.frame, bundle=said.bundle, fracture=said.fracture, region=said.region, severity=said.severity,
-        marks=[mark.stored() for mark in said.marks], words=said.words, model_shown=said.model_shown,
-        supersedes=replaced, words_sha256=hashlib.sha256(said.words).hexdigest() if said.words else None,
+        id=uuid4(), site_id=reader.site_id, number=number + 1, study_id=draft.study_id, key_id=reader.id,
+        answered_at=db_now(session), request_id=request_id, verdict=draft.verdict, instance_id=draft.instance_id,
+        frame=draft.frame, bundle=draft.bundle, fracture=draft.fracture, region=draft.region, severity=draft.severity,
+        marks=[mark.stored() for mark in draft.marks], words=draft.words, model_shown=draft.model_shown,
+        supersedes=replaced, words_sha256=hashlib.sha256(draft.words).hexdigest() if draft.words else None,
     )  # fmt: skip
     session.execute(insert(FeedbackRow).values(**vars(entry), previous_hash=previous, hash=entry.hash(previous)))
-    if said.verdict in OF_STUDY:
-        if said.verdict is Verdict.DONE:
-            mark_read(session, said.study_id, reader, entry.answered_at, login)
-            outbox.due(session, [said.study_id], Occasion.AGREED)
-            outbox.tell(session, [said.study_id], Event.READ)
+    if draft.verdict in OF_STUDY:
+        if draft.verdict is Verdict.DONE:
+            mark_read(session, draft.study_id, reader, entry.answered_at, login)
+            outbox.due(session, [draft.study_id], Occasion.AGREED)
+            outbox.tell(session, [draft.study_id], Event.READ)
         else:
-            put_back_on_list(session, said.study_id, reader)
+            put_back_on_list(session, draft.study_id, reader)
     return entry
 
 
@@ -559,42 +559,42 @@ def _not_superseded(query: Query) -> Query:
     return query.where(~named.exists(), ~newer.exists())
 
 
-def _replaced_entry(session: Session, reader: Key, said: FeedbackDraft) -> UUID | None:
+def _replaced_entry(session: Session, reader: Key, draft: FeedbackDraft) -> UUID | None:
     """The standing entry whose place this one takes. A supplement stands beside others, unless it says otherwise."""
-    standing = _not_superseded(select(FeedbackRow.id)).where(FeedbackRow.study_id == said.study_id)
+    standing = _not_superseded(select(FeedbackRow.id)).where(FeedbackRow.study_id == draft.study_id)
     of_study = FeedbackRow.verdict.in_(OF_STUDY)
     same_finding = and_(
         FeedbackRow.key_id == reader.id,
-        FeedbackRow.instance_id == said.instance_id,
-        FeedbackRow.frame == said.frame,
-        FeedbackRow.bundle == said.bundle,
+        FeedbackRow.instance_id == draft.instance_id,
+        FeedbackRow.frame == draft.frame,
+        FeedbackRow.bundle == draft.bundle,
     )
-    if said.supersedes is not None:
-        own = of_study if said.verdict in OF_STUDY else same_finding
-        if session.scalar(standing.where(FeedbackRow.id == said.supersedes, own)) is None:
+    if draft.supersedes is not None:
+        own = of_study if draft.verdict in OF_STUDY else same_finding
+        if session.scalar(standing.where(FeedbackRow.id == draft.supersedes, own)) is None:
             raise NotFound(
                 "no feedback of yours on this finding has that id, or it was corrected already; load the page again"
             )
-        return said.supersedes
-    if said.verdict in (Verdict.SUPPLEMENT, Verdict.SEEN):
+        return draft.supersedes
+    if draft.verdict in (Verdict.SUPPLEMENT, Verdict.SEEN):
         return None
-    same = of_study if said.verdict in OF_STUDY else and_(FeedbackRow.verdict.in_(JUDGING_VERDICTS), same_finding)
+    same = of_study if draft.verdict in OF_STUDY else and_(FeedbackRow.verdict.in_(JUDGING_VERDICTS), same_finding)
     return session.scalar(standing.where(same).order_by(FeedbackRow.number.desc()).limit(1))
 
 
-def _repeated_verdict(session: Session, reader: Key, standing_id: UUID, said: FeedbackDraft) -> Entry | None:
+def _repeated_verdict(session: Session, reader: Key, standing_id: UUID, draft: FeedbackDraft) -> Entry | None:
     """The standing verdict, if the reader only says it again; a correction that names it may take words back."""
-    if said.verdict is Verdict.DONE:
+    if draft.verdict is Verdict.DONE:
         entry = _entry(session.get_one(FeedbackRow, standing_id))
         # a late image puts a study back on the list without an entry
-        read_at = session.scalar(select(StudyRow.read_at).where(StudyRow.id == said.study_id))
+        read_at = session.scalar(select(StudyRow.read_at).where(StudyRow.id == draft.study_id))
         mine = (entry.verdict, entry.key_id, entry.answered_at) == (Verdict.DONE, reader.id, read_at)
         return entry if mine else None
-    if said.verdict not in JUDGING_VERDICTS or said.supersedes is not None or said.words or said.marks:
+    if draft.verdict not in JUDGING_VERDICTS or draft.supersedes is not None or draft.words or draft.marks:
         return None
     standing = _entry(session.get_one(FeedbackRow, standing_id))
     names = ("verdict", "fracture", "region", "severity", "model_shown")
-    return standing if all(getattr(standing, name) == getattr(said, name) for name in names) else None
+    return standing if all(getattr(standing, name) == getattr(draft, name) for name in names) else None
 
 
 def _entry(row: FeedbackRow) -> Entry:

@@ -93,11 +93,11 @@ def _spread(session: Session, row: NoticeRow, zone: str) -> NoticeState:
         return NoticeState.WITHDRAWN
     views = studies.instances(session, study.id)
     content = _told(session, row, study, views)
-    wanted = _wanted(session, row, study, content, views, zone)
-    if not wanted:
+    recipients = _wanted(session, row, study, content, views, zone)
+    if not recipients:
         return NoticeState.NOT_WANTED
     row.told = content.stored()
-    for destination, at in wanted:
+    for destination, at in recipients:
         if destination.kind in BY_HL7:  # a message says all there is: an older one must not come after it
             _supersede(session, study.id, destination.id)
         session.add(
@@ -141,9 +141,9 @@ def _wanted(
     found = []
     for destination in session.scalars(query):
         last = _last(session, study.id, destination.id, (*HL7_EVENTS, Event.READ))
-        said = last[1] if last is not None else None
-        corrects = event in HL7_EVENTS and said is not None and (
-            (said.assessment, said.region) != (content.assessment, content.region)
+        last_content = last[1] if last is not None else None
+        corrects = event in HL7_EVENTS and last_content is not None and (
+            (last_content.assessment, last_content.region) != (content.assessment, content.region)
         )  # fmt: skip
         rules = [
             rule
@@ -153,8 +153,10 @@ def _wanted(
             and _its_moment(rule, row, destination, agreed=agreed)
         ]
         if event is Event.REVISED:  # where nothing was told, nothing is to be corrected
-            changed = said is not None and said.assessment != content.assessment
-            rules = [rule for rule in rules if said is not None and (changed or rule.newer_models is NewerModels.ALL)]
+            changed = last_content is not None and last_content.assessment != content.assessment
+            rules = [
+                rule for rule in rules if last_content is not None and (changed or rule.newer_models is NewerModels.ALL)
+            ]
         if not rules:
             continue
         asked = event is Event.ANALYSED and not row.when

@@ -50,16 +50,22 @@ def write_heartbeat(session: Session, heartbeat: Heartbeat) -> None:
         heartbeat: what the worker says of itself.
     """
     now = func.clock_timestamp()
-    said = {
+    values = {
         "device": heartbeat.device[:255],
         "bundle": heartbeat.bundle,
         "taken": heartbeat.taken,
         "in_hand": heartbeat.in_hand,
         "stopped_at": now if heartbeat.stopped else None,
     }
-    row = {"id": heartbeat.id, "host": heartbeat.host[:255], "pid": heartbeat.pid, "threads": heartbeat.threads, **said}
+    row = {
+        "id": heartbeat.id,
+        "host": heartbeat.host[:255],
+        "pid": heartbeat.pid,
+        "threads": heartbeat.threads,
+        **values,
+    }
     session.execute(
-        insert(WorkerRow).values(row).on_conflict_do_update(index_elements=["id"], set_={**said, "seen_at": now})
+        insert(WorkerRow).values(row).on_conflict_do_update(index_elements=["id"], set_={**values, "seen_at": now})
     )
 
 
@@ -274,14 +280,14 @@ def record_rejections(session: Session, site_id: UUID, rejected: Iterable[tuple[
     now = func.clock_timestamp()
     for reason in sorted(counts):  # two uploads lock the same rows in the same order
         failure, detail = facts[reason]
-        said = {"failure": failure[:8], "detail": detail[:500], "last_at": now}
+        values = {"failure": failure[:8], "detail": detail[:500], "last_at": now}
         row = {"site_id": site_id, "hour": func.date_trunc("hour", now, "UTC"), "reason": reason[:64]}
         session.execute(
             insert(RejectionRow)
-            .values(**row, **said, files=counts[reason])
+            .values(**row, **values, files=counts[reason])
             .on_conflict_do_update(
                 index_elements=["site_id", "hour", "reason"],
-                set_={**said, "files": RejectionRow.files + counts[reason]},
+                set_={**values, "files": RejectionRow.files + counts[reason]},
             )
         )
 

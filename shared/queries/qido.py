@@ -241,8 +241,8 @@ class _Sealed:
 class _Born:
     """A range of birth dates."""
 
-    def __init__(self, wanted: str) -> None:
-        self.span = dates(wanted)
+    def __init__(self, dates_text: str) -> None:
+        self.span = dates(dates_text)
 
     def matches(self, birth_date: str) -> bool:
         try:
@@ -362,13 +362,13 @@ class _Finding:
     @cached_property
     def pieces(self) -> list[list[list[int]]]:
         """What is looked up by pieces: of each attribute the alternatives, of each of these its pieces."""
-        wanted = []
+        alternatives = []
         for name, values in self.question.matches.items():
             field = SEALED[name].field if name in SEALED else ""
             if field in PIECED and not _by_token(field, values):
                 several = [self.vault.pieces_wanted(self.site_id, field, value) for value in values]
-                wanted += [several] if all(several) else []
-        return wanted
+                alternatives += [several] if all(several) else []
+        return alternatives
 
     def _have_pieces(self, column: Any) -> Iterator[ColumnElement[bool]]:  # noqa: ANN401 - of a table or a query
         """What has no pieces yet may match, too."""

@@ -52,11 +52,11 @@ def choose(session: Session, key: Key, kinds: Collection[StoredOnly] | None) -> 
     row = session.scalars(
         select(SiteRow).where(SiteRow.id == key.site_id).with_for_update(key_share=True)
     ).one()  # one at a time: what this one found before is what the one before it chose
-    wanted = None if kinds is None else sorted({kind.value for kind in kinds})
-    before, after = difference(_state(row.refused_kinds), _state(wanted))
+    chosen_kinds = None if kinds is None else sorted({kind.value for kind in kinds})
+    before, after = difference(_state(row.refused_kinds), _state(chosen_kinds))
     if not after:
         return
-    row.refused_kinds = wanted
+    row.refused_kinds = chosen_kinds
     record(
         session, EventKind.SETTING_CHANGED, key, about=Target(Subject.SETTING, REFUSED_KINDS), before=before,
         after=after, setting=REFUSED_KINDS,

@@ -219,18 +219,18 @@ def plan(session: Session, due_set: DueSet, able: Collection[ResultKind], zone: 
     )
     if due_set.occasion is Occasion.NEWER_MODEL and before is None:
         return SetReason.NEVER_SENT
-    wanted = _wanted(session, due_set, study, before, able, zone)
-    if isinstance(wanted, SetReason):
-        return wanted
+    to_make = _wanted(session, due_set, study, before, able, zone)
+    if isinstance(to_make, SetReason):
+        return to_make
     stated = _stated(session, study, views, entries, word, zone, software)
     repeats, stated = _beside(stated, before)
-    kinds = frozenset(kind for one in wanted for kind in one.kinds)
+    kinds = frozenset(kind for one in to_make for kind in one.kinds)
     there: set[str] = set()
     if repeats is not None:
         its = select(ResultObjectRow.kind).where(ResultObjectRow.set_id == repeats).distinct()
         there = set(session.scalars(its))
     missing = frozenset(kind for kind in kinds if kind.value not in there)
-    return Plan(stated, repeats, study.assessment or "", wanted, missing, study.header_version)
+    return Plan(stated, repeats, study.assessment or "", to_make, missing, study.header_version)
 
 
 def _wanted(

@@ -15,7 +15,7 @@ SEALED = ("description", "protocol", "performed_step_id", "performed_step_descri
 
 
 def series_ids(
-    session: Session, vault: Vault, site_id: UUID, wanted: Iterable[tuple[StudyRow, Header]]
+    session: Session, vault: Vault, site_id: UUID, instance_headers: Iterable[tuple[StudyRow, Header]]
 ) -> dict[tuple[UUID, str], UUID]:
     """Find the series of instances; those that are not there are written, as the first header describes them.
 
@@ -23,14 +23,14 @@ def series_ids(
         session: the caller's transaction, which has locked the studies.
         vault: encrypts free text.
         site_id: the site.
-        wanted: each instance's study and header, in order of arrival; headers without a series are left out.
+        instance_headers: each instance's study and header, in order of arrival; headers without a series are left out.
 
     Returns:
         Ids by study and Series Instance UID.
     """
     headers: dict[tuple[UUID, str], Header] = {}
     filled: set[UUID] = set()
-    for study, header in wanted:
+    for study, header in instance_headers:
         if header.series is not None:
             headers.setdefault((study.id, header.series.instance_uid), header)
             if study.images + study.kept:  # a new study has no series

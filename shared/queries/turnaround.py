@@ -77,8 +77,8 @@ def choose_targets(session: Session, key: Key, targets: TurnaroundTargets) -> No
     Raises:
         BadRequest: the table is not sound; the message says why.
     """
-    if wrong := target_errors(targets):
-        raise BadRequest("; ".join(wrong))
+    if errors := target_errors(targets):
+        raise BadRequest("; ".join(errors))
     minutes = {name: {str(priority): row[priority] for priority in Priority} for name, row in targets.items()}
     # one at a time: what this one found before is what the one before it chose
     session.execute(select(SiteRow.id).where(SiteRow.id == key.site_id).with_for_update(key_share=True))

@@ -183,9 +183,9 @@ class DirectoryStore:
         return self.folder / key
 
 
-def _error_texts(what: str, wrong: OSError) -> tuple[str, str]:
+def _error_texts(what: str, error: OSError) -> tuple[str, str]:
     """The message of a StoreUnavailable for an error of the operating system, and the error's name, as "ENOSPC"."""
-    return f"The object store {what}: {wrong.strerror}. {HINT}", errno.errorcode.get(wrong.errno or 0, "")
+    return f"The object store {what}: {error.strerror}. {HINT}", errno.errorcode.get(error.errno or 0, "")
 
 
 def _sync(folder: Path) -> None:

@@ -73,19 +73,19 @@ def _radiographs(row: Row) -> Iterator[LabelledRadiograph]:
 
 
 def _extent_of(row: Row, fractured: int) -> int:
-    said = row.choice("severity", EXTENT)
-    if said == MISSING and row["ao"]:
+    extent = row.choice("severity", EXTENT)
+    if extent == MISSING and row["ao"]:
         code = AO.fullmatch(row["ao"].upper())
         if not code:
             raise ValueError(
                 f"ao is '{row['ao']}', no AO/OTA code with a type A, B or C like 2R3A2; else leave it empty"
             )
-        said = " ABC".index(code["type"])
-    if said == MISSING and fractured == 0:
+        extent = " ABC".index(code["type"])
+    if extent == MISSING and fractured == 0:
         return 0
-    if MISSING not in (said, fractured) and (said > 0) != (fractured == 1):
-        raise ValueError(f"fracture is '{row['fracture']}' but severity is {said}: mend one of them")
-    return said
+    if MISSING not in (extent, fractured) and (extent > 0) != (fractured == 1):
+        raise ValueError(f"fracture is '{row['fracture']}' but severity is {extent}: mend one of them")
+    return extent
 
 
 def _boxes(row: Row, fractured: int, size: tuple[int, int]) -> list[Outline]:

@@ -71,7 +71,7 @@ class DicomConnection:
         self,
         settings: Settings,
         destination: Destination,
-        wanted: Collection[tuple[str, str]] = (),
+        extra_contexts: Collection[tuple[str, str]] = (),
         *,
         find: bool = False,
         reported: Callable[[Report], int] | None = None,
@@ -81,7 +81,7 @@ class DicomConnection:
         Args:
             settings: how long to wait.
             destination: where.
-            wanted: SOP classes with transfer syntaxes to be proposed beside CLASSES uncompressed.
+            extra_contexts: SOP classes with transfer syntaxes to be proposed beside CLASSES uncompressed.
             find: whether to propose C-FIND as well.
             reported: takes a report on storage commitment, and returns the status to be answered; None: nothing asks.
 
@@ -93,7 +93,7 @@ class DicomConnection:
         self._noted: set[str] = set()  # Transaction UIDs of reports that came over this association
         self._answered: set[str] = set()  # and whose answers have gone
         self._reports_at_once = True  # as far as is known
-        pairs = dict.fromkeys([*((uid, syntax) for uid in CLASSES for syntax in UNCOMPRESSED), *wanted])
+        pairs = dict.fromkeys([*((uid, syntax) for uid in CLASSES for syntax in UNCOMPRESSED), *extra_contexts])
         # one context a syntax: an acceptor chooses one of a context, and what it refuses must be known by itself
         contexts = [build_context(uid, syntax) for uid, syntax in pairs]
         contexts.append(build_context(VERIFICATION))

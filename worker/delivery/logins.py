@@ -69,20 +69,20 @@ def _checked(path: Path, number: int, one: dict[str, Any]) -> str:
     """The header of an entry. Raises OsteonError where it is not whole."""
     if path.stat().st_mode & 0o077:
         raise _wrong(path, "may be read by others than its owner: chmod 600 it")
-    wrong = f"has an entry, number {number}, "
+    beginning = f"has an entry, number {number}, "
     if set(one) - KEYS or not all(isinstance(value, str) and value for value in one.values()):
-        raise _wrong(path, f"{wrong}with other keys than {', '.join(sorted(KEYS))}, or an empty value")
+        raise _wrong(path, f"{beginning}with other keys than {', '.join(sorted(KEYS))}, or an empty value")
     if not {"destination", "url"} <= set(one) or ("bearer" in one) == ("user" in one or "password" in one):
-        raise _wrong(path, f"{wrong}that lacks destination, url, and either bearer or user and password")
+        raise _wrong(path, f"{beginning}that lacks destination, url, and either bearer or user and password")
     parts = urlsplit(one["url"])
     if parts.scheme != "https" and not (parts.scheme == "http" and parts.hostname in LOOPBACK):
-        raise _wrong(path, f"{wrong}whose url is not https://: a login is not sent in the clear")
+        raise _wrong(path, f"{beginning}whose url is not https://: a login is not sent in the clear")
     if "bearer" in one:
         if not one["bearer"].isascii() or not one["bearer"].isprintable() or " " in one["bearer"]:
-            raise _wrong(path, f"{wrong}whose bearer is none: printable ASCII without spaces")
+            raise _wrong(path, f"{beginning}whose bearer is none: printable ASCII without spaces")
         return f"Bearer {one['bearer']}"
     if not {"user", "password"} <= set(one) or ":" in one["user"]:
-        raise _wrong(path, f"{wrong}that lacks user or password, or has a colon in user")
+        raise _wrong(path, f"{beginning}that lacks user or password, or has a colon in user")
     shown = f"{one['user']}:{one['password']}".encode()
     return f"Basic {base64.b64encode(shown).decode()}"
 

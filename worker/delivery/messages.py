@@ -136,7 +136,7 @@ class Hl7Messenger:
 _FAILURES = (mllp.WrongCertificate, mllp.Silent, mllp.Cut, OSError)
 
 
-def _failure(wrong: Exception, endpoint: mllp.Endpoint) -> Answer:
+def _failure(error: Exception, endpoint: mllp.Endpoint) -> Answer:
     """What one of _FAILURES means."""
     if (refused := certificate_refused(endpoint.tls)) is not None:
         return refused
@@ -147,7 +147,7 @@ def _failure(wrong: Exception, endpoint: mllp.Endpoint) -> Answer:
         (socket.gaierror, DeliveryReason.UNKNOWN_NAME),
         (OSError, DeliveryReason.UNREACHABLE),
     )
-    return Answer(next(reason for kind, reason in reasons if isinstance(wrong, kind)))
+    return Answer(next(reason for kind, reason in reasons if isinstance(error, kind)))
 
 
 class WebhookMessenger:
@@ -328,11 +328,11 @@ def without_patient(words: str, order: Order, codec: str) -> str:
     Returns:
         The words, at most WORDS_LENGTH characters.
     """
-    said: Sequence[str] = (
+    texts: Sequence[str] = (
         order.patient_id, order.accession_number, order.birth_date, order.placer_number, order.filler_number,
         *re.split(r"[\^= ]+", order.patient_name),
     )  # fmt: skip
-    forms = {form for one in said for form in (one, letters(one, codec), letters(one, "ascii")) if form.strip("? ")}
+    forms = {form for one in texts for form in (one, letters(one, codec), letters(one, "ascii")) if form.strip("? ")}
     for one in sorted(forms, key=len, reverse=True):
         found = re.escape(one)
         if len(one) < MIN_SAID_LENGTH:  # "Li" is a name, and no part of a word

@@ -183,8 +183,8 @@ def opened(
         except OsteonError as error:
             raise Away(Answer(DeliveryReason.ACCESS, words=spoken(str(error)))) from error
         return StowConnection(settings, destination, login)
-    wanted = [(one.sop_class_uid, one.transfer_syntax_uid) for one in due.objects] if due else []
-    return DicomConnection(settings, destination, wanted, find=bool(due and due.ask_patient), reported=reported)
+    contexts = [(one.sop_class_uid, one.transfer_syntax_uid) for one in due.objects] if due else []
+    return DicomConnection(settings, destination, contexts, find=bool(due and due.ask_patient), reported=reported)
 
 
 def read(store: Store, sha256: str) -> bytes:

@@ -125,8 +125,8 @@ def _within(parts: Iterator[bytes], until: float) -> Iterator[bytes]:
             raise httpx.ReadTimeout("the response does not end")
 
 
-def _broken(wrong: httpx.HTTPError) -> Answer:
-    cause: BaseException | None = wrong
+def _broken(error: httpx.HTTPError) -> Answer:
+    cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, ssl.SSLError):
             why = str(getattr(cause, "reason", None) or "")
@@ -134,7 +134,7 @@ def _broken(wrong: httpx.HTTPError) -> Answer:
         if isinstance(cause, socket.gaierror):
             return Answer(DeliveryReason.UNKNOWN_NAME)
         cause = cause.__cause__ or cause.__context__
-    return Answer(DeliveryReason.UNREACHABLE if isinstance(wrong, httpx.ConnectError) else DeliveryReason.CUT)
+    return Answer(DeliveryReason.UNREACHABLE if isinstance(error, httpx.ConnectError) else DeliveryReason.CUT)
 
 
 def _json(text: bytes) -> Any:  # noqa: ANN401 - JSON
