@@ -36,6 +36,7 @@ from api import instruments
 from api.app import ROUTES
 from api.dicomweb import frames, rendered, search, search_results, store
 from api.dicomweb.addresses import DICOMWEB
+from api.dicomweb.documents import PDF
 from api.errors import handle_errors
 from api.listener import admission, association, responses, server, tls
 from api.listener import metrics as listener_metrics
@@ -413,7 +414,8 @@ def conformance_page() -> str:
         "Objects and frames come in the transfer syntax that is stored. Frames of a compressed object come also as "
         f"{name_of(EXPLICIT_LE)}.",
         _table(("stored transfer syntax", "media type of its frames"), _frame_types()),
-        f"Rendered: {', '.join(map(_code, rendered.KINDS))}, 1024 pixels a side at most.",
+        f"Rendered: {', '.join(map(_code, rendered.KINDS))}, 1024 pixels a side at most; an encapsulated PDF as "
+        f"{_code(PDF)}.",
         "## Configuration",
         _table(("what", "value", "setting"), list(_configuration())),
         "## Network communication",

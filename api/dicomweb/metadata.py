@@ -15,21 +15,18 @@ from api.dependencies import Parts, PartsDep, Radiologist
 from api.dicomweb.addresses import DICOMWEB, INSTANCE, SERIES, STUDY, DicomPath, OfInstance, OfSeries, OfStudy
 from api.dicomweb.current import CurrentInstance, current_instances
 from api.dicomweb.datasets import DATA_SET
+from api.dicomweb.documents import DOCUMENT, PDF, SHOWN_IN_PAGES, binary_value, is_pdf
 from api.dicomweb.frames import MAX_FRAMES, retrieve_frames
 from api.dicomweb.multipart import ResponsePart, multipart_response
-from api.dicomweb.objects import open_object
 from api.media_types import JSON, MULTIPART, OCTETS, MediaType, choose, chosen
 from api.requests import Router
 from shared.dicom.image import ImageLimits
-from shared.dicom.metadata import bulk_value, metadata_of
-from shared.errors import NotFound, ObjectMissing, Rejected
+from shared.dicom.metadata import metadata_of
+from shared.errors import ObjectMissing, Rejected
 from shared.queries.access import Key
-from shared.storage import original_key
 
 router = Router(prefix=DICOMWEB, tags=["dicomweb"])
 PIXELS = "7FE00010"
-DOCUMENT, DOCUMENT_TYPE = "00420011", "00420012"  # Encapsulated Document, and its MIME type
-PDF = "application/pdf"
 HEAD_PIECES = 3  # of a rewritten object: file meta information, data set, and the beginning of its pixels
 RESPONSES: dict[int | str, dict[str, Any]] = {
     200: {
@@ -171,18 +168,9 @@ def choose_form(media_range: MediaType, kinds: Sequence[str]) -> tuple[str, bool
 
 def _bulk_response(request: Request, parts: Parts, found: CurrentInstance, path: str) -> Response:
     stored = found.stored
-    kinds = [OCTETS]
-    if path == DOCUMENT:
-        attributes = parts.metadata.read(stored.object_sha256, stored.size_bytes)
-        # of any other type, as text/html, a browser gets octets: the file names it, and it would speak as this host
-        kinds = [PDF, OCTETS] if attributes.get(DOCUMENT_TYPE, {}).get("Value") == [PDF] else kinds
-
+    kinds = [PDF, OCTETS] if path == DOCUMENT and is_pdf(parts, stored) else [OCTETS]
     kind, in_parts = chosen(request, [f'{MULTIPART}; type="{one}"' for one in kinds], partial(choose_form, kinds=kinds))
-    try:
-        with open_object(parts.store, original_key(stored.object_sha256), stored.size_bytes) as file:
-            _, value = bulk_value(file, stored.size_bytes, path.replace(".", "/"), ImageLimits.of(parts.settings))
-    except Rejected:
-        raise NotFound("The instance has no such value") from None
+    value = binary_value(parts, stored, path.replace(".", "/"))
     if in_parts:
         return multipart_response([ResponsePart(kind, [value])], kind)
-    return Response(value, headers={"Content-Type": kind})
+    return Response(value, headers={"Content-Type": kind} | (SHOWN_IN_PAGES if kind == PDF else {}))

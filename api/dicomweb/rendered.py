@@ -1,6 +1,6 @@
-"""WADO-RS: pictures for people, made of the previews: rendered images and thumbnails. Source: PS3.18 10.4.1.1.4 and 5.
+"""WADO-RS: what people look at: rendered images and thumbnails, and PDFs. Source: PS3.18 10.4.1.1.4 and 5, 8.7.4.
 
-A preview is an image with its VOI window applied, at most 1024 pixels a side, in 8 bits.
+A preview is an image with its VOI window applied, at most 1024 pixels a side, in 8 bits. A PDF is given as it is.
 """
 
 import io
@@ -23,7 +23,8 @@ from api.dicomweb.addresses import (
     OfStudy,
     base_url,
 )
-from api.dicomweb.current import find_instances
+from api.dicomweb.current import current_instances, find_instances
+from api.dicomweb.documents import PDF, SHOWN_IN_PAGES, is_pdf, pdf_bytes
 from api.dicomweb.keys import warning_header
 from api.media_types import choose
 from api.reasons import reason_words
@@ -46,6 +47,14 @@ RESPONSES: dict[int | str, dict[str, Any]] = {
         "description": "the picture, in 8 bits",
     },
     406: {"description": "the header Accept allows neither JPEG nor PNG"},
+}
+SHOWN = RESPONSES | {
+    200: {
+        "content": RESPONSES[200]["content"] | {PDF: {"schema": {"type": "string", "format": "binary"}}},
+        "description": "the picture, in 8 bits; of an encapsulated PDF the document",
+    },
+    406: {"description": "the header Accept allows neither JPEG nor PNG, or for a PDF no PDF"},
+    410: {"description": "the stored object is gone"},
 }
 Viewport = Annotated[
     str | None, Query(max_length=64, description="width,height in pixels into which the image is fitted")
@@ -86,7 +95,7 @@ def instance_thumbnail(
     return _picture_response(request, parts, _found(parts, key, place), 1, viewport, THUMBNAIL)
 
 
-@router.get(f"{INSTANCE}/rendered", responses=RESPONSES, response_class=Response)
+@router.get(f"{INSTANCE}/rendered", responses=SHOWN, response_class=Response)
 def rendered_instance(
     request: Request,
     parts: PartsDep,
@@ -95,8 +104,16 @@ def rendered_instance(
     viewport: Viewport = None,
     window: Window = None,
 ) -> Response:
-    """Get an image for people (WADO-RS): its first frame with the window of its header, at most 1024 pixels a side."""
-    return _picture_response(request, parts, _found(parts, key, place), 1, viewport, None, window)
+    """Get an image for people (WADO-RS): its first frame with the window of its header, at most 1024 pixels a side.
+
+    Of an encapsulated PDF: the document. Who reads it is recorded, as it names the patient.
+    """
+    found = _found(parts, key, place)
+    if found[0].kept is None or not is_pdf(parts, found[0]):
+        return _picture_response(request, parts, found, 1, viewport, None, window)
+    choose(request, [PDF])
+    document = pdf_bytes(parts, current_instances(parts, key, place)[0].stored)
+    return Response(document, headers={"Content-Type": PDF} | SHOWN_IN_PAGES)
 
 
 @router.get(

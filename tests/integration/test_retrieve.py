@@ -27,7 +27,7 @@ from samples.objects import pattern_image, to_bytes
 from shared.db.tables import IdentityReadRow, InstanceRow, SeriesRow, StudyRow
 from shared.errors import Cause, Reason
 from shared.queue.celery_app import FRAMES, RAW_FRAME
-from shared.storage import original_key, preview_key, raw_frame_key, sha256_of
+from shared.storage import metadata_key, original_key, preview_key, raw_frame_key, sha256_of
 from tests.conftest import SAMPLES, InProcessApi
 from tests.pace import LIMIT_S
 from tests.served import served
@@ -393,6 +393,87 @@ def test_pictures_that_are_not_there(in_process: InProcessApi) -> None:
     response = got(in_process, f"{path_of(image(1), 'series')}/thumbnail")
     assert response.status_code == 404
     assert "damaged" in response.json()["detail"]
+
+
+def document(content: bytes, named: str = "application/pdf", **values: Any) -> bytes:
+    """An encapsulated document of DOE^JANE, as archives keep it: of an even length."""
+    ds = dcmread(io.BytesIO(image(1)))
+    for keyword in ("PixelData", "Rows", "Columns", "SamplesPerPixel", "PhotometricInterpretation"):
+        delattr(ds, keyword)
+    ds.SOPClassUID = ds.file_meta.MediaStorageSOPClassUID = uids.EncapsulatedPDFStorage
+    ds.Modality, ds.MIMETypeOfEncapsulatedDocument, ds.EncapsulatedDocumentLength = "DOC", named, len(content)
+    ds.EncapsulatedDocument = content + b"\0" * (len(content) % 2)
+    for name, value in values.items():
+        setattr(ds, name, value)
+    return to_bytes(ds, uids.ExplicitVRLittleEndian)
+
+
+@pytest.mark.parametrize("size", [37, 5000, 5001])
+def test_pdfs_are_shown(in_process: InProcessApi, size: int) -> None:
+    """As a browser asks for what is in a page's <object>; a page of the same origin may show it, also an isolated one."""
+    content = (b"%PDF-1.7\n" + b"x" * size)[:size]
+    sent(in_process, document(content))
+    path = path_of(document(content))
+    for accept in ("text/html,application/xhtml+xml,image/webp,*/*;q=0.8", "application/pdf", "*/*", "application/*"):
+        response = got(in_process, f"{path}/rendered", accept)
+        assert (response.status_code, response.content) == (200, content), response.text
+        assert response.headers["content-type"] == "application/pdf"
+    bulk = got(in_process, f"{path}/bulk/00420011", "application/pdf")
+    assert bulk.content == content + b"\0" * (size % 2)
+    for shown in (response, bulk):
+        policy = dict(part.strip().split(" ", 1) for part in shown.headers["content-security-policy"].split(";"))
+        assert (policy["default-src"], policy["frame-ancestors"]) == ("'none'", "'self'")
+        assert shown.headers["x-frame-options"] == "SAMEORIGIN"
+        assert shown.headers["cross-origin-embedder-policy"] == "require-corp"
+        assert shown.headers["cross-origin-resource-policy"] == "same-origin"
+        assert shown.headers["x-content-type-options"] == "nosniff"
+    assert identities_read(in_process) == 5
+    assert got(in_process, f"{path}/rendered", "image/jpeg").status_code == 406
+    for below in ("frames/1/rendered", "thumbnail"):
+        assert got(in_process, f"{path}/{below}").status_code == 404
+    assert got(in_process, f"{path}/rendered", role="submitter").status_code == 403
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"named": "text/html"},
+        {"named": "text/html\r\nX-Other: 1"},
+        {"named": ""},
+        {"named": "application/pdf\\text/html"},
+    ],
+)
+def test_other_documents_are_not_shown(in_process: InProcessApi, values: dict[str, str]) -> None:
+    """A browser would run them as pages of this host."""
+    content = document(b"<script>1</script>", **values)
+    sent(in_process, content)
+    response = got(in_process, f"{path_of(content)}/rendered")
+    assert response.status_code == 404
+    assert response.headers["x-frame-options"] == "DENY"
+    bulk = got(in_process, f"{path_of(content)}/bulk/00420011", "application/octet-stream")
+    assert (bulk.headers["content-type"], bulk.headers["x-frame-options"]) == ("application/octet-stream", "DENY")
+
+
+@pytest.mark.parametrize("length", [0, 3, 1 << 31, [1, 2], None])
+def test_a_wrong_length_of_a_pdf_takes_nothing_away(in_process: InProcessApi, length: Any) -> None:
+    """Only the one byte that makes a length even is left out."""
+    content = document(b"%PDF-1.7\n" + b"x" * 3001, EncapsulatedDocumentLength=length)
+    sent(in_process, content)
+    assert got(in_process, f"{path_of(content)}/rendered").content == b"%PDF-1.7\n" + b"x" * 3001
+
+
+def test_a_document_that_is_gone(in_process: InProcessApi) -> None:
+    """410, as for any object that is gone, with metadata and without; 404 if it has no document."""
+    content = document(b"%PDF-1.7\n" + b"x" * 3000)
+    sent(in_process, content)
+    store = in_process.http.app.state.parts.store  # type: ignore[attr-defined]
+    path = path_of(content)
+    assert got(in_process, f"{path}/rendered").status_code == 200
+    store.remove([original_key(sha256_of(content))])
+    assert got(in_process, f"{path}/rendered").status_code == 410
+    store.remove([metadata_key(sha256_of(content))])
+    for below in ("rendered", "bulk/00420011"):
+        assert got(in_process, f"{path}/{below}").status_code == 410
 
 
 # -- decisions --------------------------------------------------------------------------------------------------------

@@ -11,13 +11,14 @@ from playwright.sync_api import Browser, ConsoleMessage, Page, sync_playwright
 from infra.embedded.process import free_port
 from samples.objects import SYNTAX, pattern_image, set_pixels, to_bytes, uid
 from shared.settings import ROOT
-from tests.browsing import ARGUMENTS, ARTIFACTS, CHROMIUM
+from tests.browsing import ARGUMENTS, ARTIFACTS
 from tests.conftest import InProcessApi
 from tests.pace import limit_s
 from tests.served import served
 from tests.systems.ohif import serving
 
 pytestmark = pytest.mark.systems
+WHOLE_CHROMIUM = "/usr/bin/chromium"  # the headless shell has no PDF viewer
 # What OHIF writes into the console as an error whatever server it has, and why: a part of the text, to the reason.
 KNOWN_ERRORS = {
     "supplied to advanceOn": "the tour for who comes first looks for an image before one is drawn",
@@ -70,11 +71,11 @@ def squares(encoding: str) -> bytes:
 
 @pytest.fixture
 def browser() -> Iterator[Browser]:
-    """Chromium with WebGL."""
+    """Chromium with WebGL and its PDF viewer."""
     flags = [one for one in ARGUMENTS if one != "--disable-gpu"]
     with sync_playwright() as playwright:
         drawing = ["--use-angle=swiftshader", "--enable-unsafe-swiftshader"]
-        opened = playwright.chromium.launch(executable_path=CHROMIUM, args=[*flags, *drawing])
+        opened = playwright.chromium.launch(executable_path=WHOLE_CHROMIUM, args=[*flags, *drawing])
         yield opened
         opened.close()
 
