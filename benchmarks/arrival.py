@@ -3,6 +3,9 @@
 The archive is Orthanc, which notes the second in which it stored each object (`/changes`); it counts from that
 second's end. Studies come at random moments, at SHARE of the rate at which this machine analyses, so that no queue
 grows. All processes of Osteon, the senders and the archive share the machine.
+
+The quick form sends few studies, at a rate that two cores stand, and waits QUICK_QUIET_S for further images of a study
+instead of OSTEON_QUIET_S. What it does not wait is taken from its goal, too: it is as hard to meet.
 """
 
 import io
@@ -25,17 +28,22 @@ from benchmarks.orthanc import Orthanc, orthanc
 from benchmarks.radiographs import radiograph, stored
 from benchmarks.urgent import p95, p95_between
 from benchmarks.workload import Workload, pace
+from infra.client.api import Client
 from infra.embedded.live_stack import LiveStack
 from infra.embedded.process import free_port, is_free, wait_until
 from samples.objects import SYNTAX, to_bytes
 from shared.db.engine import Database
 from shared.errors import StackError
+from shared.settings import Settings
 from shared.storage import open_store
 
 REQUIRED_S = 60.0
 GOAL = Goal("<=", 1.0)
+QUIET_S: float = Settings.model_fields["quiet_s"].default
 IMAGES = 3  # of a study
 SHARE = 0.1  # of the rate of analysis
+QUICK_RATE = 0.2  # studies a second
+QUICK_QUIET_S = 5.0
 TEMPLATES = 6  # radiographs, of which studies are made
 SENDERS = 8  # studies that are sent at the same time, at most
 LIMIT_S = 300.0  # after the last study was sent
@@ -112,11 +120,11 @@ def run(quick: bool, say: Say) -> Result:  # noqa: FBT001 - one signature for al
     """Send studies of three radiographs of 10 MB, one association an image, and wait for their results in Orthanc.
 
     Args:
-        quick: 6 studies instead of 200, which write 20 GB.
+        quick: 4 studies instead of 200, which write 20 GB; completed after QUICK_QUIET_S.
         say: is called with a line of progress.
 
     Returns:
-        The 95th percentile in units of REQUIRED_S, of whole studies and of each kind of object.
+        The 95th percentile in units of what is allowed, of whole studies and of each kind of object.
 
     Raises:
         MissingRequirement: dcmtk or Orthanc is not installed.
@@ -124,13 +132,17 @@ def run(quick: bool, say: Say) -> Result:  # noqa: FBT001 - one signature for al
     """
     if shutil.which("storescu") is None:
         raise MissingRequirement("dcmtk's storescu: apt-get install dcmtk")
-    count = 6 if quick else 200
-    with LiveStack() as live_stack, orthanc(live_stack.folder, dicom=True) as archive:
+    count = 4 if quick else 200
+    quiet_s = QUICK_QUIET_S if quick else QUIET_S
+    settings = {"QUIET_S": str(quiet_s)}
+    with LiveStack(settings=settings) as live_stack, orthanc(live_stack.folder, dicom=True) as archive:
         studies = Studies(live_stack.folder / "sent")
         live_stack.worker()
-        # before there is a destination: what the rate is measured with has no results
-        rate = SHARE * _analysed_per_s(live_stack, 8 if quick else 60)
-        port = _started(live_stack, archive)
+        url, port = _started(live_stack)
+        # before there is a destination: what the worker is warmed up and the rate is measured with has no results
+        per_s = _analysed_per_s(live_stack, 0 if quick else 60)
+        rate = QUICK_RATE if quick else SHARE * per_s
+        _connect(live_stack.client(url), archive)
         say(f"{count} studies of {IMAGES} radiographs come, {rate:.2f} a second")
         database = Database(live_stack.postgres.url, 1)
         try:
@@ -145,29 +157,35 @@ def run(quick: bool, say: Say) -> Result:  # noqa: FBT001 - one signature for al
     return _result(sent, times, objects, arrived, rate, quick)
 
 
-def _started(live_stack: LiveStack, archive: Orthanc) -> int:
-    """Start the other parts, with the archive as the destination of results; returns the listener's port."""
-    url = live_stack.api()
-    with live_stack.client(url) as client:
-        client.post("/api/v1/dicom-peers", {"calling_ae": "STORESCU", "called_ae": "OSTEON"})
-        settings = {"kind": "dicom", "host": "127.0.0.1", "port": archive.dicom_port, "called_ae": "ORTHANC"}
-        client.post("/api/v1/destinations", {"name": "PACS", **settings})
+def _started(live_stack: LiveStack) -> tuple[str, int]:
+    """Start the other parts; returns the API's URL and the listener's port."""
     port = free_port()
     live_stack.run("dicom", "-m", "api.listener.server", OSTEON_DICOM_PORT=str(port))
     live_stack.run("results", "-m", "worker.results.main")
     live_stack.run("deliver", "-m", "worker.delivery.main")
+    url = live_stack.api()
     if not wait_until(lambda: not is_free(port), 60):
         raise StackError("the DICOM listener did not start within 60 s")
-    return port
+    return url, port
+
+
+def _connect(client: Client, archive: Orthanc) -> None:
+    """Let the sender in, and have results sent to the archive."""
+    with client:
+        client.post("/api/v1/dicom-peers", {"calling_ae": "STORESCU", "called_ae": "OSTEON"})
+        settings = {"kind": "dicom", "host": "127.0.0.1", "port": archive.dicom_port, "called_ae": "ORTHANC"}
+        client.post("/api/v1/destinations", {"name": "PACS", **settings})
 
 
 def _analysed_per_s(live_stack: LiveStack, count: int) -> float:
-    """Measure how many studies a second the worker analyses, with nothing else to do."""
+    """Warm the worker up, and measure how many studies a second it analyses with nothing else to do; 0.0 of none."""
     digests = stored(open_store(live_stack.store_url), TEMPLATES, "explicit")
     workload = Workload(live_stack)
     try:
-        workload.queue(digests, 2, images=IMAGES)
+        workload.queue(digests, 2, images=IMAGES)  # the model is loaded by the first
         workload.wait()
+        if not count:
+            return 0.0
         ids = workload.queue(digests, count, images=IMAGES)
         workload.wait()
         return pace(workload.times(ids))
@@ -251,19 +269,21 @@ def _result(
         name: _spread([ends[place] - began[study] for study, ends in parts.items()])
         for place, name in enumerate(PARTS, 1)
     }
+    quiet_s = QUICK_QUIET_S if quick else QUIET_S
+    allowed_s = REQUIRED_S - (QUIET_S - quiet_s)
     cases = tuple(
-        Case(
-            f"{name}, p95", p95(its) / REQUIRED_S, _between(its), len(its), "s", p95(its), REQUIRED_S
-        )
+        Case(f"{name}, p95", p95(its) / allowed_s, _between(its, allowed_s), len(its), "s", p95(its), allowed_s)
         for name, its in took.items()
-    )  # fmt: skip
+    )
+    come = f"{SHARE:g} of the rate of analysis" if not quick else "on any machine"
     return Result(
         "arrival",
-        f"first C-STORE byte to the last result in Orthanc, by its clock, in units of {REQUIRED_S:.0f} s",
+        f"first C-STORE byte to the last result in Orthanc, by its clock, in units of {allowed_s:.0f} s",
         GOAL,
         cases,
         {
-            "arrivals": f"{len(sent)} studies of {IMAGES} radiographs, {rate:.2f}/s: {SHARE:g} of the rate of analysis",
+            "arrivals": f"{len(sent)} studies of {IMAGES} radiographs, {rate:.2f}/s: {come}",
+            "wait for further images of a study, in these times": f"{quiet_s:.0f} s",
             "since the first byte, s: p50, p95, longest": steps,
             "by kind, s: p50, p95, longest": {name: _spread(its) for name, its in took.items()},
         },
@@ -271,9 +291,9 @@ def _result(
     )
 
 
-def _between(values: Sequence[float]) -> tuple[float, float]:
+def _between(values: Sequence[float], allowed_s: float) -> tuple[float, float]:
     low, high = p95_between(values)
-    return low / REQUIRED_S, high / REQUIRED_S
+    return low / allowed_s, high / allowed_s
 
 
 def _spread(values: Sequence[float]) -> list[float]:
