@@ -12,7 +12,7 @@ import re
 import tempfile
 import threading
 from abc import abstractmethod
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -244,23 +244,25 @@ class Spool:
         if self._pending:
             if self._shared is None:
                 self._shared = self._take()
-            self.write(self._shared, self._pending, self._shared_end - len(self._pending))
+            # as bytes: while a view of it is held, as by an error's traceback, it cannot be cleared
+            self.write(self._shared, [bytes(self._pending)], self._shared_end - len(self._pending))
             self._pending.clear()
 
-    def write(self, descriptor: int, data: "bytes | bytearray | memoryview[int]", at: int) -> None:
+    def write(self, descriptor: int, parts: "Sequence[bytes | bytearray | memoryview[int]]", at: int) -> None:
         """Write to one of the spool's files.
 
         Args:
             descriptor: of the file.
-            data: all of it is written.
+            parts: all of them are written, one behind the other.
             at: position in the file, in bytes.
 
         Raises:
             SpoolFull: there is no room on the disk, or all spools together hold too much.
         """
-        self._budget.reserve_bytes(len(data))
-        self._taken += len(data)
-        write(descriptor, memoryview(bytes(data)) if isinstance(data, bytearray) else memoryview(data), at)
+        size = sum(map(len, parts))
+        self._budget.reserve_bytes(size)
+        self._taken += size
+        write(descriptor, parts, at)
 
     def keep(self, content: bytes | bytearray) -> int:
         """Add a small file's bytes, or more of a large one, to the shared file; returns where they start."""
@@ -325,24 +327,28 @@ class IncomingFile:
         self._held = bytearray()  # until it is known whether it is large
         self._own: LargeFile | None = None
 
-    def write(self, data: "bytes | memoryview[int]") -> None:
+    def write(self, *parts: "bytes | memoryview[int]") -> None:
         """Add the next bytes. Raises SpoolFull."""
-        self._digest.update(data)
-        if len(self._head) < HEAD_BYTES:
-            self._head += bytes(data[: HEAD_BYTES - len(self._head)])
-        self.size_bytes += len(data)
-        self.spool.end += len(data)
+        size = 0
+        for part in parts:
+            self._digest.update(part)
+            size += len(part)
+            if len(self._head) < HEAD_BYTES:
+                self._head += bytes(part[: HEAD_BYTES - len(self._head)])
+        self.size_bytes += size
+        self.spool.end += size
         if self._own is not None:
-            self.spool.write(self._own.descriptor, data, self.size_bytes - len(data))
+            self.spool.write(self._own.descriptor, parts, self.size_bytes - size)
             return
         if self._start is not None:
-            self.spool.keep(bytes(data))
+            self.spool.keep(b"".join(parts))
             return
-        self._held += data
+        for part in parts:
+            self._held += part
         if len(self._held) >= WRITE_BYTES:
             self._own = self.spool.own_file()
             if self._own is not None:
-                self.spool.write(self._own.descriptor, self._held, 0)
+                self.spool.write(self._own.descriptor, [self._held], 0)
             else:
                 self._start = self.spool.keep(self._held)
             self._held = bytearray()
@@ -362,23 +368,28 @@ def _unwritable(error: OSError) -> SpoolFull:
     return SpoolFull(f"The disk where uploads wait cannot be written: {error.strerror}. Check OSTEON_SPOOL_DIR")
 
 
-def write(descriptor: int, data: "memoryview[int]", at: int) -> None:
+def write(descriptor: int, parts: "Sequence[bytes | bytearray | memoryview[int]]", at: int) -> None:
     """Write to a file.
 
     Args:
         descriptor: of the file.
-        data: all of it is written.
+        parts: all of them are written, one behind the other.
         at: position in the file, in bytes.
 
     Raises:
         SpoolFull: there is no room.
     """
-    while data:
+    left = [memoryview(part) for part in parts if part]
+    while left:
         try:
-            done = os.pwrite(descriptor, data, at)
+            done = os.pwritev(descriptor, left, at)
         except OSError as error:
             raise SpoolFull from error
-        data, at = data[done:], at + done
+        at += done
+        while left and done >= len(left[0]):
+            done -= len(left.pop(0))
+        if done:
+            left[0] = left[0][done:]
 
 
 @contextmanager

@@ -47,7 +47,8 @@ P_DATA_TF = 4  # type of a PDU
 MAX_PDU_BYTES = 1 << 20  # that we take, for senders who do not ask
 MAX_COMMAND_BYTES = 1 << 14  # bytes of a command set; a C-STORE's has some 200
 MAX_OTHER_BYTES = 1 << 22  # of a message that is no C-STORE: a commitment request names 20,000 instances
-PIECE_BYTES = 1 << 18  # of a data set, that go to the spool together
+PIECE_BYTES = 1 << 19  # of a connection, that are read ahead; what they hold of a data set goes to the spool together
+MAX_PARTS = 256  # of a data set, that go to the spool together: a system call takes no more than 1024
 PDV_HEAD = 6  # bytes: length, presentation context, control (PS3.8 9.3.5.1)
 COMMAND, LAST = 1, 2  # bits of the control (PS3.8 E.2)
 LIMIT_STEP_S = 0.1  # by which a limit may be exceeded
@@ -60,7 +61,7 @@ CLOSING = ("Sta1", "Sta2", "Sta13")  # states in which no association is there t
 class DataSetSink(Protocol):
     """Where a data set goes as it comes."""
 
-    def write(self, data: bytes | memoryview) -> None:
+    def write(self, *parts: bytes | memoryview) -> None:
         """Add the next bytes; never raises for lack of room: that is the answer's matter."""
 
     def close(self) -> None:
@@ -143,7 +144,7 @@ class BoundedSocket(AssociationSocket):
         """Whether something can be read. By poll: a process with many files has descriptors that select cannot take."""
         if self.socket is None or not self._is_connected:
             return False
-        if isinstance(self.socket, ssl.SSLSocket) and self.socket.pending():
+        if self._unread or (isinstance(self.socket, ssl.SSLSocket) and self.socket.pending()):
             return True
         try:
             poll = select.poll()
@@ -178,20 +179,27 @@ class BoundedSocket(AssociationSocket):
         """Have bytes that were read given again, before what comes."""
         self._unread = data + self._unread
 
-    def fill(self, view: memoryview) -> int:
+    @property
+    def has_unread(self) -> bool:
+        """Whether bytes that were read wait to be given again."""
+        return bool(self._unread)
+
+    def fill(self, view: memoryview, least: int | None = None) -> int:
         """Read into a buffer until it is full, or to the end of the connection.
 
         Args:
             view: the buffer.
+            least: so many bytes will do; None: all that fit.
 
         Returns:
-            The number of bytes.
+            The number of bytes; less than the least at the end of the connection.
 
         Raises:
             OSError: the connection is broken.
             TimeoutError: it took longer than an association may be silent.
         """
         assert self.socket is not None
+        least = len(view) if least is None else least
         done = min(len(self._unread), len(view))
         if done:
             view[:done], self._unread = self._unread[:done], self._unread[done:]
@@ -199,7 +207,7 @@ class BoundedSocket(AssociationSocket):
         max_wait_s = CLOSING_S if closing else self.idle_s
         until, limit_s = time.monotonic() + max_wait_s, self.idle_s
         try:
-            while done < len(view):
+            while done < least:
                 left = until - time.monotonic()
                 if left <= 0:
                     raise TimeoutError("the PDU came too slowly")
@@ -272,33 +280,35 @@ class BoundedUpperLayer(DULServiceProvider):
             ConnectionError: it ended within a PDU.
             ProtocolViolation: a fragment is not of this data set, or not within its PDU.
         """
-        head, moved = bytearray(PDV_HEAD), 0
-        view = memoryview(head)
-        while moved < PIECE_BYTES:
-            _fill(sock, view)
-            left = int.from_bytes(view[2:6], "big")
-            if head[0] != P_DATA_TF or not PDV_HEAD <= left <= MAX_PDU_BYTES:
-                sock.unread(bytes(head))
+        moved, on = 0, True
+        while on or coming.read_ahead:
+            head = coming.next(sock, PDV_HEAD, ahead=on)
+            kind, left = head[0], int.from_bytes(head[2:6], "big")
+            if kind != P_DATA_TF or not PDV_HEAD <= left <= MAX_PDU_BYTES:
+                sock.unread(bytes(head) + coming.rest())
                 super()._read_pdu_data()
                 return
             while left:
                 if left < PDV_HEAD:
                     raise ProtocolViolation
-                _fill(sock, view)
-                size, context, control = int.from_bytes(view[:4], "big") - 2, head[4], head[5]
+                head = coming.next(sock, PDV_HEAD, ahead=on)
+                size, context, control = int.from_bytes(head[:4], "big") - 2, head[4], head[5]
                 left -= PDV_HEAD + size
                 if control & COMMAND or size < 0 or left < 0:
                     raise ProtocolViolation
-                coming.take(partial(_fill, sock), size)
+                coming.take(sock, size, ahead=on)
                 moved += PDV_HEAD + size
                 if control & LAST:
                     if left:
                         raise ProtocolViolation
+                    sock.unread(coming.rest())
                     end = P_DATA()  # pynetdicom finishes the message
                     end.presentation_data_value_list = [[context, bytes([control])]]  # type: ignore[list-item] # as checked
                     self._association.dimse.receive_primitive(end)
                     return
-            if self._kill_thread or not self.to_provider_queue.empty() or not sock.ready:
+            # from here on no more is read than this PDU and those that are there in part: then we can stop between two
+            on = on and moved < PIECE_BYTES and not self._kill_thread and self.to_provider_queue.empty()
+            if on and not coming.read_ahead and not sock.ready:
                 return
 
     def _process_recv_primitive(self) -> bool:
@@ -319,16 +329,12 @@ class BoundedUpperLayer(DULServiceProvider):
         poll = select.poll()
         poll.register(self.wakeup.descriptor, select.POLLIN)
         if sock is not None and not self._full:
-            if sock.fileno() < 0 or (isinstance(sock, ssl.SSLSocket) and sock.pending()):
+            unread = cast("BoundedSocket", self.socket).has_unread
+            if sock.fileno() < 0 or unread or (isinstance(sock, ssl.SSLSocket) and sock.pending()):
                 return
             poll.register(sock, select.POLLIN)
         poll.poll(LOOK_S * 1000)
         self.wakeup.clear()
-
-
-def _fill(sock: BoundedSocket, view: memoryview) -> None:
-    if sock.fill(view) < len(view):
-        raise ConnectionError("the connection ended within a PDU")
 
 
 class BoundedBytes(BytesIO):
@@ -351,8 +357,9 @@ class IncomingDataSet(BoundedBytes):
     def __init__(self, message: DIMSEMessage, begin: Callable[[DIMSEMessage], DataSetSink]) -> None:
         super().__init__(MAX_OTHER_BYTES)
         self._message, self._begin = message, begin
-        self._piece: memoryview | None = None  # of a C-STORE: bytes that are still to be written
-        self._held = 0
+        self._buffer: memoryview | None = None  # of a C-STORE: bytes as they come, PDU heads among them
+        self._end = self._seen = 0  # of the buffer: what was read, and what of it was looked at
+        self._parts: list[memoryview] = []  # of the buffer, that are still to be written
         self.sink: DataSetSink | None = None
         self.came_at = 0.0  # the last bytes of a C-STORE's, by time.perf_counter
 
@@ -366,37 +373,86 @@ class IncomingDataSet(BoundedBytes):
         if not self.storing:
             return super().write(data)
         self.came_at = time.perf_counter()
-        sink, self._piece = self._flush(), None
+        sink, self._buffer = self._flush(), None
         sink.write(data)
         return len(data)
 
-    def take(self, fill: Callable[[memoryview], None], size: int) -> None:
-        """Take the next bytes of a C-STORE's from where they come, in large pieces.
+    @property
+    def read_ahead(self) -> int:
+        """How many bytes were read and not looked at yet."""
+        return self._end - self._seen
+
+    def rest(self) -> bytes:
+        """Those bytes, which are another's matter from now on."""
+        if self._buffer is None:
+            return b""
+        rest = bytes(self._buffer[self._seen : self._end])
+        self._end = self._seen
+        return rest
+
+    def next(self, sock: BoundedSocket, size: int, *, ahead: bool) -> memoryview:
+        """Read a head of a PDU or a fragment.
 
         Args:
-            fill: fills a buffer with them.
-            size: how many, in bytes.
+            sock: where it comes from.
+            size: in bytes.
+            ahead: whether further bytes may be read with it.
+
+        Returns:
+            Its bytes, until more is read.
 
         Raises:
-            ProtocolViolation: as `write`. What `fill` raises.
+            ConnectionError: the connection ended.
+            OSError: it is broken, or too slow.
+        """
+        buffer = self._read(sock, size, ahead=ahead)
+        self._seen += size
+        return buffer[self._seen - size : self._seen]
+
+    def take(self, sock: BoundedSocket, size: int, *, ahead: bool) -> None:
+        """Read a fragment of a C-STORE's data set; it goes to the spool with others.
+
+        Args:
+            sock: where it comes from.
+            size: in bytes.
+            ahead: whether further bytes may be read with it.
+
+        Raises:
+            ProtocolViolation: as `write`. ConnectionError, OSError: as `next`.
         """
         while size:
-            if self._piece is None:
-                self._piece = memoryview(bytearray(PIECE_BYTES))
-            view = self._piece[self._held : self._held + size]
-            fill(view)
-            self._held += len(view)
-            size -= len(view)
-            if self._held == PIECE_BYTES:
+            step = min(size, PIECE_BYTES - self._seen % PIECE_BYTES)  # up to the buffer's end
+            buffer = self._read(sock, step, ahead=ahead)
+            self._parts.append(buffer[self._seen : self._seen + step])
+            self._seen += step
+            size -= step
+            if len(self._parts) == MAX_PARTS:
                 self._flush()
+
+    def _read(self, sock: BoundedSocket, least: int, *, ahead: bool) -> memoryview:
+        """The buffer, once so many bytes are there that were not looked at yet."""
+        if self._buffer is None:
+            self._buffer, self._end, self._seen = memoryview(bytearray(PIECE_BYTES)), 0, 0
+        buffer, missing = self._buffer, self._seen + least - self._end
+        if self._seen + least > PIECE_BYTES:  # the rest of it is the beginning of a head
+            self._flush()
+            left = self._end - self._seen
+            buffer[:left], self._seen, self._end = buffer[self._seen : self._end], 0, left
+        if missing > 0:
+            goal = buffer[self._end :] if ahead else buffer[self._end : self._end + missing]
+            read = sock.fill(goal, missing)
+            self._end += read
+            if read < missing:
+                raise ConnectionError("the connection ended within a PDU")
+        return buffer
 
     def _flush(self) -> DataSetSink:
         """Write what is held; returns where to."""
         if self.sink is None:
             self.sink = self._begin(self._message)
-        if self._piece is not None and self._held:
-            self.sink.write(self._piece[: self._held])
-            self._held = 0
+        if self._parts:
+            self.sink.write(*self._parts)
+            self._parts.clear()
         return self.sink
 
 

@@ -34,18 +34,19 @@ class ReceivedFile:
         except (Unavailable, Rejected) as error:
             self._fail(error)
 
-    def write(self, data: bytes | memoryview) -> None:
+    def write(self, *parts: bytes | memoryview) -> None:
         """Add the next bytes. Raises ProtocolViolation if the peer goes on for ever."""
-        self.size_bytes += len(data)
+        more = sum(map(len, parts))
+        self.size_bytes += more
         if self.failure is not None:
-            self._passed += len(data)
+            self._passed += more
             if self._passed > self._most:
                 raise ProtocolViolation
             return
         try:
-            if self._coming.size_bytes + len(data) > self._most:
+            if self._coming.size_bytes + more > self._most:
                 raise TooLarge(f"The data set has more than {self._most} bytes", f"{self._most} bytes")
-            self._coming.write(data)
+            self._coming.write(*parts)
         except (Unavailable, Rejected) as error:
             self._fail(error)
 
