@@ -122,7 +122,7 @@ class Database:
                 self._required = None
             with self._sessions.begin() as session:
                 if lock_s is not None:
-                    session.execute(text(f"SET LOCAL lock_timeout = {round(lock_s * 1000)}"))
+                    session.connection().exec_driver_sql(f"SET LOCAL lock_timeout = {round(lock_s * 1000)}")
                 yield session
         except (OperationalError, InterfaceError) as error:
             raise self._unavailable(error, lock_s) from error

@@ -3,11 +3,12 @@
 from collections.abc import Iterable
 from uuid import UUID
 
-from sqlalchemy import String, column, func, select, values
+from sqlalchemy import ARRAY, String, bindparam, func, select
 from sqlalchemy.orm import Session
 
 CHANNEL = "worklist"  # the payload is the site's id, and REVISED behind it where findings were revised or seen
 REVISED = "revised"
+TELL = select(func.pg_notify(CHANNEL, func.unnest(bindparam("payloads", type_=ARRAY(String)))))
 
 
 def worklist_changed(session: Session, site_ids: Iterable[UUID]) -> None:
@@ -32,5 +33,4 @@ def findings_revised(session: Session, site_ids: Iterable[UUID]) -> None:
 
 def _tell(session: Session, payloads: list[str]) -> None:
     if payloads:
-        sites = values(column("site", String), name="changed").data([(one,) for one in payloads])
-        session.execute(select(func.pg_notify(CHANNEL, sites.c.site)))
+        session.execute(TELL, {"payloads": payloads})

@@ -15,7 +15,7 @@ from uuid import UUID, uuid4
 from cryptography.fernet import Fernet, InvalidToken
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
-from sqlalchemy import delete, exists, select, true, update
+from sqlalchemy import ARRAY, Text, Uuid, any_, bindparam, cast, delete, exists, select, true, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session, joinedload
 from sqlalchemy.sql import func
@@ -37,6 +37,7 @@ from shared.db.tables import (
     UploadRow,
 )
 from shared.db.tables.access import is_counted
+from shared.db.tables.base import table_of
 from shared.domain.identity import normalised
 from shared.domain.matching import PIECE, name_pieces, pieces_of_name_pattern, pieces_of_text_pattern, text_pieces
 from shared.domain.security import KeyRefusal, Role, roles_of
@@ -45,6 +46,12 @@ from shared.errors import InvalidState, NotFound, OsteonError, WrongIdentityKey
 
 IS_VALID = KeyRow.revoked_at.is_(None) & (KeyRow.expires_at.is_(None) | (KeyRow.expires_at > func.now()))
 IS_HELD_BY_SOMEBODY = ~exists().where(PeerRow.key_id == KeyRow.id)  # not the key of a DICOM peer
+_IDENTITIES = table_of(IdentityRow)
+ADD_IDENTITIES = insert(_IDENTITIES).on_conflict_do_nothing()
+ADD_TOKENS = insert(table_of(IdentityTokenRow)).on_conflict_do_nothing()
+IDENTITIES = select(_IDENTITIES.c.study_id, _IDENTITIES.c.ciphertext).where(
+    _IDENTITIES.c.study_id == any_(cast(bindparam("studies", type_=ARRAY(Text)), ARRAY(Uuid)))
+)
 KEY_USE_INTERVAL = timedelta(minutes=4)  # the last use of a key is written no more often
 # an open list changes with each upload: recording all of it each time would fill the audit
 READ_RECORD_LASTS = timedelta(hours=1)
@@ -528,7 +535,7 @@ class Vault:
             for id_, identity in identities.items()
         ]
         if rows:
-            session.execute(insert(IdentityRow).on_conflict_do_nothing(), rows)
+            session.execute(ADD_IDENTITIES, rows)
             self._store_tokens(session, [(id_, site_id, identity) for id_, identity in identities.items()])
 
     def search(self, session: Session, reader: Key, number: str, held: int = 0) -> list[UUID]:
@@ -698,9 +705,7 @@ class Vault:
         Returns:
             The identities by study, of those that have one.
         """
-        rows = session.execute(
-            select(IdentityRow.study_id, IdentityRow.ciphertext).where(IdentityRow.study_id.in_(study_ids))
-        )
+        rows = session.execute(IDENTITIES, {"studies": list(map(str, study_ids))})
         return {study_id: self.identity_of(ciphertext) for study_id, ciphertext in rows}
 
     def change_identity(self, session: Session, site_id: UUID, study_id: UUID, identity: Identity) -> None:
@@ -735,7 +740,7 @@ class Vault:
             for kind, token in self.tokens(site_id, identity).items()
         ]
         if rows:
-            session.execute(insert(IdentityTokenRow).on_conflict_do_nothing(), rows)
+            session.execute(ADD_TOKENS, rows)
 
     def _token(self, site_id: UUID, kind: str, number: str) -> bytes:
         """Make 32 bytes of a number that only the holder of the key can make; none for an empty number.

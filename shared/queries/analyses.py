@@ -18,6 +18,7 @@ from sqlalchemy import (
     Uuid,
     and_,
     any_,
+    bindparam,
     case,
     cast,
     delete,
@@ -36,6 +37,7 @@ from shared.db.bulk import update_each
 from shared.db.clock import db_now
 from shared.db.notify import findings_revised, worklist_changed
 from shared.db.tables import AnalysisRow, FindingRow, InstanceRow, RevisedFindingRow, StudyRow
+from shared.db.tables.base import table_of
 from shared.db.tables.studies import IS_ANALYSED
 from shared.domain.analysis import (
     ENDED,
@@ -80,6 +82,7 @@ RECONCILER_LOCK = 0x05_7E_0A_01
 MAX_SENT = 1000  # lost analyses, by one transaction
 NEXT_FASTER_QUEUE = {Priority.ROUTINE: Priority.URGENT, Priority.BACKLOG: Priority.ROUTINE}
 IS_FIRST = AnalysisRow.purpose == Purpose.FIRST
+ADD = insert(table_of(AnalysisRow))
 NOT_ENDED = (*OPEN, AnalysisState.PAUSED)
 QUEUE = (  # what the queue needs of a row
     AnalysisRow.id,
@@ -97,6 +100,16 @@ QUEUE = (  # what the queue needs of a row
     AnalysisRow.lease_until,
     AnalysisRow.reason,
     AnalysisRow.run_id,
+)
+LOCK_OPEN = (
+    select(*(table_of(AnalysisRow).c[column.key] for column in QUEUE))
+    .where(
+        table_of(AnalysisRow).c.study_id == any_(cast(bindparam("studies", type_=ARRAY(Text)), ARRAY(Uuid))),
+        table_of(AnalysisRow).c.purpose == Purpose.FIRST,
+        table_of(AnalysisRow).c.state.in_(OPEN),
+    )
+    .order_by(table_of(AnalysisRow).c.study_id)
+    .with_for_update()
 )
 STUDY = (  # what the end of an analysis needs of its study
     StudyRow.id,
@@ -248,7 +261,7 @@ def add_analyses(session: Session, rows: Sequence[Mapping[str, Any]]) -> None:
         rows: columns by name, the same ones in each; may be empty.
     """
     if rows:
-        session.execute(insert(AnalysisRow), list(rows))
+        session.execute(ADD, list(rows))
 
 
 def reopen_analysis(
@@ -296,9 +309,7 @@ def lock_open(session: Session, study_ids: Sequence[UUID]) -> dict[UUID, AnyRow]
     """
     if not study_ids:
         return {}
-    mine = AnalysisRow.study_id == any_(uuid_array(study_ids)), IS_FIRST, AnalysisRow.state.in_(OPEN)
-    rows = session.execute(select(*QUEUE).where(*mine).order_by(AnalysisRow.study_id).with_for_update())
-    return {row.study_id: row for row in rows}
+    return {row.study_id: row for row in session.execute(LOCK_OPEN, {"studies": list(map(str, study_ids))})}
 
 
 def requeue(session: Session, row: AnyRow, **values: Any) -> None:  # noqa: ANN401

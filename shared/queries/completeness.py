@@ -6,8 +6,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from uuid import UUID
 
-from sqlalchemy import delete, exists, func, or_, select, update
-from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy import delete, exists, func, or_, select, text, update
 from sqlalchemy.orm import Session
 
 from shared.db.clock import db_now
@@ -21,6 +20,16 @@ from shared.queries.peers import rule_of
 
 BATCH_STUDIES = 500  # studies of a transaction
 MAX_COUNTS = 20  # that one look takes on
+# those of duplicates alone are not locked yet: none is completed while its row is written
+SENDING = text("""
+    INSERT INTO dicom_sendings (association_id, study_id, peer_id, began_at)
+    SELECT given.association, studies.id, CAST(:peer AS uuid), clock_timestamp()
+    FROM unnest(CAST(:associations AS uuid[]), CAST(:studies AS uuid[])) AS given (association, study)
+    JOIN studies ON studies.id = given.study
+    WHERE studies.completeness = 'receiving'
+    ORDER BY studies.id
+    FOR SHARE OF studies
+    ON CONFLICT DO NOTHING""")
 
 
 @dataclass(frozen=True)
@@ -70,18 +79,9 @@ def sending(session: Session, peer_id: UUID, by_association: Mapping[UUID, Colle
         by_association: the studies of what came, by association.
     """
     pairs = {(association, study) for association, ids in by_association.items() for study in ids}
-    studies = {study for _, study in pairs}
-    open_ = StudyRow.id.in_(studies), StudyRow.completeness == Completeness.RECEIVING
-    # those of duplicates alone are not locked: none is completed while its row is written
-    its = select(StudyRow.id).where(*open_).order_by(StudyRow.id).with_for_update(read=True)
-    receiving = set(session.scalars(its)) if studies else set()
-    rows = [
-        {"association_id": association, "study_id": study, "peer_id": peer_id, "began_at": func.clock_timestamp()}
-        for association, study in sorted(pairs)
-        if study in receiving
-    ]
-    if rows:
-        session.execute(insert(SendingRow).values(rows).on_conflict_do_nothing())
+    if pairs:
+        given = {"associations": [str(one) for one, _ in pairs], "studies": [str(one) for _, one in pairs]}
+        session.execute(SENDING, given | {"peer": str(peer_id)})
 
 
 def ended(session: Session, association_ids: Collection[UUID], *, released: bool) -> None:

@@ -11,7 +11,21 @@ from datetime import timedelta
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, delete, exists, func, literal, or_, select, text, update
+from sqlalchemy import (
+    ARRAY,
+    ColumnElement,
+    Text,
+    any_,
+    bindparam,
+    delete,
+    exists,
+    func,
+    literal,
+    or_,
+    select,
+    text,
+    update,
+)
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
@@ -27,6 +41,7 @@ from shared.db.tables import (
     StudyRow,
     UploadRow,
 )
+from shared.db.tables.base import table_of
 from shared.domain.analysis import SupersededReason
 from shared.domain.deletion import DeletionReason
 from shared.domain.held import HeldKind, HeldState
@@ -37,6 +52,10 @@ from shared.queries import analyses, feedback, rejections, series
 from shared.queries.access import Key, Vault
 from shared.queries.audit import State, Target, record
 
+PROTECT = text("SELECT pg_advisory_xact_lock_shared(one) FROM unnest(CAST(:stripes AS bigint[])) AS one")
+LEFT_OBJECTS = select(table_of(LeftObjectRow).c.sha256).where(
+    table_of(LeftObjectRow).c.sha256 == any_(bindparam("sha256s", type_=ARRAY(Text)))
+)
 STRIPES, STRIPE_LOCKS = 64, 0x05_7E_0B_00  # uploads share them, a sweep has one alone
 REMOVAL_DELAYS = (timedelta(hours=1), timedelta(hours=24))  # the last of them must outlast every upload
 MAX_DUE = 100
@@ -284,11 +303,8 @@ def protect_objects(session: Session, sha256s: Collection[str]) -> list[str]:
     if not sha256s:
         return []
     stripes = sorted({_stripe(sha256) for sha256 in sha256s})
-    session.execute(
-        text("SELECT pg_advisory_xact_lock_shared(one) FROM unnest(CAST(:stripes AS bigint[])) AS one"),
-        {"stripes": stripes},
-    )
-    return list(session.scalars(select(LeftObjectRow.sha256).where(LeftObjectRow.sha256.in_(set(sha256s)))))
+    session.execute(PROTECT, {"stripes": stripes})
+    return list(session.scalars(LEFT_OBJECTS, {"sha256s": list(sha256s)}))
 
 
 def due_for_removal(session: Session, limit: int = MAX_DUE) -> Sequence[str]:

@@ -6,7 +6,20 @@ from datetime import date, datetime, time, timedelta
 from typing import Any
 from uuid import UUID, uuid4
 
-from sqlalchemy import func, literal, or_, select, tuple_, union_all
+from sqlalchemy import (
+    ARRAY,
+    Text,
+    Uuid,
+    any_,
+    bindparam,
+    cast,
+    func,
+    literal,
+    or_,
+    select,
+    tuple_,
+    union_all,
+)
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
@@ -207,6 +220,33 @@ def related_names(session: Session, rows: Collection[HeldFileRow]) -> RelatedNam
 
 ROUTING = (HeldState.ANOTHER_STUDY, HeldState.SAME_PATIENT, HeldState.APPLIED)  # decisions that further files follow
 
+_NAMED = HeldFileRow.sop_instance_uid == any_(bindparam("named", type_=ARRAY(Text)))
+BEFORE = (  # what is or was held of some files, and with their UIDs; made once
+    select(HeldFileRow, StudyRow.study_instance_uid)
+    .outerjoin(StudyRow, StudyRow.id == HeldFileRow.study_id)
+    .where(
+        HeldFileRow.id.in_(
+            union_all(
+                select(HeldFileRow.id).where(
+                    HeldFileRow.site_id == bindparam("site"),
+                    HeldFileRow.sha256 == any_(bindparam("sha256s", type_=ARRAY(Text))),
+                ),
+                select(HeldFileRow.id)
+                .join(StudyRow, StudyRow.id == HeldFileRow.study_id)
+                .where(
+                    StudyRow.site_id == bindparam("site"),
+                    StudyRow.study_instance_uid == any_(bindparam("uids", type_=ARRAY(Text))),
+                    or_(HeldFileRow.state.in_(ROUTING), _NAMED),
+                ),
+                select(HeldFileRow.id).where(
+                    HeldFileRow.study_id == any_(cast(bindparam("ids", type_=ARRAY(Text)), ARRAY(Uuid))), _NAMED
+                ),
+            )
+        )
+    )
+    .order_by(HeldFileRow.decided_at.desc(), HeldFileRow.id)
+)
+
 
 @dataclass(frozen=True)
 class EarlierDecisions:
@@ -248,24 +288,11 @@ def held_before(
         The files that are or were held, and what earlier decisions say of the others.
     """
     uids = {header.study_instance_uid for header in headers.values()}
-    named = HeldFileRow.sop_instance_uid.in_({header.sop_instance_uid for header in headers.values()})
-    same = select(HeldFileRow.id).where(HeldFileRow.site_id == site_id, HeldFileRow.sha256.in_(set(sha256s)))
-    decided = (
-        select(HeldFileRow.id)
-        .join(StudyRow, StudyRow.id == HeldFileRow.study_id)
-        .where(
-            StudyRow.site_id == site_id,
-            StudyRow.study_instance_uid.in_(uids),
-            or_(HeldFileRow.state.in_(ROUTING), named),
-        )
-    )
-    there = select(HeldFileRow.id).where(HeldFileRow.study_id.in_(study_ids), named)
-    rows = session.execute(
-        select(HeldFileRow, StudyRow.study_instance_uid)
-        .outerjoin(StudyRow, StudyRow.id == HeldFileRow.study_id)
-        .where(HeldFileRow.id.in_(union_all(same, decided, *([there] if study_ids else []))))
-        .order_by(HeldFileRow.decided_at.desc(), HeldFileRow.id)
-    ).all()
+    given = {
+        "site": site_id, "uids": list(uids), "sha256s": list(sha256s), "ids": list(map(str, study_ids)),
+        "named": list({header.sop_instance_uid for header in headers.values()}),
+    }  # fmt: skip
+    rows = session.execute(BEFORE, given).all()
     known = {row.sha256: _held(row) for row, _ in rows if row.sha256 in sha256s}
     alike: dict[str, list[HeldFile]] = {}
     for row, _ in rows:  # what equals a duplicate equals what that is one of

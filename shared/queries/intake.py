@@ -9,12 +9,13 @@ from enum import StrEnum
 from typing import Any
 from uuid import UUID, uuid4
 
-from sqlalchemy import or_, select, text
+from sqlalchemy import ARRAY, Text, Uuid, any_, bindparam, cast, or_, select, text
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
 from shared.db.notify import worklist_changed
 from shared.db.tables import InstanceRow, StudyRow, UploadRow
+from shared.db.tables.base import table_of
 from shared.db.tables.studies import FILLED_VERSION
 from shared.domain.analysis import AnalysisState
 from shared.domain.findings import Assessment, Extent, StudySummary, abstention_of
@@ -38,6 +39,37 @@ from shared.queries.held import HeldFile, hold_file
 from shared.queries.turnaround import targets_of
 
 MAX_VIEWS_LENGTH = 64  # characters
+# statements that are made once
+_STUDIES, _INSTANCES = table_of(StudyRow), table_of(InstanceRow)
+EXISTING = (
+    select(
+        _INSTANCES.c.sop_instance_uid, _INSTANCES.c.sha256, _INSTANCES.c.study_id, _INSTANCES.c.id,
+        _INSTANCES.c.header_sha256, _INSTANCES.c.size_bytes, _STUDIES.c.study_instance_uid,
+    )
+    .join(_STUDIES, _STUDIES.c.id == _INSTANCES.c.study_id)
+    .where(
+        _INSTANCES.c.site_id == bindparam("site"),
+        _INSTANCES.c.sop_instance_uid == any_(bindparam("uids", type_=ARRAY(Text))),
+    )
+)  # fmt: skip
+ADD_STUDIES = insert(_STUDIES).on_conflict_do_nothing()
+ADD_INSTANCES = insert(_INSTANCES).on_conflict_do_nothing().returning(_INSTANCES.c.sop_instance_uid)
+# rows are locked in one order everywhere, so that two transactions cannot wait for each other in a ring
+LOCK_STUDIES = (
+    select(StudyRow)
+    .where(
+        StudyRow.site_id == bindparam("site"),
+        or_(
+            StudyRow.study_instance_uid == any_(bindparam("uids", type_=ARRAY(Text))),
+            StudyRow.id == any_(cast(bindparam("ids", type_=ARRAY(Text)), ARRAY(Uuid))),
+        ),
+    )
+    .order_by(StudyRow.id)
+    .with_for_update()
+)
+STATUSES = select(StudyRow.id, analyses.STATUS).where(
+    StudyRow.id == any_(cast(bindparam("ids", type_=ARRAY(Text)), ARRAY(Uuid)))
+)
 
 
 class IntakeState(StrEnum):
@@ -93,14 +125,7 @@ def find_existing(session: Session, site_id: UUID, sop_instance_uids: Collection
     """
     if not sop_instance_uids:
         return {}
-    rows = session.execute(
-        select(
-            InstanceRow.sop_instance_uid, InstanceRow.sha256, InstanceRow.study_id, InstanceRow.id,
-            InstanceRow.header_sha256, InstanceRow.size_bytes, StudyRow.study_instance_uid,
-        )
-        .join(StudyRow, StudyRow.id == InstanceRow.study_id)
-        .where(InstanceRow.site_id == site_id, InstanceRow.sop_instance_uid.in_(set(sop_instance_uids)))
-    )  # fmt: skip
+    rows = session.execute(EXISTING, {"site": site_id, "uids": list(sop_instance_uids)})
     return {row[0]: ExistingInstance(*row[1:]) for row in rows}
 
 
@@ -192,7 +217,7 @@ def statuses_of(session: Session, study_ids: Collection[UUID]) -> dict[UUID, Stu
     Returns:
         The status by study, of those that exist.
     """
-    rows = session.execute(select(StudyRow.id, analyses.STATUS).where(StudyRow.id.in_(study_ids)))
+    rows = session.execute(STATUSES, {"ids": list(map(str, study_ids))}) if study_ids else ()
     return {row.id: StudyStatus(row.status) for row in rows}
 
 
@@ -244,18 +269,12 @@ def take_in(
     _add_studies(session, site_id, priority, uids, now, targets, actor)
     kinds = kinds or {}
     there = find_existing(session, site_id, {file.header.sop_instance_uid for file in files if file.sha256 in kinds})
-    # rows are locked in one order everywhere, so that two transactions cannot wait for each other in a ring
     again = set(sent_again) if priority is Priority.URGENT else set()
     touched = again | {one.study_id for one in there.values()}
     touched |= rejections.studies_named(
         session, site_id, [file.header.rejects for file in files if file.header.rejects]
     )
-    rows = session.scalars(
-        select(StudyRow)
-        .where(StudyRow.site_id == site_id, or_(StudyRow.study_instance_uid.in_(uids), StudyRow.id.in_(touched)))
-        .order_by(StudyRow.id)
-        .with_for_update()
-    ).all()
+    rows = session.scalars(LOCK_STUDIES, {"site": site_id, "uids": uids, "ids": list(map(str, touched))}).all()
     before = {row.id: (row.images, row.images + row.kept, row.priority) for row in rows}
     waiting = analyses.lock_open(session, [row.id for row in rows if row.images])
     studies = {row.study_instance_uid: row for row in rows}
@@ -412,8 +431,7 @@ class _ImageSorter:
             for header in [firsts[uid].header]
             for study in [self.studies[header.study_instance_uid]]
         ]
-        statement = insert(InstanceRow).on_conflict_do_nothing().returning(InstanceRow.sop_instance_uid)
-        new = set(self.session.scalars(statement, rows)) if rows else set()
+        new = set(self.session.scalars(ADD_INSTANCES, rows)) if rows else set()
         for row in rows:
             uid = str(row["sop_instance_uid"])
             if uid not in new:
@@ -467,7 +485,7 @@ def _add_studies(
         for uid in uids
     ]
     if rows:
-        session.execute(insert(StudyRow).on_conflict_do_nothing(), rows)
+        session.execute(ADD_STUDIES, rows)
 
 
 def _queue_studies(

@@ -7,17 +7,44 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from uuid import UUID
 
-from sqlalchemy import delete, select, text
+from sqlalchemy import BigInteger, ColumnElement, and_, bindparam, cast, delete, func, select
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
 from shared.db.clock import db_now
 from shared.db.tables import UploadUsageRow
+from shared.db.tables.base import table_of
 from shared.errors import QuotaExceeded
 from shared.queries.access import Key
 
 WINDOW = timedelta(hours=1)
 MINUTE = timedelta(minutes=1)
+AMOUNTS = ("size_bytes", "studies", "urgent")
+# statements that are made once: they are part of each intake
+USAGE = table_of(UploadUsageRow)
+LOCK = select(func.pg_advisory_xact_lock(bindparam("number")), func.clock_timestamp())
+OLD = delete(USAGE).where(USAGE.c.site_id == bindparam("site"), USAGE.c.at <= bindparam("old"))
+_NEW = insert(USAGE).values(
+    site_id=bindparam("site"),
+    key_id=bindparam("key"),
+    at=bindparam("minute"),
+    **{name: bindparam(name) for name in AMOUNTS},
+)
+ADD = _NEW.on_conflict_do_update(
+    index_elements=["site_id", "at", "key_id"], set_={name: USAGE.c[name] + _NEW.excluded[name] for name in AMOUNTS}
+)
+
+
+def _sum(name: str, *only: ColumnElement[bool]) -> ColumnElement[int]:
+    """What was sent within the hour; a body that never came can leave less than nothing."""
+    told = func.sum(USAGE.c[name])
+    return cast(func.greatest(func.coalesce(told.filter(and_(*only)) if only else told, 0), 0), BigInteger)
+
+
+_MINE = USAGE.c.key_id == bindparam("key")
+SUMS = select(
+    _sum("size_bytes", _MINE), _sum("size_bytes"), _sum("studies", _MINE), _sum("studies"), _sum("urgent", _MINE)
+).where(USAGE.c.site_id == bindparam("site"), USAGE.c.at > bindparam("since"))  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -77,12 +104,9 @@ def charge_bytes(session: Session, key: Key, quotas: Quotas, size_bytes: int) ->
     Raises:
         QuotaExceeded: it is too much, or no further study would be accepted.
     """
-    now = db_now(session)
-    _lock(session, key)
-    old = delete(UploadUsageRow).where(UploadUsageRow.site_id == key.site_id, UploadUsageRow.at <= now - 2 * WINDOW)
-    session.execute(old)
-    rows = usage(session, key.site_id, now)
-    _check(rows, key, quotas, Usage(max(size_bytes, 1), 1, 0), now)
+    now = _lock(session, key)
+    session.execute(OLD, {"site": key.site_id, "old": now - 2 * WINDOW})
+    _check(session, key, quotas, Usage(max(size_bytes, 1), 1, 0), now)
     _add(session, key, Usage(size_bytes, 0, 0), now)
 
 
@@ -103,9 +127,8 @@ def charge_studies(session: Session, key: Key, quotas: Quotas, studies: int, urg
     """
     if not studies and not urgent:
         return
-    now = db_now(session)
-    _lock(session, key)
-    _check(usage(session, key.site_id, now), key, quotas, Usage(0, studies, urgent), now)
+    now = _lock(session, key)
+    _check(session, key, quotas, Usage(0, studies, urgent), now)
     _add(session, key, Usage(0, studies, urgent), now)
 
 
@@ -120,31 +143,43 @@ def refund_bytes(session: Session, key: Key, size_bytes: int) -> None:
     _add(session, key, Usage(-size_bytes, 0, 0), db_now(session))
 
 
-def _lock(session: Session, key: Key) -> None:
+def _lock(session: Session, key: Key) -> datetime:
+    """Keep other charges of the site waiting until the transaction ends; returns Postgres' time."""
     digest = hashlib.sha256(f"quota/{key.site_id}".encode()).digest()
     number = int.from_bytes(digest[:8], "big", signed=True)
-    session.execute(text("SELECT pg_advisory_xact_lock(:number)"), {"number": number})
+    return session.execute(LOCK, {"number": number}).one()[1]  # type: ignore[no-any-return]
 
 
 def _add(session: Session, key: Key, more: Usage, now: datetime) -> None:
-    new = insert(UploadUsageRow).values(
-        site_id=key.site_id,
-        key_id=key.id,
-        at=now.replace(second=0, microsecond=0),
-        **vars(more),
-    )
-    session.execute(
-        new.on_conflict_do_update(
-            index_elements=["site_id", "at", "key_id"],
-            set_={
-                name: getattr(UploadUsageRow, name) + getattr(new.excluded, name)
-                for name in ("size_bytes", "studies", "urgent")
-            },
-        )
-    )
+    minute = now.replace(second=0, microsecond=0)
+    session.execute(ADD, {"site": key.site_id, "key": key.id, "minute": minute, **vars(more)})
 
 
-def _check(rows: list[UploadUsageRow], key: Key, quotas: Quotas, more: Usage, now: datetime) -> None:
+def _check(session: Session, key: Key, quotas: Quotas, more: Usage, now: datetime) -> None:
+    """Raises QuotaExceeded if so much more is too much."""
+    key_bytes, site_bytes, key_studies, site_studies, key_urgent = session.execute(
+        SUMS, {"key": key.id, "site": key.site_id, "since": now - WINDOW}
+    ).one()
+    if not (
+        _exceeds(key_bytes, more.size_bytes, quotas.key_bytes)
+        or _exceeds(site_bytes, more.size_bytes, quotas.site_bytes)
+        or _exceeds(key_studies, more.studies, quotas.key_studies)
+        or _exceeds(site_studies, more.studies, quotas.site_studies)
+        or _exceeds(key_urgent, more.urgent, _max_urgent(quotas, key_studies + more.studies))
+    ):
+        return
+    _raise_exceeded(usage(session, key.site_id, now), key, quotas, more, now)
+
+
+def _max_urgent(quotas: Quotas, studies: int) -> int:
+    """How many of a key's studies may be urgent; 0: all."""
+    if quotas.urgent_share >= 1:
+        return 0
+    return max(quotas.urgent_free, math.floor(quotas.urgent_share * studies), 1)
+
+
+def _raise_exceeded(rows: list[UploadUsageRow], key: Key, quotas: Quotas, more: Usage, now: datetime) -> None:
+    """Raises QuotaExceeded for what is too much; it needs the hour's rows to say when it can be sent again."""
     mine = [row for row in rows if row.key_id == key.id]
     for whose, of, max_bytes, max_studies in (
         ("This key", mine, quotas.key_bytes, quotas.key_studies),
@@ -156,11 +191,9 @@ def _check(rows: list[UploadUsageRow], key: Key, quotas: Quotas, more: Usage, no
         _raise_if_exceeded(
             of, lambda row: row.studies, more.studies, max_studies, f"{whose} may send {max_studies} studies", now
         )
-    if more.urgent and quotas.urgent_share < 1:
-        used = Usage.of(mine)
-        max_urgent = max(quotas.urgent_free, math.floor(quotas.urgent_share * (used.studies + more.studies)))
-        what = f"This key may send {quotas.urgent_free} urgent studies, or a share of {quotas.urgent_share:g} of all,"
-        _raise_if_exceeded(mine, lambda row: row.urgent, more.urgent, max(max_urgent, 1), what, now)
+    max_urgent = _max_urgent(quotas, Usage.of(mine).studies + more.studies)
+    what = f"This key may send {quotas.urgent_free} urgent studies, or a share of {quotas.urgent_share:g} of all,"
+    _raise_if_exceeded(mine, lambda row: row.urgent, more.urgent, max_urgent, what, now)
 
 
 def _raise_if_exceeded(
@@ -173,7 +206,7 @@ def _raise_if_exceeded(
 ) -> None:
     """Raises QuotaExceeded if so much more is too much; the error says when it can be sent again."""
     left = max(0, sum(amount(row) for row in rows))
-    if not more or not quota or left + more <= quota:
+    if not _exceeds(left, more, quota):
         return
     waits = WINDOW
     for row in rows:
@@ -183,3 +216,7 @@ def _raise_if_exceeded(
             break
     alone = "; this request alone brings more, split it" if more > quota else ""
     raise QuotaExceeded(f"{what} an hour{alone}. Send it again later", max(1, math.ceil(waits.total_seconds())))
+
+
+def _exceeds(there: int, more: int, quota: int) -> bool:
+    return bool(more and quota and there + more > quota)

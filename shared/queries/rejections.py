@@ -7,17 +7,28 @@ from collections.abc import Collection, Mapping
 from datetime import datetime
 from uuid import UUID
 
-from sqlalchemy import select
+from sqlalchemy import ARRAY, Text, any_, bindparam, select
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
 from shared.db.tables import InstanceRow, RejectedInstanceRow, StudyRow
+from shared.db.tables.base import table_of
 from shared.domain.analysis import SupersededReason
 from shared.domain.security import EventKind, Subject, System
 from shared.domain.study import Rejection, RejectionNote
 from shared.queries import analyses
 from shared.queries.access import Key
 from shared.queries.audit import Target, record
+
+_REJECTED = table_of(RejectedInstanceRow)
+TITLES = (  # of documents that reject some instances
+    select(_REJECTED.c.sop_instance_uid, _REJECTED.c.title)
+    .where(
+        _REJECTED.c.site_id == bindparam("site"),
+        _REJECTED.c.sop_instance_uid == any_(bindparam("uids", type_=ARRAY(Text))),
+    )
+    .order_by(_REJECTED.c.title.desc())
+)
 
 
 def studies_named(session: Session, site_id: UUID, notes: Collection[RejectionNote]) -> set[UUID]:
@@ -51,9 +62,7 @@ def rejected_before(session: Session, site_id: UUID, sop_instance_uids: Collecti
     """
     if not sop_instance_uids:
         return {}
-    row = RejectedInstanceRow
-    mine = row.site_id == site_id, row.sop_instance_uid.in_(set(sop_instance_uids))
-    found = session.execute(select(row.sop_instance_uid, row.title).where(*mine).order_by(row.title.desc()))
+    found = session.execute(TITLES, {"site": site_id, "uids": list(sop_instance_uids)})
     return {uid: Rejection(title) for uid, title in found}
 
 

@@ -4,13 +4,19 @@ from collections.abc import Iterable
 from typing import Any
 from uuid import UUID, uuid4
 
-from sqlalchemy import delete, exists, insert, select
+from sqlalchemy import ARRAY, Text, Uuid, any_, bindparam, cast, delete, exists, insert, select
 from sqlalchemy.orm import Session
 
 from shared.db.tables import InstanceRow, SeriesRow, StudyRow
+from shared.db.tables.base import table_of
 from shared.domain.study import Header, ProcedureRequest, Series
 from shared.queries.access import Vault
 
+_SERIES = table_of(SeriesRow)
+ADD = insert(_SERIES)
+OF_STUDIES = select(_SERIES.c.study_id, _SERIES.c.series_instance_uid, _SERIES.c.id).where(
+    _SERIES.c.study_id == any_(cast(bindparam("studies", type_=ARRAY(Text)), ARRAY(Uuid)))
+)
 SEALED = ("description", "protocol", "performed_step_id", "performed_step_description")
 
 
@@ -37,11 +43,7 @@ def series_ids(
                 filled.add(study.id)
     known: dict[tuple[UUID, str], UUID] = {}
     if filled:
-        rows = session.execute(
-            select(SeriesRow.study_id, SeriesRow.series_instance_uid, SeriesRow.id).where(
-                SeriesRow.study_id.in_(filled)
-            )
-        )
+        rows = session.execute(OF_STUDIES, {"studies": list(map(str, filled))})
         known = {(row[0], row[1]): row[2] for row in rows}
     new = [
         {"id": uuid4(), "site_id": site_id, "study_id": key[0], **described(vault, header.series, header.modality)}
@@ -49,7 +51,7 @@ def series_ids(
         if key not in known and header.series is not None
     ]
     if new:
-        session.execute(insert(SeriesRow), new)
+        session.execute(ADD, new)
     return known | {(row["study_id"], row["series_instance_uid"]): row["id"] for row in new}
 
 

@@ -4,12 +4,27 @@ from collections.abc import Collection, Mapping
 from datetime import datetime, timedelta
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, Integer, case, cast, func, literal, select, update
+from sqlalchemy import (
+    ARRAY,
+    ColumnElement,
+    Integer,
+    Text,
+    Uuid,
+    any_,
+    bindparam,
+    case,
+    cast,
+    func,
+    literal,
+    select,
+    update,
+)
 from sqlalchemy.dialects.postgresql import JSONB, distinct_on
 from sqlalchemy.orm import Session
 
 from shared.db.notify import worklist_changed
 from shared.db.tables import KeyRow, SiteRow, StudyRow, TurnaroundTargetsRow
+from shared.db.tables.base import table_of
 from shared.domain.findings import POSITIVE_FROM, UNCLEAR_FROM, Assessment, Extent
 from shared.domain.security import EventKind, Subject
 from shared.domain.study import Priority, StoredStatus, StudyStatus
@@ -19,6 +34,13 @@ from shared.queries.access import Key
 from shared.queries.audit import State, Target, difference, record
 
 TARGETS = "turnaround-targets"  # the code of this setting
+_TARGETS = table_of(TurnaroundTargetsRow)
+NEWEST = (  # the table of each of some sites
+    select(_TARGETS.c.site_id, _TARGETS.c.minutes)
+    .where(_TARGETS.c.site_id == any_(cast(bindparam("sites", type_=ARRAY(Text)), ARRAY(Uuid))))
+    .ext(distinct_on(_TARGETS.c.site_id))
+    .order_by(_TARGETS.c.site_id, _TARGETS.c.id.desc())
+)
 BATCH_STUDIES = 5000  # studies a transaction: those that write meanwhile wait for no more
 
 
@@ -32,13 +54,9 @@ def targets_of(session: Session, site_ids: Collection[UUID]) -> dict[UUID, Turna
     Returns:
         The table of each: its own, or the built-in one.
     """
-    newest = (
-        select(TurnaroundTargetsRow.site_id, TurnaroundTargetsRow.minutes)
-        .where(TurnaroundTargetsRow.site_id.in_(site_ids))
-        .ext(distinct_on(TurnaroundTargetsRow.site_id))
-        .order_by(TurnaroundTargetsRow.site_id, TurnaroundTargetsRow.id.desc())
-    )
-    own = {site_id: _table(minutes) for site_id, minutes in session.execute(newest)}
+    own = {
+        site_id: _table(minutes) for site_id, minutes in session.execute(NEWEST, {"sites": list(map(str, site_ids))})
+    }
     return {site_id: own.get(site_id, TURNAROUND_TARGETS) for site_id in site_ids}
 
 
