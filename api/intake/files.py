@@ -77,6 +77,10 @@ class Intake:
     check: Callable[[SpooledFile, Header], None] = lambda _file, _header: None  # raises Rejected for what is not wanted
     # what belongs into the transaction of the rows; it may run more than once
     note: Callable[[Session, list[FileReceipt]], None] = lambda _session, _lines: None
+    # charges for the files, once, in the transaction that looks the first of them up; None: they are charged already
+    charge: Callable[[Session], None] | None = None
+    charged: bool = False  # by that
+    summed_up: bool = True  # whether the receipt says where its studies stand; if not it names none
     refused: Collection[StoredOnly] | None = None  # kinds; None: not looked up yet
     # what is stored and has no rows yet
     stored_request: tuple[list[FileReceipt], FilesToStore, str | None, str] | None = None
@@ -127,6 +131,10 @@ class Intake:
                     self._begin_to_store(lines, group, to_store)
                     group = {}
             self._begin_to_store(lines, group, to_store)
+            if self.charge is not None and not self.charged:  # no file was accepted
+                with self.backends.database.transaction() as session:
+                    self.charge(session)
+                self.charged = True
             for each in as_completed(to_store.put_futures):
                 each.result()
         finally:  # none may read the spool once it is closed
@@ -216,6 +224,9 @@ class Intake:
                 {one.study_id for one in known.values()},
             )
             before = held_before(session, vault, site_id, headers, sha256s, its_studies)
+            if self.charge is not None and not self.charged:  # last, for it keeps other senders of the site waiting
+                self.charge(session)
+        self.charged = self.charge is not None
         to_put: dict[str, SpooledFile] = {}  # by SHA-256
         for index, (file, read) in accepted.items():
             header = before.decisions.headers.get(index, read)
@@ -336,7 +347,7 @@ class Intake:
             for index, first in to_store.repeats.items():
                 lines[index] = lines[first].model_copy(update={"file": lines[index].file})
             self.note(session, lines)
-            receipt = receipt_of(session, lines, new)
+            receipt = receipt_of(session, lines, new if self.summed_up else {})
             if idempotency_key:
                 self._save_receipt(session, idempotency_key, content, receipt)
         self._make_metadata(to_store)

@@ -136,7 +136,7 @@ class BoundedSocket(AssociationSocket):
     def __init__(self, assoc: Association, client_socket: socket.socket, idle_s: float) -> None:
         super().__init__(assoc, client_socket=client_socket)
         self.idle_s = idle_s
-        self._unread = b""
+        self._unread = memoryview(b"")
         client_socket.settimeout(idle_s)
 
     @property
@@ -177,7 +177,7 @@ class BoundedSocket(AssociationSocket):
 
     def unread(self, data: bytes) -> None:
         """Have bytes that were read given again, before what comes."""
-        self._unread = data + self._unread
+        self._unread = memoryview(data + self._unread)
 
     @property
     def has_unread(self) -> bool:

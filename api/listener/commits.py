@@ -16,7 +16,7 @@ from sqlalchemy.orm import Session
 from tenacity import Retrying, retry_if_exception, stop_after_delay, wait_random
 
 from api.backends import Backends
-from api.intake.charges import charge_bytes, refund_bytes
+from api.intake.charges import quotas_from_settings, refund_bytes
 from api.intake.files import Intake
 from api.intake.receipts import record_outcomes
 from api.listener import metrics
@@ -28,7 +28,7 @@ from shared.dicom.image import DEFLATED
 from shared.domain.study import Header, Priority
 from shared.errors import BadAttributes, Locked, QuotaExceeded, Unavailable
 from shared.logs import get_logger
-from shared.queries import completeness, peers
+from shared.queries import completeness, peers, quotas
 from shared.queries.peers import Peer
 
 log = get_logger(__name__)
@@ -160,7 +160,9 @@ class GroupCommits:
         backends, key = self._backends, batch[0].peer.key
         announced = {one.file: one.received.announced for one in batch}
         size = sum(one.file.size_bytes for one in batch)
-        charge_bytes(backends, key, size)
+
+        def charge(session: Session) -> None:
+            quotas.charge_bytes(session, key, quotas_from_settings(backends.settings), size)
 
         def check(file: SpooledFile, header: Header) -> None:
             request = announced[file]
@@ -176,7 +178,9 @@ class GroupCommits:
                     studies[one.association_id].add(line.study_id)
             completeness.sending(session, batch[0].peer.id, studies)
 
-        intake = Intake(backends, key, batch[0].received.spool, Priority.ROUTINE, check, sent)
+        intake = Intake(
+            backends, key, batch[0].received.spool, Priority.ROUTINE, check, sent, charge=charge, summed_up=False
+        )
         policy = Retrying(
             # what is locked before the files are stored is not the studies
             retry=retry_if_exception(lambda wrong: isinstance(wrong, Locked) and intake.stored_request is not None),
@@ -189,7 +193,8 @@ class GroupCommits:
                 lambda: intake.commit() if intake.stored_request else intake.run([one.file for one in batch], None)
             )
         except BaseException:
-            refund_bytes(backends, key, size)
+            if intake.charged:
+                refund_bytes(backends, key, size)
             raise
         return receipt
 
@@ -221,7 +226,7 @@ class FollowUp:
             if line.outcome is not Outcome.REJECTED
         ]  # fmt: skip
         with self._changed:
-            self._done.append((batch[0].peer, receipt.files, stored, [study.id for study in receipt.studies]))
+            self._done.append((batch[0].peer, receipt.files, stored, _studies(receipt.files)))
             self._changed.notify()
 
     def ended(self, association_id: UUID, *, released: bool) -> None:
@@ -281,3 +286,9 @@ class FollowUp:
                 peers.note_images(session, peer.id, len(stored), sum(stored), len(lines) - len(stored))
         except Exception as error:  # noqa: BLE001 - the images are stored; a figure is not worth an error
             log.warning("peer figures not recorded", error=type(error).__name__)
+
+
+def _studies(lines: Sequence[FileReceipt]) -> list[UUID]:
+    """The studies that files belong to; not those that a held file came for."""
+    belonging = (Outcome.STORED, Outcome.KEPT, Outcome.DUPLICATE)
+    return [line.study_id for line in lines if line.study_id is not None and line.outcome in belonging]

@@ -536,6 +536,36 @@ def test_a_data_set_in_whatever_fragments_it_comes_is_stored_as_it_is(running: R
     assert hashlib.sha256(stored).hexdigest() == sha256
 
 
+@pytest.mark.parametrize("seed", range(2))
+def test_what_was_read_with_a_data_set_is_the_next_message(running: Running, seed: int) -> None:
+    """Four radiographs and the release one behind the other, cut anywhere, none of which waits for an answer."""
+    rng, raw = random.Random(seed), Raw(running.port, SENT_AS)
+    files = [large_image(number) for number in range(4)]
+    most = rng.choice([16_384, 131_072])
+    stream = b"".join(b"".join(raw.message(file, most=most)) for file in files) + b"\x05\0\0\0\0\x04\0\0\0\0"
+
+    def send() -> None:
+        rest = stream
+        while rest:
+            cut = rng.choice([6, 13, 4000, 300_000, 3_000_000])
+            raw.send(rest[:cut])
+            rest = rest[cut:]
+
+    sending = threading.Thread(target=send)
+    sending.start()
+    assert [raw.status().Status for _ in files] == [0] * len(files)
+    assert raw.read()[:1] == b"\x06"
+    sending.join()
+    raw.close()
+    store = open_store(running.settings.store_url.get_secret_value())
+    with running.database.transaction() as session:
+        rows = session.execute(select(InstanceRow.sop_instance_uid, InstanceRow.sha256)).all()
+    stored = {uid: store.get(original_key(sha256)) for uid, sha256 in rows}
+    for file in files:
+        meta = pydicom.dcmread(io.BytesIO(file), specific_tags=[]).file_meta
+        assert stored[meta.MediaStorageSOPInstanceUID].endswith(file[144 + meta.FileMetaInformationGroupLength :])
+
+
 def test_pynetdicom_decodes_no_fragment_of_a_data_set(running: Running, monkeypatch: pytest.MonkeyPatch) -> None:
     """It copies each PDU six times: that alone took half of what a radiograph cost."""
     decoded: list[int] = []
