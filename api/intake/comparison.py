@@ -29,7 +29,8 @@ HELD_KINDS = {
 class ComparedFile:
     """What a file is."""
 
-    kind: HeldKind | None  # why it is to be held; None: it is not
+    # why it is to be held; None: it is not, as far as its SOP Instance UID says. COMPARING: a worker has to compare it
+    kind: HeldKind | None
     held: HeldFile | None = None  # that it is, in another encoding
     earlier: int | None = None  # which of the request's files it is, in another encoding
 
@@ -81,7 +82,7 @@ class FileComparison:
                 if verdict is Verdict.SAME:
                     return ComparedFile(kind, earlier=place)
                 certain = certain and verdict is not Verdict.UNKNOWN
-        return ComparedFile(kind if certain or kind is None else HeldKind.COMPARING)
+        return ComparedFile(kind if certain else HeldKind.COMPARING)
 
     def _with_stored(self, file: SpooledFile, existing: ExistingInstance) -> Verdict:
         """Compare with a stored image, also as it was before a correction."""

@@ -278,7 +278,7 @@ class Intake:
         if found.earlier is not None:
             to_store.repeats[index] = list(here)[found.earlier]
             return None
-        if existing is not None or here:
+        if existing is not None or here or found.kind is not None:
             to_store.kinds[file.sha256] = found.kind
         here[index] = file
         return None

@@ -45,7 +45,7 @@ HELD_OUTCOMES = {  # outcome, reason and words of a file that waits for a decisi
         Outcome.COMPARING,
         "to-be-compared",
         (
-            "Stored: an image with its SOP Instance UID is here already. A worker compares both and tells the "
+            "Stored: a file with its SOP Instance UID is here already. A worker compares both and tells the "
             "administrator what it is; there is no need to send it again"
         ),
     ),

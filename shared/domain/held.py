@@ -9,7 +9,9 @@ class HeldKind(StrEnum):
     PATIENT = "patient"  # its study, by the UID, is another patient's
     PIXELS = "pixels"  # its SOP Instance UID is a stored image's, with other pixels or of another study
     CORRECTION = "correction"  # as a stored image, but for its header
-    COMPARING = "comparing"  # its SOP Instance UID is a stored image's; a worker decodes and compares both
+    # its SOP Instance UID is a stored image's, or it is another patient's and that of a held file: a worker decodes and
+    # compares both
+    COMPARING = "comparing"
 
 
 class HeldState(StrEnum):

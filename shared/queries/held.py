@@ -569,7 +569,7 @@ class HeldComparison:
 
     held_id: UUID
     held: str
-    stored: str  # the image with its SOP Instance UID
+    stored: str | None  # the image with its SOP Instance UID; None: another patient's file, for which there is none
     others: Sequence[str]  # that it may equal, too: the image before a correction, held files
     attempt: int  # 1 for the first
 
@@ -586,7 +586,7 @@ def take_to_compare(session: Session, now: datetime) -> list[HeldComparison]:
     """
     rows = session.execute(
         select(HeldFileRow, InstanceRow)
-        .join(InstanceRow, InstanceRow.id == HeldFileRow.instance_id)
+        .outerjoin(InstanceRow, InstanceRow.id == HeldFileRow.instance_id)
         .where(
             HeldFileRow.state == HeldState.OPEN,
             HeldFileRow.kind == HeldKind.COMPARING,
@@ -600,9 +600,9 @@ def take_to_compare(session: Session, now: datetime) -> list[HeldComparison]:
     for row, instance in rows:
         row.attempts += 1
         row.not_before = now + COMPARISON_LEASE
-        others = [instance.sha256] if instance.header_sha256 else []
+        others = [instance.sha256] if instance is not None and instance.header_sha256 else []
         others += _held_alike(session, row)
-        stored = instance.header_sha256 or instance.sha256
+        stored = None if instance is None else instance.header_sha256 or instance.sha256
         pairs.append(HeldComparison(row.id, row.sha256, stored, others, row.attempts))
     return pairs
 

@@ -294,11 +294,14 @@ def take_in(
     completeness.received(grown.values(), now)
     _queue_studies(session, list(grown.values()), before, waiting, now, debounce, targets)
     taking.keep_identities()
+    kept: dict[str, HeldFile] = {}
     for place, file in enumerate(files):
         if taken[place].known is IntakeState.HELD:
-            kind, study_id, instance_id = taking.held[file.sha256]
-            kept = hold_file(session, vault, site_id, file, kind, priority, study_id, instance_id)
-            taken[place] = replace(taken[place], held=kept)
+            first = taking.repeated.get(file.sha256, file.sha256)
+            if first not in kept:
+                kind, study_id, instance_id = taking.held[file.sha256]
+                kept[first] = hold_file(session, vault, site_id, file, kind, priority, study_id, instance_id)
+            taken[place] = replace(taken[place], held=kept[first])
     taking.note_rejected(actor)
     rejections.reject_instances(session, site_id, taking.notes, now, actor)
     new, urgent = _settle(session, rows, before)
@@ -337,6 +340,7 @@ class _ImageSorter:
         self.session, self.vault, self.site_id, self.studies = session, vault, site_id, studies
         self.kinds, self.trusted = kinds, trusted
         self.held: dict[str, tuple[HeldKind, UUID, UUID | None]] = {}  # by SHA-256: why, and for what it came
+        self.repeated: dict[str, str] = {}  # by SHA-256: the file before that is held, which this one is, written anew
         self.rejected: Mapping[str, Rejection] = {}  # new instances that a document rejects, by SOP Instance UID
         self.came_rejected: list[tuple[UUID, Rejection]] = []  # study and title of each of them
         self.notes: dict[UUID, RejectionNote] = {}  # of new documents, by their ids
@@ -348,6 +352,7 @@ class _ImageSorter:
         """What becomes of each file, in the order given; the rows of new instances are written."""
         firsts: dict[str, StoredFile] = {}  # of several with one UID the first counts
         others: dict[str, UUID] = {}  # of another patient, by SHA-256: for which study they came
+        first_others: dict[str, str] = {}  # SHA-256 of the first of them by SOP Instance UID
         for file in files:
             uid = file.header.sop_instance_uid
             if uid in there or uid in firsts:
@@ -356,6 +361,9 @@ class _ImageSorter:
             known = self.identities.get(study.id)
             if known is not None and file.sha256 not in self.trusted and not same_patient(known, file.header.identity):
                 others[file.sha256] = study.id
+                first = first_others.setdefault(uid, file.sha256)
+                if self.kinds.get(file.sha256, HeldKind.COMPARING) is None and first != file.sha256:
+                    self.repeated[file.sha256] = first
                 continue
             firsts[uid] = file
             if known is None:
@@ -382,7 +390,9 @@ class _ImageSorter:
     ) -> IntakeResult:
         uid = file.header.sop_instance_uid
         if file.sha256 in others:
-            self.held[file.sha256] = HeldKind.PATIENT, others[file.sha256], None
+            # a worker tells whether a held file is the same, in another encoding
+            compare = self.kinds.get(file.sha256) is HeldKind.COMPARING
+            self.held[file.sha256] = HeldKind.COMPARING if compare else HeldKind.PATIENT, others[file.sha256], None
             return IntakeResult(IntakeState.HELD, others[file.sha256])
         if uid in new and firsts[uid] is file:
             return IntakeResult(IntakeState.NEW, self.studies[file.header.study_instance_uid].id)

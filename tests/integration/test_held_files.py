@@ -457,9 +457,9 @@ ENCODINGS = ("explicit", "implicit", "deflated", "other meta", *PACKED)
 NUMBERS = itertools.count(1)
 
 
-def encoded(study: int, encoding: str, **values: Any) -> bytes:
-    """`image(study)` with a transfer syntax, or another group 0002."""
-    plain = dcmread(io.BytesIO(image(study, **values)))
+def encoded(study: int, encoding: str, *, instance: int = 1, **values: Any) -> bytes:
+    """`image(study, instance)` with a transfer syntax, or another group 0002."""
+    plain = dcmread(io.BytesIO(image(study, instance, **values)))
     if encoding == "other meta":
         content = written(plain, uids.ExplicitVRLittleEndian, {})
         return content.replace(b"OSTEON_SAMPLES", b"OTHER_SOFTWARE", 1)
@@ -532,17 +532,67 @@ def test_another_correction_is_another_one(in_process: Any) -> None:
     ]  # fmt: skip
 
 
-def test_another_patient_in_another_encoding_is_one(in_process: Any) -> None:
-    """Also a conflict waits once, as far as bytes tell what is the same."""
+@settings(
+    max_examples=12,
+    deadline=None,
+    phases=(Phase.generate,),
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+@given(
+    encodings=st.lists(st.sampled_from(ENCODINGS), min_size=2, max_size=4, unique=True),
+    together=st.booleans(),
+    decision=st.sampled_from([None, "another-study", "same-patient", "reject"]),
+)
+@pytest.mark.slow
+def test_another_patient_in_any_encoding_is_one(
+    in_process: Any, encodings: list[str], *, together: bool, decision: str | None
+) -> None:
+    """However it is written, and sent again, a conflict waits once, is decided once, and never waits again."""
+    api, study = in_process, next(NUMBERS)
+    sent(api, image(study, 1))
+    contents = [encoded(study, one, instance=2, **ROE) for one in encodings]
+    for some in [contents] if together else [[one] for one in contents]:
+        assert {line["outcome"] for line in sent(api, *some)} <= {"conflict", "comparing"}
+    if decision is None:
+        compare_all(api)
+    assert [(view["kind"], view["files"]) for view in waiting(api) if view["kind"] != "comparing"] == [("patient", 1)]
+    (view,) = (view for view in waiting(api) if view["kind"] == "patient")
+    assert choose(api, view["id"], decision or "reject", "because").status_code == 200
+    compare_all(api)
+    before = counts(api)[1]
+    assert waiting(api) == []
+    sent(api, *(encoded(study, one, instance=2, **ROE) for one in ENCODINGS))
+    compare_all(api)
+    assert waiting(api) == []
+    assert counts(api)[1] == before
+
+
+@pytest.mark.parametrize("second", ["explicit", "implicit", "deflated", "rle", "jpegls"])
+def test_another_patient_in_another_encoding_is_one(in_process: Any, second: str) -> None:
+    """Also a conflict waits once: bytes tell what is the same, or a worker does."""
     api = in_process
     sent(api, image(1, 1))
-    contents = [
-        written(dcmread(io.BytesIO(image(1, 2, **ROE))), SYNTAX[one], {})
-        for one in ("explicit", "implicit", "deflated")
-    ]
-    for content in contents:
-        assert outcomes(sent(api, content)) == [("conflict", "other-patient")]
+    assert outcomes(sent(api, encoded(1, "other meta", instance=2, **ROE))) == [("conflict", "other-patient")]
+    ((outcome, reason),) = outcomes(sent(api, encoded(1, second, instance=2, **ROE)))
+    assert (outcome, reason) == (("comparing", "to-be-compared") if second in PACKED else ("conflict", "other-patient"))
+    compare_all(api)
     assert [(view["kind"], view["files"]) for view in waiting(api)] == [("patient", 1)]
+    assert outcomes(sent(api, encoded(1, second, instance=2, **ROE)))[0][0] in ("conflict", "duplicate")
+
+
+def test_another_file_of_another_patient_is_another_one(in_process: Any) -> None:
+    """In an encoding that only a worker compares, with a letter or a pixel that differs: both wait."""
+    api = in_process
+    sent(api, image(1, 1))
+    sent(api, encoded(1, "explicit", instance=2, **ROE))
+    sent(api, encoded(1, "rle", instance=2, **ROE | {"StudyDescription": "HAND"}))
+    pixels = dcmread(io.BytesIO(image(1, 2, **ROE)))
+    other = pixels.pixel_array.copy()
+    other[0, 0] += 1
+    set_pixels(pixels, [other], pixels.BitsStored, "jpegls")
+    sent(api, written(pixels, SYNTAX["jpegls"], {}))
+    compare_all(api)
+    assert [(view["kind"], view["files"]) for view in waiting(api)] == [("patient", 3)]
 
 
 # -- studies from before there were columns -------------------------------------------------------------------------

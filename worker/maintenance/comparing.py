@@ -38,7 +38,9 @@ def compare_held(settings: Settings, database: Database, decoders: Decoders) -> 
     decided = 0
     for pair in pairs:
         try:
-            kind = KINDS[decoders.compare(PairJob(pair.stored, pair.held)).result()]
+            kind: HeldKind | None = HeldKind.PATIENT
+            if pair.stored is not None:
+                kind = KINDS[decoders.compare(PairJob(pair.stored, pair.held)).result()]
             if kind is not None and any(_same(decoders, other, pair.held) for other in pair.others):
                 kind = None
         except Rejected:
