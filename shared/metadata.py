@@ -134,11 +134,11 @@ class InstanceMetadata:
                 self._thread.start()
 
     def make_pending(self, limit_s: float) -> bool:
-        """Have all that waits made now; wait for it at most so many seconds, and return whether it is done."""
-        self._hurry.set()
-        thread = self._thread
-        if thread is not None:
-            thread.join(limit_s)
+        """Have all that waits made now, and what comes meanwhile; return whether it is done within so many seconds."""
+        until = time.monotonic() + limit_s
+        while (thread := self._thread) is not None and (left := until - time.monotonic()) > 0:
+            self._hurry.set()
+            thread.join(left)
         return self._thread is None
 
     def _work(self) -> None:

@@ -4,6 +4,7 @@ import io
 import threading
 import zlib
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pydicom.uid as uids
@@ -145,6 +146,26 @@ def test_it_waits_for_files_that_come_in(in_process: Any, monkeypatch: pytest.Mo
     assert not kept(in_process, contents[3]).is_file()
     assert quiet.make_pending(LIMIT_S)
     assert kept(in_process, contents[3]).is_file()
+
+
+def test_what_comes_while_one_waits_is_waited_for_too(in_process: Any) -> None:
+    """Uploads come at once: as one thread ends, what another upload left begins the next."""
+    parts = backends(in_process)
+    made = InstanceMetadata(parts.store, parts.vault, parts.metadata.limits)
+    ended: list[str] = []
+
+    def ends(name: str, following: object) -> SimpleNamespace:
+        def join(_limit_s: float) -> None:
+            assert made._hurry.is_set()
+            ended.append(name)
+            made._hurry.clear()  # as whoever begins a thread does
+            made._thread = following  # type: ignore[assignment]
+
+        return SimpleNamespace(join=join)
+
+    made._thread = ends("first", ends("second", None))  # type: ignore[assignment]
+    assert made.make_pending(LIMIT_S)
+    assert ended == ["first", "second"]
 
 
 @pytest.mark.parametrize(("name", "most"), [("MAX_WAITING", 2), ("MAX_WAITING_BYTES", None)])
