@@ -140,7 +140,20 @@ def run_program(
     Returns:
         As run_module.
     """
-    return _ended(partial(_program, program, tuple(arguments)), environment, folder, apart=False)
+    return _ended(program_of(program, arguments), environment, folder, apart=False)
+
+
+def program_of(program: str, arguments: Sequence[str]) -> Callable[[], None]:
+    """Make a function for a ForkedProcess of what `python -c` runs.
+
+    Args:
+        program: Python.
+        arguments: sys.argv[1:].
+
+    Returns:
+        A function that can be sent to another process.
+    """
+    return partial(_program, program, tuple(arguments))
 
 
 def _ended(

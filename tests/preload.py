@@ -7,8 +7,8 @@ import sys
 
 # shared.settings is read when worker.main is imported, so that one is left to the forked process itself
 MODULES = (
-    "api.server", "infra.cli", "infra.prepare", "tests.fuzz.cases", "tests.fuzz.path", "worker.consumer",
-    "worker.maintenance.sweeper", "worker.tasks",
+    "api.listener.server", "api.server", "infra.cli", "infra.prepare", "tests.fuzz.cases", "tests.fuzz.path",
+    "worker.consumer", "worker.maintenance.sweeper", "worker.tasks",
 )  # fmt: skip
 
 gc.disable()  # it would look at what stays again and again

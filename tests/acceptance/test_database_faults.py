@@ -84,6 +84,7 @@ def test_a_database_that_hangs(live_stack: BreakableStack) -> None:
     assert [worker.poll() for worker in workers] == [None, None]
 
 
+@pytest.mark.slow
 def test_a_study_that_is_locked(live_stack: BreakableStack) -> None:
     """A transaction is left open that has locked one queued study: all others are analysed, only that one waits until it
     is over. The log names the database and the lock, and does not blame the broker."""

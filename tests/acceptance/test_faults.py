@@ -44,6 +44,7 @@ def test_a_killed_worker(live_stack: BreakableStack, tmp_path: Path, settings: d
     assert seconds < limit_s(15)
 
 
+@pytest.mark.slow
 def test_a_killed_decoder(live_stack: BreakableStack) -> None:
     """kill -9 of a decoder in the middle of an image: its study is tried again, and the worker goes on with a new one."""
     worker = live_stack.worker(OSTEON_DECODERS="2")
@@ -137,6 +138,7 @@ def test_a_study_that_kills_its_worker(live_stack: BreakableStack) -> None:
     assert max(state[1] for state in live_stack.studies.states(ids)) <= 2
 
 
+@pytest.mark.slow
 def test_a_study_at_which_the_model_raises(live_stack: BreakableStack) -> None:
     """Such a study is set aside after N attempts with the kind of error; the worker goes on, and those in the same batch
     are analysed at their first attempt."""

@@ -728,7 +728,9 @@ def test_a_reader_marks_a_place(page: Page, viewer: ViewerSystem) -> None:
 # -- everybody ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("study", ["05-hand", pytest.param("24-leg", marks=pytest.mark.slow), "21-leg"])
+@pytest.mark.parametrize(
+    "study", ["05-hand", *(pytest.param(one, marks=pytest.mark.slow) for one in ("24-leg", "21-leg"))]
+)
 def test_axe_finds_nothing_serious(page: Page, viewer: ViewerSystem, study: str) -> None:
     """No serious or critical fault of accessibility, with the model's words opened and the help sheet shown too."""
     look(page, viewer, study)
@@ -742,7 +744,7 @@ def test_axe_finds_nothing_serious(page: Page, viewer: ViewerSystem, study: str)
 
 @pytest.mark.parametrize(
     ("width", "height"),
-    [(1600, 1000), *(pytest.param(*size, marks=pytest.mark.slow) for size in ((1180, 820), (820, 1180))), (480, 900)],
+    [*(pytest.param(*size, marks=pytest.mark.slow) for size in ((1600, 1000), (1180, 820), (820, 1180))), (480, 900)],
 )
 def test_nothing_hangs_over_the_edge(
     make_page: Callable[..., Page], viewer: ViewerSystem, width: int, height: int

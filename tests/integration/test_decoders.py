@@ -18,6 +18,7 @@ from tests.pace import LIMIT_S, slowness, until
 from worker import decoder_pool
 from worker.decoder_pool import Decoders, DecodingFailed, Job
 
+pytestmark = pytest.mark.usefixtures("forked_decoders")
 LIMITS = ImageLimits(max_frame_pixels=10**8, max_frames=10, max_decoded_bytes=10**9, max_header_bytes=10**6)
 
 

@@ -34,9 +34,9 @@ TOLERANCE = {"fracture": 0.01, "region": 0.01, "extent": 0.02, "hardware": 0.05}
 
 @pytest.fixture(scope="module")
 def read() -> tuple[BoneNet, np.ndarray, EngineOutput]:
-    """The shipped network, six radiographs as it takes them, and what plain torch says of them."""
+    """The shipped network, four radiographs as it takes them, and what plain torch says of them."""
     network, manifest = load_bundle(Settings().bundle_path.read_bytes())
-    radiographs = sorted((ROOT / "samples/studies").rglob("*.dcm"))[:6]
+    radiographs = sorted((ROOT / "samples/studies").rglob("*.dcm"))[:4]
     squares = np.stack(
         [
             decode_radiograph(open_pixels(radiograph.read_bytes()), 0).square(manifest.input_size)
@@ -51,7 +51,7 @@ def test_openvino_agrees_with_torch(read: tuple[BoneNet, np.ndarray, EngineOutpu
     pytest.importorskip("openvino")
     network, squares, theirs = read
     compiled = openvino_engine(network, squares.shape[-1])
-    parts = [compiled(squares[start : start + size]) for start, size in ((0, 1), (1, 3), (4, 2))]
+    parts = [compiled(squares[start : start + size]) for start, size in ((0, 1), (1, 3))]
     mine = EngineOutput(*(np.concatenate(pieces) for pieces in zip(*parts, strict=True)))
     assert [part.shape for part in mine] == [part.shape for part in theirs]
     for name, tolerance in TOLERANCE.items():

@@ -5,8 +5,6 @@ import contextlib
 import json
 import os
 import signal
-import subprocess
-import sys
 import textwrap
 import time
 from collections import Counter
@@ -27,6 +25,7 @@ from shared.queue import redis_transport
 from shared.queue.celery_app import ANALYSE, BACKFILL, QUEUES, celery_app
 from shared.queue.publisher import UNKNOWN_AGE, TaskPublisher
 from shared.settings import ROOT, Settings
+from tests.forked import ForkedProcess, program_of
 from tests.pace import LIMIT_S, until
 from worker.consumer import Consumer
 
@@ -61,15 +60,15 @@ def client(broker_url: str) -> Iterator[Any]:
 
 
 @pytest.fixture
-def start_worker(broker_url: str, tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[bytes]]]:
+def start_worker(broker_url: str, tmp_path: Path) -> Iterator[Callable[..., ForkedProcess]]:
     """Starts a worker that notes the ids it gets in a file."""
-    started: list[subprocess.Popen[bytes]] = []
+    started: list[ForkedProcess] = []
 
-    def start(threads: int = 1) -> subprocess.Popen[bytes]:
+    def start(threads: int = 1) -> ForkedProcess:
         environment = os.environ | {"OSTEON_BROKER_URL": broker_url, "PYTHONPATH": str(ROOT)}
-        command = [sys.executable, "-c", textwrap.dedent(WORKER), str(tmp_path / "seen"), str(threads)]
+        program = program_of(textwrap.dedent(WORKER), [str(tmp_path / "seen"), str(threads)])
         with (tmp_path / "worker.log").open("ab") as log:
-            started.append(subprocess.Popen(command, env=environment, stdout=log, stderr=log))
+            started.append(ForkedProcess(program, environment, log, ROOT))
         return started[-1]
 
     yield start
@@ -111,7 +110,7 @@ def test_flower_is_told_of_every_message(publisher: TaskPublisher) -> None:
 
 
 def test_queues_are_served_in_strict_order(
-    publisher: TaskPublisher, start_worker: Callable[..., subprocess.Popen[bytes]], tmp_path: Path
+    publisher: TaskPublisher, start_worker: Callable[..., ForkedProcess], tmp_path: Path
 ) -> None:
     """With all three queues filled, no routine study goes before an urgent one, and no backlog study before either."""
     order = (Priority.URGENT, Priority.ROUTINE, Priority.BACKLOG)  # not QUEUES, which may be wrong
@@ -285,7 +284,7 @@ def test_nothing_to_send_needs_no_broker(
 
 
 def test_messages_outlive_a_killed_worker(
-    publisher: TaskPublisher, start_worker: Callable[..., subprocess.Popen[bytes]], tmp_path: Path
+    publisher: TaskPublisher, start_worker: Callable[..., ForkedProcess], tmp_path: Path
 ) -> None:
     """A worker killed before it acknowledged loses no study: what it held comes back or is lost to the reconciler's eye."""
     waiting = studies(200, Priority.ROUTINE)

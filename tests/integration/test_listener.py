@@ -9,8 +9,6 @@ import re
 import signal
 import socket
 import ssl
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -79,7 +77,8 @@ from shared.queries import access, commitments, peers
 from shared.settings import ROOT, Settings
 from shared.storage import open_store, original_key
 from tests.certificates import Certificates
-from tests.pace import LIMIT_S, until
+from tests.forked import ForkedProcess
+from tests.pace import LIMIT_S, limit_s, until
 
 CR = str(ComputedRadiographyImageStorage)
 SENT_AS = (CR, [str(ExplicitVRLittleEndian)])
@@ -834,7 +833,7 @@ def test_a_study_of_5000_instances(running: Running) -> None:
 
 
 def test_no_success_is_lost_when_the_process_is_killed(
-    make_settings: Callable[..., Settings], database: Database
+    make_settings: Callable[..., Settings], database: Database, tmp_path: Path
 ) -> None:
     settings, port = make_settings(), free_port()
     with database.transaction() as session:
@@ -848,7 +847,9 @@ def test_no_success_is_lost_when_the_process_is_killed(
         "OSTEON_SPOOL_DIR": str(settings.spool_dir),
         "PYTHONPATH": str(ROOT),
     }
-    with subprocess.Popen([sys.executable, "-m", "api.listener.server"], env=environment) as process:
+    with (tmp_path / "listener.log").open("wb") as log:
+        process = ForkedProcess(server.main, environment, log, ROOT)
+    try:
         until(lambda: reaches(port), 30)
         raw, told = Raw(port, SENT_AS), []
         with contextlib.suppress(AssertionError, ConnectionError):
@@ -859,7 +860,9 @@ def test_no_success_is_lost_when_the_process_is_killed(
                 if len(told) == 5:
                     threading.Timer(0.1, process.kill).start()
         raw.connection.close()
-        assert process.wait() == -signal.SIGKILL
+        assert process.wait(limit_s(60)) == -signal.SIGKILL
+    finally:
+        process.kill()
     with database.transaction() as session:
         stored = set(session.scalars(select(InstanceRow.sop_instance_uid)))
     assert told

@@ -23,7 +23,7 @@ import pytest
 from prometheus_client.metrics import MetricWrapperBase
 from sqlalchemy import select
 
-from api.listener import metrics
+from api.listener import metrics, server
 from api.listener.places import Places
 from infra.embedded.process import free_port
 from shared.db.engine import Database
@@ -32,6 +32,7 @@ from shared.domain.peers import PeerRule
 from shared.domain.security import System
 from shared.queries import access, commitments, peers
 from shared.settings import ROOT, Settings
+from tests.forked import ForkedProcess
 from tests.integration.test_listener import CR, SENT_AS, UID_1, Modality, Raw, Running, image, reaches
 from tests.pace import LIMIT_S, limit_s, until
 
@@ -42,7 +43,7 @@ PROCESSES = 3
 class Several:
     """A listener of several processes, with its watching process."""
 
-    process: "subprocess.Popen[bytes]"
+    process: ForkedProcess
     port: int
     metrics_port: int
     settings: Settings
@@ -94,8 +95,7 @@ def several(
         environment = {f"OSTEON_{name.upper()}": value for name, value in values.items()} | {"PYTHONPATH": str(ROOT)}
         log = tmp_path / f"listener-{len(running)}.log"
         with log.open("wb") as file:
-            command = [sys.executable, "-m", "api.listener.server"]
-            process = subprocess.Popen(command, env=environment, cwd=ROOT, stdout=file, stderr=file)
+            process = ForkedProcess(server.main, environment, file, ROOT)
         made = Several(process, port, metrics_port, settings, database, log)
         running.append(made)
         until(lambda: b"listener started" in log.read_bytes(), 60)

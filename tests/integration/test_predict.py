@@ -79,6 +79,7 @@ def as_predict(predictor: FilePredictor, files: list[FileToRead]) -> dict[str, l
     return {outcome.image.name: told(outcome) for outcome in predictor.findings(files)}
 
 
+@pytest.mark.usefixtures("forked_decoders")
 @pytest.mark.parametrize("step", [pytest.param(9, id="some"), pytest.param(1, id="all", marks=pytest.mark.slow)])
 def test_predict_finds_what_the_worker_finds(tmp_path: Path, step: int) -> None:
     """On every sample, broken ones and one without a modality too, to the bit: probabilities, words and heatmaps."""

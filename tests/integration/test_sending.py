@@ -231,7 +231,7 @@ def test_receipts_are_their_owner_s(sender: Sender) -> None:
 
 def test_killed_in_the_middle(sender: Sender) -> None:
     """After kill -9 the same command sends the rest: all is stored once, and at most what was on its way comes twice."""
-    count, jobs = 600, 3
+    count, jobs = 400, 3
     for number in range(count):
         sender.write(f"{number // 40}/{number}.dcm", number)
     before = uploads(sender.live_stack)
@@ -259,7 +259,7 @@ def test_killed_in_the_middle(sender: Sender) -> None:
 
 def test_interrupted(sender: Sender) -> None:
     """Ctrl-C finishes what is on its way, says what was not sent, exits 130; the next run sends just that."""
-    for number in range(600):
+    for number in range(300):
         sender.write(f"{number}.dcm", number)
     process = sender.start(sender.folder, "--jobs", "1", "--json")
     until(lambda: len(sender.journal()) >= 50, 100, every_s=0.005)
@@ -268,9 +268,9 @@ def test_interrupted(sender: Sender) -> None:
     assert process.returncode == 130
     told = json.loads(out)
     assert told["interrupted"]
-    assert 0 < told["counts"]["unsent"] < 600
-    assert told["counts"]["stored"] == 600 - told["counts"]["unsent"] == sender.stored() == len(sender.journal())
-    assert len(told["files"]) == 600
+    assert 0 < told["counts"]["unsent"] < 300
+    assert told["counts"]["stored"] == 300 - told["counts"]["unsent"] == sender.stored() == len(sender.journal())
+    assert len(told["files"]) == 300
     rest = sender.told(sender.folder)
     assert (rest["counts"]["stored"], rest["sent_earlier"]) == (told["counts"]["unsent"], told["counts"]["stored"])
 

@@ -195,6 +195,7 @@ def test_a_silent_server_is_given_up(silent_s3: str) -> None:
         store.get(FRAME)
 
 
+@pytest.mark.usefixtures("forked_decoders")
 def test_no_image_is_blamed_for_a_store_that_hangs(silent_s3: str) -> None:
     """A decoder whose store is silent says so within the time that its image has."""
     limits = ImageLimits(max_frame_pixels=10**8, max_frames=10, max_decoded_bytes=10**9, max_header_bytes=10**6)
