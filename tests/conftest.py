@@ -22,6 +22,7 @@ import hypothesis
 import psutil
 import pytest
 import redis
+import torch
 from alembic.config import main as alembic_main
 from fastapi.testclient import TestClient
 from sqlalchemy import make_url, select
@@ -78,6 +79,7 @@ def pytest_configure(config: pytest.Config) -> None:
     if "PYTEST_XDIST_WORKER" in os.environ:
         # several processes with a thread for each core would wait for each other
         os.environ.setdefault("OMP_NUM_THREADS", "1")
+        torch.set_num_threads(1)  # it was imported before this
         # pytest-xdist sets these, and commands would take them for a terminal's
         for name in ("COLUMNS", "LINES"):
             os.environ.pop(name, None)

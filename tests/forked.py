@@ -26,6 +26,8 @@ CONTEXT.set_forkserver_preload(["tests.preload"])
 
 def fork_workers() -> None:
     """From now on pytest-xdist's processes are forked too, and all that these fork comes from the same process."""
+    # torch and OpenBLAS ask when they are imported, which is before conftest.py is read in the forked processes
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
     CONTEXT.set_forkserver_preload(["tests.preload", "tests.preload_tests"])
     vars(gateway_io)["Popen2IOMaster"] = ForkedWorker
 

