@@ -242,7 +242,7 @@ class DailyCheck:
                 raise Ended(CheckReason.ERROR, type(error).__name__) from error
             seconds = time.monotonic() - began
             with self._database.transaction() as session:
-                checks.done(session, self._row, step, seconds)
+                checks.record_step(session, self._row, step, seconds)
             log.info("check step ended", step=step, seconds=round(seconds, 3))
 
     def _go_on(self, *, at_once: bool = False) -> None:
@@ -291,7 +291,7 @@ class DailyCheck:
         """Delete every study of the check's site, through the API."""
         assert self._access is not None
         with self._database.transaction() as session:
-            left = checks.remains(session, self._access.site_id)
+            left = checks.find_remains(session, self._access.site_id)
         for study_id in left:
             self._ask(200, "DELETE", f"/api/v1/studies/{study_id}", params={"reason": "test"})
 
@@ -347,7 +347,7 @@ class DailyCheck:
         with self._database.transaction() as session:
             digest = checks.digest_of(session, row.model)
             found = checks.findings(session, self._study, row.model, places)
-            known = checks.expected(session, self._reference.digest, digest, row.engine)
+            known = checks.find_expected(session, self._reference.digest, digest, row.engine)
             accept = checks.accepts(session, row.id)
             reason, detail = None, ""
             if known is not None:
@@ -361,7 +361,7 @@ class DailyCheck:
                 accept or (reason is None and (known is None or known.engine != row.engine))
             )
             if row.learned:
-                checks.expect(session, self._reference.digest, digest, row.engine, found)
+                checks.set_expected(session, self._reference.digest, digest, row.engine, found)
         if len(found) < len(REFERENCE):
             raise Ended(CheckReason.CODES_DIFFER, "frames")
         if reason is not None and not accept:
@@ -375,7 +375,7 @@ class DailyCheck:
 
         def made() -> checks.MadeResults | None:
             with self._database.transaction() as session:
-                found = checks.made(session, study)
+                found = checks.find_results(session, study)
             return found if found.states and not found.waiting else None
 
         found = self._until(made)
@@ -395,14 +395,14 @@ class DailyCheck:
 
         def sent() -> tuple[tuple[str, str], ...] | None:
             with self._database.transaction() as session:
-                found = checks.made(session, study).deliveries
+                found = checks.find_results(session, study).deliveries
             over = all(state != DeliveryState.WAITING for state, _ in found)
             return found if found and over else None
 
         deliveries = self._until(sent)
         if deliveries is None:
             with self._database.transaction() as session:
-                waiting = [reason for state, reason in checks.made(session, study).deliveries if reason]
+                waiting = [reason for state, reason in checks.find_results(session, study).deliveries if reason]
             raise Ended(CheckReason.NOT_DELIVERED, next(iter(waiting), ""))
         for state, reason in deliveries:
             if state != DeliveryState.SENT:
@@ -411,7 +411,7 @@ class DailyCheck:
     def _read_back(self) -> None:
         assert self._study is not None
         with self._database.transaction() as session:
-            kinds, series = checks.made(session, self._study).kinds, checks.series_of(session, self._study)
+            kinds, series = checks.find_results(session, self._study).kinds, checks.series_of(session, self._study)
         if missing := [kind for uid, kind in kinds.items() if uid not in self._receiver.objects]:
             raise Ended(CheckReason.NOT_EQUAL, missing[0])
         study = f"/dicom-web/studies/{self._reference.study_instance_uid}"
@@ -428,7 +428,7 @@ class DailyCheck:
         self._tidy()
         self._ask(404, "GET", f"/api/v1/studies/{self._study}")
         with self._database.transaction() as session:
-            if checks.remains(session, self._access.site_id):
+            if checks.find_remains(session, self._access.site_id):
                 raise Ended(CheckReason.NOT_DELETED)
 
 

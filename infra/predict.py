@@ -18,9 +18,9 @@ import cv2
 import numpy as np
 from pydantic import TypeAdapter
 
-from infra.client.receipt import shown
+from infra.client.receipt import printable
 from infra.client.walk import Archive, Item, UnreadablePath, walk
-from shared.archives import Bounds, opened
+from shared.archives import Bounds, open_archive
 from shared.dicom.image import ImageLimits
 from shared.domain.findings import Finding, abstention_words, shown_score
 from shared.errors import OsteonError, Rejected
@@ -113,7 +113,7 @@ def _files(each: Item | Archive | UnreadablePath, name: str, settings: Settings)
     else:
         path = each.whole.path
         try:
-            with path.open("rb") as file, opened(file, each.whole.size_bytes, bounds(settings)):
+            with path.open("rb") as file, open_archive(file, each.whole.size_bytes, bounds(settings)):
                 pass
         except Rejected as error:
             yield FileToRead(name, path, error=f"{error.reason}: {error}")
@@ -301,7 +301,7 @@ def draw(path: Path, preview: UInt8Image, finding: Finding) -> None:
     picture = gray[..., None] * (1 - strength) + amber * strength
     written, encoded = cv2.imencode(".png", picture.astype(np.uint8))
     if not written:
-        raise OsteonError(f"{shown(str(path))} cannot be written")
+        raise OsteonError(f"{printable(str(path))} cannot be written")
     path.write_bytes(encoded.tobytes())
 
 

@@ -46,7 +46,9 @@ def starts_as_archive(start: bytes) -> bool:
 
 
 @contextmanager
-def opened(file: BinaryIO, size_bytes: int, bounds: Bounds) -> Iterator[tuple[zipfile.ZipFile, list[zipfile.ZipInfo]]]:
+def open_archive(
+    file: BinaryIO, size_bytes: int, bounds: Bounds
+) -> Iterator[tuple[zipfile.ZipFile, list[zipfile.ZipInfo]]]:
     """Open an archive, and list its members.
 
     Args:
@@ -109,7 +111,7 @@ def chunks(archive: zipfile.ZipFile, member: zipfile.ZipInfo, max_bytes: int) ->
     """Read a member, and count its bytes as they come, for a directory can lie about sizes.
 
     Args:
-        archive: opened by `opened`.
+        archive: opened by `open_archive`.
         member: one of its members, checked by `check_member`.
         max_bytes: how many bytes it may have.
 
@@ -149,7 +151,7 @@ def member_of(file: BinaryIO, size_bytes: int, name: str, bounds: Bounds, max_by
         BadArchive: the archive or the member is damaged, encrypted, missing, or an archive itself.
         TooLarge: the archive or the member is beyond its bounds.
     """
-    with opened(file, size_bytes, bounds) as (archive, members):
+    with open_archive(file, size_bytes, bounds) as (archive, members):
         member = next((member for member in members if member.filename == name), None)
         if member is None:
             raise BadArchive("The archive changed while it was read")

@@ -22,7 +22,7 @@ from shared.domain.study import IDENTITY_KEYWORDS, Identity
 from shared.queries import retrieval
 from shared.queries.access import Key
 from shared.queries.retrieval import StoredInstance
-from shared.queries.series import opened
+from shared.queries.series import open_series
 from shared.queries.studies import get
 from shared.storage import original_key
 
@@ -129,7 +129,7 @@ def _without_empty(values: dict[str, str]) -> dict[str, str]:
 
 def _series_attributes(parts: Parts, row: SeriesRow) -> dict[str, str]:
     """What is known of a series, by DICOM keyword; its requests are left as each object has them."""
-    series = opened(parts.vault, row)
+    series = open_series(parts.vault, row)
     return {
         "Modality": row.modality,
         "SeriesNumber": "" if series.number is None else str(series.number),

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from api.spool import Spool, SpooledFile
-from shared.archives import NESTED, Bounds, check_member, chunks, opened, starts_as_archive
+from shared.archives import NESTED, Bounds, check_member, chunks, open_archive, starts_as_archive
 from shared.errors import BadArchive, Rejected
 
 
@@ -28,7 +28,7 @@ def unpack_archive(
     """
     left = min(max_bytes, archive.size_bytes * max_ratio)
     bounds = Bounds(max_files, max_bytes, max_ratio)
-    with spool.open(archive) as file, opened(file, archive.size_bytes, bounds) as (unpacked, members):
+    with spool.open(archive) as file, open_archive(file, archive.size_bytes, bounds) as (unpacked, members):
         for member in members:
             name = f"{archive.name}!{member.filename}"
             try:

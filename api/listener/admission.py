@@ -75,7 +75,7 @@ class Admission:
                 return CONGESTED
             self._backends.spool_budget.check(0)
             with self._backends.database.transaction() as session:
-                admitted = Admitted(peers.admitted(session, caller), confirmations.reporters(session, caller))
+                admitted = Admitted(peers.find_peer(session, caller), confirmations.find_reporters(session, caller))
                 known = admitted.peer is not None or admitted.reporters
                 reason = None if known else peers.note_refused(session, caller)
         except Unavailable as error:  # no room, or Postgres is away

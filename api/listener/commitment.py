@@ -75,7 +75,7 @@ class Commitment:
         assert association.peer is not None
         try:
             with self._backends.database.transaction() as session:
-                kept = commitments.ask(
+                kept = commitments.add_request(
                     session, association.peer.id, transaction, instances, timedelta(seconds=FIRST_S) + self._others
                 )  # fmt: skip
         except OsteonError:  # Postgres is away
@@ -119,9 +119,9 @@ class Commitment:
             failed = len(AGAIN_S) + 1
         with self._backends.database.transaction() as session:
             if arrived or failed > len(AGAIN_S):
-                commitments.done(session, due.id)
+                commitments.delete_request(session, due.id)
             else:
-                commitments.again(session, due.id, timedelta(seconds=AGAIN_S[failed - 1]))
+                commitments.postpone(session, due.id, timedelta(seconds=AGAIN_S[failed - 1]))
         if not arrived and failed > len(AGAIN_S):
             log.warning("commitment report abandoned", peer_id=str(due.peer_id))
 
@@ -202,7 +202,7 @@ def reported(backends: Backends, event: evt.Event, destinations: tuple[UUID, ...
             lambda: event.event_information,
         )  # fmt: skip
         with backends.database.transaction() as session:
-            known = confirmations.reported(session, destinations, report)
+            known = confirmations.record_report(session, destinations, report)
     except BadReport as error:
         return error.status
     except OsteonError:  # Postgres is away

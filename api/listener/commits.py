@@ -176,7 +176,7 @@ class GroupCommits:
             for one, line in zip(batch, lines, strict=True):
                 if line.study_id is not None:
                     studies[one.association_id].add(line.study_id)
-            completeness.sending(session, batch[0].peer.id, studies)
+            completeness.record_sending(session, batch[0].peer.id, studies)
 
         intake = Intake(
             backends, key, batch[0].received.spool, Priority.ROUTINE, check, sent, charge=charge, summed_up=False
@@ -275,7 +275,9 @@ class FollowUp:
             if ends:
                 with self._backends.database.transaction() as session:
                     for released in (True, False):
-                        completeness.ended(session, [id_ for id_, how in ends if how is released], released=released)
+                        completeness.record_ended(
+                            session, [id_ for id_, how in ends if how is released], released=released
+                        )
         except Exception as error:  # noqa: BLE001 - their studies are complete after the longest time
             log.warning("association end not recorded", error=type(error).__name__)
 

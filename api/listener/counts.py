@@ -54,7 +54,7 @@ class Counts:
         if len(busy) >= PEERS_AT_ONCE:
             return 0
         with self._backends.database.transaction() as session:
-            due = completeness.counts_due(session, busy)
+            due = completeness.take_due_counts(session, busy)
         questions: dict[UUID, list[DueCount]] = defaultdict(list)
         for one in due:
             questions[one.peer_id].append(one)
@@ -93,7 +93,7 @@ class Counts:
 
     def _write(self, question: DueCount, answer: Collection[SeriesCount] | int | None) -> None:
         with self._backends.database.transaction() as session:
-            completeness.counted(session, question, answer)
+            completeness.record_count(session, question, answer)
 
 
 def answers(questions: Sequence[DueCount]) -> Iterator[tuple[DueCount, Collection[SeriesCount] | int | None]]:

@@ -87,13 +87,13 @@ def listed(
     limit: Annotated[int, Query(ge=1, le=MAX_LISTED, description="checks to list")] = 30,
 ) -> list[CheckView]:
     """List the last checks, the latest first."""
-    return [check_view(row) for row in checks.latest(session, limit)]
+    return [check_view(row) for row in checks.list_latest(session, limit)]
 
 
 @router.get("/checks/{check_id}")
 def one(check_id: CheckId, key: AdminOrOperator, session: SessionDep) -> CheckView:  # noqa: ARG001 - it may
     """Get one check, as far as it is. 404 if there is none."""
-    return check_view(checks.one(session, check_id))
+    return check_view(checks.get_check(session, check_id))
 
 
 @router.post("/checks", status_code=202, responses={409: OFF})

@@ -44,7 +44,7 @@ from shared.errors import InvalidState
 from shared.queries import access, deliveries, destinations, results, studies
 from shared.queries.access import Key
 from shared.queries.audit import Target, record
-from shared.queries.deliveries import destination_of, signing
+from shared.queries.deliveries import destination_of, signing_secrets
 from shared.queries.destinations import MAX_RULES
 from shared.queries.results import rule_of
 
@@ -312,7 +312,7 @@ def destination_views(session: Session, key: Key) -> list[DestinationView]:
     Returns:
         The destinations.
     """
-    return [_view(one) for one in destinations.listed(session, _site_of(key))]
+    return [_view(one) for one in destinations.list_destinations(session, _site_of(key))]
 
 
 @router.post("/destinations", status_code=201, responses={403: UNKNOWN, 404: NO_SITE, 409: TAKEN})
@@ -336,7 +336,7 @@ def change(
     destination_id: DestinationId, body: DestinationSettings, key: AdminOrOperator, session: SessionDep
 ) -> DestinationView:
     """Change where a destination is. Name, site, kind and rules stay."""
-    row = destinations.of_site(session, _site_of(key), destination_id)
+    row = destinations.lock_destination(session, _site_of(key), destination_id)
     destination = body.destination()
     _check_networks(key, row.networks, destination)
     destinations.change(session, key, row, destination)
@@ -351,7 +351,7 @@ def set_rules(
     session: SessionDep,
 ) -> DestinationView:
     """Replace the rules of a destination; without one nothing goes there by itself."""
-    row = destinations.of_site(session, _site_of(key), destination_id)
+    row = destinations.lock_destination(session, _site_of(key), destination_id)
     destinations.set_rules(session, key, row, [one.rule() for one in body])
     return _one(session, destination_id)
 
@@ -369,7 +369,7 @@ def replace_secret(
     destination_id: DestinationId, body: SecretReplacement, key: AdminOrOperator, session: SessionDep, parts: PartsDep
 ) -> DestinationView:
     """Replace the secret that signs what a webhook gets. The response has the new one."""
-    row = destinations.of_site(session, _site_of(key), destination_id)
+    row = destinations.lock_destination(session, _site_of(key), destination_id)
     webhooks = _webhook_key(parts)
     number = destinations.replace_secret(session, key, row, at_once=body.at_once)
     return _one(session, destination_id, webhook_secret(webhooks, row.id, number))
@@ -378,7 +378,7 @@ def replace_secret(
 @router.post("/destinations/{destination_id}/disable", responses={404: UNKNOWN})
 def disable(destination_id: DestinationId, key: AdminOrOperator, session: SessionDep) -> DestinationView:
     """Send nothing more to a destination. What waits for it stays, and goes once it is enabled again."""
-    row = destinations.of_site(session, _site_of(key), destination_id)
+    row = destinations.lock_destination(session, _site_of(key), destination_id)
     destinations.enable(session, key, row, enabled=False)
     return _one(session, destination_id)
 
@@ -386,7 +386,7 @@ def disable(destination_id: DestinationId, key: AdminOrOperator, session: Sessio
 @router.post("/destinations/{destination_id}/enable", responses={404: UNKNOWN})
 def enable(destination_id: DestinationId, key: AdminOrOperator, session: SessionDep) -> DestinationView:
     """Send to a destination again that was disabled."""
-    row = destinations.of_site(session, _site_of(key), destination_id)
+    row = destinations.lock_destination(session, _site_of(key), destination_id)
     destinations.enable(session, key, row, enabled=True)
     return _one(session, destination_id)
 
@@ -400,7 +400,7 @@ def try_out(destination_id: DestinationId, key: AdminOrOperator, session: Sessio
 
     Ask for the destination again: `testing` is false once `test` has the outcome.
     """
-    row = destinations.of_site(session, _site_of(key), destination_id)
+    row = destinations.lock_destination(session, _site_of(key), destination_id)
     destinations.ask_test(session, row)
     return _one(session, destination_id)
 
@@ -413,7 +413,7 @@ def retry_all(destination_id: DestinationId, key: AdminOrOperator, session: Sess
 
     Of those that it does not confirm, what it says it does not keep is sent again; else it is asked again.
     """
-    row = destinations.of_site(session, _site_of(key), destination_id)
+    row = destinations.lock_destination(session, _site_of(key), destination_id)
     deliveries.send_all_again(session, key, row.id)
     return _one(session, destination_id)
 
@@ -434,7 +434,7 @@ def undelivered_views(session: Session, key: Key) -> list[DeliveryView]:
     Returns:
         The deliveries.
     """
-    return [_delivery(one) for one in deliveries.undelivered(session, _site_of(key), LISTED)]
+    return [_delivery(one) for one in deliveries.list_undelivered(session, _site_of(key), LISTED)]
 
 
 def delays(found: Sequence[DestinationView], now: datetime) -> list[str]:
@@ -468,7 +468,7 @@ def send_again(delivery_id: DeliveryId, key: AdminOrOperator, session: SessionDe
     none, the destination is asked again.
     """
     row = deliveries.send_again(session, key, _site_of(key), delivery_id)
-    return _delivery(deliveries.named(session, row.id))
+    return _delivery(deliveries.get_undelivered(session, row.id))
 
 
 @router.get("/studies/{study_id}/deliveries", responses={404: UNKNOWN})
@@ -572,7 +572,7 @@ def _delivery(one: deliveries.Undelivered) -> DeliveryView:
 
 def _one(session: Session, destination_id: UUID, secret: str = "") -> DestinationView:
     session.flush()
-    (found,) = destinations.listed(session, None, destination_id)
+    (found,) = destinations.list_destinations(session, None, destination_id)
     return _view(found, secret)
 
 
@@ -586,7 +586,7 @@ def _view(one: destinations.DestinationFigures, secret: str = "") -> Destination
         )  # fmt: skip
     return DestinationView.of_row(
         row, site=row.site.name, kind=destination_of(row).kind, secret=secret,
-        secrets=len(signing(row, datetime.now(UTC))) if row.kind == DestinationKind.WEBHOOK else 0,
+        secrets=len(signing_secrets(row, datetime.now(UTC))) if row.kind == DestinationKind.WEBHOOK else 0,
         rules=[_rule(rule_of(rule)) for rule in row.rules],
         away=row.reason or None, away_detail=_words(row.reason), next_at=row.not_before,
         waiting=outbox.waiting, oldest_at=outbox.oldest_at, failed=outbox.failed, held=outbox.held, sent=outbox.sent,

@@ -100,7 +100,7 @@ class RowCollector(Collector):
             living = operations.living_workers(session)
             begun = backfill_reports.last_backfill(session)
             drifting = sum(len(alarms_of(session, site_id)) for site_id in feedback.site_ids(session))
-            leaving = destinations.listed(session, None)
+            leaving = destinations.list_destinations(session, None)
             checked = checks.last_ended(session) if self._parts.settings.daily_check else None
             senders, refused = peers.figures(session, None), len(peers.callers(session, None))
         waiting, oldest, studies = map(

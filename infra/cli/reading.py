@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from infra.cli.terminal import WIDE, Json, KeyOption, Url, calling, errors, exit_codes, line, out, print_json, watching
-from infra.client.receipt import shown as printable
+from infra.client.receipt import printable
 from shared.domain.findings import RESEARCH_USE, Assessment
 from shared.domain.study import StudyStatus
 from shared.domain.worklist import duration_text

@@ -284,7 +284,7 @@ def _wait(
 
     Each of the latter is printed with its reason and the files that were sent of it.
     """
-    from infra.client.receipt import shown
+    from infra.client.receipt import printable
 
     study_ids = sorted(sending.tally.studies)
     with progress(quiet=as_json) as bar:
@@ -313,7 +313,7 @@ def _wait(
     for one in failed:
         line(f"quarantined {one['study']}: {one['detail'] or one['reason']}")
         for name in one["files"][:left]:
-            line(f"  {shown(name)}")
+            line(f"  {printable(name)}")
         left = max(0, left - len(one["files"]))
     if failed and sum(len(one["files"]) for one in failed) > MAX_NAMED:
         line("… and more; the receipt has the files of each study")
@@ -321,7 +321,7 @@ def _wait(
 
 
 def _print(sending: "Submission", summary: dict[str, Any]) -> None:
-    from infra.client.receipt import HELD, NOTHING_TO_DO, shown
+    from infra.client.receipt import HELD, NOTHING_TO_DO, printable
 
     counts = summary["counts"]
     bad = [each for each in sending.lines if each.outcome not in NOTHING_TO_DO]
@@ -329,7 +329,7 @@ def _print(sending: "Submission", summary: dict[str, Any]) -> None:
     named = [each for each in bad if each.outcome != "unsent"][:MAX_NAMED]
     for each in named:
         what = ", ".join(word for word in (each.reason, each.failure) if word)
-        line(f"{each.outcome} {shown(each.file)}: {each.text} [{what}]")
+        line(f"{each.outcome} {printable(each.file)}: {each.text} [{what}]")
     if len(bad) - unsent > len(named):
         line(f"… and {len(bad) - unsent - len(named)} more, in the receipt")
     reasons = {reason: count for reason, count in summary["reasons"].items() if reason != "unsent"}
@@ -356,7 +356,7 @@ def _print(sending: "Submission", summary: dict[str, Any]) -> None:
 
 
 def _print_manifest(result: dict[str, Any]) -> None:
-    from infra.client.receipt import shown
+    from infra.client.receipt import printable
 
     counts = result["counts"]
     line("manifest: " + ", ".join(f"{count} {kind}" for kind, count in counts.items()))
@@ -364,6 +364,8 @@ def _print_manifest(result: dict[str, Any]) -> None:
     for row in bad[:MAX_NAMED]:
         what = row["sop_instance_uid"] or row["study_instance_uid"] or f"accession {row['accession_number']}"
         where = f" (line {row['row']})" if row["row"] else ""
-        line(f"{row['kept']} {what}{where}: {shown(': '.join(word for word in (row['file'], row['text']) if word))}")
+        line(
+            f"{row['kept']} {what}{where}: {printable(': '.join(word for word in (row['file'], row['text']) if word))}"
+        )
     if len(bad) > MAX_NAMED:
         line(f"… and {len(bad) - MAX_NAMED} more, in the receipt")

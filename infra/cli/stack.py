@@ -142,13 +142,13 @@ def _known_keys(database_url: str, keys: dict[str, str], host: str) -> tuple[set
     from shared.db.engine import JOBS, Database
     from shared.domain.peers import Caller
     from shared.queries.access import find_key
-    from shared.queries.peers import admitted
+    from shared.queries.peers import find_peer
 
     database = Database(database_url, 1, JOBS)
     try:
         with database.transaction() as session:
             valid = {role for role, secret in keys.items() if find_key(session, secret) is not None}
-            return valid, admitted(session, Caller(SENDER, OUR_TITLE, host.strip("[]"), "")) is not None
+            return valid, find_peer(session, Caller(SENDER, OUR_TITLE, host.strip("[]"), "")) is not None
     finally:
         database.close()
 

@@ -76,7 +76,7 @@ class Body:
 
 
 @contextmanager
-def opened(item: Item) -> Iterator[IO[bytes]]:
+def open_item(item: Item) -> Iterator[IO[bytes]]:
     """Open the item's bytes as a file; raises SendError, also for what goes wrong with the file inside the block."""
     try:
         if item.member is None:
@@ -94,7 +94,7 @@ def opened(item: Item) -> Iterator[IO[bytes]]:
 def chunks(item: Item) -> Iterator[bytes]:
     """Read exactly item.size_bytes; raises SendError, also if the file has become longer or shorter than that."""
     left = item.size_bytes
-    with opened(item) as file:
+    with open_item(item) as file:
         while left:
             chunk = file.read(min(CHUNK, left))
             if not chunk:

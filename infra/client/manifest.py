@@ -13,7 +13,7 @@ from typing import Any
 
 import pydicom
 
-from infra.client.body import SendError, opened
+from infra.client.body import SendError, open_item
 from infra.client.receipt import KEPT, FileStatus, ReceiptLine, open_private
 from infra.client.walk import Item
 from shared.dicom import header as dicom  # noqa: F401 - keeps pydicom from logging values
@@ -127,7 +127,7 @@ def identify(item: Item) -> Identifiers:
         with (
             _ONE_AT_A_TIME,
             warnings.catch_warnings(action="ignore"),
-            opened(item) as file,
+            open_item(item) as file,
         ):  # as in shared.dicom.header: values are quoted
             header = pydicom.dcmread(file, stop_before_pixels=True, specific_tags=TAGS)
             return Identifiers(*(str(header.get(tag) or "").strip() for tag in TAGS))

@@ -67,7 +67,7 @@ def reasons(lines: Iterable[ReceiptLine]) -> dict[str, int]:
     return dict(found.most_common())
 
 
-def shown(text: str) -> str:
+def printable(text: str) -> str:
     """Make a file name printable: on one line, and without what no terminal can print."""
     text = text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
     return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)

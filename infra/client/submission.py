@@ -12,7 +12,7 @@ from typing import Any, BinaryIO, cast
 
 from infra.client import manifest
 from infra.client.api import Client
-from infra.client.body import SendError, opened, sha256_of
+from infra.client.body import SendError, open_item, sha256_of
 from infra.client.journal import Journal, JournalEntry
 from infra.client.receipt import KEPT, NOTHING_TO_DO, SENT_BEFORE, FileStatus, ReceiptLine
 from infra.client.upload import UploadCallbacks, Uploader, UploadResult
@@ -186,7 +186,7 @@ class Submission:
     def _skipped(self, place: Place, item: Item) -> bool:
         """Add a line for a file that is no image by design; return whether it is one. False if it cannot be read."""
         try:
-            with opened(item) as file:
+            with open_item(item) as file:
                 why = why_skipped(cast("BinaryIO", file), item.size_bytes, item.name, ImageLimits())
         except SendError:
             return False

@@ -74,7 +74,7 @@ def completeness(reception: Reception, now: datetime, quiet: timedelta, limit: t
     return Completeness.FORCED if now >= reception.since + limit else Completeness.RECEIVING
 
 
-def count_due(reception: Reception, peer: UUID, now: datetime) -> bool:
+def is_count_due(reception: Reception, peer: UUID, now: datetime) -> bool:
     """Decide whether to ask a peer for its count: 30 s and 2 min after the end of all associations.
 
     Args:
@@ -141,13 +141,13 @@ def _ended(reception: Reception, now: datetime, quiet: timedelta) -> bool:
         return False
     if reception.expected is not None and reception.expected > reception.stored:
         return False
-    if any(_cut(one, reception.sendings) for one in reception.sendings):
+    if any(_was_cut(one, reception.sendings) for one in reception.sendings):
         return False
     unanswered = any(one.countable and not (one.answered_at and one.answered_at >= end) for one in reception.sendings)
     return not unanswered or now >= end + COUNT_AWAITED
 
 
-def _cut(sending: Sending, others: Collection[Sending]) -> bool:
+def _was_cut(sending: Sending, others: Collection[Sending]) -> bool:
     """Whether an association was cut, and its peer did not come again with the study."""
     if sending.ended_at is None or sending.released:
         return False

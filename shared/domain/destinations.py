@@ -10,8 +10,8 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from shared.domain.findings import Assessment
-from shared.domain.notices import CODECS, HL7_EVENTS, PROCESSING, UTF_8, AccessionPlace, Event, networks
-from shared.domain.peers import OUR_TITLE, ae_title, fingerprint, host
+from shared.domain.notices import CODECS, HL7_EVENTS, PROCESSING, UTF_8, AccessionPlace, Event, parse_networks
+from shared.domain.peers import OUR_TITLE, check_ae_title, check_fingerprint, check_host
 from shared.errors import BadRequest
 
 NAME_LENGTH = 64
@@ -211,7 +211,7 @@ class Destination:
     def checked(self) -> "Destination":
         """Return it in the form in which it is stored. Raises BadRequest, which names the value."""
         kind = self.kind
-        print_ = fingerprint(self.tls_fingerprint)
+        print_ = check_fingerprint(self.tls_fingerprint)
         self._only_its_own(print_)
         if kind is DestinationKind.STOW:
             form = "http:// or https://, a host and the path before /studies, without a password in it"
@@ -235,13 +235,13 @@ class Destination:
         if kind in BY_HL7:
             return self._receiver(print_)
         return Destination(
-            kind, host(self.host), self.port, ae_title(self.called_ae, "the destination's AE title"),
-            ae_title(self.calling_ae, "our AE title"), print_, confirm=self.confirm,
+            kind, check_host(self.host), self.port, check_ae_title(self.called_ae, "the destination's AE title"),
+            check_ae_title(self.calling_ae, "our AE title"), print_, confirm=self.confirm,
         )  # fmt: skip
 
     def _webhook(self) -> "Destination":
         try:
-            allowed = networks(self.networks)
+            allowed = parse_networks(self.networks)
         except ValueError as error:
             raise BadRequest(
                 f"Give networks as 10.1.0.0/16, with commas between them ({error}); without one the receiver has a "
@@ -267,7 +267,7 @@ class Destination:
             if value not in known:
                 raise BadRequest(f"For {name} give one of {', '.join(known)}")
         made = Destination(
-            self.kind, host(self.host), self.port, tls_fingerprint=print_, character_set=self.character_set,
+            self.kind, check_host(self.host), self.port, tls_fingerprint=print_, character_set=self.character_set,
             accession=str(self.accession), processing=self.processing, probability=self.probability,
         )  # fmt: skip
         return replace(made, **fields)
@@ -413,7 +413,7 @@ def applies(rule: Rule, facts: StudyFacts) -> bool:
     return all(not allowed or value in allowed for allowed, value in chosen)
 
 
-def sent_from(rule: Rule, local: datetime) -> datetime:
+def send_time(rule: Rule, local: datetime) -> datetime:
     """When results that are due now may go.
 
     Args:
@@ -487,9 +487,9 @@ def c_store_answer(status: int | None, comment: str = "") -> Answer:
         return Answer(DeliveryReason.CUT)
     code = f"{status:04X}"
     if status in ACCEPTED or 0xB000 <= status <= 0xBFFF or status in (DUPLICATE, 0x0001, 0x0107, 0x0116):
-        return Answer(None, code, spoken(comment))
+        return Answer(None, code, printable_words(comment))
     passing = 0xA700 <= status <= 0xA7FF or status in (0x0110, 0x0213)
-    return Answer(DeliveryReason.BUSY if passing else DeliveryReason.REFUSED, code, spoken(comment))
+    return Answer(DeliveryReason.BUSY if passing else DeliveryReason.REFUSED, code, printable_words(comment))
 
 
 def n_action_answer(status: int, comment: str = "") -> Answer:
@@ -506,9 +506,9 @@ def n_action_answer(status: int, comment: str = "") -> Answer:
     """
     code = f"{status:04X}"
     if status in (0x0000, 0x0001, 0x0107, 0x0116) or 0xB000 <= status <= 0xBFFF:
-        return Answer(None, code, spoken(comment))
+        return Answer(None, code, printable_words(comment))
     passing = status in (0x0110, 0x0213)  # a failure while processing, out of resources
-    return Answer(DeliveryReason.BUSY if passing else DeliveryReason.COMMITMENT_REFUSED, code, spoken(comment))
+    return Answer(DeliveryReason.BUSY if passing else DeliveryReason.COMMITMENT_REFUSED, code, printable_words(comment))
 
 
 def http_answer(status: int, words: str = "") -> Answer:
@@ -523,12 +523,12 @@ def http_answer(status: int, words: str = "") -> Answer:
     """
     code = f"HTTP {status}"
     if status in (408, 425, 429) or status >= 500:
-        return Answer(DeliveryReason.BUSY, code, spoken(words))
+        return Answer(DeliveryReason.BUSY, code, printable_words(words))
     if status in (401, 403, 407):
-        return Answer(DeliveryReason.ACCESS, code, spoken(words))
+        return Answer(DeliveryReason.ACCESS, code, printable_words(words))
     if 300 <= status < 400 or status in (404, 405, 410):
-        return Answer(DeliveryReason.BAD_ADDRESS, code, spoken(words))
-    return Answer(DeliveryReason.REFUSED, code, spoken(words))
+        return Answer(DeliveryReason.BAD_ADDRESS, code, printable_words(words))
+    return Answer(DeliveryReason.REFUSED, code, printable_words(words))
 
 
 def failure_answer(failure: int) -> Answer:
@@ -538,7 +538,7 @@ def failure_answer(failure: int) -> Answer:
     return c_store_answer(failure)
 
 
-def spoken(text: str) -> str:
+def printable_words(text: str) -> str:
     """What a peer says, fit to be kept and shown: printable, one line, at most WORDS_LENGTH characters."""
     line = "".join(letter if letter.isprintable() else " " for letter in text[: 4 * WORDS_LENGTH])
     return " ".join(line.split())[:WORDS_LENGTH]

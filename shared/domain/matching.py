@@ -31,7 +31,7 @@ class Span(Generic[Point]):
     last: Point | None
 
 
-def dates(text: str) -> Span[date]:
+def parse_dates(text: str) -> Span[date]:
     """Read a date of a query, or a range of dates.
 
     Args:
@@ -43,11 +43,11 @@ def dates(text: str) -> Span[date]:
     Raises:
         ValueError: it is neither.
     """
-    first, last = _ends(text)
+    first, last = _split_range(text)
     return Span(_date(first), _date(last))
 
 
-def times(text: str) -> Span[time]:
+def parse_times(text: str) -> Span[time]:
     """Read a time of a query, or a range of times. Times are compared to the second.
 
     Args:
@@ -59,11 +59,11 @@ def times(text: str) -> Span[time]:
     Raises:
         ValueError: it is neither.
     """
-    first, last = _ends(text)
+    first, last = _split_range(text)
     return Span(_time(first, 0), _time(last, 59))
 
 
-def _ends(text: str) -> tuple[str, str]:
+def _split_range(text: str) -> tuple[str, str]:
     first, dash, last = text.partition("-")
     if not (first or last):
         raise ValueError("both ends are missing")
@@ -133,11 +133,11 @@ class TextPattern:
     """A value of a query, with wild cards, that texts are compared with which are no names."""
 
     def __init__(self, pattern: str) -> None:
-        self._like = Wildcards(_composed(pattern))
+        self._like = Wildcards(_compose(pattern))
 
     def matches(self, text: str) -> bool:
         """Whether a text is like it: capitals matter, spaces at both ends do not. One that is absent is like none."""
-        text = _composed(text)
+        text = _compose(text)
         return bool(text) and self._like.matches(text)
 
 
@@ -183,7 +183,7 @@ def text_pieces(text: str) -> frozenset[str]:
     Returns:
         Pieces of one to three letters; none of an empty text.
     """
-    return frozenset(_cut(_composed(text).casefold(), starts=True, ends=True))
+    return frozenset(_cut(_compose(text).casefold(), starts=True, ends=True))
 
 
 def name_pieces(name: str) -> frozenset[str]:
@@ -208,7 +208,7 @@ def pieces_of_text_pattern(pattern: str) -> frozenset[str]:
     Returns:
         At most MAX_PIECES; none if the pattern has no such piece.
     """
-    return _longest(_cut_pattern(_composed(pattern).casefold()))
+    return _longest(_cut_pattern(_compose(pattern).casefold()))
 
 
 def pieces_of_name_pattern(pattern: str) -> frozenset[str]:
@@ -225,7 +225,7 @@ def pieces_of_name_pattern(pattern: str) -> frozenset[str]:
     return _longest(piece for part in parts for piece in _cut_pattern(part))
 
 
-def _composed(text: str) -> str:
+def _compose(text: str) -> str:
     return unicodedata.normalize("NFC", text).strip(" ")
 
 

@@ -103,7 +103,7 @@ def content_of(stored: Mapping[str, Any]) -> NoticeContent:
     return NoticeContent(**{**stored, **times, "event": Event(stored["event"]), "images": tuple(stored["images"])})
 
 
-def networks(text: str) -> tuple[Network, ...]:
+def parse_networks(text: str) -> tuple[Network, ...]:
     """Read the networks that a site allows.
 
     Args:
@@ -119,12 +119,12 @@ def networks(text: str) -> tuple[Network, ...]:
     found = tuple(ipaddress.ip_network(one) for one in named)
     if len(found) > MAX_NETWORKS:
         raise ValueError(f"there are at most {MAX_NETWORKS} networks")
-    if any(never_allowed(one.network_address) and never_allowed(one.broadcast_address) for one in found):
+    if any(is_never_allowed(one.network_address) and is_never_allowed(one.broadcast_address) for one in found):
         raise ValueError("link-local addresses are never allowed")
     return found
 
 
-def never_allowed(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> bool:
+def is_never_allowed(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> bool:
     """Whether no receiver has this address, whatever networks a site names."""
     return any(address in network for network in NEVER if network.version == address.version)
 

@@ -82,20 +82,20 @@ class PeerRule:
         if self.silent_after_h is not None and not 0 <= self.silent_after_h <= MAX_SILENT_H:
             raise BadRequest(f"Silent after so many hours: from 0, which is never, to {MAX_SILENT_H}")
         return PeerRule(
-            ae_title(self.calling_ae, "the calling AE title"),
-            ae_title(self.called_ae, "the called AE title"),
-            network(self.address),
-            fingerprint(self.tls_fingerprint),
+            check_ae_title(self.calling_ae, "the calling AE title"),
+            check_ae_title(self.called_ae, "the called AE title"),
+            check_address(self.address),
+            check_fingerprint(self.tls_fingerprint),
             self.may_send,
             self.may_commit,
-            host(self.query_host),
+            check_host(self.query_host),
             self.query_port,
-            ae_title(self.query_ae, "the AE title to query") if all(query) else "",
+            check_ae_title(self.query_ae, "the AE title to query") if all(query) else "",
             self.silent_after_h,
         )
 
 
-def ae_title(text: str, what: str = "the AE title") -> str:
+def check_ae_title(text: str, what: str = "the AE title") -> str:
     """Check an AE title: PS3.5 section 6.2, value representation AE.
 
     Args:
@@ -122,7 +122,7 @@ def printable_title(text: str) -> str:
     return kept[:TITLE_LENGTH].strip(" ")
 
 
-def network(text: str) -> str:
+def check_address(text: str) -> str:
     """Check the address of a peer.
 
     Args:
@@ -151,7 +151,7 @@ def network(text: str) -> str:
     return str(found) if found.num_addresses > 1 else str(found.network_address)
 
 
-def fingerprint(text: str) -> str:
+def check_fingerprint(text: str) -> str:
     """Check the fingerprint of a certificate.
 
     Args:
@@ -172,7 +172,7 @@ def fingerprint(text: str) -> str:
     return digits
 
 
-def host(text: str) -> str:
+def check_host(text: str) -> str:
     """Check the host that is queried.
 
     Args:

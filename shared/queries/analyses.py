@@ -648,7 +648,7 @@ def _quarantine(session: Session, row: AnyRow, why: Cause, now: datetime) -> Non
         .execution_options(synchronize_session=False)
     )
     if row.run_id is None:  # a run over history tells nobody
-        outbox.tell(session, [row.study_id], Event.QUARANTINED)
+        outbox.record_event(session, [row.study_id], Event.QUARANTINED)
     worklist_changed(session, [row.site_id])
 
 
@@ -772,11 +772,11 @@ def _finish_firsts(
     fresh = [
         row.study_id for row in ends.get(AnalysisState.DONE, ()) if _results_are_due(row, studies[row.study_id], now)
     ]
-    outbox.due(session, fresh, Occasion.ANALYSED, Occasion.COMPLETE)
+    outbox.record_due(session, fresh, Occasion.ANALYSED, Occasion.COMPLETE)
     aside = [
         row.study_id for row in ends.get(AnalysisState.FAILED, ()) if _results_are_due(row, studies[row.study_id], now)
     ]
-    outbox.tell(session, aside, Event.QUARANTINED)
+    outbox.record_event(session, aside, Event.QUARANTINED)
     worklist_changed(session, targets)
 
 
@@ -886,7 +886,7 @@ def finish_comparisons(
     ended = UNLEASED | {"finished_at": now, "reason": "", "reason_detail": ""}
     move(session, [row for row in rows if row.id in compared], AnalysisState.DONE, compared, **ended)
     update_each(session, StudyRow, switched)
-    outbox.due_of_newer_model(session, [one["id"] for one in switched if studies[one["id"]].delivers])
+    outbox.record_newer_model(session, [one["id"] for one in switched if studies[one["id"]].delivers])
     if revised:
         session.execute(insert(RevisedFindingRow).on_conflict_do_nothing(), revised)
     sites = {row.site_id for row in rows}

@@ -77,7 +77,7 @@ def ask(session: Session, key: Key, *, accept: bool = False) -> CheckRow:
     Returns:
         Its row.
     """
-    _alone(session)
+    _serialize(session)
     row = session.scalars(
         select(CheckRow).where(CheckRow.state.in_((CheckState.RUNNING, CheckState.ASKED))).with_for_update()
     ).first()  # fmt: skip
@@ -107,7 +107,7 @@ def take(session: Session, lease: timedelta, due_since: datetime | None) -> Chec
     Returns:
         The row; None if there is nothing to do, or another process runs a check.
     """
-    _alone(session)
+    _serialize(session)
     now = db_now(session)
     running = session.scalar(select(CheckRow).where(CheckRow.state == CheckState.RUNNING).with_for_update())
     if running is not None:
@@ -145,7 +145,7 @@ def renew(session: Session, check_id: UUID, lease: timedelta, step: CheckStep) -
     return session.scalar(held.returning(CheckRow.id)) is not None
 
 
-def done(session: Session, row: CheckRow, step: CheckStep, seconds: float) -> None:
+def record_step(session: Session, row: CheckRow, step: CheckStep, seconds: float) -> None:
     """Note that a step is done.
 
     Args:
@@ -165,7 +165,7 @@ def put_back(session: Session, row: CheckRow) -> None:
         session: the caller's transaction.
         row: of the check.
     """
-    _alone(session)
+    _serialize(session)
     asked = session.scalar(select(CheckRow.id).where(CheckRow.state == CheckState.ASKED))
     its = CheckRow.id == row.id, CheckRow.state == CheckState.RUNNING
     if row.scheduled or asked is not None:  # the day's is due again by itself
@@ -200,7 +200,7 @@ def end(session: Session, row: CheckRow, reason: CheckReason | None, detail: str
     session.execute(update(CheckRow).where(CheckRow.id == row.id).values({name: getattr(row, name) for name in names}))
 
 
-def latest(session: Session, limit: int) -> Sequence[CheckRow]:
+def list_latest(session: Session, limit: int) -> Sequence[CheckRow]:
     """Read the last checks.
 
     Args:
@@ -214,7 +214,7 @@ def latest(session: Session, limit: int) -> Sequence[CheckRow]:
     return session.scalars(select(CheckRow).order_by(*order).limit(min(limit, MAX_LISTED))).all()
 
 
-def one(session: Session, check_id: UUID) -> CheckRow:
+def get_check(session: Session, check_id: UUID) -> CheckRow:
     """Read a check.
 
     Args:
@@ -252,7 +252,7 @@ def accepts(session: Session, check_id: UUID) -> bool:
     return bool(session.scalar(select(CheckRow.accept).where(CheckRow.id == check_id)))
 
 
-def _alone(session: Session) -> None:
+def _serialize(session: Session) -> None:
     """Let processes that ask for checks or begin them do so one after the other."""
     session.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": CHECKS_LOCK})
 
@@ -331,7 +331,7 @@ def close_access(session: Session, access: Access) -> None:
 # -- what it looks at
 
 
-def remains(session: Session, site_id: UUID) -> Sequence[UUID]:
+def find_remains(session: Session, site_id: UUID) -> Sequence[UUID]:
     """Find the studies of the check's site: its own, or what checks that died have left.
 
     Args:
@@ -439,7 +439,7 @@ class Expected:
     findings: list[FrameFinding]
 
 
-def expected(session: Session, reference: str, bundle_sha256: str, engine: str) -> Expected | None:
+def find_expected(session: Session, reference: str, bundle_sha256: str, engine: str) -> Expected | None:
     """Read what is expected of a model for the reference study.
 
     Args:
@@ -460,7 +460,7 @@ def expected(session: Session, reference: str, bundle_sha256: str, engine: str) 
     return None if row is None else Expected(row.engine, [finding_of(one) for one in row.findings])
 
 
-def expect(
+def set_expected(
     session: Session, reference: str, bundle_sha256: str, engine: str, found: Sequence[FrameFinding]
 ) -> None:  # fmt: skip
     """Expect these findings from now on.
@@ -489,7 +489,7 @@ class MadeResults:
     deliveries: tuple[tuple[str, str], ...]  # state and reason
 
 
-def made(session: Session, study_id: UUID) -> MadeResults:
+def find_results(session: Session, study_id: UUID) -> MadeResults:
     """Read where the results of the check's study stand.
 
     Args:

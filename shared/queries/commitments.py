@@ -34,7 +34,7 @@ class DueReport:
     failed: int  # reports before it that did not arrive
 
 
-def ask(
+def add_request(
     session: Session, peer_id: UUID, transaction_uid: str, instances: Sequence[tuple[str, str]], wait: timedelta
 ) -> UUID | None:
     """Keep a request until it is reported on.
@@ -105,7 +105,7 @@ def take_due(session: Session, own: Collection[UUID] = (), sooner: timedelta = t
     )  # fmt: skip
 
 
-def done(session: Session, report_id: UUID) -> None:
+def delete_request(session: Session, report_id: UUID) -> None:
     """Forget a request: its report has arrived, or is given up.
 
     Args:
@@ -115,7 +115,7 @@ def done(session: Session, report_id: UUID) -> None:
     session.execute(delete(CommitmentRow).where(CommitmentRow.id == report_id))
 
 
-def again(session: Session, report_id: UUID, wait: timedelta) -> None:
+def postpone(session: Session, report_id: UUID, wait: timedelta) -> None:
     """Note that a report did not arrive, and try it again later.
 
     Args:

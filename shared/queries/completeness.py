@@ -12,7 +12,7 @@ from sqlalchemy.orm import Session
 from shared.db.clock import db_now
 from shared.db.notify import worklist_changed
 from shared.db.tables import InstanceRow, PeerRow, SendingRow, SeriesRow, StudyRow
-from shared.domain.completeness import Completeness, Reception, Sending, completeness, count_due
+from shared.domain.completeness import Completeness, Reception, Sending, completeness, is_count_due
 from shared.domain.destinations import Occasion
 from shared.domain.peers import PeerRule
 from shared.queries import outbox
@@ -54,7 +54,7 @@ class SeriesCount:
 # -- the intake
 
 
-def received(rows: Iterable[StudyRow], now: datetime) -> None:
+def record_received(rows: Iterable[StudyRow], now: datetime) -> None:
     """Note that instances of studies have come: more are expected from now on.
 
     Args:
@@ -70,7 +70,7 @@ def received(rows: Iterable[StudyRow], now: datetime) -> None:
 # -- the listener
 
 
-def sending(session: Session, peer_id: UUID, by_association: Mapping[UUID, Collection[UUID]]) -> None:
+def record_sending(session: Session, peer_id: UUID, by_association: Mapping[UUID, Collection[UUID]]) -> None:
     """Note which associations bring which studies, as far as these are being received.
 
     Args:
@@ -84,12 +84,12 @@ def sending(session: Session, peer_id: UUID, by_association: Mapping[UUID, Colle
         session.execute(SENDING, given | {"peer": str(peer_id)})
 
 
-def ended(session: Session, association_ids: Collection[UUID], *, released: bool) -> None:
+def record_ended(session: Session, association_ids: Collection[UUID], *, released: bool) -> None:
     """Note that associations have ended.
 
     Args:
         session: the caller's transaction.
-        association_ids: as `sending` had it.
+        association_ids: as `record_sending` had it.
         released: as agreed; otherwise they were aborted or cut.
     """
     its = SendingRow.association_id.in_(association_ids), SendingRow.ended_at.is_(None)
@@ -97,7 +97,7 @@ def ended(session: Session, association_ids: Collection[UUID], *, released: bool
         session.execute(update(SendingRow).where(*its).values(ended_at=func.clock_timestamp(), released=released))
 
 
-def counts_due(session: Session, busy: Collection[UUID] = ()) -> list[DueCount]:
+def take_due_counts(session: Session, busy: Collection[UUID] = ()) -> list[DueCount]:
     """Find which peers should be asked for their counts now; they count as asked once the transaction commits.
 
     Args:
@@ -117,7 +117,7 @@ def counts_due(session: Session, busy: Collection[UUID] = ()) -> list[DueCount]:
     peers_of: dict[UUID, set[UUID]] = defaultdict(set)
     for study_id, reception in receptions.items():
         for one in reception.sendings:
-            if one.countable and one.peer not in busy and count_due(reception, one.peer, now):
+            if one.countable and one.peer not in busy and is_count_due(reception, one.peer, now):
                 peers_of[study_id].add(one.peer)
     chosen = [(study, peer) for study, peers in sorted(peers_of.items()) for peer in sorted(peers)][:MAX_COUNTS]
     due = []
@@ -134,14 +134,14 @@ def counts_due(session: Session, busy: Collection[UUID] = ()) -> list[DueCount]:
     return due
 
 
-def counted(session: Session, question: DueCount, answer: Collection[SeriesCount] | int | None) -> int | None:
+def record_count(session: Session, question: DueCount, answer: Collection[SeriesCount] | int | None) -> int | None:
     """Note what a peer answered.
 
     Only series that radiographs can be in are compared: a peer's reports, our own among them, are not expected here.
 
     Args:
         session: the caller's transaction.
-        question: from `counts_due`.
+        question: from `take_due_counts`.
         answer: the study's series, or the number of its instances; None: no answer of use.
 
     Returns:
@@ -165,7 +165,7 @@ def counted(session: Session, question: DueCount, answer: Collection[SeriesCount
 # -- the worker
 
 
-def complete(
+def complete_studies(
     session: Session, quiet: timedelta, limit: timedelta, after: UUID | None = None
 ) -> tuple[int, UUID | None]:
     """Decide about studies that are being received, BATCH_STUDIES of them.
@@ -194,9 +194,9 @@ def complete(
     if after is not None:
         query = query.where(StudyRow.id > after)
     found = session.scalars(query.order_by(StudyRow.id).limit(BATCH_STUDIES)).all()
-    decided = _decided(_receptions(session, found), now, quiet, limit)
+    decided = _decide(_receptions(session, found), now, quiet, limit)
     # those are locked that are decided; what came meanwhile is looked at once more
-    decided = _decided(_receptions(session, decided, lock=True), now, quiet, limit)
+    decided = _decide(_receptions(session, decided, lock=True), now, quiet, limit)
     sites: set[UUID] = set()
     for state in (Completeness.COMPLETE, Completeness.FORCED):
         ids = [study_id for study_id, its in decided.items() if its is state]
@@ -205,12 +205,12 @@ def complete(
             sites |= set(session.scalars(change.returning(StudyRow.site_id)))
     if decided:
         session.execute(delete(SendingRow).where(SendingRow.study_id.in_(decided)))
-        outbox.due(session, decided, Occasion.COMPLETE)
+        outbox.record_due(session, decided, Occasion.COMPLETE)
         worklist_changed(session, sites)
     return len(decided), found[-1] if len(found) == BATCH_STUDIES else None
 
 
-def _decided(
+def _decide(
     receptions: Mapping[UUID, Reception], now: datetime, quiet: timedelta, limit: timedelta
 ) -> dict[UUID, Completeness]:
     states = {study_id: completeness(reception, now, quiet, limit) for study_id, reception in receptions.items()}

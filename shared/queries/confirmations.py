@@ -48,7 +48,7 @@ class Ask:
 # -- the process that sends
 
 
-def next_ask(session: Session, work: Work) -> Ask | None:
+def begin_next(session: Session, work: Work) -> Ask | None:
     """Find the next delivery that a destination is to confirm, and write down that it is asked.
 
     Args:
@@ -85,30 +85,30 @@ def next_ask(session: Session, work: Work) -> Ask | None:
         return ask
 
 
-def asked(session: Session, ask: Ask) -> None:
+def record_asked(session: Session, ask: Ask) -> None:
     """Note that the destination has taken a request, unless its report was faster.
 
     Args:
         session: the caller's transaction.
-        ask: as `next_ask` gave it.
+        ask: as `begin_next` gave it.
     """
-    row = _locked(session, ask.delivery_id)
+    row = _lock_delivery(session, ask.delivery_id)
     if row is not None and row.confirmation == Confirmation.DUE:
         row.confirmation, row.reason, row.status, row.words = Confirmation.ASKED, "", "", ""
 
 
-def not_asked(session: Session, ask: Ask, answer: Answer) -> Confirmation | None:
+def record_refusal(session: Session, ask: Ask, answer: Answer) -> Confirmation | None:
     """Note that a destination did not take a request: what can heal is asked again, as long as a delivery is tried.
 
     Args:
         session: the caller's transaction.
-        ask: as `next_ask` gave it.
+        ask: as `begin_next` gave it.
         answer: why.
 
     Returns:
         Where the delivery stands; None: a report was faster, or the delivery is gone.
     """
-    row = _locked(session, ask.delivery_id)
+    row = _lock_delivery(session, ask.delivery_id)
     if row is None or row.confirmation != Confirmation.DUE or answer.reason is None:
         return None
     now = db_now(session)
@@ -127,7 +127,7 @@ def not_asked(session: Session, ask: Ask, answer: Answer) -> Confirmation | None
 # -- reports
 
 
-def reporters(session: Session, caller: Caller) -> tuple[UUID, ...]:
+def find_reporters(session: Session, caller: Caller) -> tuple[UUID, ...]:
     """Find the destinations that a caller may be: its titles are theirs, the other way round.
 
     Titles are no secret. Whoever has them may bring reports and nothing else, and a report counts for its Transaction
@@ -154,7 +154,7 @@ def reporters(session: Session, caller: Caller) -> tuple[UUID, ...]:
     )  # fmt: skip
 
 
-def reported(session: Session, destination_ids: tuple[UUID, ...], report: Report) -> bool:
+def record_report(session: Session, destination_ids: tuple[UUID, ...], report: Report) -> bool:
     """Note a report. The same one again changes nothing; what it says of others' instances is not read.
 
     A delivery that is being sent again, or that an earlier report has confirmed, stays as it is.
@@ -175,7 +175,7 @@ def reported(session: Session, destination_ids: tuple[UUID, ...], report: Report
             DeliveryRow.destination_id.in_(destination_ids),
         )
     )
-    row = _locked(session, delivery_id) if delivery_id is not None else None
+    row = _lock_delivery(session, delivery_id) if delivery_id is not None else None
     if row is None:
         return False
     asked = session.get_one(CommitmentRequestRow, report.transaction_uid, populate_existing=True)
@@ -207,7 +207,7 @@ def reported(session: Session, destination_ids: tuple[UUID, ...], report: Report
     return True
 
 
-def _locked(session: Session, delivery_id: UUID) -> DeliveryRow | None:
+def _lock_delivery(session: Session, delivery_id: UUID) -> DeliveryRow | None:
     return session.scalar(
         select(DeliveryRow)
         .where(DeliveryRow.id == delivery_id)

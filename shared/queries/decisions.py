@@ -173,7 +173,7 @@ def _apply(session: Session, vault: Vault, rows: Sequence[HeldFileRow], now: dat
                 "laterality": instance.laterality,
                 "view": instance.view,
                 "description": vault.text(instance.description),
-                "series": asdict(series.opened(vault, its_series)) if its_series else None,
+                "series": asdict(series.open_series(vault, its_series)) if its_series else None,
             }
         )
         for name, value in described(vault, header).items():
@@ -184,7 +184,7 @@ def _apply(session: Session, vault: Vault, rows: Sequence[HeldFileRow], now: dat
     assert header is not None
     study.header_version += 1
     study.revised_at = now
-    outbox.due_of_correction(session, study.id)
+    outbox.record_correction(session, study.id)
     session.flush()
     series.remove_empty(session, [study.id])
     _renew(session, study, header)
@@ -200,7 +200,7 @@ def _correct_series(session: Session, vault: Vault, study: StudyRow, instance: I
     session.flush()
     found = series.series_ids(session, vault, study.site_id, [(study, header)])[study.id, header.series.instance_uid]
     row = session.get_one(SeriesRow, found)
-    for name, value in series.described(vault, header.series, header.modality).items():
+    for name, value in series.series_columns(vault, header.series, header.modality).items():
         setattr(row, name, value)
     instance.series_id = found
 

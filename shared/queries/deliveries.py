@@ -140,13 +140,13 @@ def take(session: Session, lease: timedelta, limit: int, *, kinds: Collection[De
             Work(
                 row.id, row.site.name, row.name, row.lease_token, destination_of(row), row.capabilities,
                 row.test_asked_at is not None,
-                signing(row, now) if row.kind == DestinationKind.WEBHOOK else (),
+                signing_secrets(row, now) if row.kind == DestinationKind.WEBHOOK else (),
             )
         )  # fmt: skip
     return taken
 
 
-def signing(row: DestinationRow, now: datetime) -> tuple[int, ...]:
+def signing_secrets(row: DestinationRow, now: datetime) -> tuple[int, ...]:
     """The numbers of a webhook's secrets that sign now, the newest first.
 
     Args:
@@ -160,7 +160,7 @@ def signing(row: DestinationRow, now: datetime) -> tuple[int, ...]:
     return (row.secret_number, row.secret_number - 1) if overlaps else (row.secret_number,)
 
 
-def still_so(status: str, event: Event) -> bool:
+def is_still_true(status: str, event: Event) -> bool:
     """Whether what a notice says may still be told.
 
     Args:
@@ -234,7 +234,7 @@ def next_due(session: Session, work: Work) -> DueDelivery | None:
             notice = content_of(
                 session.scalars(select(NoticeRow.told).where(NoticeRow.id == row.notice_id)).one() or {}
             )
-            if still_so(status, notice.event):
+            if is_still_true(status, notice.event):
                 return DueDelivery(
                     row.id, row.study_id, uid, (), ask_patient=False, told=notice,
                     header_sha256=studies.decided_header(session, row.study_id)
@@ -266,7 +266,7 @@ def next_due(session: Session, work: Work) -> DueDelivery | None:
         return DueDelivery(row.id, row.study_id, uid, objects, ask_patient=old and not row.unchecked)
 
 
-def accepted(session: Session, work: Work, delivery: DueDelivery, object_id: UUID, status: str) -> None:
+def record_accepted(session: Session, work: Work, delivery: DueDelivery, object_id: UUID, status: str) -> None:
     """Note that the destination has an object, in a transaction of its own right after its answer.
 
     What is noted here is never sent to this destination again, whichever delivery holds it.
@@ -292,7 +292,7 @@ def accepted(session: Session, work: Work, delivery: DueDelivery, object_id: UUI
     )
 
 
-def finished(session: Session, work: Work, delivery: DueDelivery, refused: Sequence[DueObject] = ()) -> DeliveryState:
+def finish(session: Session, work: Work, delivery: DueDelivery, refused: Sequence[DueObject] = ()) -> DeliveryState:
     """End a delivery of which every object was accepted, or is of a class that the destination does not take.
 
     For a refused document in three dimensions the one that is not is asked for.
@@ -337,7 +337,7 @@ def finished(session: Session, work: Work, delivery: DueDelivery, refused: Seque
     return DeliveryState(row.state)
 
 
-def failed(session: Session, delivery: DueDelivery, answer: Answer) -> DeliveryState:
+def record_failure(session: Session, delivery: DueDelivery, answer: Answer) -> DeliveryState:
     """Note that a delivery did not succeed: what can heal is tried again, until it was tried for TRIED_FOR.
 
     Args:
@@ -368,7 +368,7 @@ def failed(session: Session, delivery: DueDelivery, answer: Answer) -> DeliveryS
     return DeliveryState(row.state)
 
 
-def away(session: Session, work: Work, answer: Answer, delivery: DueDelivery | None = None) -> int:
+def record_away(session: Session, work: Work, answer: Answer, delivery: DueDelivery | None = None) -> int:
     """Note that a destination takes nothing just now. Its deliveries wait; those that waited for TRIED_FOR end.
 
     Args:
@@ -385,7 +385,7 @@ def away(session: Session, work: Work, answer: Answer, delivery: DueDelivery | N
     if row is None or answer.reason is None or row.lease_token != work.token:
         return 0
     if delivery is not None and delivery.told is not None and answer.reason in SUSPICIOUS:
-        failed(session, delivery, answer)
+        record_failure(session, delivery, answer)
     now = db_now(session)
     row.failures += 1
     row.reason, row.not_before = answer.reason, now + next_wait(row.failures)
@@ -405,7 +405,7 @@ def away(session: Session, work: Work, answer: Answer, delivery: DueDelivery | N
     return len(given_up)
 
 
-def here(session: Session, work: Work, capabilities: Capabilities | None = None) -> None:
+def record_answer(session: Session, work: Work, capabilities: Capabilities | None = None) -> None:
     """Note that a destination answered.
 
     Args:
@@ -421,7 +421,7 @@ def here(session: Session, work: Work, capabilities: Capabilities | None = None)
         row.capabilities = {**row.capabilities, **{uid: list(taken) for uid, taken in capabilities.items()}}
 
 
-def tested(session: Session, work: Work, answer: Answer) -> None:
+def record_test(session: Session, work: Work, answer: Answer) -> None:
     """Note what came of a test. One that passed ends the wait of a destination that was away.
 
     Args:
@@ -551,7 +551,7 @@ def of_study(session: Session, study_id: UUID) -> list[StudyDelivery]:
     return [StudyDelivery(*row) for row in rows]
 
 
-def undelivered(session: Session, site_id: UUID | None, limit: int) -> list[Undelivered]:
+def list_undelivered(session: Session, site_id: UUID | None, limit: int) -> list[Undelivered]:
     """Read deliveries that a person has to decide about, the latest first.
 
     Args:
@@ -572,7 +572,7 @@ def undelivered(session: Session, site_id: UUID | None, limit: int) -> list[Unde
     return [Undelivered(row, name, site, event) for row, name, site, event in session.execute(query)]
 
 
-def named(session: Session, delivery_id: UUID) -> Undelivered:
+def get_undelivered(session: Session, delivery_id: UUID) -> Undelivered:
     """Read a delivery that is there.
 
     Args:
@@ -688,7 +688,7 @@ def send_all_again(session: Session, key: Key, destination_id: UUID, limit: int 
     return len(ids)
 
 
-def ask_no_more(session: Session, destination_id: UUID) -> None:
+def stop_asking(session: Session, destination_id: UUID) -> None:
     """Leave unasked whether a destination keeps what was sent to it, where it was not asked yet.
 
     Args:

@@ -33,7 +33,9 @@ class DestinationFigures:
     outbox: OutboxFigures
 
 
-def listed(session: Session, site_id: UUID | None, destination_id: UUID | None = None) -> list[DestinationFigures]:
+def list_destinations(
+    session: Session, site_id: UUID | None, destination_id: UUID | None = None
+) -> list[DestinationFigures]:
     """Read destinations with what waits for them.
 
     Args:
@@ -59,7 +61,7 @@ def listed(session: Session, site_id: UUID | None, destination_id: UUID | None =
     return [DestinationFigures(row, figures[row.id]) for row in rows]
 
 
-def of_site(session: Session, site_id: UUID | None, destination_id: UUID) -> DestinationRow:
+def lock_destination(session: Session, site_id: UUID | None, destination_id: UUID) -> DestinationRow:
     """Read a destination's row, and lock it.
 
     Args:
@@ -113,7 +115,7 @@ def add(
     session.flush()
     record(
         session, EventKind.DESTINATION_ADDED, key, about=Target(Subject.DESTINATION, row.id), site_id=site_id,
-        after=_told(row), name=name,
+        after=_state(row), name=name,
     )  # fmt: skip
     return row
 
@@ -132,13 +134,13 @@ def change(session: Session, key: Key, row: DestinationRow, destination: Destina
     """
     if destination.kind != row.kind:
         raise InvalidState("A destination keeps its kind: add another one, and disable this one")
-    before = _told(row)
+    before = _state(row)
     for name, value in asdict(destination).items():
         setattr(row, name, value)
     row.capabilities, row.failures, row.reason, row.not_before = {}, 0, "", None
     if not destination.confirm:
-        deliveries.ask_no_more(session, row.id)
-    _changed(session, key, row, before)
+        deliveries.stop_asking(session, row.id)
+    _record_change(session, key, row, before)
 
 
 def set_rules(session: Session, key: Key, row: DestinationRow, rules: Sequence[Rule]) -> None:
@@ -158,12 +160,12 @@ def set_rules(session: Session, key: Key, row: DestinationRow, rules: Sequence[R
         rule.fits(DestinationKind(row.kind))
     if len(rules) > MAX_RULES:
         raise InvalidState(f"A destination has at most {MAX_RULES} rules")
-    before = _told(row)
+    before = _state(row)
     row.rules = []
     session.flush()
     row.rules = _rows(rules)
     session.flush()
-    _changed(session, key, row, before)
+    _record_change(session, key, row, before)
 
 
 def replace_secret(session: Session, key: Key, row: DestinationRow, *, at_once: bool) -> int:
@@ -237,8 +239,8 @@ def _plain(value: object) -> object:
     return list(value) if isinstance(value, tuple) else value
 
 
-def _changed(session: Session, key: Key, row: DestinationRow, before: dict[str, Any]) -> None:
-    was, now = difference(before, _told(row))
+def _record_change(session: Session, key: Key, row: DestinationRow, before: dict[str, Any]) -> None:
+    was, now = difference(before, _state(row))
     if was or now:
         record(
             session, EventKind.DESTINATION_CHANGED, key, about=Target(Subject.DESTINATION, row.id),
@@ -246,7 +248,7 @@ def _changed(session: Session, key: Key, row: DestinationRow, before: dict[str, 
         )  # fmt: skip
 
 
-def _told(row: DestinationRow) -> dict[str, Any]:
+def _state(row: DestinationRow) -> dict[str, Any]:
     """The state of a destination, as events show it: addresses and codes."""
     values: dict[str, Any] = {"name": row.name}
     of_hl7 = set() if row.kind in BY_HL7 else {"sending_application", "character_set", "accession", "processing"}

@@ -133,8 +133,8 @@ def append_entry(session: Session, reader: Key, request_id: str, draft: Feedback
     if draft.verdict in OF_STUDY:
         if draft.verdict is Verdict.DONE:
             mark_read(session, draft.study_id, reader, entry.answered_at, login)
-            outbox.due(session, [draft.study_id], Occasion.AGREED)
-            outbox.tell(session, [draft.study_id], Event.READ)
+            outbox.record_due(session, [draft.study_id], Occasion.AGREED)
+            outbox.record_event(session, [draft.study_id], Event.READ)
         else:
             put_back_on_list(session, draft.study_id, reader)
     return entry

@@ -291,7 +291,7 @@ def take_in(
             study = studies[file.header.study_instance_uid]
             if _count_instance(study, file.header, rejected=file.header.sop_instance_uid in taking.rejected):
                 grown[study.id] = study
-    completeness.received(grown.values(), now)
+    completeness.record_received(grown.values(), now)
     _queue_studies(session, list(grown.values()), before, waiting, now, debounce, targets)
     taking.keep_identities()
     kept: dict[str, HeldFile] = {}

@@ -23,18 +23,18 @@ from shared.domain.destinations import (
     StudyFacts,
     When,
     applies,
-    sent_from,
+    send_time,
 )
 from shared.domain.notices import HL7_EVENTS, Event, NoticeContent, NoticeState, content_of
 from shared.errors import OsteonError
 from shared.logs import get_logger
 from shared.queries import results, studies
-from shared.queries.deliveries import still_so
+from shared.queries.deliveries import is_still_true
 
 log = get_logger(__name__)
 
 
-def spread(session: Session, zone: str) -> NoticeState | None:
+def write_next_deliveries(session: Session, zone: str) -> NoticeState | None:
     """Take the notice that waits longest, and write its deliveries.
 
     What it tells is the study's state now, which stays the same at each try to send it. A study that another
@@ -47,12 +47,12 @@ def spread(session: Session, zone: str) -> NoticeState | None:
     Returns:
         Its state; None: none waits.
     """
-    row = _next(session)
+    row = _lock_next(session)
     if row is None:
         return None
     try:
         with session.begin_nested():
-            row.state = _spread(session, row, zone)
+            row.state = _write_deliveries(session, row, zone)
     except (OsteonError, OperationalError, InterfaceError):  # of Postgres, not of this notice
         raise
     except Exception:
@@ -62,7 +62,7 @@ def spread(session: Session, zone: str) -> NoticeState | None:
     return NoticeState(row.state)
 
 
-def _next(session: Session) -> NoticeRow | None:
+def _lock_next(session: Session) -> NoticeRow | None:
     """The notice that waits longest, locked after its study as whoever deletes studies locks them."""
     while True:
         study_id = session.scalar(
@@ -86,14 +86,14 @@ def _next(session: Session) -> NoticeRow | None:
             return row
 
 
-def _spread(session: Session, row: NoticeRow, zone: str) -> NoticeState:
+def _write_deliveries(session: Session, row: NoticeRow, zone: str) -> NoticeState:
     study = session.get_one(StudyRow, row.study_id, populate_existing=True)
     event = Event(row.event)
-    if not still_so(study.status, event):
+    if not is_still_true(study.status, event):
         return NoticeState.WITHDRAWN
     views = studies.instances(session, study.id)
-    content = _told(session, row, study, views)
-    recipients = _wanted(session, row, study, content, views, zone)
+    content = _current_content(session, row, study, views)
+    recipients = _find_recipients(session, row, study, content, views, zone)
     if not recipients:
         return NoticeState.NOT_WANTED
     row.told = content.stored()
@@ -110,7 +110,7 @@ def _spread(session: Session, row: NoticeRow, zone: str) -> NoticeState:
     return NoticeState.TOLD
 
 
-def _wanted(
+def _find_recipients(
     session: Session,
     row: NoticeRow,
     study: StudyRow,
@@ -137,10 +137,10 @@ def _wanted(
     )
     local = db_now(session).astimezone(ZoneInfo(zone))
     facts = StudyFacts(study.sender, study.region, study.assessment or "", study.age_years)
-    agreed = results.agreed(session, study.id, views)
+    agreed = results.is_agreed(session, study.id, views)
     found = []
     for destination in session.scalars(query):
-        last = _last(session, study.id, destination.id, (*HL7_EVENTS, Event.READ))
+        last = _find_last(session, study.id, destination.id, (*HL7_EVENTS, Event.READ))
         last_content = last[1] if last is not None else None
         corrects = event in HL7_EVENTS and last_content is not None and (
             (last_content.assessment, last_content.region) != (content.assessment, content.region)
@@ -150,7 +150,7 @@ def _wanted(
             for rule in map(results.rule_of, destination.rules)
             if event in rule.events
             and applies(replace(rule, assessments=(), regions=()) if corrects else rule, facts)
-            and _its_moment(rule, row, destination, agreed=agreed)
+            and _fits_rule(rule, row, destination, agreed=agreed)
         ]
         if event is Event.REVISED:  # where nothing was told, nothing is to be corrected
             changed = last_content is not None and last_content.assessment != content.assessment
@@ -160,15 +160,17 @@ def _wanted(
         if not rules:
             continue
         asked = event is Event.ANALYSED and not row.when
-        at = local if asked else min(sent_from(rule, local) for rule in rules)
-        if event is not Event.ANALYSED or not _goes_already(session, study.id, destination.id, content, at):
+        at = local if asked else min(send_time(rule, local) for rule in rules)
+        if event is not Event.ANALYSED or not _is_sent_already(session, study.id, destination.id, content, at):
             found.append((destination, at))
     return found
 
 
-def _goes_already(session: Session, study_id: UUID, destination_id: UUID, content: NoticeContent, at: datetime) -> bool:
+def _is_sent_already(
+    session: Session, study_id: UUID, destination_id: UUID, content: NoticeContent, at: datetime
+) -> bool:
     """Whether a destination was told this very result last, or will be; then at `at` at the latest."""
-    last = _last(session, study_id, destination_id, HL7_EVENTS)
+    last = _find_last(session, study_id, destination_id, HL7_EVENTS)
     if last is None or replace(last[1], event=content.event, happened_at=content.happened_at) != content:
         return False
     if last[0].state == DeliveryState.WAITING:
@@ -176,7 +178,7 @@ def _goes_already(session: Session, study_id: UUID, destination_id: UUID, conten
     return last[0].state in (DeliveryState.WAITING, DeliveryState.SENT)
 
 
-def _its_moment(rule: Rule, row: NoticeRow, destination: DestinationRow, *, agreed: bool) -> bool:
+def _fits_rule(rule: Rule, row: NoticeRow, destination: DestinationRow, *, agreed: bool) -> bool:
     """Whether what happened is what a rule waits for.
 
     `when` is about study.analysed; but a receiver of results that waits for a reader's word gets a newer one only once
@@ -189,7 +191,7 @@ def _its_moment(rule: Rule, row: NoticeRow, destination: DestinationRow, *, agre
     return event is not Event.ANALYSED or asked or (rule.when == row.when and (rule.when != When.AGREED or agreed))
 
 
-def _last(
+def _find_last(
     session: Session, study_id: UUID, destination_id: UUID, events: Collection[Event]
 ) -> tuple[DeliveryRow, NoticeContent] | None:
     """Of some events, what a destination was told last of a study, or will be, with its delivery; None: nothing."""
@@ -217,7 +219,9 @@ def _supersede(session: Session, study_id: UUID, destination_id: UUID) -> None:
     )  # fmt: skip
 
 
-def _told(session: Session, row: NoticeRow, study: StudyRow, views: Sequence[studies.InstanceView]) -> NoticeContent:
+def _current_content(
+    session: Session, row: NoticeRow, study: StudyRow, views: Sequence[studies.InstanceView]
+) -> NoticeContent:
     """What a study says now."""
     analysed = Event(row.event) is not Event.QUARANTINED
     times = [study.analysed_at, study.revised_at] if analysed else [study.quarantined_at]

@@ -31,7 +31,7 @@ SITE_DELIVERS = exists().where(
 ).correlate(StudyRow)  # fmt: skip
 
 
-def due(session: Session, study_ids: Collection[UUID], *occasions: Occasion) -> None:
+def record_due(session: Session, study_ids: Collection[UUID], *occasions: Occasion) -> None:
     """Write down that results of studies are due, as far as a rule of their site waits for it.
 
     Args:
@@ -47,45 +47,45 @@ def due(session: Session, study_ids: Collection[UUID], *occasions: Occasion) -> 
         or_(DestinationRuleRow.when != When.COMPLETE, StudyRow.completeness != Completeness.RECEIVING),
     )
     of_objects = is_due & (func.cardinality(DestinationRuleRow.kinds) > 0)
-    found = _fitting(study_ids, of_objects, StudyRow.status == StoredStatus.ANALYSED).subquery()
+    found = _due_studies(study_ids, of_objects, StudyRow.status == StoredStatus.ANALYSED).subquery()
     session.execute(
         insert(ResultSetRow).from_select(
             ["id", "site_id", "study_id", "occasion"], select(func.gen_random_uuid(), *found.c), include_defaults=False
         )
     )
     of_messages = is_due & _waits_for(Event.ANALYSED)
-    studies = _fitting(study_ids, of_messages, StudyRow.status == StoredStatus.ANALYSED).subquery()
+    studies = _due_studies(study_ids, of_messages, StudyRow.status == StoredStatus.ANALYSED).subquery()
     _note(session, select(func.gen_random_uuid(), studies.c[0], studies.c[1], _code(Event.ANALYSED), studies.c[2]))
 
 
-def tell(session: Session, study_ids: Collection[UUID], event: Event) -> None:
+def record_event(session: Session, study_ids: Collection[UUID], event: Event) -> None:
     """Write down that something happened to studies, as far as a rule of their site waits for it.
 
     Args:
         session: the transaction that makes it true.
         study_ids: the studies.
-        event: not ANALYSED, which `due` writes.
+        event: not ANALYSED, which `record_due` writes.
     """
     if not study_ids:
         return
-    waits = _fitting(study_ids, _waits_for(event)).subquery()
+    waits = _due_studies(study_ids, _waits_for(event)).subquery()
     studies = select(waits.c[0], waits.c[1]).distinct().subquery()
     _note(session, select(func.gen_random_uuid(), *studies.c, _code(event), literal("", String)))
 
 
-def tell_at_once(session: Session, study_id: UUID) -> None:
+def record_request(session: Session, study_id: UUID) -> None:
     """Write down that somebody wants a study's result to be told now, whatever rules wait for.
 
     Args:
         session: the caller's transaction.
         study_id: of the study; one that is not analysed is left out.
     """
-    waits = _fitting([study_id], _waits_for(Event.ANALYSED), StudyRow.status == StoredStatus.ANALYSED).subquery()
+    waits = _due_studies([study_id], _waits_for(Event.ANALYSED), StudyRow.status == StoredStatus.ANALYSED).subquery()
     studies = select(waits.c[0], waits.c[1]).distinct().subquery()
     _note(session, select(func.gen_random_uuid(), *studies.c, _code(Event.ANALYSED), literal("", String)))
 
 
-def _fitting(study_ids: Collection[UUID], *conditions: ColumnElement[bool]) -> Select[UUID, UUID, str]:
+def _due_studies(study_ids: Collection[UUID], *conditions: ColumnElement[bool]) -> Select[UUID, UUID, str]:
     """Site, study and moment, once each, of the rules of enabled destinations."""
     return (
         select(StudyRow.site_id, StudyRow.id, DestinationRuleRow.when)
@@ -111,7 +111,7 @@ def _code(event: Event) -> ColumnElement[str]:
     return literal(event.value, String)
 
 
-def due_of_newer_model(session: Session, study_ids: Collection[UUID]) -> None:
+def record_newer_model(session: Session, study_ids: Collection[UUID]) -> None:
     """Write down that a newer model speaks for studies of which a set of results was made, or something was told.
 
     Where nothing was, nothing is to be corrected: a run over history fills no archive.
@@ -130,12 +130,12 @@ def due_of_newer_model(session: Session, study_ids: Collection[UUID]) -> None:
         insert(ResultSetRow).from_select(["id", "site_id", "study_id", "occasion"], found, include_defaults=False)
     )
     has_notice = exists().where(NoticeRow.study_id == StudyRow.id, NoticeRow.state == NoticeState.TOLD)
-    waits = _fitting(study_ids, _waits_for(Event.REVISED), has_notice).subquery()
+    waits = _due_studies(study_ids, _waits_for(Event.REVISED), has_notice).subquery()
     anew = select(waits.c[0], waits.c[1]).distinct().subquery()
     _note(session, select(func.gen_random_uuid(), *anew.c, _code(Event.REVISED), literal("", String)))
 
 
-def due_of_correction(session: Session, study_id: UUID) -> None:
+def record_correction(session: Session, study_id: UUID) -> None:
     """Write down that what was sent of a study, or waits, names its patient by a header that is not in force any more.
 
     A destination gets anew what it has or was to get, of no other kinds; what waits is not sent. Receivers of HL7 that
@@ -167,10 +167,10 @@ def due_of_correction(session: Session, study_id: UUID) -> None:
         )  # fmt: skip
     old = update(DeliveryRow).where(its, open_, DeliveryRow.set_id.is_not(None))
     session.execute(old.values(state=DeliveryState.SUPERSEDED).execution_options(synchronize_session=False))
-    _tell_again(session, study_id)
+    _repeat_notices(session, study_id)
 
 
-def _tell_again(session: Session, study_id: UUID) -> None:
+def _repeat_notices(session: Session, study_id: UUID) -> None:
     """Tell receivers of HL7 once more what each was told last, unless that still waits."""
     last = (
         select(DeliveryRow.state, DeliveryRow.destination_id, NoticeRow)

@@ -21,8 +21,8 @@ from shared.domain.peers import (
     Caller,
     CallerReason,
     PeerRule,
-    ae_title,
     are_disjoint,
+    check_ae_title,
     matches,
     mismatch,
     plain_address,
@@ -83,7 +83,7 @@ class PeerFigures:
 # -- the listener
 
 
-def admitted(session: Session, caller: Caller) -> Peer | None:
+def find_peer(session: Session, caller: Caller) -> Peer | None:
     """Find the peer that a caller is.
 
     Args:
@@ -113,7 +113,7 @@ def admitted(session: Session, caller: Caller) -> Peer | None:
 
 
 def note_refused(session: Session, caller: Caller) -> CallerReason:
-    """Record a caller that `admitted` did not find, so that an administrator can admit it.
+    """Record a caller that `find_peer` did not find, so that an administrator can admit it.
 
     The table stays small whatever is sent: at most 12 callers of one address (of IPv6, one /64), 200 in all, none older
     than 30 days. Who came once only goes first.
@@ -177,8 +177,8 @@ def note_images(session: Session, peer_id: UUID, images: int, size_bytes: int, r
 
 def _reason(session: Session, caller: Caller) -> CallerReason:
     try:
-        calling = ae_title(caller.calling_ae)
-        ae_title(caller.called_ae)
+        calling = check_ae_title(caller.calling_ae)
+        check_ae_title(caller.called_ae)
     except BadRequest:
         return CallerReason.BAD_TITLE
     reasons = [CallerReason.CALLING_AE]

@@ -18,7 +18,7 @@ from sqlalchemy.orm import InstrumentedAttribute, Session
 
 from shared.db.tables import IdentityRow, IdentitySearchRow, IdentityTokenRow, InstanceRow, SeriesRow, StudyRow
 from shared.db.tables.studies import IS_SHOWN
-from shared.domain.matching import NamePattern, Span, TextPattern, Wildcards, dates, times
+from shared.domain.matching import NamePattern, Span, TextPattern, Wildcards, parse_dates, parse_times
 from shared.domain.study import Identity, Series
 from shared.errors import BadRequest
 from shared.queries import series
@@ -155,11 +155,11 @@ def _span(column: InstrumentedAttribute[Any], span: Span[Point]) -> ColumnElemen
 
 
 def _in_dates(column: InstrumentedAttribute[date | None]) -> Condition:
-    return lambda values: or_(*(_span(column, dates(value)) for value in values))
+    return lambda values: or_(*(_span(column, parse_dates(value)) for value in values))
 
 
 def _in_times(column: InstrumentedAttribute[time | None]) -> Condition:
-    return lambda values: or_(*(_span(column, times(value)) for value in values))
+    return lambda values: or_(*(_span(column, parse_times(value)) for value in values))
 
 
 def _one_of(column: InstrumentedAttribute[str]) -> Condition:
@@ -242,11 +242,11 @@ class _Born:
     """A range of birth dates."""
 
     def __init__(self, dates_text: str) -> None:
-        self.span = dates(dates_text)
+        self.span = parse_dates(dates_text)
 
     def matches(self, birth_date: str) -> bool:
         try:
-            day = dates(birth_date.replace(".", "")).first
+            day = parse_dates(birth_date.replace(".", "")).first
         except ValueError:
             return False
         return day is not None and (self.span.first or day) <= day <= (self.span.last or day)
@@ -435,7 +435,7 @@ class _Finding:
         """Which studies may have one of these values, by tokens; None: tokens do not tell. Raises ValueError."""
         field = SEALED[name].field
         if name == "PatientBirthDate":
-            assert all(map(dates, values))
+            assert all(map(parse_dates, values))
         if not _by_token(field, values):
             return None
         tokens = [self.vault.tokens(self.site_id, Identity(**{field: value}))[field] for value in values]
@@ -446,7 +446,7 @@ class _Finding:
         if sealed is not None and row.id not in self._identities:
             self._identities[row.id] = self.vault.identity_of(bytes(sealed))
         if its_series is not None and its_series.id not in self._series:
-            self._series[its_series.id] = series.opened(self.vault, its_series)
+            self._series[its_series.id] = series.open_series(self.vault, its_series)
         return _Candidate(
             row,
             self._identities.get(row.id),

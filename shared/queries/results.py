@@ -41,7 +41,7 @@ from shared.domain.destinations import (
     When,
     applies,
     refuses,
-    sent_from,
+    send_time,
 )
 from shared.domain.feedback import ReadersSummary, Verdict, readers_summary
 from shared.domain.findings import (
@@ -207,9 +207,9 @@ def plan(session: Session, due_set: DueSet, able: Collection[ResultKind], zone: 
     if study is None or study.status != StoredStatus.ANALYSED:
         return SetReason.NOT_ANALYSED
     views = studies.instances(session, study.id)
-    entries = _in_force(session, study.id)
+    entries = _entries_in_force(session, study.id)
     word = _readers_word(views, entries)
-    if due_set.occasion is Occasion.AGREED and not _agreed(word, entries):
+    if due_set.occasion is Occasion.AGREED and not _is_agreed(word, entries):
         return SetReason.CONTRADICTED
     before = session.scalar(
         select(ResultSetRow)
@@ -219,11 +219,11 @@ def plan(session: Session, due_set: DueSet, able: Collection[ResultKind], zone: 
     )
     if due_set.occasion is Occasion.NEWER_MODEL and before is None:
         return SetReason.NEVER_SENT
-    to_make = _wanted(session, due_set, study, before, able, zone)
+    to_make = _plan_destinations(session, due_set, study, before, able, zone)
     if isinstance(to_make, SetReason):
         return to_make
-    stated = _stated(session, study, views, entries, word, zone, software)
-    repeats, stated = _beside(stated, before)
+    stated = _build_input(session, study, views, entries, word, zone, software)
+    repeats, stated = _compare_with_earlier(stated, before)
     kinds = frozenset(kind for one in to_make for kind in one.kinds)
     there: set[str] = set()
     if repeats is not None:
@@ -233,7 +233,7 @@ def plan(session: Session, due_set: DueSet, able: Collection[ResultKind], zone: 
     return Plan(stated, repeats, study.assessment or "", to_make, missing, study.header_version)
 
 
-def _wanted(
+def _plan_destinations(
     session: Session,
     due_set: DueSet,
     study: StudyRow,
@@ -249,7 +249,7 @@ def _wanted(
     local = db_now(session).astimezone(ZoneInfo(zone))
     facts = StudyFacts(study.sender, study.region, study.assessment or "", study.age_years)
     changed = before is None or before.assessment != (study.assessment or "")
-    reached = _reached(session, study.id)
+    reached = _find_reached(session, study.id)
     found, unchanged = [], False
     for row in session.scalars(query):
         if due_set.kinds is not None:
@@ -263,9 +263,9 @@ def _wanted(
                 unchanged, rules = unchanged or len(rules_left) < len(rules), rules_left
             elif due_set.occasion is not Occasion.ASKED:
                 rules = [rule for rule in rules if rule.when is BY_RULES[due_set.occasion]]
-        kinds = _taken({ResultKind(kind) for rule in rules for kind in rule.kinds}, row, able)
+        kinds = _acceptable_kinds({ResultKind(kind) for rule in rules for kind in rule.kinds}, row, able)
         if kinds:
-            at = min(sent_from(rule, local) for rule in rules)
+            at = min(send_time(rule, local) for rule in rules)
             if due_set.occasion in (Occasion.ASKED, Occasion.CLASS_REFUSED):
                 at = local
             found.append(DestinationPlan(row.id, kinds, at))
@@ -274,14 +274,16 @@ def _wanted(
     return SetReason.SAME_ASSESSMENT if unchanged else SetReason.NO_RULE
 
 
-def _reached(session: Session, study_id: UUID) -> set[UUID]:
+def _find_reached(session: Session, study_id: UUID) -> set[UUID]:
     """The destinations that have something of a study, or will."""
     states = DeliveryState.SENT, DeliveryState.WAITING, DeliveryState.HELD
     its = DeliveryRow.study_id == study_id, DeliveryRow.state.in_(states)
     return set(session.scalars(select(DeliveryRow.destination_id).where(*its)))
 
 
-def _taken(kinds: set[ResultKind], row: DestinationRow, able: Collection[ResultKind]) -> tuple[ResultKind, ...]:
+def _acceptable_kinds(
+    kinds: set[ResultKind], row: DestinationRow, able: Collection[ResultKind]
+) -> tuple[ResultKind, ...]:
     """Of the kinds that are wanted, those that the destination takes: a document in another form, or not at all."""
     taken = set()
     for kind in kinds:
@@ -299,7 +301,7 @@ def rule_of(row: DestinationRuleRow) -> Rule:
     return Rule(**values | {"when": When(row.when), "newer_models": NewerModels(row.newer_models)})
 
 
-def agreed(session: Session, study_id: UUID, views: Sequence[studies.InstanceView]) -> bool:
+def is_agreed(session: Session, study_id: UUID, views: Sequence[studies.InstanceView]) -> bool:
     """Whether a reader is done with a study, and none contradicts the model.
 
     Args:
@@ -310,15 +312,15 @@ def agreed(session: Session, study_id: UUID, views: Sequence[studies.InstanceVie
     Returns:
         Whether that is so now.
     """
-    entries = _in_force(session, study_id)
-    return _agreed(_readers_word(views, entries), entries)
+    entries = _entries_in_force(session, study_id)
+    return _is_agreed(_readers_word(views, entries), entries)
 
 
-def _in_force(session: Session, study_id: UUID) -> list[feedback.HistoryEntry]:
+def _entries_in_force(session: Session, study_id: UUID) -> list[feedback.HistoryEntry]:
     return [one for one in feedback.history(session, study_id) if one.superseded_by is None]
 
 
-def _agreed(word: ReadersSummary | None, entries: Iterable[feedback.HistoryEntry]) -> bool:
+def _is_agreed(word: ReadersSummary | None, entries: Iterable[feedback.HistoryEntry]) -> bool:
     return word is None and any(one.entry.verdict == Verdict.DONE for one in entries)
 
 
@@ -339,7 +341,7 @@ def _readers_word(
     )
 
 
-def _stated(
+def _build_input(
     session: Session,
     study: StudyRow,
     views: Sequence[studies.InstanceView],
@@ -404,7 +406,7 @@ def _finding(row: FindingRow, image: InstanceRow) -> Finding:
     )  # fmt: skip
 
 
-def _beside(stated: ResultInput, before: ResultSetRow | None) -> tuple[UUID | None, ResultInput]:
+def _compare_with_earlier(stated: ResultInput, before: ResultSetRow | None) -> tuple[UUID | None, ResultInput]:
     """The earlier set that states the same, with what it replaced; or what is stated now, which replaces it."""
     if before is None:
         return None, stated
@@ -427,7 +429,9 @@ def _replaced(stored: Mapping[str, Any] | None) -> Replaced | None:
 # -- what was made
 
 
-def not_made(session: Session, due_set: DueSet, reason: SetReason, detail: str = "", *, wait: timedelta | None) -> None:
+def record_failure(
+    session: Session, due_set: DueSet, reason: SetReason, detail: str = "", *, wait: timedelta | None
+) -> None:
     """Note why a set was not made.
 
     Args:
@@ -451,7 +455,7 @@ def not_made(session: Session, due_set: DueSet, reason: SetReason, detail: str =
     session.execute(update(ResultSetRow).where(*its).values(values))
 
 
-def made(session: Session, due_set: DueSet, planned: Plan, objects: Sequence[MadeObject]) -> bool:
+def write_objects(session: Session, due_set: DueSet, planned: Plan, objects: Sequence[MadeObject]) -> bool:
     """Write the objects of a set, as instances that DICOMweb finds, and its deliveries.
 
     Args:
@@ -471,7 +475,7 @@ def made(session: Session, due_set: DueSet, planned: Plan, objects: Sequence[Mad
         .with_for_update()
     )
     if study is None or row is None or study.header_version != planned.header_version:
-        _leave(session, [one.sha256 for one in objects])
+        _release_bytes(session, [one.sha256 for one in objects])
         if row is not None:
             row.lease_token, row.lease_until = None, None
         return False
@@ -488,7 +492,7 @@ def made(session: Session, due_set: DueSet, planned: Plan, objects: Sequence[Mad
             "digest": earlier.digest, "made_at": earlier.made_at.isoformat(), "kinds": list(earlier.kinds)
         }  # fmt: skip
     session.flush()
-    uids = _uids(stated)
+    uids = _sop_instance_uids(stated)
     all_objects = session.scalars(
         select(ResultObjectRow).where(
             ResultObjectRow.study_id == study.id, ResultObjectRow.sop_instance_uid.in_(uids)
@@ -500,7 +504,7 @@ def made(session: Session, due_set: DueSet, planned: Plan, objects: Sequence[Mad
     return True
 
 
-def _uids(stated: ResultInput) -> set[str]:
+def _sop_instance_uids(stated: ResultInput) -> set[str]:
     """The SOP Instance UIDs of all that a set can hold."""
     return {stated.sop_uid(kind, image.number) for kind in ResultKind for image in stated.images}
 
@@ -518,7 +522,7 @@ def _add_objects(session: Session, study: StudyRow, set_id: UUID, objects: Seque
         )
     )
     new = [one for one in objects if one.sop_instance_uid not in known]
-    _leave(session, [one.sha256 for one in objects if one.sop_instance_uid in known])
+    _release_bytes(session, [one.sha256 for one in objects if one.sop_instance_uid in known])
     if not new:
         return
     names = ("kind", "number", "sop_class_uid", "series_instance_uid", "sop_instance_uid", "transfer_syntax_uid")
@@ -616,7 +620,7 @@ def _supersede(session: Session, study_id: UUID, destination_id: UUID, kinds: se
     session.flush()
 
 
-def _leave(session: Session, sha256s: Sequence[str]) -> None:
+def _release_bytes(session: Session, sha256s: Sequence[str]) -> None:
     """Let the store remove bytes that no row names."""
     rows = [{"sha256": sha256, "frames": 0} for sha256 in sorted(set(sha256s))]
     if rows:
@@ -668,4 +672,4 @@ def ask(session: Session, study: StudyRow) -> None:
         study: of the caller's site.
     """
     session.add(ResultSetRow(site_id=study.site_id, study_id=study.id, occasion=Occasion.ASKED))
-    outbox.tell_at_once(session, study.id)
+    outbox.record_request(session, study.id)

@@ -46,7 +46,7 @@ def series_ids(
         rows = session.execute(OF_STUDIES, {"studies": list(map(str, filled))})
         known = {(row[0], row[1]): row[2] for row in rows}
     new = [
-        {"id": uuid4(), "site_id": site_id, "study_id": key[0], **described(vault, header.series, header.modality)}
+        {"id": uuid4(), "site_id": site_id, "study_id": key[0], **series_columns(vault, header.series, header.modality)}
         for key, header in headers.items()
         if key not in known and header.series is not None
     ]
@@ -55,7 +55,7 @@ def series_ids(
     return known | {(row["study_id"], row["series_instance_uid"]): row["id"] for row in new}
 
 
-def described(vault: Vault, series: Series, modality: str) -> dict[str, Any]:
+def series_columns(vault: Vault, series: Series, modality: str) -> dict[str, Any]:
     """Collect the columns of a series.
 
     Args:
@@ -81,7 +81,7 @@ def described(vault: Vault, series: Series, modality: str) -> dict[str, Any]:
     }
 
 
-def opened(vault: Vault, row: SeriesRow) -> Series:
+def open_series(vault: Vault, row: SeriesRow) -> Series:
     """Read a series with its encrypted texts.
 
     Args:

@@ -341,7 +341,7 @@ def test_a_studys_page_says_what_receivers_were_told(
     outbox.add(hook, Rule(When.ANALYSED, events=(Event.ANALYSED,)), name="EVENTS")
     study = analysed(in_process, hospital)
     with in_process.database.transaction() as session:
-        while notices.spread(session, outbox.settings.backfill_timezone) is not None:
+        while notices.write_next_deliveries(session, outbox.settings.backfill_timezone) is not None:
             pass
     for told, words in (
         ({"state": "waiting"}, "study.analysed waits for EVENTS"),

@@ -385,7 +385,7 @@ def test_dicom_peers_are_admitted_changed_and_disabled_by_page(site: Site) -> No
     expect(dialog).to_be_hidden()
     expect(page.locator("#said")).to_contain_text("PACS1 may send to OSTEON now")
     with site.database.transaction() as session:
-        found = peers.admitted(session, callers[0])
+        found = peers.find_peer(session, callers[0])
     assert found
     assert found.key.issuer == "NORTH"
     expect(section.get_by_role("region", name="Refused callers").locator("tbody tr")).to_have_count(2)
@@ -423,7 +423,7 @@ def test_dicom_peers_are_admitted_changed_and_disabled_by_page(site: Site) -> No
     page.get_by_role("button", name="Yes").click()
     expect(row).to_contain_text("disabled")
     with site.database.transaction() as session:
-        assert peers.admitted(session, callers[0]) is None
+        assert peers.find_peer(session, callers[0]) is None
     expect(page.locator("#event-list tr").filter(has_text="disabled the DICOM peer PACS1")).to_be_visible()
 
 

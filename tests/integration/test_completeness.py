@@ -52,13 +52,13 @@ class Department:
             assert now is not None
             (taken,) = take(session, self.hospital, study, number, now)
             if association is not None:
-                completeness.sending(session, self.peers[peer], {association: {taken}})
+                completeness.record_sending(session, self.peers[peer], {association: {taken}})
         return taken
 
     def end(self, association: UUID, *, released: bool = True) -> None:
         """An association ends."""
         with self.database.transaction() as session:
-            completeness.ended(session, [association], released=released)
+            completeness.record_ended(session, [association], released=released)
 
     def wait(self, seconds: float) -> None:
         """Let time pass: all that is stored was so much earlier."""
@@ -74,7 +74,7 @@ class Department:
     def sweep(self) -> int:
         """What the worker does every few seconds."""
         with self.database.transaction() as session:
-            return completeness.complete(session, QUIET, LIMIT)[0]
+            return completeness.complete_studies(session, QUIET, LIMIT)[0]
 
     def state(self, study: UUID) -> str:
         """State, as it is stored."""
@@ -91,10 +91,10 @@ class Department:
     def ask(self, answer: Any) -> int:
         """The listener's look for counts that are due; each is answered so."""
         with self.database.transaction() as session:
-            due = completeness.counts_due(session)
+            due = completeness.take_due_counts(session)
         for question in due:
             with self.database.transaction() as session:
-                completeness.counted(session, question, answer)
+                completeness.record_count(session, question, answer)
         return len(due)
 
 
@@ -313,7 +313,7 @@ def test_what_waits_does_not_hold_up_the_others(department: Department, monkeypa
     after, total = None, 0
     for _ in range(10):
         with department.database.transaction() as session:
-            number, after = completeness.complete(session, QUIET, LIMIT, after)
+            number, after = completeness.complete_studies(session, QUIET, LIMIT, after)
         total += number
         if after is None:
             break

@@ -187,7 +187,7 @@ def test_who_is_asked_no_more_is_not_asked_again(outbox: Outbox, hospital: Hospi
         row = only_delivery(outbox.database)
         assert row.confirmation == "failed"
         with outbox.database.transaction() as session:
-            locked = destinations.of_site(session, None, row.destination_id)
+            locked = destinations.lock_destination(session, None, row.destination_id)
             destinations.change(session, outbox.key, locked, pacs(archive))
             assert deliveries.send_all_again(session, outbox.key, row.destination_id) == 1
         outbox.send()
@@ -195,7 +195,7 @@ def test_who_is_asked_no_more_is_not_asked_again(outbox: Outbox, hospital: Hospi
     assert (row.state, row.confirmation, row.reason) == ("sent", "", "")
     assert len(archive.received) == 4
     with outbox.database.transaction() as session:
-        assert deliveries.undelivered(session, None, 10) == []
+        assert deliveries.list_undelivered(session, None, 10) == []
 
 
 def test_a_report_on_an_earlier_request_counts(outbox: Outbox, hospital: Hospital, port: int) -> None:
@@ -233,7 +233,7 @@ def test_what_is_not_kept_is_told_and_sent_again_when_a_person_says_so(
         assert len(archive.received) == 4  # a failure sends nothing by itself
         archive.not_kept = {}
         with outbox.database.transaction() as session:
-            (told,) = deliveries.undelivered(session, None, 10)
+            (told,) = deliveries.list_undelivered(session, None, 10)
             assert told.row.id == row.id
             assert deliveries.send_all_again(session, outbox.key, row.destination_id) == 1
         outbox.send()
@@ -511,7 +511,7 @@ def test_who_wants_no_confirmation_any_more_is_not_asked(
         sent(outbox, hospital, archive)
         assert only_delivery(outbox.database).confirmation == "due"
         with outbox.database.transaction() as session:
-            row = destinations.of_site(session, None, only_delivery(outbox.database).destination_id)
+            row = destinations.lock_destination(session, None, only_delivery(outbox.database).destination_id)
             destinations.change(session, outbox.key, row, replace(deliveries.destination_of(row), confirm=False))
         end_waits(outbox.database)
         with outbox.database.transaction() as session:

@@ -165,7 +165,7 @@ class CheckedSystem:
     def row(self, check_id: UUID) -> CheckRow:
         """A check as it stands."""
         with self.api.database.transaction() as session:
-            return checks.one(session, check_id)
+            return checks.get_check(session, check_id)
 
     def left(self) -> int:
         """Studies of the check's site."""
@@ -325,8 +325,8 @@ def loses(_bench: CheckedSystem, monkeypatch: pytest.MonkeyPatch) -> dict[str, A
 
 
 def wrong_statement(_bench: CheckedSystem, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    whole = checks.made
-    monkeypatch.setattr(checks, "made", lambda *its: replace(whole(*its), assessments=("negative",)))
+    whole = checks.find_results
+    monkeypatch.setattr(checks, "find_results", lambda *its: replace(whole(*its), assessments=("negative",)))
     return {}
 
 
@@ -645,8 +645,8 @@ def uncounted(database: Database, study: UUID, own: UUID) -> None:
         session.execute(update(StudyRow).where(StudyRow.id == study).values(status=StoredStatus.QUARANTINED))
         session.execute(update(DeliveryRow).where(DeliveryRow.study_id == study).values(state="failed"))
         assert (all_status_counts(session), operations.last_analysed_at(session)) == before
-        assert deliveries.undelivered(session, None, 100) == []
-        assert destinations.listed(session, None) == []
+        assert deliveries.list_undelivered(session, None, 100) == []
+        assert destinations.list_destinations(session, None) == []
         session.rollback()
 
 

@@ -187,7 +187,7 @@ def test_each_rule_waits_for_its_own_moment(outbox: Outbox, hospital: Hospital) 
         from shared.queries import completeness
 
         with outbox.database.transaction() as session:
-            assert completeness.complete(session, timedelta(0), timedelta(0))[0] == 1
+            assert completeness.complete_studies(session, timedelta(0), timedelta(0))[0] == 1
         (row,) = rows(outbox.database, ResultSetRow)
         assert (row.occasion, row.state) == ("complete", "waiting")
 
@@ -454,15 +454,15 @@ def test_a_newer_model_is_told_only_where_it_says_something_else(outbox: Outbox,
         outbox.send()
         sent = len(archive.received)
         with outbox.database.transaction() as session:
-            due.due_of_newer_model(session, [before, study])
+            due.record_newer_model(session, [before, study])
         outbox.make()
         outbox.send()
         assert len(archive.received) == sent
         assert sorted(row.reason for row in rows(outbox.database, ResultSetRow)) == ["", "same-assessment"]
         with outbox.database.transaction() as session:
-            row = destinations.of_site(session, None, only_delivery(outbox.database).destination_id)
+            row = destinations.lock_destination(session, None, only_delivery(outbox.database).destination_id)
             destinations.set_rules(session, outbox.key, row, [replace(ANALYSED, newer_models=NewerModels.ALL)])
-            due.due_of_newer_model(session, [study])
+            due.record_newer_model(session, [study])
         outbox.make()
         assert rows(outbox.database, ResultSetRow)[-1].state in ("repeated", "made")
 
@@ -968,7 +968,7 @@ def test_a_test_says_whether_a_destination_answers(outbox: Outbox) -> None:
         ]
         with outbox.database.transaction() as session:
             for one in ids:
-                destinations.ask_test(session, destinations.of_site(session, None, one))
+                destinations.ask_test(session, destinations.lock_destination(session, None, one))
         outbox.send()
     told = {row.name: row.test_reason for row in rows(outbox.database, DestinationRow)}
     assert told == {"a": "", "b": "", "c": "no-folder"}

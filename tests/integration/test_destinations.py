@@ -68,7 +68,7 @@ def test_other_roles_and_other_sites_see_nothing(in_process: InProcessApi) -> No
     with in_process.database.transaction() as session:
         row = session.get_one(DestinationRow, made["id"])
         with pytest.raises(Exception, match="no destination"):
-            destinations.of_site(session, made["id"], row.id)
+            destinations.lock_destination(session, made["id"], row.id)
 
 
 def test_a_study_without_deliveries_says_so(in_process: InProcessApi) -> None:

@@ -252,7 +252,7 @@ def test_own_reports_are_due_sooner(database: Database) -> None:
         peer = peers.admit(session, System.PREPARE, site, PeerRule("SENDER"), name="sender", issuer="")
         sooner = timedelta(hours=1)
         mine, other = (
-            commitments.ask(session, peer.id, f"1.2.{number}", [(CR, UID_1)], sooner) for number in range(2)
+            commitments.add_request(session, peer.id, f"1.2.{number}", [(CR, UID_1)], sooner) for number in range(2)
         )  # fmt: skip
         assert mine and other
         assert commitments.take_due(session) is None

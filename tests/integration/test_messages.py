@@ -300,7 +300,7 @@ def test_an_older_message_never_comes_after_a_newer_one(outbox: Outbox, hospital
         outbox.send()
         ris.answer = ack
         with outbox.database.transaction() as session:
-            due.due_of_newer_model(session, [study])
+            due.record_newer_model(session, [study])
         end_waits(outbox.database)
         outbox.send()
         assert len({id_of(one) for one in ris.received}) == 2
@@ -561,7 +561,7 @@ def test_a_secret_is_replaced_without_a_gap(outbox: Outbox, hospital: Hospital) 
 
         def replaced(*, at_once: bool) -> None:
             with outbox.database.transaction() as session:
-                row = destinations.of_site(session, None, destination)
+                row = destinations.lock_destination(session, None, destination)
                 destinations.replace_secret(session, outbox.key, row, at_once=at_once)
 
         assert sent() == {1: True, 2: False, 3: False}
@@ -612,12 +612,12 @@ def test_a_newer_model_is_told_only_where_it_says_something_else(outbox: Outbox,
         study = analysed(outbox, hospital)
         outbox.send()
         with outbox.database.transaction() as session:
-            due.due_of_newer_model(session, [before, study])
+            due.record_newer_model(session, [before, study])
         outbox.send()
         assert [one["type"] for one in hooks.bodies] == ["study.analysed"]
         hospital.set(study, assessment="negative", score=1.0)
         with outbox.database.transaction() as session:
-            due.due_of_newer_model(session, [before, study])
+            due.record_newer_model(session, [before, study])
         outbox.send()
         assert [one["type"] for one in hooks.bodies] == ["study.analysed", "study.revised"]
         assert hooks.bodies[1]["data"]["assessment"] == "negative"

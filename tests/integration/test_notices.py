@@ -294,7 +294,7 @@ def newer(outbox: Outbox, hospital: Hospital, study: UUID, **values: Any) -> Non
     """A newer model has assessed a study."""
     hospital.set(study, **values)
     with outbox.database.transaction() as session:
-        due.due_of_newer_model(session, [study])
+        due.record_newer_model(session, [study])
 
 
 def test_two_rules_for_two_moments_send_one_message(outbox: Outbox, hospital: Hospital) -> None:
@@ -319,7 +319,7 @@ def test_a_message_that_arrived_while_a_newer_one_was_made_was_sent(outbox: Outb
             ris.answer = ack
             newer(outbox, hospital, study, assessment="negative", score=1.0)
             with outbox.database.transaction() as session:
-                assert notices.spread(session, "UTC") == "told"
+                assert notices.write_next_deliveries(session, "UTC") == "told"
             return ack(got)
 
         ris.answer = slow
@@ -371,7 +371,7 @@ def test_that_a_study_was_read_stays_so(outbox: Outbox, hospital: Hospital) -> N
         outbox.add(hooks.destination(), replace(ALL, events=(Event.READ,)))
         study, rejected = analysed(outbox, hospital), analysed(outbox, hospital)
         with outbox.database.transaction() as session:
-            due.tell(session, [study, rejected], Event.READ)
+            due.record_event(session, [study, rejected], Event.READ)
             session.execute(update(StudyRow).where(StudyRow.id == study).values(status=StoredStatus.QUEUED))
             session.execute(update(StudyRow).where(StudyRow.id == rejected).values(status=StoredStatus.KEPT))
         outbox.send()
@@ -385,7 +385,7 @@ def test_a_notice_that_breaks_holds_up_no_other_one(
     outbox: Outbox, hospital: Hospital, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It has failed, and leaves nothing half done; the next one is told in the same look."""
-    told = notices._told
+    told = notices._current_content
     with Hooks().open() as hooks:
         outbox.add(hooks.destination(), ANALYSED)
         broken, fine = analysed(outbox, hospital), analysed(outbox, hospital)
@@ -395,7 +395,7 @@ def test_a_notice_that_breaks_holds_up_no_other_one(
                 raise ArithmeticError(f"of {NUMBER}")
             return told(session, row, *more)
 
-        monkeypatch.setattr(notices, "_told", breaking)
+        monkeypatch.setattr(notices, "_current_content", breaking)
         outbox.send()
         assert [one["data"]["study_id"] for one in hooks.bodies] == [str(fine)]
     states = {row.study_id: row.state for row in rows(outbox.database, NoticeRow)}
@@ -456,7 +456,7 @@ def test_destinations_take_turns(outbox: Outbox, hospital: Hospital) -> None:
         wanted = {outbox.add(hooks.destination(), ANALYSED, name=f"{number}") for number in range(3)}
         analysed(outbox, hospital)
         with outbox.database.transaction() as session:
-            assert notices.spread(session, "UTC") == "told"
+            assert notices.write_next_deliveries(session, "UTC") == "told"
         found = set()
         for _ in range(100):
             with outbox.database.transaction() as session:

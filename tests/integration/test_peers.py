@@ -60,7 +60,7 @@ def admit(database: Database, site: UUID, **values: Any) -> UUID:
 
 def found(database: Database, caller: Caller) -> peers.Peer | None:
     with database.transaction() as session:
-        return peers.admitted(session, caller)
+        return peers.find_peer(session, caller)
 
 
 def refused(database: Database, caller: Caller) -> CallerReason:

@@ -61,7 +61,7 @@ def test_series_are_written_with_their_instances(in_process: Any) -> None:
         assert len(session.scalars(select(SeriesRow)).all()) == 4  # 1.2.3.1 is in two studies
         row = session.scalars(select(SeriesRow).where(SeriesRow.series_instance_uid == "1.2.3.2")).one()
         assert row.sealed is not None and b"ZEBRA" not in row.sealed
-        seen = series.opened(vault(api), row)
+        seen = series.open_series(vault(api), row)
         study = session.get_one(StudyRow, row.study_id)
         assert {one.bits_allocated for one in session.scalars(select(InstanceRow))} == {8}
         assert (study.utc_offset, study.filled_version) == ("+0100", FILLED_VERSION)
@@ -126,7 +126,7 @@ def test_a_correction_changes_the_series(in_process: Any) -> None:
     assert listed(api) == [("1.2.3.1", 4, [1, 1])]
     with api.database.transaction() as session:
         row = session.scalars(select(SeriesRow)).one()
-        assert series.opened(vault(api), row).description == "QUAGGA"
+        assert series.open_series(vault(api), row).description == "QUAGGA"
         held = session.scalars(select(HeldFileRow)).one()
         assert held.before is not None
         assert vault(api).open(held.before)["series"]["description"] == "ZEBRA 1"

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from shared.domain.destinations import Answer, Capabilities, DeliveryReason, Destination, spoken
+from shared.domain.destinations import Answer, Capabilities, DeliveryReason, Destination, printable_words
 from shared.queries.deliveries import DueObject
 from shared.settings import Settings
 
@@ -140,7 +140,7 @@ def client_context(settings: Settings, destination: Destination) -> ClientContex
             "OSTEON_DELIVERY_TLS_CERTIFICATE, OSTEON_DELIVERY_TLS_KEY and OSTEON_DELIVERY_TLS_AUTHORITIES do not all "
             f"name files in PEM that this process can read: {error.strerror or type(error).__name__}"
         )
-        raise Away(Answer(DeliveryReason.CERTIFICATE, words=spoken(words))) from error
+        raise Away(Answer(DeliveryReason.CERTIFICATE, words=printable_words(words))) from error
     return made
 
 

@@ -21,11 +21,11 @@ from shared.domain.destinations import (
     DeliveryReason,
     Destination,
     http_answer,
-    spoken,
+    printable_words,
 )
 from shared.domain.device import device_uid
 from shared.domain.findings import Assessment, abstention_of, abstention_words, shown_score, unread_words
-from shared.domain.notices import KEY_LENGTH, AccessionPlace, NoticeContent, networks, webhook_secret
+from shared.domain.notices import KEY_LENGTH, AccessionPlace, NoticeContent, parse_networks, webhook_secret
 from shared.queries.deliveries import DueDelivery, Work
 from shared.settings import Settings
 from worker.delivery import mllp, webhooks
@@ -189,7 +189,7 @@ class WebhookMessenger:
         context = client_context(self._settings, work.destination) if work.destination.url.startswith("https") else None
         try:
             headers = webhooks.signed(body, id_, datetime.now(UTC), secrets)
-            allowed = networks(work.destination.networks)
+            allowed = parse_networks(work.destination.networks)
             response = webhooks.post(work.destination.url, body, headers, allowed, context)
         except webhooks.AddressNotAllowed:
             raise Away(Answer(DeliveryReason.ADDRESS_NOT_ALLOWED)) from None
@@ -314,7 +314,9 @@ def _understood(answer: Acknowledgement, order: Order, codec: str) -> Answer:
         Verdict.LATER: DeliveryReason.BUSY, Verdict.REFUSED: DeliveryReason.REFUSED,
         Verdict.UNSUPPORTED: DeliveryReason.UNSUPPORTED,
     }  # fmt: skip
-    return Answer(reasons.get(answer.verdict), answer.code, spoken(without_patient(answer.words, order, codec)))
+    return Answer(
+        reasons.get(answer.verdict), answer.code, printable_words(without_patient(answer.words, order, codec))
+    )
 
 
 def without_patient(words: str, order: Order, codec: str) -> str:

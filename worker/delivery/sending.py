@@ -20,7 +20,7 @@ from shared.domain.destinations import (
     DeliveryReason,
     DeliveryState,
     DestinationKind,
-    spoken,
+    printable_words,
 )
 from shared.domain.identity import same_patient
 from shared.domain.study import Identity
@@ -95,7 +95,7 @@ class Sender:
         zone, until = self._settings.backfill_timezone, time.monotonic() + SPREAD_S
         while time.monotonic() < until:
             with self._database.transaction() as session:
-                if notices.spread(session, zone) is None:
+                if notices.write_next_deliveries(session, zone) is None:
                     return
 
     def close(self) -> None:
@@ -152,8 +152,8 @@ class Sender:
                 connection.close()
         with self._database.transaction() as session:
             if connection is not None and connection.capabilities and answer.reason is None:
-                deliveries.here(session, work, connection.capabilities)
-            deliveries.tested(session, work, answer)
+                deliveries.record_answer(session, work, connection.capabilities)
+            deliveries.record_test(session, work, answer)
         log.info("destination tested", destination=str(work.destination_id), reason=answer.reason or "")
 
 
@@ -181,7 +181,7 @@ def opened(
         try:
             login = authorization(settings.delivery_logins, work.site, work.name, destination.url)
         except OsteonError as error:
-            raise Away(Answer(DeliveryReason.ACCESS, words=spoken(str(error)))) from error
+            raise Away(Answer(DeliveryReason.ACCESS, words=printable_words(str(error)))) from error
         return StowConnection(settings, destination, login)
     contexts = [(one.sop_class_uid, one.transfer_syntax_uid) for one in due.objects] if due else []
     return DicomConnection(settings, destination, contexts, find=bool(due and due.ask_patient), reported=reported)
@@ -247,7 +247,7 @@ class _Turn:
     def _confirm(self) -> bool:
         """Ask the destination whether it keeps what one delivery brought; return whether another one may be tried."""
         with self._database.transaction() as session:
-            ask = confirmations.next_ask(session, self._work)
+            ask = confirmations.begin_next(session, self._work)
         if ask is None:
             return False
         answer, away = Answer(DeliveryReason.NO_COMMITMENT), False
@@ -261,11 +261,11 @@ class _Turn:
         fields = {"destination": str(self._work.destination_id), "delivery": str(ask.delivery_id)}
         with self._database.transaction() as session:
             if answer.reason is None:
-                confirmations.asked(session, ask)
+                confirmations.record_asked(session, ask)
             else:
-                confirmations.not_asked(session, ask, answer)
+                confirmations.record_refusal(session, ask, answer)
             if away:
-                deliveries.away(session, self._work, answer)
+                deliveries.record_away(session, self._work, answer)
         if answer.reason is None:
             log.info("confirmation asked", **fields)
         else:
@@ -276,7 +276,7 @@ class _Turn:
         """Note a report that came over our association; returns the status to be answered."""
         try:
             with self._database.transaction() as session:
-                known = confirmations.reported(session, (self._work.destination_id,), report)
+                known = confirmations.record_report(session, (self._work.destination_id,), report)
         except OsteonError as error:
             log.warning("confirmation not noted", error=type(error).__name__)
             return PROCESSING_FAILURE
@@ -296,12 +296,12 @@ class _Turn:
             answer = error.answer
             if answer.reason not in HALTS:  # it is about this delivery alone
                 with self._database.transaction() as session:
-                    state = deliveries.failed(session, due, answer)
+                    state = deliveries.record_failure(session, due, answer)
                 log.warning("delivery failed", state=state, reason=answer.reason, status=answer.status, **fields)
                 self._leave()
                 return state != DeliveryState.WAITING
             with self._database.transaction() as session:
-                given_up = deliveries.away(session, self._work, answer, due)
+                given_up = deliveries.record_away(session, self._work, answer, due)
             fields |= {"reason": str(answer.reason), "status": answer.status}
             log.warning("destination not reached", given_up=given_up, **fields)
             return False
@@ -309,7 +309,7 @@ class _Turn:
             raise
         except Exception as error:  # one that breaks the sending must not hold up the others
             with self._database.transaction() as session:
-                deliveries.failed(session, due, Answer(DeliveryReason.NOT_SENT, words=type(error).__name__))
+                deliveries.record_failure(session, due, Answer(DeliveryReason.NOT_SENT, words=type(error).__name__))
             log.exception("delivery failed", **fields)
             self._leave()
             return True
@@ -342,9 +342,9 @@ class _Turn:
             if answer.reason is not None:
                 return self._failed(due, answer)
             with self._database.transaction() as session:
-                deliveries.accepted(session, self._work, due, one.object_id, answer.status)
+                deliveries.record_accepted(session, self._work, due, one.object_id, answer.status)
         with self._database.transaction() as session:
-            return deliveries.finished(session, self._work, due, refused), None
+            return deliveries.finish(session, self._work, due, refused), None
 
     def _told(self, due: DueDelivery) -> tuple[DeliveryState, Answer | None]:
         """Send the message of a notice."""
@@ -358,18 +358,18 @@ class _Turn:
         if answer.reason is not None:
             return self._failed(due, answer)
         with self._database.transaction() as session:
-            return deliveries.finished(session, self._work, due), None
+            return deliveries.finish(session, self._work, due), None
 
     def _answered(self) -> None:
         """Note, once a turn, that the destination is there: only then its next failure is a first one."""
         if not self._heard:
             with self._database.transaction() as session:
-                deliveries.here(session, self._work)
+                deliveries.record_answer(session, self._work)
             self._heard = True
 
     def _failed(self, due: DueDelivery, answer: Answer) -> tuple[DeliveryState, Answer]:
         with self._database.transaction() as session:
-            return deliveries.failed(session, due, answer), answer
+            return deliveries.record_failure(session, due, answer), answer
 
     def _open(self, due: DueDelivery, one: DueObject) -> Connection:
         """The open connection; a new one where this one was opened without what the object needs."""
@@ -387,7 +387,7 @@ class _Turn:
             self._connection = opened(self._settings, self._work, due, self._reported)
             if isinstance(self._connection, DicomConnection):  # which has negotiated; others have said nothing yet
                 with self._database.transaction() as session:
-                    deliveries.here(session, self._work, self._connection.capabilities)
+                    deliveries.record_answer(session, self._work, self._connection.capabilities)
         return self._connection
 
 

@@ -22,7 +22,7 @@ from typing import Any
 import httpcore
 
 from shared import __version__
-from shared.domain.notices import PREFIX, Event, Network, never_allowed
+from shared.domain.notices import PREFIX, Event, Network, is_never_allowed
 
 MIN_SECRET_BYTES, MAX_SECRET_BYTES = 24, 64  # bytes of a secret
 WAIT_S = 5.0  # for all of a request
@@ -172,7 +172,7 @@ def is_allowed(address: str, allowed: Iterable[Network], *, public: bool = True)
         decided by itself.
     """
     found = _bare(ipaddress.ip_address(address.partition("%")[0]))
-    if never_allowed(found):
+    if is_never_allowed(found):
         return False
     if any(found in network for network in allowed if network.version == found.version):
         return True

@@ -105,7 +105,7 @@ def complete_studies(database: Database, settings: Settings) -> int:
     completed, after = 0, None
     for _ in range(MAX_ROUNDS):
         with database.transaction() as session:
-            number, after = completeness.complete(session, quiet, limit, after)
+            number, after = completeness.complete_studies(session, quiet, limit, after)
         completed += number
         if after is None:
             break

@@ -138,13 +138,13 @@ class Maker:
         with self._database.transaction() as session:
             planned = results.plan(session, due, self._able, zone, shared.__version__)
             if isinstance(planned, SetReason):
-                results.not_made(session, due, planned, wait=None)
+                results.record_failure(session, due, planned, wait=None)
         if isinstance(planned, SetReason):
             log.info("results withheld", set=str(due.id), reason=planned)
             return
         made = self._objects(planned)
         with self._database.transaction() as session:
-            written = results.made(session, due, planned, made)
+            written = results.write_objects(session, due, planned, made)
         log.info(
             "results made", set=str(due.id), study=str(due.study_id), objects=len(made), written=written,
             destinations=len(planned.destinations), seconds=round(time.monotonic() - began, 3),
@@ -178,5 +178,5 @@ class Maker:
     def _not_made(self, due: DueSet, reason: SetReason, detail: str, max_attempts: int) -> None:
         wait = next_wait(due.attempts) if due.attempts < max_attempts else None
         with self._database.transaction() as session:
-            results.not_made(session, due, reason, detail, wait=wait)
+            results.record_failure(session, due, reason, detail, wait=wait)
         log.warning("results not made", set=str(due.id), reason=reason, detail=detail, again=wait is not None)

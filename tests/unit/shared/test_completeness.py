@@ -14,7 +14,7 @@ from shared.domain.completeness import (
     Sending,
     completeness,
     completeness_words,
-    count_due,
+    is_count_due,
     quiet_from,
     received_words,
 )
@@ -81,7 +81,7 @@ def test_a_peer_is_asked_twice_at_most_after_an_end(reception: Reception, peer: 
         now = START + timedelta(seconds=second)
         latest = [Sending(peer, START, START, released=True, asked_at=asked[-1])] if asked else []
         one = Reception(1, START, reception.last_received_at, None, [*its, *latest])
-        if count_due(one, peer, now):
+        if is_count_due(one, peer, now):
             asked.append(now)
     expected = [] if end is None else [end + after for after in COUNTED_AFTER]
     assert asked == expected

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shared.domain.destinations import FIRST_WAIT, MAX_WAIT, Rule, StudyFacts, applies, next_wait, sent_from
+from shared.domain.destinations import FIRST_WAIT, MAX_WAIT, Rule, StudyFacts, applies, next_wait, send_time
 
 ZONE = ZoneInfo("Europe/Berlin")
 HOURS = st.integers(0, 23)
@@ -65,7 +65,7 @@ def test_a_limit_of_age_only_takes_away(age: int, least: int, most: int) -> None
 )
 def test_the_hours_of_a_rule(hours: tuple[int, int], now: str, then: str) -> None:
     local = datetime.fromisoformat(now).replace(tzinfo=ZONE)
-    found = sent_from(Rule(hour_from=hours[0], hour_to=hours[1]), local)
+    found = send_time(Rule(hour_from=hours[0], hour_to=hours[1]), local)
     assert found == datetime.fromisoformat(then).replace(tzinfo=ZONE)
     assert found >= local
 
@@ -73,7 +73,7 @@ def test_the_hours_of_a_rule(hours: tuple[int, int], now: str, then: str) -> Non
 @given(HOURS, HOURS, MOMENTS)
 def test_results_go_within_the_hours_and_no_later_than_they_begin_next(begin: int, end: int, now: datetime) -> None:
     """Never earlier than now, always at an hour of the rule, and within a day and the hour of a change of clocks."""
-    at = sent_from(Rule(hour_from=begin, hour_to=end), now)
+    at = send_time(Rule(hour_from=begin, hour_to=end), now)
     assert now <= at <= now + timedelta(hours=25)
     if begin != end:
         hours = {(begin + n) % 24 for n in range((end - begin) % 24)}

@@ -14,12 +14,12 @@ from shared.domain.matching import (
     Span,
     TextPattern,
     Wildcards,
-    dates,
     name_pieces,
+    parse_dates,
+    parse_times,
     pieces_of_name_pattern,
     pieces_of_text_pattern,
     text_pieces,
-    times,
 )
 
 LETTERS = "abAB éÉßİ山田^=.[\\"
@@ -157,31 +157,31 @@ def test_a_long_pattern_looks_for_few_pieces() -> None:
 def test_dates_and_their_ranges(first: date, last: date) -> None:
     """A date, a range, and a range without one end."""
     one, other = (f"{day.year:04}{day:%m%d}" for day in (first, last))
-    assert dates(one) == Span(first, first)
-    assert dates(f"{one}-{other}") == Span(first, last)
-    assert dates(f"{one}-") == Span(first, None)
-    assert dates(f"-{one}") == Span(None, first)
+    assert parse_dates(one) == Span(first, first)
+    assert parse_dates(f"{one}-{other}") == Span(first, last)
+    assert parse_dates(f"{one}-") == Span(first, None)
+    assert parse_dates(f"-{one}") == Span(None, first)
 
 
 @given(st.times(), st.times())
 def test_times_and_their_ranges(first: time, last: time) -> None:
     """A time without minutes or seconds is the whole hour or minute; fractions are left out."""
     whole = [one.replace(microsecond=0) for one in (first, last)]
-    assert times(f"{first:%H%M%S.%f}-{last:%H%M%S}") == Span(*whole)
-    assert times(f"{first:%H}") == Span(time(first.hour), time(first.hour, 59, 59))
-    assert times(f"{first:%H%M}-") == Span(time(first.hour, first.minute), None)
-    assert times(f"-{first:%H%M}") == Span(None, time(first.hour, first.minute, 59))
+    assert parse_times(f"{first:%H%M%S.%f}-{last:%H%M%S}") == Span(*whole)
+    assert parse_times(f"{first:%H}") == Span(time(first.hour), time(first.hour, 59, 59))
+    assert parse_times(f"{first:%H%M}-") == Span(time(first.hour, first.minute), None)
+    assert parse_times(f"-{first:%H%M}") == Span(None, time(first.hour, first.minute, 59))
 
 
 @pytest.mark.parametrize("text", ["", "-", "2026", "20261301", "20260230", "2026-01-01", "1-2-3", "٢٠٢٦٠١٠١", "x"])
 def test_what_is_no_date(text: str) -> None:
     """A date that DICOM does not know is refused."""
     with pytest.raises(ValueError):
-        dates(text)
+        parse_dates(text)
 
 
 @pytest.mark.parametrize("text", ["", "-", "1", "123", "25", "1260", "10:00", "100000.1234567", "noon"])
 def test_what_is_no_time(text: str) -> None:
     """A time that DICOM does not know is refused."""
     with pytest.raises(ValueError):
-        times(text)
+        parse_times(text)

@@ -11,13 +11,13 @@ from shared.domain.peers import (
     Caller,
     CallerReason,
     PeerRule,
-    ae_title,
     are_disjoint,
-    fingerprint,
-    host,
+    check_address,
+    check_ae_title,
+    check_fingerprint,
+    check_host,
     matches,
     mismatch,
-    network,
     plain_address,
     printable_title,
     silent_since,
@@ -45,7 +45,7 @@ callers = st.builds(Caller, st.sampled_from(["CT", "DX", "dx"]), st.sampled_from
 @given(titles, st.integers(0, 3), st.integers(0, 3))
 def test_spaces_around_a_title_mean_nothing(title: str, before: int, after: int) -> None:
     """PS3.5 6.2: leading and trailing spaces are not significant; what is between them, and capitals, are."""
-    assert ae_title(" " * before + title + " " * after) == title.strip(" ") == printable_title(title)
+    assert check_ae_title(" " * before + title + " " * after) == title.strip(" ") == printable_title(title)
 
 
 @given(st.text(max_size=40))
@@ -55,7 +55,7 @@ def test_a_title_is_taken_or_refused_and_always_shown(text: str) -> None:
     assert len(shown) <= 16
     assert set(shown) <= set(ALLOWED)
     try:
-        assert ae_title(text) == shown
+        assert check_ae_title(text) == shown
     except BadRequest:
         assert shown != text.strip(" ") or not shown
 
@@ -64,7 +64,7 @@ def test_a_title_is_taken_or_refused_and_always_shown(text: str) -> None:
 def test_what_is_no_title(text: str) -> None:
     """Empty, too long, a backslash, control characters, letters outside ASCII."""
     with pytest.raises(BadRequest, match="1 to 16"):
-        ae_title(text)
+        check_ae_title(text)
 
 
 @pytest.mark.parametrize(
@@ -77,24 +77,24 @@ def test_what_is_no_title(text: str) -> None:
 )  # fmt: skip
 def test_addresses_have_one_form(given_: str, kept: str) -> None:
     """An address, a network, and IPv4 as IPv6 wraps it."""
-    assert network(given_) == kept
-    assert network(kept) == kept
+    assert check_address(given_) == kept
+    assert check_address(kept) == kept
 
 
 @pytest.mark.parametrize("text", ["modality.example", "10.1.2.3/24", "10.1.2", "10.1.2.3:104", "fe80::1%eth0", "*"])
 def test_what_is_no_address(text: str) -> None:
     """Names are never looked up; bits beyond the prefix are a slip that would admit a whole network."""
     with pytest.raises(BadRequest, match="address"):
-        network(text)
+        check_address(text)
 
 
 def test_a_fingerprint_as_openssl_prints_it() -> None:
     """Colons and capitals make no difference; half of one is none."""
-    assert fingerprint(":".join(["AB"] * 32)) == "ab" * 32
-    assert fingerprint("  ") == ""
+    assert check_fingerprint(":".join(["AB"] * 32)) == "ab" * 32
+    assert check_fingerprint("  ") == ""
     for wrong in ("ab" * 31, "sha1", "x" * 64):
         with pytest.raises(BadRequest, match="sha256"):
-            fingerprint(wrong)
+            check_fingerprint(wrong)
 
 
 def test_where_images_are_counted_is_whole_or_nothing() -> None:
@@ -107,7 +107,7 @@ def test_where_images_are_counted_is_whole_or_nothing() -> None:
     with pytest.raises(BadRequest, match="65535"):
         PeerRule("CT", query_host="pacs", query_port=70000, query_ae="PACS").checked()
     with pytest.raises(BadRequest, match="host to query"):
-        host("http://pacs")
+        check_host("http://pacs")
     for hours in (-1, 10**6):
         with pytest.raises(BadRequest, match="Silent"):
             PeerRule("CT", silent_after_h=hours).checked()

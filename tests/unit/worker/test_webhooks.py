@@ -18,7 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from standardwebhooks.webhooks import Webhook, WebhookVerificationError
 
-from shared.domain.notices import Event, networks, webhook_secret
+from shared.domain.notices import Event, parse_networks, webhook_secret
 from tests.certificates import Certificates
 from tests.pace import limit_s
 from worker.delivery import webhooks
@@ -40,7 +40,7 @@ NOTICE = Notice(
     Event.ANALYSED, datetime(2026, 1, 10, 9, 20, tzinfo=UTC), "0b5c", "1.2.3", "analysed", "positive", "hand", model="first",
     link="https://osteon.example/view/0b5c",
 )  # fmt: skip
-HERE = networks("127.0.0.0/8, ::1/128")
+HERE = parse_networks("127.0.0.0/8, ::1/128")
 
 
 @given(
@@ -120,21 +120,23 @@ def test_which_addresses_are_allowed() -> None:
     """Public ones, and those that the site names; however an IPv4 address is wrapped."""
     assert all(is_allowed(one, ()) for one in PUBLIC)
     assert [one for one in SPECIAL if is_allowed(one, ())] == []
-    assert is_allowed("10.1.2.3", networks("10.0.0.0/8")) and is_allowed("::ffff:10.1.2.3", networks("10.0.0.0/8"))
-    assert not is_allowed("10.1.2.3", networks("192.168.0.0/16, fc00::/7"))
-    everything = networks("0.0.0.0/0, ::/0")
+    assert is_allowed("10.1.2.3", parse_networks("10.0.0.0/8")) and is_allowed(
+        "::ffff:10.1.2.3", parse_networks("10.0.0.0/8")
+    )
+    assert not is_allowed("10.1.2.3", parse_networks("192.168.0.0/16, fc00::/7"))
+    everything = parse_networks("0.0.0.0/0, ::/0")
     for one in (
         "169.254.169.254", "fe80::1", "fd00:ec2::254", "::ffff:169.254.169.254", "64:ff9b::169.254.169.254",
         "168.63.129.16", "100.100.100.200", "192.0.0.192",
     ):  # fmt: skip
         assert not is_allowed(one, everything)  # a cloud's credentials, whatever a site names
-    assert not is_allowed("8.8.8.8", networks("10.0.0.0/8"), public=False)
+    assert not is_allowed("8.8.8.8", parse_networks("10.0.0.0/8"), public=False)
     assert is_allowed("10.1.2.3", everything)
     with pytest.raises(ValueError, match="link-local"):
-        networks("169.254.169.0/24")
-    assert networks("none") == ()
+        parse_networks("169.254.169.0/24")
+    assert parse_networks("none") == ()
     with pytest.raises(ValueError, match="network"):
-        networks("nonsense")
+        parse_networks("nonsense")
 
 
 @contextmanager
@@ -259,7 +261,7 @@ def test_an_address_without_encryption_must_be_in_a_network_that_is_named(monkey
     found = [(socket.AF_INET, socket.SOCK_STREAM, 0, "", ("8.8.8.8", 80))]
     monkeypatch.setattr(socket, "getaddrinfo", lambda *_a, **_k: found)
     with pytest.raises(AddressNotAllowed):
-        sent("http://receiver.example", networks("10.0.0.0/8"))
+        sent("http://receiver.example", parse_networks("10.0.0.0/8"))
 
 
 @pytest.mark.parametrize("answer", [b"", b"HTTP/1.1 2", b"SSH-2.0-x\r\n"])
@@ -272,7 +274,7 @@ def test_a_receiver_that_hangs_up(answer: bytes) -> None:
 def test_no_way_into_the_site(monkeypatch: pytest.MonkeyPatch) -> None:
     """Unless it allows its network, nothing is sent, whatever the name; one address of several is enough to refuse."""
     with receiver(told(200)) as (url, seen):
-        for allowed in ((), networks("10.0.0.0/8")):
+        for allowed in ((), parse_networks("10.0.0.0/8")):
             with pytest.raises(AddressNotAllowed):
                 sent(url, allowed)
         for addresses in (["10.0.0.1"], ["8.8.8.8", "127.0.0.1"]):
