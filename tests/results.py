@@ -309,8 +309,8 @@ class Outbox:
     def add(self, wanted: Destination, *rules: Rule, name: str = "PACS") -> UUID:
         """Set up a destination."""
         with self.database.transaction() as session:
-            its = [rule.checked([*ResultKind]) for rule in rules]
-            return destinations.add(session, self.key, self.site_id, name, wanted.checked(), its).id
+            its = [rule.validate([*ResultKind]) for rule in rules]
+            return destinations.add(session, self.key, self.site_id, name, wanted.validate(), its).id
 
     def make(self) -> int:
         """Make all sets that are due; returns how many there were."""

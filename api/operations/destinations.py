@@ -106,7 +106,7 @@ class RuleView(BaseModel):
         names = ("senders", "regions", "assessments", "events")
         lists = {name: tuple(getattr(self, name)) for name in names}
         kinds = self.kinds if self.kinds is not None else [] if self.events else DEFAULT_KINDS
-        return Rule(**self.model_dump() | lists | {"kinds": tuple(kinds)}).checked([*ResultKind])
+        return Rule(**self.model_dump() | lists | {"kinds": tuple(kinds)}).validate([*ResultKind])
 
 
 class TestView(BaseModel):
@@ -220,7 +220,7 @@ class DestinationSettings(BaseModel):
     def destination(self) -> Destination:
         """The destination in the form in which it is stored. Raises BadRequest, which names the value."""
         names = {field.name for field in fields(Destination)}
-        return Destination(**self.model_dump(include=names)).checked()
+        return Destination(**self.model_dump(include=names)).validate()
 
 
 class NewDestination(DestinationSettings):

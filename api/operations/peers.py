@@ -126,7 +126,7 @@ class PeerSettings(BaseModel):
 
     def rule(self) -> PeerRule:
         """The rule in the form in which it is stored. Raises BadRequest, which names the value."""
-        return PeerRule(**self.model_dump(include={field.name for field in fields(PeerRule)})).checked()
+        return PeerRule(**self.model_dump(include={field.name for field in fields(PeerRule)})).validate()
 
 
 class NewPeer(PeerSettings):
@@ -212,7 +212,7 @@ def admit(caller_id: CallerId, body: Admission, key: AdminOrOperator, session: S
         caller.called_ae if body.called_ae is None else body.called_ae,
         caller.address if known_by is Identification.ADDRESS else "",
         caller.tls_fingerprint if known_by is Identification.CERTIFICATE else "",
-    ).checked()
+    ).validate()
     return _admit(session, key, rule, body.name, body.issuer, body.site)
 
 

@@ -82,7 +82,7 @@ class FrameFinding:
     height: int
     width: int
 
-    def told(self) -> dict[str, Any]:
+    def as_json(self) -> dict[str, Any]:
         """As JSON; `finding_of` reads it."""
         return {**self.__dict__, "field": list(self.field), "heatmap": self.heatmap.hex()}
 
@@ -91,7 +91,7 @@ CODES = ("region", "assessment", "severity", "abstention", "field")
 
 
 def finding_of(values: Mapping[str, Any]) -> FrameFinding:
-    """The finding that JSON holds, as `FrameFinding.told` wrote it."""
+    """The finding that JSON holds, as `FrameFinding.as_json` wrote it."""
     return FrameFinding(**{**values, "field": tuple(values["field"]), "heatmap": bytes.fromhex(values["heatmap"])})
 
 

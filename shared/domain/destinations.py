@@ -180,7 +180,7 @@ SUSPICIOUS = frozenset({DeliveryReason.NO_ANSWER, DeliveryReason.CUT})
 
 @dataclass(frozen=True)
 class Destination:
-    """Where a destination is; make one by `checked`.
+    """Where a destination is; make one by `validate`.
 
     host, port: of DICOM and HL7. called_ae: the peer's AE title; calling_ae: ours. tls_fingerprint: SHA-256 of its
     certificate; empty: its authority must be one that we trust. url: of STOW, up to and without "/studies", or of a
@@ -208,11 +208,11 @@ class Destination:
     probability: bool = False
     networks: str = ""
 
-    def checked(self) -> "Destination":
+    def validate(self) -> "Destination":
         """Return it in the form in which it is stored. Raises BadRequest, which names the value."""
         kind = self.kind
         print_ = check_fingerprint(self.tls_fingerprint)
-        self._only_its_own(print_)
+        self._refuse_foreign_values(print_)
         if kind is DestinationKind.STOW:
             form = "http:// or https://, a host and the path before /studies, without a password in it"
             url = _url(self.url, what=form)
@@ -227,19 +227,19 @@ class Destination:
                 )
             return Destination(kind, folder=self.folder)
         if kind is DestinationKind.WEBHOOK:
-            return self._webhook()
+            return self._validate_webhook()
         if not self.host.strip():
             raise BadRequest(f"A destination of the kind {kind} needs a host")
         if not 1 <= self.port <= 65535:
             raise BadRequest("A port is a number from 1 to 65535")
         if kind in BY_HL7:
-            return self._receiver(print_)
+            return self._validate_receiver(print_)
         return Destination(
             kind, check_host(self.host), self.port, check_ae_title(self.called_ae, "the destination's AE title"),
             check_ae_title(self.calling_ae, "our AE title"), print_, confirm=self.confirm,
         )  # fmt: skip
 
-    def _webhook(self) -> "Destination":
+    def _validate_webhook(self) -> "Destination":
         try:
             allowed = parse_networks(self.networks)
         except ValueError as error:
@@ -252,7 +252,7 @@ class Destination:
             raise BadRequest("A webhook needs an address that begins with https://, or a network that it is in")
         return Destination(self.kind, url=url, networks=", ".join(str(one) for one in allowed))
 
-    def _receiver(self, print_: str) -> "Destination":
+    def _validate_receiver(self, print_: str) -> "Destination":
         names = ("application", "facility", "sending_application", "sending_facility")
         fields: dict[str, Any] = {name: " ".join(getattr(self, name).split()) for name in names}
         for name, value in fields.items():
@@ -272,7 +272,7 @@ class Destination:
         )  # fmt: skip
         return replace(made, **fields)
 
-    def _only_its_own(self, print_: str) -> None:
+    def _refuse_foreign_values(self, print_: str) -> None:
         """Refuse values that mean nothing for this kind."""
         kind = self.kind
         for named, value, kinds in (
@@ -318,7 +318,7 @@ def _url(text: str, *, what: str, path: str = "/studies") -> str:
 
 @dataclass(frozen=True)
 class Rule:
-    """Which results go to a destination, and when; make one by `checked`.
+    """Which results go to a destination, and when; make one by `validate`.
 
     kinds: of objects. events: that a destination of messages is told; `when` is about study.analysed alone. senders:
     names of the keys or DICOM peers that sent the study; empty: any. regions, assessments: empty: any. age_from,
@@ -338,7 +338,7 @@ class Rule:
     newer_models: NewerModels = NewerModels.CHANGED
     events: tuple[str, ...] = ()
 
-    def fits(self, kind: DestinationKind) -> None:
+    def check_kind(self, kind: DestinationKind) -> None:
         """Check that a rule is one for this kind of destination. Raises BadRequest, which names the value."""
         by_message = kind in BY_MESSAGES
         if by_message != bool(self.events) or by_message == bool(self.kinds):
@@ -347,7 +347,7 @@ class Rule:
         if kind in BY_HL7 and not set(self.events) <= set(HL7_EVENTS):
             raise BadRequest(f"HL7 messages tell {' and '.join(HL7_EVENTS)}: leave other events out, or add a webhook")
 
-    def checked(self, kinds: Collection[str]) -> "Rule":
+    def validate(self, kinds: Collection[str]) -> "Rule":
         """Return it in the form in which it is stored.
 
         Args:

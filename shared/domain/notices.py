@@ -91,14 +91,14 @@ class NoticeContent:
     score: float | None = None
     probability: float | None = None
 
-    def stored(self) -> dict[str, Any]:
+    def as_json(self) -> dict[str, Any]:
         """As JSON, which `content_of` reads."""
         times = {name: getattr(self, name).isoformat() for name in ("happened_at", "found_at")}
         return asdict(self) | times | {"images": list(self.images)}
 
 
 def content_of(stored: Mapping[str, Any]) -> NoticeContent:
-    """Read what `NoticeContent.stored` wrote."""
+    """Read what `NoticeContent.as_json` wrote."""
     times = {name: datetime.fromisoformat(stored[name]) for name in ("happened_at", "found_at")}
     return NoticeContent(**{**stored, **times, "event": Event(stored["event"]), "images": tuple(stored["images"])})
 

@@ -54,7 +54,7 @@ class Caller:
 
 @dataclass(frozen=True)
 class PeerRule:
-    """How a peer is known and what it may do; make one by `checked`.
+    """How a peer is known and what it may do; make one by `validate`.
 
     address: of a host, or a network as CIDR; empty: any. tls_fingerprint: of its certificate; empty: any or none.
     query_host, query_port, query_ae: where the images of a study can be counted by C-FIND; empty and 0: nowhere.
@@ -72,7 +72,7 @@ class PeerRule:
     query_ae: str = ""
     silent_after_h: int | None = None
 
-    def checked(self) -> "PeerRule":
+    def validate(self) -> "PeerRule":
         """Return it in the form in which it is stored and compared. Raises BadRequest, which names the value."""
         query = (bool(self.query_host.strip()), bool(self.query_port), bool(self.query_ae.strip()))
         if any(query) and not all(query):

@@ -472,7 +472,7 @@ def set_expected(
         engine: that computed them.
         found: the findings.
     """
-    values = {"findings": [one.told() for one in found], "set_at": func.clock_timestamp()}
+    values = {"findings": [one.as_json() for one in found], "set_at": func.clock_timestamp()}
     key = {"reference": reference, "bundle_sha256": bundle_sha256, "engine": engine}
     row = insert(CheckExpectationRow).values(**key, **values)
     session.execute(row.on_conflict_do_update(index_elements=list(key), set_=values))

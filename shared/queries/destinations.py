@@ -102,7 +102,7 @@ def add(
         BadRequest: a rule does not fit the destination's kind.
     """
     for rule in rules:
-        rule.fits(destination.kind)
+        rule.check_kind(destination.kind)
     session.execute(select(SiteRow.id).where(SiteRow.id == site_id).with_for_update(key_share=True))
     names = session.scalars(select(DestinationRow.name).where(DestinationRow.site_id == site_id)).all()
     if name in names:
@@ -157,7 +157,7 @@ def set_rules(session: Session, key: Key, row: DestinationRow, rules: Sequence[R
         BadRequest: a rule does not fit the destination's kind.
     """
     for rule in rules:
-        rule.fits(DestinationKind(row.kind))
+        rule.check_kind(DestinationKind(row.kind))
     if len(rules) > MAX_RULES:
         raise InvalidState(f"A destination has at most {MAX_RULES} rules")
     before = _state(row)

@@ -96,7 +96,7 @@ def _write_deliveries(session: Session, row: NoticeRow, zone: str) -> NoticeStat
     recipients = _find_recipients(session, row, study, content, views, zone)
     if not recipients:
         return NoticeState.NOT_WANTED
-    row.told = content.stored()
+    row.told = content.as_json()
     for destination, at in recipients:
         if destination.kind in BY_HL7:  # a message says all there is: an older one must not come after it
             _supersede(session, study.id, destination.id)

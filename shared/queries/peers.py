@@ -391,7 +391,7 @@ def admit(
         BadRequest: the rule is not valid.
         InvalidState: a key or peer has the name; another peer has the rule; or another site's peer could be meant.
     """
-    rule = rule.checked()
+    rule = rule.validate()
     lock(session, "dicom_peers")
     _refuse_overlap(session, site_id, rule)
     # the secret is nobody's: what a peer sends comes by associations alone
@@ -423,7 +423,7 @@ def change(session: Session, actor: Key | System, row: PeerRow, rule: PeerRule, 
         BadRequest: the rule is not valid.
         InvalidState: another peer has the rule, or another site's peer could be meant.
     """
-    rule = rule.checked()
+    rule = rule.validate()
     lock(session, "dicom_peers")
     session.refresh(row, with_for_update={"of": PeerRow})
     _refuse_overlap(session, row.site_id, rule, row.id)

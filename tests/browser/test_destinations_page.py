@@ -169,7 +169,7 @@ def test_the_form_asks_for_every_setting() -> None:
         least = {name: other[name] for name in ("host", "port", "called_ae", "url", "folder") if (kind, name) in asked}
         for name, value in other.items():
             try:
-                kept = getattr(Destination(kind, **least | {name: value}).checked(), name) == value
+                kept = getattr(Destination(kind, **least | {name: value}).validate(), name) == value
             except BadRequest:
                 kept = False
             assert kept == ((kind, name) in asked), (kind, name)

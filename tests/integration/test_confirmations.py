@@ -487,9 +487,9 @@ def test_reports_of_one_association_are_taken_one_after_the_other(
 def test_only_dicom_destinations_are_asked() -> None:
     """A folder and STOW-RS have no storage commitment."""
     with pytest.raises(BadRequest, match="storage commitment"):
-        Destination(DestinationKind.FOLDER, folder="pacs", confirm=True).checked()
+        Destination(DestinationKind.FOLDER, folder="pacs", confirm=True).validate()
     with pytest.raises(BadRequest, match="storage commitment"):
-        Destination(DestinationKind.STOW, url="http://a.example/x", confirm=True).checked()
+        Destination(DestinationKind.STOW, url="http://a.example/x", confirm=True).validate()
 
 
 def test_a_confirmed_delivery_is_not_sent_again(outbox: Outbox, hospital: Hospital) -> None:

@@ -222,7 +222,7 @@ def test_a_rule_for_agreed_studies_waits_for_a_reader(outbox: Outbox, hospital: 
 def test_a_rule_asks_who_sent_a_study_and_how_old_the_patient_is(outbox: Outbox, hospital: Hospital) -> None:
     """Of four studies one is of the sender and of the age; who is of no known age is of none."""
     rule = replace(ANALYSED, senders=("CT-ROOM",), age_from=18, age_to=65)
-    outbox.add(Destination(DestinationKind.FOLDER, folder="pacs"), rule.checked(DEFAULT))
+    outbox.add(Destination(DestinationKind.FOLDER, folder="pacs"), rule.validate(DEFAULT))
     facts = [("CT-ROOM", 40), ("CT-ROOM", 17), ("CT-ROOM", None), ("PACS", 40)]
     studies = []
     for sender, age in facts:

@@ -371,7 +371,7 @@ def test_a_test_always_ends(outbox: Outbox, monkeypatch: pytest.MonkeyPatch) -> 
     long = "a" * 64 + ".example"
     assert tried(Destination(DestinationKind.HL7, long, 2575)) == "unknown-name"
     assert tried(Destination(DestinationKind.WEBHOOK, url=f"https://{long}")) == "unknown-name"
-    monkeypatch.setattr(sending, "messenger", lambda *_: 1 // 0)
+    monkeypatch.setattr(sending, "choose_messenger", lambda *_: 1 // 0)
     assert tried(Destination(DestinationKind.HL7, "127.0.0.1", 2575)) == "not-sent"
 
 
@@ -383,7 +383,7 @@ def test_a_receiver_that_contradicts_itself_is_refused_when_it_is_added() -> Non
         (Rule(kinds=("pdf",)), "events"),
     ):
         with pytest.raises(Exception, match=word):
-            rule.checked(["pdf"]).fits(wanted.kind)
+            rule.validate(["pdf"]).check_kind(wanted.kind)
     for changes, word in (
         ({"networks": "10.0.0.0/8"}, "networks"),
         ({"character_set": "EBCDIC"}, "character_set"),
@@ -393,7 +393,7 @@ def test_a_receiver_that_contradicts_itself_is_refused_when_it_is_added() -> Non
         ({"url": "https://x"}, "URL"),
     ):
         with pytest.raises(Exception, match=word):
-            replace(wanted, **changes).checked()
+            replace(wanted, **changes).validate()
 
 
 # -- a receiver of webhooks

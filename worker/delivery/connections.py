@@ -144,14 +144,14 @@ def client_context(settings: Settings, destination: Destination) -> ClientContex
     return made
 
 
-def certificate_refused(context: ssl.SSLContext | None) -> Answer | None:
+def certificate_refusal(context: ssl.SSLContext | None) -> Answer | None:
     """The answer where a handshake failed; None: none did."""
     if isinstance(context, ClientContext) and context.failure:
         return Answer(DeliveryReason.CERTIFICATE, words=context.failure.replace("_", " ").lower())
     return None
 
 
-def first(attributes: Mapping[str, Any], tag: str) -> str:
+def first_value(attributes: Mapping[str, Any], tag: str) -> str:
     """Read the first value of an attribute of DICOM JSON. Source: PS3.18 F.2.
 
     Args:

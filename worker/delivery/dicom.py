@@ -44,7 +44,7 @@ from shared.domain.destinations import (
 )
 from shared.queries.deliveries import DueObject
 from shared.settings import Settings
-from worker.delivery.connections import Away, KnownPatient, answer_limit_s, certificate_refused, client_context
+from worker.delivery.connections import Away, KnownPatient, answer_limit_s, certificate_refusal, client_context
 
 CLASSES = (  # of all that results are made of
     "1.2.840.10008.5.1.4.1.1.7",  # Secondary Capture Image Storage
@@ -137,7 +137,7 @@ class DicomConnection:
         syntax = self._syntax(one)
         assert syntax is not None, "whoever sends asks `refuses` before"
         if syntax != one.transfer_syntax_uid:
-            content = _in_syntax(content, syntax)
+            content = _convert(content, syntax)
         limit_s = answer_limit_s(self._settings, len(content))
         self._association.dimse_timeout = limit_s
         began = time.monotonic()
@@ -297,7 +297,7 @@ def _associate(
 
     def bound(event: Event) -> None:
         connected.append(True)
-        _bound(event)
+        _limit_silence(event)
 
     context = client_context(settings, destination) if destination.kind is DestinationKind.DICOM_TLS else None
     association = entity.associate(
@@ -308,8 +308,8 @@ def _associate(
     if association.is_established:
         return association
     if association.is_rejected:
-        raise Away(_rejected(association))
-    refused = certificate_refused(context)
+        raise Away(_rejection_answer(association))
+    refused = certificate_refusal(context)
     if refused is None and not connected:
         refused = Answer(DeliveryReason.UNREACHABLE)
     if refused is None and association.acceptor.primitive is not None:  # it accepted, and no context of ours
@@ -317,7 +317,7 @@ def _associate(
     raise Away(refused or Answer(DeliveryReason.NO_ANSWER))
 
 
-def _bound(event: Event) -> None:
+def _limit_silence(event: Event) -> None:
     """Have a connection that goes silent, or whose other end reads nothing, closed by the system."""
     connection = event.assoc.dul.socket
     if connection is not None and connection.socket is not None:
@@ -327,7 +327,7 @@ def _bound(event: Event) -> None:
         connection.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
 
-def _rejected(association: Association) -> Answer:
+def _rejection_answer(association: Association) -> Answer:
     """Why an association was rejected, in the words of PS3.8 9.3.4."""
     rejection = association.acceptor.primitive
     assert rejection is not None
@@ -338,7 +338,7 @@ def _rejected(association: Association) -> Answer:
     )  # fmt: skip
 
 
-def _in_syntax(content: bytes, syntax: str) -> bytes:
+def _convert(content: bytes, syntax: str) -> bytes:
     """The same object in another uncompressed transfer syntax; for the same bytes the same bytes."""
     dataset = pydicom.dcmread(io.BytesIO(content))
     dataset.file_meta.TransferSyntaxUID = UID(syntax)

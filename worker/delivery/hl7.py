@@ -115,7 +115,7 @@ def control_id(*parts: str) -> str:
     return base64.b32encode(digest).decode()[:CONTROL_ID_LENGTH]
 
 
-def oru(order: Order, result: Result, receiver: Receiver, id_: str) -> Message:
+def make_oru(order: Order, result: Result, receiver: Receiver, id_: str) -> Message:
     """Make the message.
 
     Args:

@@ -40,7 +40,7 @@ def authorization(path: Path | None, site: str, destination: str, url: str) -> s
         name = one.get("destination")
         if isinstance(name, str) and (name != destination or one.get("site", site) != site):
             continue
-        header = _checked(path, number, one)
+        header = _header_of_entry(path, number, one)
         if one["url"].rstrip("/") != url:
             raise OsteonError(
                 f"Entry {number} of OSTEON_DELIVERY_LOGINS ({path}) has another url than the destination: its login is "
@@ -53,39 +53,39 @@ def authorization(path: Path | None, site: str, destination: str, url: str) -> s
 def _entries(path: Path) -> list[dict[str, Any]]:
     try:
         if path.stat().st_size > MAX_BYTES:
-            raise _wrong(path, f"is larger than {MAX_BYTES:,} bytes")
+            raise _error(path, f"is larger than {MAX_BYTES:,} bytes")
         tables = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise _wrong(path, f"cannot be read: {error.strerror}") from error
+        raise _error(path, f"cannot be read: {error.strerror}") from error
     except ValueError:  # its message quotes the file
-        raise _wrong(path, "is not TOML in UTF-8") from None
+        raise _error(path, "is not TOML in UTF-8") from None
     entries = tables.get("login")
     if set(tables) != {"login"} or not isinstance(entries, list) or not all(isinstance(one, dict) for one in entries):
-        raise _wrong(path, "has entries of other names than [[login]]")
+        raise _error(path, "has entries of other names than [[login]]")
     return entries
 
 
-def _checked(path: Path, number: int, one: dict[str, Any]) -> str:
+def _header_of_entry(path: Path, number: int, one: dict[str, Any]) -> str:
     """The header of an entry. Raises OsteonError where it is not whole."""
     if path.stat().st_mode & 0o077:
-        raise _wrong(path, "may be read by others than its owner: chmod 600 it")
+        raise _error(path, "may be read by others than its owner: chmod 600 it")
     beginning = f"has an entry, number {number}, "
     if set(one) - KEYS or not all(isinstance(value, str) and value for value in one.values()):
-        raise _wrong(path, f"{beginning}with other keys than {', '.join(sorted(KEYS))}, or an empty value")
+        raise _error(path, f"{beginning}with other keys than {', '.join(sorted(KEYS))}, or an empty value")
     if not {"destination", "url"} <= set(one) or ("bearer" in one) == ("user" in one or "password" in one):
-        raise _wrong(path, f"{beginning}that lacks destination, url, and either bearer or user and password")
+        raise _error(path, f"{beginning}that lacks destination, url, and either bearer or user and password")
     parts = urlsplit(one["url"])
     if parts.scheme != "https" and not (parts.scheme == "http" and parts.hostname in LOOPBACK):
-        raise _wrong(path, f"{beginning}whose url is not https://: a login is not sent in the clear")
+        raise _error(path, f"{beginning}whose url is not https://: a login is not sent in the clear")
     if "bearer" in one:
         if not one["bearer"].isascii() or not one["bearer"].isprintable() or " " in one["bearer"]:
-            raise _wrong(path, f"{beginning}whose bearer is none: printable ASCII without spaces")
+            raise _error(path, f"{beginning}whose bearer is none: printable ASCII without spaces")
         return f"Bearer {one['bearer']}"
     if not {"user", "password"} <= set(one) or ":" in one["user"]:
-        raise _wrong(path, f"{beginning}that lacks user or password, or has a colon in user")
+        raise _error(path, f"{beginning}that lacks user or password, or has a colon in user")
     shown = f"{one['user']}:{one['password']}".encode()
     return f"Basic {base64.b64encode(shown).decode()}"
 
 
-def _wrong(path: Path, what: str) -> OsteonError:
+def _error(path: Path, what: str) -> OsteonError:
     return OsteonError(f"OSTEON_DELIVERY_LOGINS ({path}) {what}")

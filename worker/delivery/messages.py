@@ -29,7 +29,7 @@ from shared.domain.notices import KEY_LENGTH, AccessionPlace, NoticeContent, par
 from shared.queries.deliveries import DueDelivery, Work
 from shared.settings import Settings
 from worker.delivery import mllp, webhooks
-from worker.delivery.connections import Away, certificate_refused, client_context
+from worker.delivery.connections import Away, certificate_refusal, client_context
 from worker.delivery.hl7 import (
     Acknowledgement,
     Message,
@@ -41,7 +41,7 @@ from worker.delivery.hl7 import (
     Verdict,
     control_id,
     letters,
-    oru,
+    make_oru,
 )
 
 MAX_VALUE_LENGTH = 1024  # characters of a value that are read: more than any has that follows its VR
@@ -59,7 +59,7 @@ class Messenger(Protocol):
         """Ask whether it would take one, as far as that can be asked."""
 
 
-def messenger(settings: Settings, work: Work, read: Callable[[str], bytes]) -> Messenger:
+def choose_messenger(settings: Settings, work: Work, read: Callable[[str], bytes]) -> Messenger:
     """Choose how a destination is told.
 
     Args:
@@ -101,13 +101,13 @@ class Hl7Messenger:
             return Answer(DeliveryReason.NO_HEADER)
         id_ = control_id(str(due.delivery_id), due.header_sha256)
         try:
-            message = oru(order, result_of(due.study_instance_uid, due.told), _receiver(self._destination), id_)
+            message = make_oru(order, result_of(due.study_instance_uid, due.told), _receiver(self._destination), id_)
         except NoAccessionNumber:
             return Answer(DeliveryReason.NO_ACCESSION_NUMBER)
         except NotEncodable as error:
             return Answer(DeliveryReason.NOT_ENCODABLE, words=error.field)
         try:
-            return _understood(self._exchange(message), order, message.codec)
+            return _answer_of(self._exchange(message), order, message.codec)
         except mllp.Unintelligible:  # of this message; the next one may be understood
             return Answer(DeliveryReason.UNINTELLIGIBLE)
 
@@ -115,7 +115,7 @@ class Hl7Messenger:
         """Connect, with TLS where that is agreed on, and send nothing: HL7 has no message that changes nothing."""
         endpoint = self._endpoint()
         try:
-            with mllp.connected(endpoint, mllp.CONNECT_S):
+            with mllp.connect(endpoint, mllp.CONNECT_S):
                 return Answer(None, "connected")
         except _FAILURES as error:
             raise Away(_failure(error, endpoint)) from None
@@ -138,7 +138,7 @@ _FAILURES = (mllp.WrongCertificate, mllp.Silent, mllp.Cut, OSError)
 
 def _failure(error: Exception, endpoint: mllp.Endpoint) -> Answer:
     """What one of _FAILURES means."""
-    if (refused := certificate_refused(endpoint.tls)) is not None:
+    if (refused := certificate_refusal(endpoint.tls)) is not None:
         return refused
     reasons: tuple[tuple[type[Exception], DeliveryReason], ...] = (
         (mllp.WrongCertificate, DeliveryReason.CERTIFICATE),
@@ -188,7 +188,7 @@ class WebhookMessenger:
         secrets = [webhook_secret(key, work.destination_id, number) for number in work.secrets]
         context = client_context(self._settings, work.destination) if work.destination.url.startswith("https") else None
         try:
-            headers = webhooks.signed(body, id_, datetime.now(UTC), secrets)
+            headers = webhooks.sign(body, id_, datetime.now(UTC), secrets)
             allowed = parse_networks(work.destination.networks)
             response = webhooks.post(work.destination.url, body, headers, allowed, context)
         except webhooks.AddressNotAllowed:
@@ -196,10 +196,10 @@ class WebhookMessenger:
         except webhooks.TooSlow:
             raise Away(Answer(DeliveryReason.NO_ANSWER)) from None
         except webhooks.WrongCertificate:
-            raise Away(certificate_refused(context) or Answer(DeliveryReason.CERTIFICATE)) from None
+            raise Away(certificate_refusal(context) or Answer(DeliveryReason.CERTIFICATE)) from None
         except webhooks.NoConnection as error:
             reason = DeliveryReason.UNKNOWN_NAME if error.unknown else DeliveryReason.UNREACHABLE
-            raise Away(certificate_refused(context) or Answer(reason)) from None
+            raise Away(certificate_refusal(context) or Answer(reason)) from None
         if response.accepted:
             return Answer(None, f"HTTP {response.status}")
         return http_answer(response.status, response.words)
@@ -308,7 +308,7 @@ def _receiver(destination: Destination) -> Receiver:
     )  # fmt: skip
 
 
-def _understood(answer: Acknowledgement, order: Order, codec: str) -> Answer:
+def _answer_of(answer: Acknowledgement, order: Order, codec: str) -> Answer:
     """What an acknowledgement means; its words without what the message says of the patient."""
     reasons = {
         Verdict.LATER: DeliveryReason.BUSY, Verdict.REFUSED: DeliveryReason.REFUSED,

@@ -62,18 +62,18 @@ def exchange(endpoint: Endpoint, message: Message, wait_s: float) -> Acknowledge
         Unintelligible: what came is no acknowledgement.
     """
     ends = time.monotonic() + wait_s
-    with _connected(endpoint, ends) as connection:
+    with _open_socket(endpoint, ends) as connection:
         try:
-            connection.settimeout(_left(ends))
+            connection.settimeout(_seconds_left(ends))
             connection.sendall(BEGIN + message.content + END)
-            return _answered(connection, message, ends)
+            return _read_acknowledgement(connection, message, ends)
         except TimeoutError:
             raise Silent from None
         except (ConnectionError, ssl.SSLError):
             raise Cut from None
 
 
-def connected(endpoint: Endpoint, wait_s: float) -> socket.socket:
+def connect(endpoint: Endpoint, wait_s: float) -> socket.socket:
     """Connect to a receiver, and send nothing.
 
     Args:
@@ -88,15 +88,15 @@ def connected(endpoint: Endpoint, wait_s: float) -> socket.socket:
         WrongCertificate: another one than agreed, or one that nobody trusts.
         Silent: it took too long.
     """
-    return _connected(endpoint, time.monotonic() + wait_s)
+    return _open_socket(endpoint, time.monotonic() + wait_s)
 
 
-def _connected(endpoint: Endpoint, ends: float) -> socket.socket:
-    plain = _reached(endpoint, ends)
+def _open_socket(endpoint: Endpoint, ends: float) -> socket.socket:
+    plain = _connect_first(endpoint, ends)
     if endpoint.tls is None:
         return plain
     try:
-        plain.settimeout(_left(ends))
+        plain.settimeout(_seconds_left(ends))
         return endpoint.tls.wrap_socket(plain, server_hostname=endpoint.host)
     except ssl.SSLCertVerificationError:
         plain.close()
@@ -106,7 +106,7 @@ def _connected(endpoint: Endpoint, ends: float) -> socket.socket:
         raise
 
 
-def _reached(endpoint: Endpoint, ends: float) -> socket.socket:
+def _connect_first(endpoint: Endpoint, ends: float) -> socket.socket:
     """A connection to the first of its addresses that takes one; all of them together have the time of one."""
     try:
         found = socket.getaddrinfo(endpoint.host, endpoint.port, type=socket.SOCK_STREAM)
@@ -116,14 +116,14 @@ def _reached(endpoint: Endpoint, ends: float) -> socket.socket:
     until = min(ends, time.monotonic() + CONNECT_S)
     for left, address in zip(range(len(addresses), 0, -1), addresses, strict=True):
         try:
-            return socket.create_connection((address, endpoint.port), timeout=_left(until) / left)
+            return socket.create_connection((address, endpoint.port), timeout=_seconds_left(until) / left)
         except OSError:
             if left == 1:
                 raise
     raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
 
 
-def _answered(connection: socket.socket, message: Message, ends: float) -> Acknowledgement:
+def _read_acknowledgement(connection: socket.socket, message: Message, ends: float) -> Acknowledgement:
     """The acknowledgement of this message: others are passed by. Raises as `exchange`."""
     received, taken = b"", 0
     while True:
@@ -136,7 +136,7 @@ def _answered(connection: socket.socket, message: Message, ends: float) -> Ackno
             if acknowledged.control_id == message.control_id:
                 return acknowledged
             continue
-        connection.settimeout(_left(ends))
+        connection.settimeout(_seconds_left(ends))
         piece = connection.recv(PIECE)
         taken += len(piece)
         if not piece:
@@ -157,7 +157,7 @@ def _frame(received: bytes) -> tuple[bytes | None, bytes]:
     return received[start + 1 : end], received[end + len(END) :]
 
 
-def _left(ends: float) -> float:
+def _seconds_left(ends: float) -> float:
     """Seconds until the deadline. Raises Silent once it has passed."""
     left = ends - time.monotonic()
     if left <= 0:

@@ -35,7 +35,7 @@ from worker.delivery.connections import Away, Connection, answer_limit_s
 from worker.delivery.dicom import DicomConnection
 from worker.delivery.folder import FolderConnection
 from worker.delivery.logins import authorization
-from worker.delivery.messages import Messenger, messenger
+from worker.delivery.messages import Messenger, choose_messenger
 from worker.delivery.stow import StowConnection
 
 log = get_logger(__name__)
@@ -78,7 +78,7 @@ class Sender:
             with self._database.transaction() as session:
                 deliveries.renew(session, held, self._lease)
             self._renewed = time.monotonic()
-        self._spread()
+        self._write_deliveries()
         free = self._settings.delivery_destinations - len(held)
         if free <= 0:
             return 0
@@ -90,7 +90,7 @@ class Sender:
             self._pool.submit(self._serve, work)
         return len(taken)
 
-    def _spread(self) -> None:
+    def _write_deliveries(self) -> None:
         """Write the deliveries of notices, each in a transaction of its own; not for long, as leases end."""
         zone, until = self._settings.backfill_timezone, time.monotonic() + SPREAD_S
         while time.monotonic() < until:
@@ -138,9 +138,9 @@ class Sender:
         connection: Connection | None = None
         try:
             if work.destination.is_told:
-                answer = messenger(self._settings, work, lambda sha256: read(self._store, sha256)).test()
+                answer = choose_messenger(self._settings, work, lambda sha256: read_object(self._store, sha256)).test()
             else:
-                connection = opened(self._settings, work)
+                connection = open_connection(self._settings, work)
                 answer = connection.test()
         except Away as error:
             answer = error.answer
@@ -157,7 +157,7 @@ class Sender:
         log.info("destination tested", destination=str(work.destination_id), reason=answer.reason or "")
 
 
-def opened(
+def open_connection(
     settings: Settings, work: Work, due: DueDelivery | None = None, reported: Callable[[Report], int] | None = None
 ) -> Connection:
     """Open the way into a destination.
@@ -187,7 +187,7 @@ def opened(
     return DicomConnection(settings, destination, contexts, find=bool(due and due.ask_patient), reported=reported)
 
 
-def read(store: Store, sha256: str) -> bytes:
+def read_object(store: Store, sha256: str) -> bytes:
     """Read a stored object.
 
     Args:
@@ -242,7 +242,7 @@ class _Turn:
                 if not (self._deliver(due) if due is not None else self._confirm()):
                     return
         finally:
-            self._leave()
+            self._disconnect()
 
     def _confirm(self) -> bool:
         """Ask the destination whether it keeps what one delivery brought; return whether another one may be tried."""
@@ -252,12 +252,12 @@ class _Turn:
             return False
         answer, away = Answer(DeliveryReason.NO_COMMITMENT), False
         try:
-            connection = self._connected(None)
+            connection = self._connect(None)
             if isinstance(connection, DicomConnection):
                 answer = connection.ask(ask.transaction_uid, ask.instances)
         except Away as error:
             answer, away = error.answer, error.answer.reason in HALTS
-            self._leave()
+            self._disconnect()
         fields = {"destination": str(self._work.destination_id), "delivery": str(ask.delivery_id)}
         with self._database.transaction() as session:
             if answer.reason is None:
@@ -272,7 +272,7 @@ class _Turn:
             log.warning("confirmation not asked", reason=answer.reason, status=answer.status, **fields)
         return not away
 
-    def _reported(self, report: Report) -> int:
+    def _record_report(self, report: Report) -> int:
         """Note a report that came over our association; returns the status to be answered."""
         try:
             with self._database.transaction() as session:
@@ -282,7 +282,7 @@ class _Turn:
             return PROCESSING_FAILURE
         return TAKEN if known else UNKNOWN_TRANSACTION
 
-    def _leave(self) -> None:
+    def _disconnect(self) -> None:
         if self._connection is not None:
             self._connection.close()
             self._connection = None
@@ -291,14 +291,14 @@ class _Turn:
         """Send one delivery; return whether another one may be tried."""
         fields = {"destination": str(self._work.destination_id), "delivery": str(due.delivery_id)}
         try:
-            state, answer = self._sent(due)
+            state, answer = self._send_objects(due)
         except Away as error:
             answer = error.answer
             if answer.reason not in HALTS:  # it is about this delivery alone
                 with self._database.transaction() as session:
                     state = deliveries.record_failure(session, due, answer)
                 log.warning("delivery failed", state=state, reason=answer.reason, status=answer.status, **fields)
-                self._leave()
+                self._disconnect()
                 return state != DeliveryState.WAITING
             with self._database.transaction() as session:
                 given_up = deliveries.record_away(session, self._work, answer, due)
@@ -311,7 +311,7 @@ class _Turn:
             with self._database.transaction() as session:
                 deliveries.record_failure(session, due, Answer(DeliveryReason.NOT_SENT, words=type(error).__name__))
             log.exception("delivery failed", **fields)
-            self._leave()
+            self._disconnect()
             return True
         if answer is None:
             log.info("delivery sent", state=state, **fields)
@@ -319,79 +319,81 @@ class _Turn:
             log.warning("delivery failed", state=state, reason=answer.reason, status=answer.status, **fields)
         return True
 
-    def _sent(self, due: DueDelivery) -> tuple[DeliveryState, Answer | None]:
+    def _send_objects(self, due: DueDelivery) -> tuple[DeliveryState, Answer | None]:
         """Send the objects of a delivery, each of which is noted once it was accepted; or its message."""
         if due.told is not None:
-            return self._told(due)
+            return self._send_message(due)
         refused: list[DueObject] = []
         for number, one in enumerate(due.objects):
             if self._stopping.is_set():
                 return DeliveryState.WAITING, None
             self._goes_on(one.size_bytes)
-            content = read(self._store, one.sha256)
-            connection = self._open(due, one)
-            if not number and due.ask_patient and _of_another(connection, due, content):
-                return self._failed(due, Answer(DeliveryReason.PATIENT_DIFFERS))
+            content = read_object(self._store, one.sha256)
+            connection = self._connection_for(due, one)
+            if not number and due.ask_patient and _belongs_to_another_patient(connection, due, content):
+                return self._note_failure(due, Answer(DeliveryReason.PATIENT_DIFFERS))
             if connection.refuses(one):
                 refused.append(one)
                 continue
             answer = connection.send(one, content)
             if answer.reason in MISFIT:  # it says so of an object, and would of each one
                 raise Away(answer)
-            self._answered()
+            self._note_answered()
             if answer.reason is not None:
-                return self._failed(due, answer)
+                return self._note_failure(due, answer)
             with self._database.transaction() as session:
                 deliveries.record_accepted(session, self._work, due, one.object_id, answer.status)
         with self._database.transaction() as session:
             return deliveries.finish(session, self._work, due, refused), None
 
-    def _told(self, due: DueDelivery) -> tuple[DeliveryState, Answer | None]:
+    def _send_message(self, due: DueDelivery) -> tuple[DeliveryState, Answer | None]:
         """Send the message of a notice."""
         if self._messenger is None:
-            self._messenger = messenger(self._settings, self._work, lambda sha256: read(self._store, sha256))
+            self._messenger = choose_messenger(
+                self._settings, self._work, lambda sha256: read_object(self._store, sha256)
+            )
         answer = self._messenger.tell(due)
         if answer.reason in MISFIT:  # the receiver says so of a message, and would of each one
             raise Away(answer)
         if answer.status:  # the receiver's, so that it is there
-            self._answered()
+            self._note_answered()
         if answer.reason is not None:
-            return self._failed(due, answer)
+            return self._note_failure(due, answer)
         with self._database.transaction() as session:
             return deliveries.finish(session, self._work, due), None
 
-    def _answered(self) -> None:
+    def _note_answered(self) -> None:
         """Note, once a turn, that the destination is there: only then its next failure is a first one."""
         if not self._heard:
             with self._database.transaction() as session:
                 deliveries.record_answer(session, self._work)
             self._heard = True
 
-    def _failed(self, due: DueDelivery, answer: Answer) -> tuple[DeliveryState, Answer]:
+    def _note_failure(self, due: DueDelivery, answer: Answer) -> tuple[DeliveryState, Answer]:
         with self._database.transaction() as session:
             return deliveries.record_failure(session, due, answer), answer
 
-    def _open(self, due: DueDelivery, one: DueObject) -> Connection:
+    def _connection_for(self, due: DueDelivery, one: DueObject) -> Connection:
         """The open connection; a new one where this one was opened without what the object needs."""
         connection = self._connection
         if isinstance(connection, DicomConnection) and (
             (one.sop_class_uid, one.transfer_syntax_uid) not in connection.proposed
             or (due.ask_patient and not connection.finds)
         ):
-            self._leave()
-        return self._connected(due)
+            self._disconnect()
+        return self._connect(due)
 
-    def _connected(self, due: DueDelivery | None) -> Connection:
+    def _connect(self, due: DueDelivery | None) -> Connection:
         """The open connection; without one, a new one."""
         if self._connection is None:
-            self._connection = opened(self._settings, self._work, due, self._reported)
+            self._connection = open_connection(self._settings, self._work, due, self._record_report)
             if isinstance(self._connection, DicomConnection):  # which has negotiated; others have said nothing yet
                 with self._database.transaction() as session:
                     deliveries.record_answer(session, self._work, self._connection.capabilities)
         return self._connection
 
 
-def _of_another(connection: Connection, due: DueDelivery, content: bytes) -> bool:
+def _belongs_to_another_patient(connection: Connection, due: DueDelivery, content: bytes) -> bool:
     """Whether the destination knows the study under another patient. What it does not say is no difference."""
     known = connection.patient_of(due.study_instance_uid)
     if known is None:

@@ -20,7 +20,14 @@ from shared.domain.destinations import (
 )
 from shared.queries.deliveries import DueObject
 from shared.settings import Settings
-from worker.delivery.connections import Away, KnownPatient, answer_limit_s, certificate_refused, client_context, first
+from worker.delivery.connections import (
+    Away,
+    KnownPatient,
+    answer_limit_s,
+    certificate_refusal,
+    client_context,
+    first_value,
+)
 
 MAX_ANSWER_BYTES = 1 << 20  # bytes of a response that are read
 CONNECT_S = 10.0
@@ -91,7 +98,7 @@ class StowConnection:
         )
         if status != 200 or not isinstance(matches, list) or len(matches) != 1 or not isinstance(matches[0], Mapping):
             return None
-        return KnownPatient(first(matches[0], PATIENT_ID), first(matches[0], ISSUER))
+        return KnownPatient(first_value(matches[0], PATIENT_ID), first_value(matches[0], ISSUER))
 
     def close(self) -> None:
         """Close the connection."""
@@ -103,17 +110,17 @@ class StowConnection:
         until = time.monotonic() + limit_s
         try:
             with self._client.stream(method, self._destination.url + path, timeout=timeout, **more) as response:
-                text = b"".join(_within(response.iter_bytes(), until))
+                text = b"".join(_read_in_time(response.iter_bytes(), until))
                 return response.status_code, _json(text), "" if response.is_success else _words(response, text)
         except httpx.TimeoutException as error:
             connecting = isinstance(error, httpx.ConnectTimeout | httpx.PoolTimeout)
             reason = DeliveryReason.UNREACHABLE if connecting else DeliveryReason.NO_ANSWER
             raise Away(Answer(reason)) from error
         except httpx.HTTPError as error:
-            raise Away(certificate_refused(self._context) or _broken(error)) from error
+            raise Away(certificate_refusal(self._context) or _failure_answer(error)) from error
 
 
-def _within(parts: Iterator[bytes], until: float) -> Iterator[bytes]:
+def _read_in_time(parts: Iterator[bytes], until: float) -> Iterator[bytes]:
     """The parts of a response, as long as they come in time; what is beyond MAX_ANSWER_BYTES is not read."""
     read = 0
     for part in parts:
@@ -125,7 +132,7 @@ def _within(parts: Iterator[bytes], until: float) -> Iterator[bytes]:
             raise httpx.ReadTimeout("the response does not end")
 
 
-def _broken(error: httpx.HTTPError) -> Answer:
+def _failure_answer(error: httpx.HTTPError) -> Answer:
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, ssl.SSLError):
@@ -153,7 +160,7 @@ def _failure(response: object, sop_instance_uid: str) -> int | None:
     """The Failure Reason of an object; None: the response names none."""
     items = response.get(FAILED_SOP) if isinstance(response, Mapping) else None
     for item in items.get("Value") or () if isinstance(items, Mapping) else ():
-        if isinstance(item, Mapping) and first(item, REFERENCED_UID) in (sop_instance_uid, ""):
-            number = first(item, FAILURE_REASON)
+        if isinstance(item, Mapping) and first_value(item, REFERENCED_UID) in (sop_instance_uid, ""):
+            number = first_value(item, FAILURE_REASON)
             return int(number) if number.isdecimal() else 0x0110
     return None

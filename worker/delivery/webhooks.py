@@ -129,7 +129,7 @@ def key_of(secret: str) -> bytes:
     return key
 
 
-def signed(body: bytes, id_: str, sent_at: datetime, keys: Sequence[str]) -> dict[str, str]:
+def sign(body: bytes, id_: str, sent_at: datetime, keys: Sequence[str]) -> dict[str, str]:
     """Make the headers of a request.
 
     The id stays the same at each try, so that a receiver can tell a repetition. The time is that of the try: receivers
@@ -171,7 +171,7 @@ def is_allowed(address: str, allowed: Iterable[Network], *, public: bool = True)
         Whether it is in one of them, or public, and none that is never allowed. An IPv4 address within an IPv6 one is
         decided by itself.
     """
-    found = _bare(ipaddress.ip_address(address.partition("%")[0]))
+    found = _unwrap(ipaddress.ip_address(address.partition("%")[0]))
     if is_never_allowed(found):
         return False
     if any(found in network for network in allowed if network.version == found.version):
@@ -181,7 +181,7 @@ def is_allowed(address: str, allowed: Iterable[Network], *, public: bool = True)
     return found.is_global and not (isinstance(found, ipaddress.IPv6Address) and found.is_site_local)
 
 
-def _bare(address: Address) -> Address:
+def _unwrap(address: Address) -> Address:
     if isinstance(address, ipaddress.IPv4Address):
         return address
     if address in _NAT64:
@@ -198,7 +198,7 @@ def post(
     Args:
         url: of the receiver, checked when it was added.
         body: as `Notice.body` has it.
-        headers: as `signed` returns them.
+        headers: as `sign` returns them.
         allowed: networks that the site allows; public ones beside them for HTTPS alone.
         context: for HTTPS; None: the authorities that this system trusts.
 
@@ -266,7 +266,7 @@ class _CheckedNetwork(httpcore.NetworkBackend):
         tried = addresses[:MAX_ADDRESSES]
         for left, one in zip(range(len(tried), 0, -1), tried, strict=True):  # one that is silent leaves time for others
             with suppress(httpcore.ConnectError, httpcore.ConnectTimeout):
-                limit_s = _left(self._ends) / left
+                limit_s = _seconds_left(self._ends) / left
                 stream = self._plain.connect_tcp(one, port, limit_s, local_address, socket_options)
                 return _TimedStream(stream, self._ends)
         raise NoConnection
@@ -280,11 +280,11 @@ class _TimedStream(httpcore.NetworkStream):
 
     def read(self, max_bytes: int, timeout: float | None = None) -> bytes:  # noqa: ARG002 - ours counts
         """As httpcore has it."""
-        return self._stream.read(max_bytes, _left(self._ends))
+        return self._stream.read(max_bytes, _seconds_left(self._ends))
 
     def write(self, buffer: bytes, timeout: float | None = None) -> None:  # noqa: ARG002 - ours counts
         """As httpcore has it."""
-        self._stream.write(buffer, _left(self._ends))
+        self._stream.write(buffer, _seconds_left(self._ends))
 
     def close(self) -> None:
         """As httpcore has it."""
@@ -298,7 +298,9 @@ class _TimedStream(httpcore.NetworkStream):
     ) -> httpcore.NetworkStream:
         """As httpcore has it."""
         try:
-            return _TimedStream(self._stream.start_tls(ssl_context, server_hostname, _left(self._ends)), self._ends)
+            return _TimedStream(
+                self._stream.start_tls(ssl_context, server_hostname, _seconds_left(self._ends)), self._ends
+            )
         except httpcore.ConnectError as error:
             if isinstance(error.__cause__, ssl.SSLCertVerificationError):
                 raise WrongCertificate from None
@@ -309,7 +311,7 @@ class _TimedStream(httpcore.NetworkStream):
         return self._stream.get_extra_info(info)
 
 
-def _left(ends: float) -> float:
+def _seconds_left(ends: float) -> float:
     """Seconds until the deadline. Raises TooSlow once it has passed."""
     left = ends - time.monotonic()
     if left <= 0:

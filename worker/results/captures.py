@@ -17,8 +17,8 @@ from shared.dicom.elements import count, decimals, value_of
 from shared.domain.findings import gravity
 from shared.domain.results import ModelStatement, ResultInput, ResultKind
 from shared.pixels.tensors import UInt8Image, shrink
-from worker.results.drawing import Picture, draw_outlines, in_colour, stacked, strip, widened
-from worker.results.envelope import coded, envelope, referenced
+from worker.results.drawing import Picture, draw_outlines, stack, strip, to_colour, widen
+from worker.results.envelope import begin_object, code_item, reference_item
 from worker.results.plain import plain
 from worker.results.source import Source
 from worker.results.structured import DrawnFrame
@@ -50,7 +50,7 @@ class Radiographs:
         self._shown = shown
         self._small: dict[tuple[int, int], UInt8Image] = {}
 
-    def outlined(self, frame: DrawnFrame, side: int) -> Picture:
+    def draw_outlines(self, frame: DrawnFrame, side: int) -> Picture:
         """Draw a frame's outlines on it.
 
         A smaller picture is made of a larger one, always in the same steps: what was asked for before changes nothing.
@@ -68,26 +68,26 @@ class Radiographs:
         key = frame.source.image.number, frame.finding.frame
         gray = self._small.get(key) if side <= SMALL else None
         if gray is None:
-            gray = self._decoded(frame)
+            gray = self._decode(frame)
             if len(self._small) < MAX_KEPT:
-                self._small[key] = _fitted(gray, SMALL)
+                self._small[key] = _fit(gray, SMALL)
         if side <= SMALL:
-            gray = _fitted(_fitted(gray, SMALL), side)
-        picture = in_colour(gray)
+            gray = _fit(_fit(gray, SMALL), side)
+        picture = to_colour(gray)
         rows, columns = (count(frame.source.header, name) for name in ("Rows", "Columns"))
         across, down = frame.scale  # from square pixels to stored ones, and on to those of the picture
         draw_outlines(picture, frame.outlines, (across * gray.shape[1] / columns, down * gray.shape[0] / rows))
         return picture
 
-    def _decoded(self, frame: DrawnFrame) -> UInt8Image:
-        return _fitted(self._shown(frame.source.image.sha256, frame.finding.frame, MAX_SIDE), MAX_SIDE)
+    def _decode(self, frame: DrawnFrame) -> UInt8Image:
+        return _fit(self._shown(frame.source.image.sha256, frame.finding.frame, MAX_SIDE), MAX_SIDE)
 
 
-def _fitted(gray: UInt8Image, side: int) -> UInt8Image:
+def _fit(gray: UInt8Image, side: int) -> UInt8Image:
     return gray if max(gray.shape) <= side else np.rint(shrink(gray, side)).astype(np.uint8)
 
 
-def overlay(inputs: ResultInput, frames: Sequence[DrawnFrame], radiographs: Radiographs) -> Dataset:
+def make_overlay(inputs: ResultInput, frames: Sequence[DrawnFrame], radiographs: Radiographs) -> Dataset:
     """Make the capture of an image.
 
     Args:
@@ -103,7 +103,7 @@ def overlay(inputs: ResultInput, frames: Sequence[DrawnFrame], radiographs: Radi
     """
     frame = gravest(frames)
     source = frame.source
-    picture = radiographs.outlined(frame, MAX_SIDE)
+    picture = radiographs.draw_outlines(frame, MAX_SIDE)
     words = [f"AI: {finding_words(frame.finding, probability=inputs.site.probability)}"]
     if source.frames > 1:
         words.append(f"Frame {frame.finding.frame} of {source.frames}, the gravest of {len(frames)} analysed")
@@ -111,16 +111,16 @@ def overlay(inputs: ResultInput, frames: Sequence[DrawnFrame], radiographs: Radi
         words.append(LEGEND)
     elif frame.finding.abstention is None:
         words.append("No place alone is enough for a line. That does not mean no fracture.")
-    words.append(made_by(inputs, inputs.models_of(source.image)))
-    whole = widened(picture)
-    made = _capture(inputs, ResultKind.SC_OVERLAY, source, stacked([whole, _strip(whole, words)]), source.image.number)
+    words.append(made_by_words(inputs, inputs.models_of(source.image)))
+    whole = widen(picture)
+    made = _capture(inputs, ResultKind.SC_OVERLAY, source, stack([whole, _strip(whole, words)]), source.image.number)
     made.SourceImageSequence = [_source(source, [frame.finding.frame])]
     made.DerivationDescription = "Radiograph with outlines of a model's evidence; words in a strip below"
     _copy_geometry(made, source, picture)
     return made
 
 
-def summary(
+def make_summary(
     inputs: ResultInput, sources: Sequence[Source], frames: Sequence[DrawnFrame], radiographs: Radiographs
 ) -> Dataset:
     """Make the study's summary.
@@ -138,21 +138,21 @@ def summary(
         Rejected: an image's pixels are damaged.
     """
     earlier = sources[0].clock(inputs.replaces.made_at, inputs.site) if inputs.replaces else None
-    words = [*study_words(inputs, earlier), made_by(inputs, inputs.models)]
+    words = [*study_words(inputs, earlier), made_by_words(inputs, inputs.models)]
     words[0] = f"AI on the study: {words[0]}"
     cells = [_cell(source, frames, radiographs) for source in sources[:MAX_THUMBNAILS]]
     if len(sources) > MAX_THUMBNAILS:
         words.insert(2, f"The first {MAX_THUMBNAILS} images are shown")
-    rows = [_beside(cells[at : at + PER_ROW]) for at in range(0, len(cells), PER_ROW)]
-    whole = widened(stacked(rows))
-    made = _capture(inputs, ResultKind.SC_SUMMARY, sources[0], stacked([whole, _strip(whole, words)]), 1)
+    rows = [_put_beside(cells[at : at + PER_ROW]) for at in range(0, len(cells), PER_ROW)]
+    whole = widen(stack(rows))
+    made = _capture(inputs, ResultKind.SC_SUMMARY, sources[0], stack([whole, _strip(whole, words)]), 1)
     made.SourceImageSequence = [_source(source) for source in sources]
     made.DerivationDescription = "Small images of the study and a summary of a model's findings"
     made.PatientOrientation = made.Laterality = ""
     return made
 
 
-def made_by(inputs: ResultInput, models: Sequence[ModelStatement]) -> str:
+def made_by_words(inputs: ResultInput, models: Sequence[ModelStatement]) -> str:
     """Name the models and the software.
 
     Args:
@@ -177,26 +177,26 @@ def _cell(source: Source, frames: Sequence[DrawnFrame], radiographs: Radiographs
     words = unread_image_words(source.image)
     if mine:
         frame = gravest(mine)
-        small = radiographs.outlined(frame, THUMBNAIL)
+        small = radiographs.draw_outlines(frame, THUMBNAIL)
         top, left = (THUMBNAIL - small.shape[0]) // 2, (THUMBNAIL - small.shape[1]) // 2
         square[top : top + small.shape[0], left : left + small.shape[1]] = small
         words = finding_words(frame.finding)
-    return stacked([square, strip(THUMBNAIL, [plain(f"Image {source.image.number}"), plain(words)], size=12)])
+    return stack([square, strip(THUMBNAIL, [plain(f"Image {source.image.number}"), plain(words)], size=12)])
 
 
-def _beside(pictures: Sequence[Picture]) -> Picture:
+def _put_beside(pictures: Sequence[Picture]) -> Picture:
     height = max(picture.shape[0] for picture in pictures)
     return np.hstack([np.pad(one, ((0, height - one.shape[0]), (0, 8), (0, 0))) for one in pictures])
 
 
 def _source(source: Source, frames: Sequence[int] = ()) -> Dataset:
-    item = referenced(source, frames)
-    item.PurposeOfReferenceCodeSequence = [coded(SOURCE_IMAGE)]
+    item = reference_item(source, frames)
+    item.PurposeOfReferenceCodeSequence = [code_item(SOURCE_IMAGE)]
     return item
 
 
 def _capture(inputs: ResultInput, kind: ResultKind, source: Source, picture: Picture, number: int) -> Dataset:
-    made = envelope(inputs, kind, source, SecondaryCaptureImageStorage, inputs.site.modality, number)
+    made = begin_object(inputs, kind, source, SecondaryCaptureImageStorage, inputs.site.modality, number)
     made.ImageType = ["DERIVED", "SECONDARY", "OTHER"]
     made.ConversionType = "WSD"
     made.BurnedInAnnotation, made.RecognizableVisualFeatures = "YES", "NO"

@@ -20,7 +20,7 @@ NARROWEST = 480  # pixels of a picture: words need room
 FRACTIONS = 4  # binary digits behind the point of a coordinate
 
 
-def in_colour(gray: npt.NDArray[np.uint8]) -> Picture:
+def to_colour(gray: npt.NDArray[np.uint8]) -> Picture:
     """Convert (H, W) gray levels to RGB."""
     return np.repeat(gray[:, :, None], 3, axis=2)
 
@@ -70,7 +70,7 @@ def _along(points: Line, step: float) -> Line:
     return np.stack([np.interp(places, reached, closed[:, axis]) for axis in (0, 1)], axis=1)
 
 
-def widened(picture: Picture) -> Picture:
+def widen(picture: Picture) -> Picture:
     """A picture with black to its right, if it is narrower than words need; its pixels stay where they are."""
     missing = max(0, NARROWEST - picture.shape[1])
     return np.pad(picture, ((0, 0), (0, missing), (0, 0))) if missing else picture
@@ -93,8 +93,8 @@ def strip(width: int, lines: Sequence[str], closing: str = "", size: int | None 
     rows: list[tuple[str, Any, tuple[int, int, int]]] = []
     for place, line in enumerate(lines):
         font = _font(large if place == 0 else small, bold=place == 0)
-        rows += [(part, font, WHITE if place == 0 else GRAY) for part in _wrapped(line, font, width - 2 * gap)]
-    closings = _wrapped(closing, _font(small, bold=True), width - 2 * gap) if closing else []
+        rows += [(part, font, WHITE if place == 0 else GRAY) for part in _wrap(line, font, width - 2 * gap)]
+    closings = _wrap(closing, _font(small, bold=True), width - 2 * gap) if closing else []
     heights = [round(font.size * 1.3) for _, font, _ in rows]
     band = len(closings) * round(small * 1.3) + gap if closings else 0
     picture = Image.new("RGB", (width, gap + sum(heights) + gap + band), (0, 0, 0))
@@ -118,7 +118,7 @@ def _font(size: int, *, bold: bool) -> ImageFont.FreeTypeFont:
     return ImageFont.truetype(FONTS / name, size, layout_engine=ImageFont.Layout.BASIC)
 
 
-def _wrapped(text: str, font: ImageFont.FreeTypeFont, width: int) -> list[str]:
+def _wrap(text: str, font: ImageFont.FreeTypeFont, width: int) -> list[str]:
     lines, line = [], ""
     for word in text.split():
         longer = f"{line} {word}".strip()
@@ -129,7 +129,7 @@ def _wrapped(text: str, font: ImageFont.FreeTypeFont, width: int) -> list[str]:
     return [*lines, line]
 
 
-def stacked(pictures: Sequence[Picture]) -> Picture:
+def stack(pictures: Sequence[Picture]) -> Picture:
     """Pictures under each other, each with black to its right where it is narrower than another."""
     width = max(picture.shape[1] for picture in pictures)
     return np.vstack([np.pad(one, ((0, 0), (0, width - one.shape[1]), (0, 0))) for one in pictures])

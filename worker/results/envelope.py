@@ -35,7 +35,7 @@ DESCRIPTIONS = {  # LO, at most 64 characters, and the first words count: lists 
 PROCESSING_EQUIPMENT = Code("109102", "DCM", "Processing Equipment")  # PS3.16 CID 7005
 
 
-def envelope(
+def begin_object(
     inputs: ResultInput, kind: ResultKind, source: Source, sop_class_uid: str, modality: str, number: int = 1
 ) -> Dataset:
     """Begin an object: everything but its content.
@@ -55,7 +55,7 @@ def envelope(
     models = inputs.models_of(source.image) if of_image else inputs.models
     made_at = (source.image.analysed_at or source.image.received_at) if of_image else inputs.made_at
     clock = source.clock(made_at, inputs.site)
-    made = source.copied()
+    made = source.copy_identity()
     made.StudyInstanceUID = inputs.study_instance_uid
     made.SOPClassUID, made.SOPInstanceUID = sop_class_uid, inputs.sop_uid(kind, number)
     made.InstanceCreationDate, made.InstanceCreationTime = date_and_time(clock)
@@ -80,11 +80,11 @@ def _equipment(software: str, model: ModelStatement | None) -> Dataset:
     item.SoftwareVersions = [plain(software, 64), plain(model.name, 64)] if model else plain(software, 64)
     item.DeviceUID = device_uid(model.sha256) if model else DEVICE_ROOT
     item.ContributionDescription = "Fracture detection on radiographs - research use only"
-    item.PurposeOfReferenceCodeSequence = [coded(PROCESSING_EQUIPMENT)]
+    item.PurposeOfReferenceCodeSequence = [code_item(PROCESSING_EQUIPMENT)]
     return item
 
 
-def coded(code: Code) -> Dataset:
+def code_item(code: Code) -> Dataset:
     """A code as an item of a sequence. Source: PS3.3 8."""
     item = Dataset()
     item.CodeValue, item.CodingSchemeDesignator, item.CodeMeaning = code.value, code.scheme_designator, code.meaning
@@ -96,7 +96,7 @@ def date_and_time(clock: datetime) -> tuple[str, str]:
     return f"{clock:%Y%m%d}", f"{clock:%H%M%S}"
 
 
-def referenced(source: Source, frames: Sequence[int] = ()) -> Dataset:
+def reference_item(source: Source, frames: Sequence[int] = ()) -> Dataset:
     """An item that names an image.
 
     Args:
@@ -114,11 +114,11 @@ def referenced(source: Source, frames: Sequence[int] = ()) -> Dataset:
     return item
 
 
-def by_series(sources: Iterable[Source]) -> list[Dataset]:
+def references_by_series(sources: Iterable[Source]) -> list[Dataset]:
     """Items that name images, series by series, as a Referenced Series Sequence has them but for the UID's name."""
     series: dict[str, list[Dataset]] = {}
     for source in sources:
-        series.setdefault(source.series_instance_uid, []).append(referenced(source))
+        series.setdefault(source.series_instance_uid, []).append(reference_item(source))
     items = []
     for uid, images in series.items():
         item = Dataset()
@@ -128,7 +128,7 @@ def by_series(sources: Iterable[Source]) -> list[Dataset]:
     return items
 
 
-def finished(kind: ResultKind, number: int, made: Dataset) -> ResultObject:
+def write_object(kind: ResultKind, number: int, made: Dataset) -> ResultObject:
     """Write an object as a file.
 
     Args:

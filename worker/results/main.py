@@ -54,7 +54,7 @@ class Builder:
         from worker.decoder_pool import PictureJob  # noqa: PLC0415
         from worker.results import objects  # noqa: PLC0415
 
-        decoders = self._started()
+        decoders = self._start()
         return objects.build(
             inputs, kinds, read, lambda sha256, frame, side: decoders.picture(PictureJob(sha256, frame, side)).result()
         )
@@ -64,7 +64,7 @@ class Builder:
         if self._decoders is not None:
             self._decoders.close()
 
-    def _started(self) -> "Decoders":
+    def _start(self) -> "Decoders":
         """The children, which are prepared by the first call."""
         from worker.decoder_pool import Decoders  # noqa: PLC0415
 

@@ -116,23 +116,23 @@ class Maker:
         try:
             self._make(due)
         except StoreUnavailable as error:
-            self._not_made(due, SetReason.STORE_UNAVAILABLE, error.detail, STORE_TRIED)
+            self._record_failure(due, SetReason.STORE_UNAVAILABLE, error.detail, STORE_TRIED)
         except Rejected as error:  # an original lacks what an object needs: it always will
-            self._not_made(due, SetReason.SOURCE_LACKS, error.detail, 0)
+            self._record_failure(due, SetReason.SOURCE_LACKS, error.detail, 0)
         except ObjectMissing:
-            self._not_made(due, SetReason.NOT_MADE, "ObjectMissing", 0)
+            self._record_failure(due, SetReason.NOT_MADE, "ObjectMissing", 0)
         except OsteonError as error:
             if error.reason not in DECODING:
                 raise
-            self._not_made(due, SetReason.NOT_MADE, error.reason, MAX_ATTEMPTS)
+            self._record_failure(due, SetReason.NOT_MADE, error.reason, MAX_ATTEMPTS)
         except Exception as error:
             log.exception("results not made", set=str(due.id))
-            self._not_made(due, SetReason.NOT_MADE, type(error).__name__, MAX_ATTEMPTS)
+            self._record_failure(due, SetReason.NOT_MADE, type(error).__name__, MAX_ATTEMPTS)
 
     def _make(self, due: DueSet) -> None:
         began = time.monotonic()
         if due.attempts > MAX_ATTEMPTS + STORE_TRIED:  # it ended this process each time
-            self._not_made(due, SetReason.NOT_MADE, "attempts", 0)
+            self._record_failure(due, SetReason.NOT_MADE, "attempts", 0)
             return
         zone = self._settings.backfill_timezone
         with self._database.transaction() as session:
@@ -175,7 +175,7 @@ class Maker:
             )  # fmt: skip
         return made
 
-    def _not_made(self, due: DueSet, reason: SetReason, detail: str, max_attempts: int) -> None:
+    def _record_failure(self, due: DueSet, reason: SetReason, detail: str, max_attempts: int) -> None:
         wait = next_wait(due.attempts) if due.attempts < max_attempts else None
         with self._database.transaction() as session:
             results.record_failure(session, due, reason, detail, wait=wait)

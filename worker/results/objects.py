@@ -7,13 +7,13 @@ from pydicom.dataset import Dataset
 from shared.dicom.elements import count
 from shared.domain.findings import ExposedField
 from shared.domain.results import DOCUMENTS, ResultInput, ResultKind, ResultObject
-from worker.results.captures import Radiographs, Shown, overlay, summary
-from worker.results.envelope import finished
-from worker.results.outlines import outlines
-from worker.results.pdf import encapsulated
-from worker.results.presentation import presentation
+from worker.results.captures import Radiographs, Shown, make_overlay, make_summary
+from worker.results.envelope import write_object
+from worker.results.outlines import find_outlines
+from worker.results.pdf import make_pdf
+from worker.results.presentation import make_presentation
 from worker.results.source import Source, open_source, read_header
-from worker.results.structured import DrawnFrame, document
+from worker.results.structured import DrawnFrame, make_document
 
 Read = Callable[[str], bytes]
 
@@ -40,10 +40,10 @@ def build(
     """
     decided = read_header(read(inputs.patient)) if inputs.patient else None
     sources = [open_source(image, read(image.sha256), decided) for image in inputs.images]
-    frames = [frame for source in sources for frame in drawn(inputs, source)]
+    frames = [frame for source in sources for frame in find_drawn_frames(inputs, source)]
     radiographs = Radiographs(shown)
     return [
-        finished(kind, number, made)
+        write_object(kind, number, made)
         for kind in ResultKind
         if kind in kinds
         for number, made in _of_kind(inputs, kind, sources, frames, radiographs)
@@ -59,23 +59,23 @@ def _of_kind(
 ) -> Iterator[tuple[int, Dataset]]:
     """The objects of one kind, each with the number of its image."""
     if kind in DOCUMENTS:
-        if (report := document(inputs, kind, sources, frames)) is not None:
+        if (report := make_document(inputs, kind, sources, frames)) is not None:
             yield 1, report
     elif kind is ResultKind.SC_SUMMARY:
-        yield 1, summary(inputs, sources, frames, radiographs)
+        yield 1, make_summary(inputs, sources, frames, radiographs)
     elif kind is ResultKind.PDF:
-        yield 1, encapsulated(inputs, sources, frames, radiographs)
+        yield 1, make_pdf(inputs, sources, frames, radiographs)
     else:
         for source in sources:
             mine = [frame for frame in frames if frame.source is source]
             outlined = [frame for frame in mine if frame.outlines]
             if kind is ResultKind.SC_OVERLAY and mine:
-                yield source.image.number, overlay(inputs, mine, radiographs)
+                yield source.image.number, make_overlay(inputs, mine, radiographs)
             elif kind is ResultKind.GSPS and outlined:
-                yield source.image.number, presentation(inputs, outlined)
+                yield source.image.number, make_presentation(inputs, outlined)
 
 
-def drawn(inputs: ResultInput, source: Source) -> list[DrawnFrame]:
+def find_drawn_frames(inputs: ResultInput, source: Source) -> list[DrawnFrame]:
     """Find the outlines of an image's frames.
 
     Args:
@@ -94,5 +94,5 @@ def drawn(inputs: ResultInput, source: Source) -> list[DrawnFrame]:
         field = finding.field or ExposedField.whole(rows, columns)
         model = next(model for model in inputs.models if model.name == finding.bundle)
         scale = columns / field.columns, rows / field.rows
-        frames.append(DrawnFrame(source, finding, outlines(finding, model, field), scale))
+        frames.append(DrawnFrame(source, finding, find_outlines(finding, model, field), scale))
     return frames

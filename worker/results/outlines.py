@@ -38,7 +38,7 @@ class Outline:
     hole: bool  # it runs around a place where the evidence is less
 
 
-def outlines(finding: Finding, model: ModelStatement, field: ExposedField) -> list[Outline]:
+def find_outlines(finding: Finding, model: ModelStatement, field: ExposedField) -> list[Outline]:
     """Find the lines of a finding.
 
     Args:
@@ -54,13 +54,13 @@ def outlines(finding: Finding, model: ModelStatement, field: ExposedField) -> li
     heatmap = finding.heatmap
     cells = cell_levels(heatmap, model.full)
     local = local_probability(cells, heatmap.width, finding.fracture_probability, model.slope)
-    grid = finer(log_odds(np.array(local)).reshape(heatmap.height, heatmap.width))
+    grid = refine(log_odds(np.array(local)).reshape(heatmap.height, heatmap.width))
     found: list[Outline] = []
     points = {Level.SENSITIVE: model.points.sensitive, Level.SPECIFIC: model.points.specific}
     for level, probability in points.items():
         lines = marching_squares(grid, math.log(probability / (1 - probability)))
         shape = heatmap.height, heatmap.width
-        found += [Outline(level, _placed(line, shape, field), hole=_area(line) < 0) for line in lines]
+        found += [Outline(level, _place(line, shape, field), hole=_area(line) < 0) for line in lines]
     return found
 
 
@@ -72,7 +72,7 @@ def log_odds(probabilities: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     return clipped
 
 
-def finer(values: npt.NDArray[np.floating]) -> npt.NDArray[np.float32]:
+def refine(values: npt.NDArray[np.floating]) -> npt.NDArray[np.float32]:
     """Interpolate by a cubic (Catmull & Rom 1974) along both axes; the edge's cells go on beyond it.
 
     Args:
@@ -81,11 +81,11 @@ def finer(values: npt.NDArray[np.floating]) -> npt.NDArray[np.float32]:
     Returns:
         (FINER * H, FINER * W) float32.
     """
-    across = _spread(np.asarray(values, np.float64), 1)
-    return _spread(across.astype(np.float32).astype(np.float64), 0).astype(np.float32)
+    across = _interpolate(np.asarray(values, np.float64), 1)
+    return _interpolate(across.astype(np.float32).astype(np.float64), 0).astype(np.float32)
 
 
-def _spread(values: npt.NDArray[np.float64], axis: int) -> npt.NDArray[np.float64]:
+def _interpolate(values: npt.NDArray[np.float64], axis: int) -> npt.NDArray[np.float64]:
     count = values.shape[axis]
     where = (np.arange(count * FINER) + 0.5) / FINER - 0.5
     cell = np.floor(where).astype(int)
@@ -156,7 +156,7 @@ def _cross(
         follows[edges[j]] = edges[i], (x1 + t * (x2 - x1), y1 + t * (y2 - y1))
 
 
-def _placed(line: Line, shape: tuple[int, int], field: ExposedField) -> Line:
+def _place(line: Line, shape: tuple[int, int], field: ExposedField) -> Line:
     """From the finer map's points to the frame's square pixels: the field is centred in the map, and may lie askew."""
     pixels = max(field.height, field.width) / np.array(shape[::-1])  # for one cell
     inside = (line + 0.5) / FINER * pixels  # from the map's corner

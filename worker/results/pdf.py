@@ -13,8 +13,8 @@ from shared.dicom.elements import text_of
 from shared.dicom.header import one_line
 from shared.domain.results import ResultInput, ResultKind
 from shared.paper import Paper, PaperImage, pdf
-from worker.results.captures import SMALL, Radiographs, gravest, made_by
-from worker.results.envelope import coded, envelope, referenced
+from worker.results.captures import SMALL, Radiographs, gravest, made_by_words
+from worker.results.envelope import begin_object, code_item, reference_item
 from worker.results.source import Source
 from worker.results.structured import DrawnFrame
 from worker.results.words import LEGEND, finding_words, reader_words, study_words, unread_image_words
@@ -23,7 +23,7 @@ REPORT = Code("18748-4", "LN", "Diagnostic imaging report")
 MAX_PICTURES = 24
 
 
-def encapsulated(
+def make_pdf(
     inputs: ResultInput, sources: Sequence[Source], frames: Sequence[DrawnFrame], radiographs: Radiographs
 ) -> Dataset:
     """Make the report.
@@ -40,14 +40,14 @@ def encapsulated(
     Raises:
         Rejected: an image's pixels are damaged.
     """
-    content = pdf(_paper(inputs, sources, frames, radiographs))
-    made = envelope(inputs, ResultKind.PDF, sources[0], EncapsulatedPDFStorage, "DOC")
+    content = pdf(_report(inputs, sources, frames, radiographs))
+    made = begin_object(inputs, ResultKind.PDF, sources[0], EncapsulatedPDFStorage, "DOC")
     made.ConversionType = "WSD"
     made.BurnedInAnnotation, made.RecognizableVisualFeatures = "YES", "NO"
     made.AcquisitionDateTime = ""
-    made.SourceInstanceSequence = [referenced(source) for source in sources]
+    made.SourceInstanceSequence = [reference_item(source) for source in sources]
     made.DocumentTitle = "Osteon report - research use only"
-    made.ConceptNameCodeSequence = [coded(REPORT)]
+    made.ConceptNameCodeSequence = [code_item(REPORT)]
     made.VerificationFlag = "UNVERIFIED"
     made.MIMETypeOfEncapsulatedDocument = "application/pdf"
     made.EncapsulatedDocumentLength = len(content)
@@ -55,7 +55,7 @@ def encapsulated(
     return made
 
 
-def _paper(
+def _report(
     inputs: ResultInput, sources: Sequence[Source], frames: Sequence[DrawnFrame], radiographs: Radiographs
 ) -> Paper:
     first = sources[0]
@@ -73,7 +73,7 @@ def _paper(
         if source.frames > 1:
             lines.append(f"Frame {frame.finding.frame} is shown, the gravest of {len(mine)} analysed.")
         if len(pictures) < MAX_PICTURES:
-            pictures[number] = _jpeg(radiographs.outlined(frame, SMALL))
+            pictures[number] = _jpeg(radiographs.draw_outlines(frame, SMALL))
         why = f"Not pictured here: the first {MAX_PICTURES} images are."
         images.append(PaperImage(number, size, lines, why))
     clock = first.clock(inputs.made_at, inputs.site)
@@ -102,14 +102,14 @@ def _paper(
         bundles={f"{model.title} ({model.name})": model.facts for model in inputs.models},
         feedback=[f"{reader_words(reader)}.", *reader.words] if reader else [],
         generated_at=f"{clock:%Y-%m-%d %H:%M}",
-        generated_by=made_by(inputs, inputs.models),
+        generated_by=made_by_words(inputs, inputs.models),
     )
 
 
 def _text(source: Source, keyword: str) -> str:
     """A value for people; "" where the header has none, or none that can be read."""
     try:
-        return one_line(text_of(source.named, keyword, 1024))
+        return one_line(text_of(source.identity_header, keyword, 1024))
     except Exception:  # noqa: BLE001 - a damaged value is not shown; the object has its bytes all the same
         return ""
 

@@ -11,7 +11,7 @@ from pydicom.uid import GrayscaleSoftcopyPresentationStateStorage
 
 from shared.dicom.elements import code_string, decimals, value_of
 from shared.domain.results import ResultInput, ResultKind
-from worker.results.envelope import envelope, referenced
+from worker.results.envelope import begin_object, reference_item
 from worker.results.outlines import Level
 from worker.results.plain import plain
 from worker.results.structured import DrawnFrame, stored_pixels
@@ -21,7 +21,7 @@ LAYER = "OSTEON AI"
 COLOUR = 0xC000, 0x6C00, 0x7000  # PCS values (CIELab) of the outlines' light blue
 
 
-def presentation(inputs: ResultInput, frames: Sequence[DrawnFrame]) -> Dataset:
+def make_presentation(inputs: ResultInput, frames: Sequence[DrawnFrame]) -> Dataset:
     """Make the presentation state of an image.
 
     Args:
@@ -36,7 +36,7 @@ def presentation(inputs: ResultInput, frames: Sequence[DrawnFrame]) -> Dataset:
     """
     source = frames[0].source
     modality_class = GrayscaleSoftcopyPresentationStateStorage
-    made = envelope(inputs, ResultKind.GSPS, source, modality_class, "PR", source.image.number)
+    made = begin_object(inputs, ResultKind.GSPS, source, modality_class, "PR", source.image.number)
     made.PresentationCreationDate, made.PresentationCreationTime = made.ContentDate, made.ContentTime
     del made.ContentDate, made.ContentTime  # these are of other objects
     made.ContentLabel = "OSTEON AI"
@@ -45,7 +45,7 @@ def presentation(inputs: ResultInput, frames: Sequence[DrawnFrame]) -> Dataset:
     made.Laterality = ""
     series = Dataset()
     series.SeriesInstanceUID = source.series_instance_uid
-    series.ReferencedImageSequence = [referenced(source)]
+    series.ReferencedImageSequence = [reference_item(source)]
     made.ReferencedSeriesSequence = [series]
     made.DisplayedAreaSelectionSequence = [_area(frames[0])]
     made.GraphicAnnotationSequence = [_annotation(inputs, frame) for frame in frames]
@@ -74,7 +74,7 @@ def _area(frame: DrawnFrame) -> Dataset:
 
 def _annotation(inputs: ResultInput, frame: DrawnFrame) -> Dataset:
     annotation = Dataset()
-    annotation.ReferencedImageSequence = [referenced(frame.source, [frame.finding.frame])]
+    annotation.ReferencedImageSequence = [reference_item(frame.source, [frame.finding.frame])]
     annotation.GraphicLayer = LAYER
     annotation.GraphicObjectSequence = [_line(frame, outline.line, outline.level) for outline in frame.outlines]
     text = Dataset()

@@ -77,7 +77,7 @@ class Source:
     decided: Dataset | None = field(default=None, repr=False)  # the header that names the patient in place of it
 
     @property
-    def named(self) -> Dataset:
+    def identity_header(self) -> Dataset:
         """The header that says who the patient is, and what the study."""
         return self.header if self.decided is None else self.decided
 
@@ -114,14 +114,14 @@ class Source:
         Returns:
             The same moment.
         """
-        offset = OFFSET.fullmatch(str(self.named.get("TimezoneOffsetFromUTC") or "").strip())
+        offset = OFFSET.fullmatch(str(self.identity_header.get("TimezoneOffsetFromUTC") or "").strip())
         if offset is None:
             return moment.astimezone(ZoneInfo(site.zone))
         sign, hours, minutes = offset.groups()
         away = timedelta(hours=int(hours), minutes=int(minutes))
         return moment.astimezone(timezone(-away if sign == "-" else away))
 
-    def copied(self) -> Dataset:
+    def copy_identity(self) -> Dataset:
         """Copy patient, study and character set, each value with the bytes that the source has.
 
         What is required and missing is there, empty.
@@ -134,8 +134,8 @@ class Source:
             setattr(made, keyword, "")
         for keyword in COPIED:
             tag = Tag(tag_for_keyword(keyword) or keyword)
-            if tag in self.named:
-                made[tag] = _as_stored(self.named, tag)
+            if tag in self.identity_header:
+                made[tag] = _as_stored(self.identity_header, tag)
         made.set_original_encoding(False, True, convert_encodings(made.get("SpecificCharacterSet")))  # bytes stay
         return made
 

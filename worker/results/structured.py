@@ -49,7 +49,7 @@ from shared.domain.results import (
     object_uid,
 )
 from worker.results import concepts
-from worker.results.envelope import MANUFACTURER, MODEL_NAME, by_series, envelope
+from worker.results.envelope import MANUFACTURER, MODEL_NAME, begin_object, references_by_series
 from worker.results.outlines import Level, Line, Outline, holds
 from worker.results.plain import plain
 from worker.results.source import Source
@@ -70,7 +70,7 @@ class DrawnFrame:
     scale: tuple[float, float]  # columns and rows of the stored frame for one of its square pixels
 
 
-def document(
+def make_document(
     inputs: ResultInput, kind: ResultKind, sources: Sequence[Source], frames: Sequence[DrawnFrame]
 ) -> Dataset | None:
     """Make one of the documents.
@@ -88,7 +88,7 @@ def document(
     if not groups:
         return None
     sop_class = ComprehensiveSRStorage if kind in IN_PLACE_OF.values() else Comprehensive3DSRStorage
-    made = envelope(inputs, kind, sources[0], sop_class, "SR")
+    made = begin_object(inputs, kind, sources[0], sop_class, "SR")
     content = MeasurementReport(
         observation_context=_observer(inputs),
         procedure_reported=concepts.RADIOGRAPHY,
@@ -108,7 +108,7 @@ def document(
     made.PerformedProcedureCodeSequence = []
     evidence = Dataset()
     evidence.StudyInstanceUID = inputs.study_instance_uid
-    evidence.ReferencedSeriesSequence = by_series(sources)
+    evidence.ReferencedSeriesSequence = references_by_series(sources)
     made.CurrentRequestedProcedureEvidenceSequence = [evidence]
     if predecessors := _predecessors(inputs, kind, has_outlines=any(frame.outlines for frame in frames)):
         made.PredecessorDocumentsSequence = predecessors
@@ -166,7 +166,7 @@ def _outline_groups(
 ) -> list[PlanarROIMeasurementsAndQualitativeEvaluations]:
     groups = []
     for frame in frames:
-        for number, (outline, presence) in enumerate(said(frame.outlines), start=1):
+        for number, (outline, presence) in enumerate(choose_outlines(frame.outlines), start=1):
             image = frame.source.image
             model = _model(inputs, frame.finding)
             # the same outline has the same name in every later document
@@ -195,7 +195,7 @@ def _outline_groups(
     return groups
 
 
-def said(outlines: Sequence[Outline]) -> list[tuple[Outline, Code]]:
+def choose_outlines(outlines: Sequence[Outline]) -> list[tuple[Outline, Code]]:
     """Choose the outlines that documents tell of.
 
     What reaches the specific point is a fracture that is present. Around it lies a line of the sensitive point, which

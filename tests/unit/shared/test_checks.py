@@ -53,7 +53,7 @@ def test_what_is_expected_is_no_drift(
     expected: list[FrameFinding], tolerance: Tolerance, data: st.DataObject
 ) -> None:  # fmt: skip
     """In whatever order, and also after it was stored as JSON."""
-    stored = [finding_of(json.loads(json.dumps(one.told()))) for one in data.draw(st.permutations(expected))]
+    stored = [finding_of(json.loads(json.dumps(one.as_json()))) for one in data.draw(st.permutations(expected))]
     assert deviation(expected, stored) == Deviation((), 0.0, 0)
     assert deviation(expected, stored).reason(tolerance) is None
 

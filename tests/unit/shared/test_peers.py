@@ -38,7 +38,7 @@ networks = st.one_of(
 prints = st.sampled_from(["", "a" * 64, "b" * 64])
 rules = st.builds(
     PeerRule, st.sampled_from(["CT", "DX"]), st.sampled_from(["OSTEON", "B"]), networks, prints
-).map(PeerRule.checked)  # fmt: skip
+).map(PeerRule.validate)  # fmt: skip
 callers = st.builds(Caller, st.sampled_from(["CT", "DX", "dx"]), st.sampled_from(["OSTEON", "B"]), hosts, prints)
 
 
@@ -99,18 +99,18 @@ def test_a_fingerprint_as_openssl_prints_it() -> None:
 
 def test_where_images_are_counted_is_whole_or_nothing() -> None:
     """Host, port and title together; a port within its range; a host without a port."""
-    whole = PeerRule("CT", query_host=" pacs.example ", query_port=104, query_ae=" PACS ").checked()
+    whole = PeerRule("CT", query_host=" pacs.example ", query_port=104, query_ae=" PACS ").validate()
     assert (whole.query_host, whole.query_port, whole.query_ae) == ("pacs.example", 104, "PACS")
     for part in ({"query_host": "pacs"}, {"query_port": 104}, {"query_ae": "PACS"}):
         with pytest.raises(BadRequest, match="host, a port"):
-            PeerRule("CT", **part).checked()
+            PeerRule("CT", **part).validate()
     with pytest.raises(BadRequest, match="65535"):
-        PeerRule("CT", query_host="pacs", query_port=70000, query_ae="PACS").checked()
+        PeerRule("CT", query_host="pacs", query_port=70000, query_ae="PACS").validate()
     with pytest.raises(BadRequest, match="host to query"):
         check_host("http://pacs")
     for hours in (-1, 10**6):
         with pytest.raises(BadRequest, match="Silent"):
-            PeerRule("CT", silent_after_h=hours).checked()
+            PeerRule("CT", silent_after_h=hours).validate()
 
 
 @given(rules, rules, callers)

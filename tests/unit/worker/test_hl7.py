@@ -22,7 +22,7 @@ from worker.delivery.hl7 import (
     acknowledgement,
     control_id,
     escape,
-    oru,
+    make_oru,
     unescape,
 )
 
@@ -52,7 +52,7 @@ def parsed(message: Message, codec: str = "utf-8") -> Rows:
 
 def test_where_everything_stands() -> None:
     """PID-3 with its issuer, the order's numbers, preliminary twice, each observation with its type."""
-    rows = parsed(oru(ORDER, RESULT, Receiver("RIS", "HOSP", sending_facility="OURS", probability=True), ID))
+    rows = parsed(make_oru(ORDER, RESULT, Receiver("RIS", "HOSP", sending_facility="OURS", probability=True), ID))
     (msh,), (pid,), (pv1,), (orc,), (obr,) = (rows[name] for name in ("MSH", "PID", "PV1", "ORC", "OBR"))
     assert msh[2:7] == ["^~\\&", "OSTEON", "OURS", "RIS", "HOSP"]
     assert (msh[7], msh[9], msh[10], msh[11], msh[12], msh[18]) == (
@@ -93,7 +93,7 @@ def test_where_everything_stands() -> None:
 )
 def test_where_a_site_looks_for_the_accession_number(place: AccessionPlace, numbers: list[str]) -> None:
     """As the destination says, in ORC and OBR alike, and always in OBR-18."""
-    rows = parsed(oru(ORDER, RESULT, Receiver(accession=place), ID))
+    rows = parsed(make_oru(ORDER, RESULT, Receiver(accession=place), ID))
     assert rows["ORC"][0][2:4] == rows["OBR"][0][2:4] == numbers
     assert rows["OBR"][0][18] == "A 11"
 
@@ -103,7 +103,7 @@ def test_an_abstention_is_no_presence(assessment: Assessment) -> None:
     """Neither Present nor Absent: the summary of the processing and the text say why. No probability unless asked for."""
     result = replace(RESULT, assessment=assessment, processed=processing([assessment]))
     for receiver in (Receiver(), Receiver(probability=True)):
-        rows = parsed(oru(ORDER, result, receiver, ID))["OBX"]
+        rows = parsed(make_oru(ORDER, result, receiver, ID))["OBX"]
         found = [one[5].split("^")[0] for one in rows if one[3].startswith("125605004")]
         assert found == ([PRESENCE[assessment].value] if assessment in PRESENCE else [])
         assert any(one[2] == "NM" for one in rows) == (receiver.probability and assessment in PRESENCE)
@@ -113,7 +113,7 @@ def test_an_abstention_is_no_presence(assessment: Assessment) -> None:
 def test_without_an_accession_number_there_is_no_message(number: str) -> None:
     """Nobody could tell which order it is of."""
     with pytest.raises(NoAccessionNumber):
-        oru(replace(ORDER, accession_number=number), RESULT, Receiver(), ID)
+        make_oru(replace(ORDER, accession_number=number), RESULT, Receiver(), ID)
 
 
 def test_the_control_id_is_the_same_at_each_try() -> None:
@@ -126,7 +126,7 @@ def test_the_control_id_is_the_same_at_each_try() -> None:
         == 4
     )
     assert len(ID) == 20 and ID.isascii() and ID.isalnum()
-    assert oru(ORDER, RESULT, Receiver(), ID) == oru(ORDER, RESULT, Receiver(), ID)
+    assert make_oru(ORDER, RESULT, Receiver(), ID) == make_oru(ORDER, RESULT, Receiver(), ID)
 
 
 NAMES = st.text(st.characters(codec="utf-8"), max_size=30)
@@ -145,7 +145,7 @@ def test_no_text_moves_a_field(name: str, line: str, region: str, character_set:
     """Whatever stands in a header or a text: the same segments and fields, in the encoding that MSH-18 names."""
     order = replace(ORDER, patient_name=name)
     result = replace(RESULT, text=[line], region=region, assessment=assessment)
-    message = oru(order, result, Receiver(application=line, character_set=character_set), ID)
+    message = make_oru(order, result, Receiver(application=line, character_set=character_set), ID)
     assert not {0x0B, 0x1C} & set(message.content)
     rows = parsed(message, CODECS[character_set])
     assert [list(rows), *(len(rows[one]) for one in ("MSH", "PID", "PV1", "ORC", "OBR"))] == [
@@ -168,17 +168,18 @@ def test_no_text_moves_a_field(name: str, line: str, region: str, character_set:
 def test_letters_that_a_character_set_lacks() -> None:
     """A name keeps what can be written, without accents if need be; an identifier is refused rather than changed."""
     order = replace(ORDER, patient_name="Müller^Łukasz=山田^太郎=やまだ^たろう")
-    assert parsed(oru(order, RESULT, Receiver(), ID))["PID"][0][5].split("~")[1] == "山田^太郎^^^^^^I"
+    assert parsed(make_oru(order, RESULT, Receiver(), ID))["PID"][0][5].split("~")[1] == "山田^太郎^^^^^^I"
     assert (
-        parsed(oru(order, RESULT, Receiver(character_set="8859/1"), ID), "latin-1")["PID"][0][5]
+        parsed(make_oru(order, RESULT, Receiver(character_set="8859/1"), ID), "latin-1")["PID"][0][5]
         == "Müller^?ukasz^^^^^^A"
     )
     assert (
-        parsed(oru(order, RESULT, Receiver(character_set="ASCII"), ID), "ascii")["PID"][0][5] == "Muller^?ukasz^^^^^^A"
+        parsed(make_oru(order, RESULT, Receiver(character_set="ASCII"), ID), "ascii")["PID"][0][5]
+        == "Muller^?ukasz^^^^^^A"
     )
     for changes in ({"patient_id": "Ł1"}, {"accession_number": "Ł1"}, {"issuer": "Ł1"}, {"placer_number": "Ł1"}):
         with pytest.raises(NotEncodable, match="cannot be written"):
-            oru(replace(ORDER, **changes), RESULT, Receiver(character_set="8859/1"), ID)  # type: ignore[arg-type]
+            make_oru(replace(ORDER, **changes), RESULT, Receiver(character_set="8859/1"), ID)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="character set"):
         Receiver(character_set="8859/99")
 

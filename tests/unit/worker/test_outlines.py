@@ -12,7 +12,7 @@ from hypothesis.extra.numpy import arrays
 from shared.domain.findings import Assessment, ExposedField, Extent, Finding, Heatmap, OperatingPoints
 from shared.domain.results import ModelStatement
 from shared.settings import ROOT
-from worker.results.outlines import FINER, Level, finer, holds, log_odds, marching_squares, outlines
+from worker.results.outlines import FINER, Level, find_outlines, holds, log_odds, marching_squares, refine
 
 CASES: list[dict[str, Any]] = json.loads((ROOT / "tests/data/contours.json").read_text())
 
@@ -29,7 +29,7 @@ def told(
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case["name"])
 def test_lines_are_those_of_the_page(case: dict[str, Any]) -> None:
-    found = outlines(*told(case))
+    found = find_outlines(*told(case))
     for level in Level:
         ours = [one.line for one in found if one.level is level]
         theirs = [np.array(line) for line in case["lines"][level]]
@@ -44,15 +44,15 @@ def _alike(one: Any, other: Any) -> bool:
 
 
 def test_the_cases_have_lines_of_both_levels_and_a_hole() -> None:
-    found = [one for case in CASES for one in outlines(*told(case))]
+    found = [one for case in CASES for one in find_outlines(*told(case))]
     assert {one.level for one in found} == set(Level)
     assert any(one.hole for one in found)
     assert any(not CASES[i]["lines"]["sensitive"] for i in range(len(CASES)))
 
 
 def test_no_line_is_drawn_where_the_model_abstains() -> None:
-    assert outlines(*told(CASES[0]))
-    assert outlines(*told(CASES[0], Assessment.ABSTAINED)) == []
+    assert find_outlines(*told(CASES[0]))
+    assert find_outlines(*told(CASES[0], Assessment.ABSTAINED)) == []
 
 
 @given(
@@ -70,8 +70,8 @@ def test_lines_part_what_is_over_the_level_from_what_is_not(values: Any, level: 
 
 
 def test_a_finer_map_is_as_even_as_its_cells() -> None:
-    assert np.allclose(finer(np.full((2, 3), 3.0)), 3)
-    assert finer(np.zeros((2, 3))).shape == (2 * FINER, 3 * FINER)
+    assert np.allclose(refine(np.full((2, 3), 3.0)), 3)
+    assert refine(np.zeros((2, 3))).shape == (2 * FINER, 3 * FINER)
 
 
 def test_log_odds_end_at_fourteen_either_way() -> None:

@@ -22,7 +22,7 @@ from tests.results import NOON, MadeUpStudy, found, pattern_study, read_back, sp
 from worker.results.captures import MAX_SIDE
 from worker.results.drawing import BAND, LINE, NARROWEST, strip
 from worker.results.main import Builder
-from worker.results.outlines import Level, Outline, outlines
+from worker.results.outlines import Level, Outline, find_outlines
 from worker.results.words import LEGEND, RESEARCH, images_words
 
 A = Assessment
@@ -228,7 +228,7 @@ def test_a_presentation_state_has_the_outlines_in_pixels_that_count_from_one() -
     study = study_of([image], [[found()]])
     made = study.one(ResultKind.GSPS)
     told = study.told
-    lines = outlines(told.images[0].findings[0], told.models[0], ExposedField.whole(128, 128))
+    lines = find_outlines(told.images[0].findings[0], told.models[0], ExposedField.whole(128, 128))
     (annotation,) = made.GraphicAnnotationSequence
     drawn = annotation.GraphicObjectSequence
     assert [len(one.GraphicData) // 2 for one in drawn] == [len(one.line) + 1 for one in lines]
@@ -260,9 +260,9 @@ def test_images_without_outlines_have_no_state() -> None:
 
 def test_a_hole_is_drawn_and_is_no_finding() -> None:
     ring = Outline(Level.SPECIFIC, np.array([[0.0, 0], [1, 0], [1, 1]]), hole=True)
-    from worker.results.structured import said
+    from worker.results.structured import choose_outlines
 
-    assert said([ring]) == []
+    assert choose_outlines([ring]) == []
 
 
 def test_objects_are_files() -> None:

@@ -33,7 +33,7 @@ from worker.delivery.webhooks import (
     is_allowed,
     key_of,
     post,
-    signed,
+    sign,
 )
 
 NOTICE = Notice(
@@ -54,7 +54,7 @@ def test_others_verify_what_we_sign(key: bytes, id_: str, data: dict[str, str]) 
 
     secret, second = "whsec_" + base64.b64encode(key).decode(), webhook_secret("k" * 32, UUID(int=1), 1)
     body = json.dumps(data).encode()
-    headers = signed(body, id_, datetime.now(UTC), [second, secret])
+    headers = sign(body, id_, datetime.now(UTC), [second, secret])
     assert Webhook(secret).verify(body, headers) == data
     assert Webhook(second).verify(body, headers) == data
     for changed, more in (
@@ -71,10 +71,10 @@ def test_others_verify_what_we_sign(key: bytes, id_: str, data: dict[str, str]) 
 def test_the_time_is_that_of_the_try() -> None:
     """A receiver refuses what is older than minutes, so that each try is signed anew; the id stays."""
     secret = webhook_secret("k" * 32, UUID(int=1), 1)
-    old = signed(NOTICE.body, "id", datetime.now(UTC) - timedelta(hours=1), [secret])
+    old = sign(NOTICE.body, "id", datetime.now(UTC) - timedelta(hours=1), [secret])
     with pytest.raises(WebhookVerificationError, match="too old"):
         Webhook(secret).verify(NOTICE.body, old)
-    new = signed(NOTICE.body, "id", datetime.now(UTC), [secret])
+    new = sign(NOTICE.body, "id", datetime.now(UTC), [secret])
     assert old["webhook-id"] == new["webhook-id"]
     Webhook(secret).verify(NOTICE.body, new)
 
@@ -89,7 +89,7 @@ def test_what_is_no_secret(secret: str) -> None:
     assert "AAAA" not in str(wrong.value)
     for keys in ([], [webhook_secret("k" * 32, UUID(int=1), 1)] * 3):
         with pytest.raises(ValueError, match="1 to 2"):
-            signed(b"", "id", datetime.now(UTC), keys)
+            sign(b"", "id", datetime.now(UTC), keys)
 
 
 def test_a_notice_names_nobody() -> None:
@@ -180,9 +180,7 @@ def told(status: int, body: bytes = b"", *headers: str) -> bytes:
 
 def sent(url: str, allowed: Any = HERE, context: ssl.SSLContext | None = None) -> Response:
     secret = webhook_secret("k" * 32, UUID(int=1), 1)
-    return post(
-        f"{url}/hook?x=1", NOTICE.body, signed(NOTICE.body, "id", datetime.now(UTC), [secret]), allowed, context
-    )
+    return post(f"{url}/hook?x=1", NOTICE.body, sign(NOTICE.body, "id", datetime.now(UTC), [secret]), allowed, context)
 
 
 def test_what_a_receiver_gets_and_says() -> None:
