@@ -11,7 +11,7 @@ from api.requests import API, Router
 from api.studies.report import Report, overlay_jpeg, report_of
 from api.studies.routes import PICTURE
 from shared.errors import ObjectMissing
-from shared.paper import EARLIER, EXTENT, NOT_THERE, Paper, PaperImage, minute, pdf
+from shared.report_pdf import EARLIER, EXTENT, NOT_THERE, ReportContent, ReportImage, minute_text, render_pdf
 
 router = Router(include_in_schema=False)
 files = Router(prefix=API, tags=["read"])  # programs fetch them too
@@ -42,33 +42,33 @@ def paper(study_id: NamedStudy, parts: PartsDep, key: Radiologist, *, unveiled: 
             except ObjectMissing:
                 continue  # the report says so
     headers = {"Content-Disposition": f'inline; filename="osteon-{study_id}.pdf"'}
-    return Response(pdf(_paper(report, pictures)), media_type="application/pdf", headers=headers)
+    return Response(render_pdf(_content(report, pictures)), media_type="application/pdf", headers=headers)
 
 
-def _paper(report: Report, pictures: Mapping[int, bytes]) -> Paper:
+def _content(report: Report, pictures: Mapping[int, bytes]) -> ReportContent:
     study = report.study
-    return Paper(
+    return ReportContent(
         study_id=str(study.id),
         study_instance_uid=study.study_instance_uid,
         name=named(report.identity),
         facts=report.facts,
         standing=[
-            ("Received", minute(study.received_at)),
-            ("Analysed", minute(study.analysed_at) if study.analysed_at else "not yet"),
+            ("Received", minute_text(study.received_at)),
+            ("Analysed", minute_text(study.analysed_at) if study.analysed_at else "not yet"),
             ("Priority", str(study.priority)),
             ("State", str(study.status)),
         ],
         headline=report.headline,
         beside=report.beside,
         images=[
-            PaperImage(one.number, one.size, one.lines, one.pictureless or NOT_THERE) for one in report.radiographs
+            ReportImage(one.number, one.size, one.lines, one.pictureless or NOT_THERE) for one in report.radiographs
         ],
         pictures=pictures,
         note="Heatmaps show where the model looks; they outline nothing. Blue boxes are readers' marks.",
         bundles=report.bundles,
         feedback=report.feedback,
         earlier=report.earlier,
-        generated_at=minute(report.generated_at),
+        generated_at=minute_text(report.generated_at),
         generated_by=report.generated_by,
     )
 

@@ -14,8 +14,8 @@ from sqlalchemy import select, update
 
 from shared.db.tables import FindingRow, IdentityReadRow
 from shared.domain.findings import RESEARCH_USE, Assessment
-from shared.paper import MISSING, drawable
 from shared.queries import studies
+from shared.report_pdf import MISSING, to_markup
 from shared.storage import preview_key, sha256_of
 from tests.feedback_data import MANIFEST, ONE, analyse, say, study_file
 
@@ -166,7 +166,7 @@ def test_what_no_font_draws_is_said(in_process: Any, tmp_path: Path) -> None:
 )
 def test_every_character_is_drawn_or_named(text: str, missing: str) -> None:
     """No character vanishes: a font has it, or it is in the list of those that no font has."""
-    markup, gone = drawable(text)
+    markup, gone = to_markup(text)
     assert "".join(gone) == missing
     assert markup.count(MISSING) == len(missing)
 

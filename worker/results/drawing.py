@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
 
-from shared.paper import FONTS
+from shared.report_pdf import FONTS
 from worker.results.outlines import Level, Line, Outline
 
 Picture = npt.NDArray[np.uint8]  # (H, W, 3), RGB

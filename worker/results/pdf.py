@@ -12,7 +12,7 @@ from pydicom.uid import EncapsulatedPDFStorage
 from shared.dicom.elements import text_of
 from shared.dicom.header import one_line
 from shared.domain.results import ResultInput, ResultKind
-from shared.paper import Paper, PaperImage, pdf
+from shared.report_pdf import ReportContent, ReportImage, render_pdf
 from worker.results.captures import SMALL, Radiographs, gravest, made_by_words
 from worker.results.envelope import begin_object, code_item, reference_item
 from worker.results.source import Source
@@ -40,7 +40,7 @@ def make_pdf(
     Raises:
         Rejected: an image's pixels are damaged.
     """
-    content = pdf(_report(inputs, sources, frames, radiographs))
+    content = render_pdf(_report(inputs, sources, frames, radiographs))
     made = begin_object(inputs, ResultKind.PDF, sources[0], EncapsulatedPDFStorage, "DOC")
     made.ConversionType = "WSD"
     made.BurnedInAnnotation, made.RecognizableVisualFeatures = "YES", "NO"
@@ -57,16 +57,16 @@ def make_pdf(
 
 def _report(
     inputs: ResultInput, sources: Sequence[Source], frames: Sequence[DrawnFrame], radiographs: Radiographs
-) -> Paper:
+) -> ReportContent:
     first = sources[0]
-    images: list[PaperImage] = []
+    images: list[ReportImage] = []
     pictures: dict[int, bytes] = {}
     for source in sources:
         mine = [frame for frame in frames if frame.source is source]
         size = f"{source.header.get('Columns', '?')} x {source.header.get('Rows', '?')} px"
         number = source.image.number
         if not mine:
-            images.append(PaperImage(number, size, [unread_image_words(source.image)], "There is no finding to draw."))
+            images.append(ReportImage(number, size, [unread_image_words(source.image)], "There is no finding to draw."))
             continue
         frame = gravest(mine)
         lines = [f"{finding_words(frame.finding, probability=inputs.site.probability)}."]
@@ -75,12 +75,12 @@ def _report(
         if len(pictures) < MAX_PICTURES:
             pictures[number] = _jpeg(radiographs.draw_outlines(frame, SMALL))
         why = f"Not pictured here: the first {MAX_PICTURES} images are."
-        images.append(PaperImage(number, size, lines, why))
+        images.append(ReportImage(number, size, lines, why))
     clock = first.clock(inputs.made_at, inputs.site)
     earlier = first.clock(inputs.replaces.made_at, inputs.site) if inputs.replaces else None
     headline, *rest = study_words(inputs, earlier)
     reader = inputs.reader
-    return Paper(
+    return ReportContent(
         study_id=inputs.study_id,
         study_instance_uid=inputs.study_instance_uid,
         name=_text(first, "PatientName").replace("^", " ").strip() or "Name not given",

@@ -44,7 +44,7 @@ NOT_THERE = "There is no picture of this image in the store."
 
 
 @dataclass(frozen=True)
-class PaperImage:
+class ReportImage:
     """One image of a report."""
 
     number: int
@@ -54,8 +54,8 @@ class PaperImage:
 
 
 @dataclass(frozen=True, repr=False)
-class Paper:
-    """Everything that a report on paper says. It names a patient, so it has no repr."""
+class ReportContent:
+    """Everything that a report's PDF says. It names a patient, so it has no repr."""
 
     study_id: str
     study_instance_uid: str
@@ -63,7 +63,7 @@ class Paper:
     facts: Sequence[tuple[str, str]]  # who and what, each under its name
     standing: Sequence[tuple[str, str]]  # how the study stands, in the second column
     headline: str
-    images: Sequence[PaperImage]
+    images: Sequence[ReportImage]
     pictures: Mapping[int, bytes] = field(repr=False)  # JPEG by number of the image
     generated_at: str
     generated_by: str
@@ -74,7 +74,7 @@ class Paper:
     earlier: Sequence[str] = ()  # feedback on findings that newer ones have replaced
 
 
-def minute(moment: datetime) -> str:
+def minute_text(moment: datetime) -> str:
     """A time as reports show it, in UTC."""
     return f"{moment.astimezone(UTC):%Y-%m-%d %H:%M} UTC"
 
@@ -90,7 +90,7 @@ def _fonts() -> frozenset[int]:
     return frozenset(getFont(PLAIN).face.charToGlyph)
 
 
-def drawable(text: str) -> tuple[str, list[str]]:
+def to_markup(text: str) -> tuple[str, list[str]]:
     """Convert a text to a Paragraph's markup.
 
     Latin, Greek and Cyrillic come with the PDF; Chinese, Japanese and Korean are drawn by the viewer's own fonts. What
@@ -102,8 +102,8 @@ def drawable(text: str) -> tuple[str, list[str]]:
     Returns:
         The markup, and the characters that cannot be drawn, each of which is a white square in it.
     """
-    known, pieces, missing = _fonts(), [], []
-    for font, run in _runs(unicodedata.normalize("NFC", text), known):
+    code_points, pieces, missing = _fonts(), [], []
+    for font, run in _runs(unicodedata.normalize("NFC", text), code_points):
         if font is None:
             missing += [character for character in run if character not in missing]
             pieces.append(MISSING * len(run))
@@ -112,13 +112,13 @@ def drawable(text: str) -> tuple[str, list[str]]:
     return "".join(pieces), missing
 
 
-def _runs(text: str, known: frozenset[int]) -> list[tuple[str | None, str]]:
+def _runs(text: str, code_points: frozenset[int]) -> list[tuple[str | None, str]]:
     """The text in pieces of one font each; None where no font draws it."""
-    strange = "".join(character for character in text if not _ours(character, known))
-    asian = next((name for name, encoding in EAST_ASIAN if strange and _has(strange, encoding)), None)
+    strange = "".join(character for character in text if not _is_in_our_font(character, code_points))
+    asian = next((name for name, encoding in EAST_ASIAN if strange and _encodes(strange, encoding)), None)
     runs: list[tuple[str | None, str]] = []
     for character in text:
-        font = PLAIN if _ours(character, known) else asian or _asian(character)
+        font = PLAIN if _is_in_our_font(character, code_points) else asian or _asian_font(character)
         if runs and runs[-1][0] == font:
             runs[-1] = font, runs[-1][1] + character
         else:
@@ -126,17 +126,17 @@ def _runs(text: str, known: frozenset[int]) -> list[tuple[str | None, str]]:
     return runs
 
 
-def _ours(character: str, known: frozenset[int]) -> bool:
+def _is_in_our_font(character: str, code_points: frozenset[int]) -> bool:
     return character in "\n\t" or (
-        ord(character) in known and unicodedata.bidirectional(character) not in ("R", "AL", "AN")
+        ord(character) in code_points and unicodedata.bidirectional(character) not in ("R", "AL", "AN")
     )
 
 
-def _asian(character: str) -> str | None:
-    return next((name for name, encoding in EAST_ASIAN if _has(character, encoding)), None)
+def _asian_font(character: str) -> str | None:
+    return next((name for name, encoding in EAST_ASIAN if _encodes(character, encoding)), None)
 
 
-def _has(text: str, encoding: str) -> bool:
+def _encodes(text: str, encoding: str) -> bool:
     try:
         text.encode(encoding)
     except UnicodeEncodeError:
@@ -144,30 +144,30 @@ def _has(text: str, encoding: str) -> bool:
     return all(unicodedata.east_asian_width(character) in "WFA" for character in text)
 
 
-def pdf(paper: Paper) -> bytes:
+def render_pdf(content: ReportContent) -> bytes:
     """Set a report: one page for up to four images, if there is little feedback.
 
     Args:
-        paper: what it says.
+        content: what it says.
 
     Returns:
-        The PDF; the same for the same paper, whenever it is set.
+        The PDF; the same for the same content, whenever it is made.
     """
-    few = len(paper.images) <= MAX_ON_A_PAGE
+    few = len(content.images) <= MAX_ON_A_PAGE
     for height in HEIGHTS if few else HEIGHTS[2:3]:
-        content, pages = _set(paper, height)
+        data, pages = _lay_out(content, height)
         if pages == 1:
             break
     else:
-        content, _ = _set(paper, HEIGHTS[1 if few else 2])
-    return content
+        data, _ = _lay_out(content, HEIGHTS[1 if few else 2])
+    return data
 
 
-def _set(paper: Paper, height: float) -> tuple[bytes, int]:
+def _lay_out(content: ReportContent, height: float) -> tuple[bytes, int]:
     out = io.BytesIO()
     document = SimpleDocTemplate(
         out, pagesize=A4, leftMargin=MARGIN, rightMargin=MARGIN, topMargin=MARGIN + BAND, bottomMargin=MARGIN + 4 * mm,
-        title=f"Osteon report {paper.study_id}", author="Osteon", subject=RESEARCH_USE, lang="en", invariant=1,
+        title=f"Osteon report {content.study_id}", author="Osteon", subject=RESEARCH_USE, lang="en", invariant=1,
     )  # fmt: skip
     pages: list[int] = []
 
@@ -188,15 +188,15 @@ def _set(paper: Paper, height: float) -> tuple[bytes, int]:
             pages.append(len(self._states))
             for state in self._states:
                 self.__dict__.update(state)
-                _frame(self, paper, len(self._states))
+                _draw_frame(self, content, len(self._states))
                 super().showPage()
             super().save()
 
-    document.build(_story(paper, height), canvasmaker=NumberedCanvas)
+    document.build(_story(content, height), canvasmaker=NumberedCanvas)
     return out.getvalue(), pages[-1]
 
 
-def _frame(canvas: Any, paper: Paper, pages: int) -> None:  # noqa: ANN401 - reportlab carries no types
+def _draw_frame(canvas: Any, content: ReportContent, pages: int) -> None:  # noqa: ANN401 - reportlab carries no types
     """The band above and the foot below, on every page."""
     _fonts()
     wide, high = A4
@@ -207,9 +207,9 @@ def _frame(canvas: Any, paper: Paper, pages: int) -> None:  # noqa: ANN401 - rep
     canvas.drawCentredString(wide / 2, high - MARGIN - BAND + 5.2 * mm, RESEARCH_USE.upper())
     canvas.setFont(PLAIN, 6.5)
     canvas.setFillColor(GRAY)
-    made = f"Generated {paper.generated_at} by {paper.generated_by}. Study {paper.study_id}"
+    made = f"Generated {content.generated_at} by {content.generated_by}. Study {content.study_id}"
     canvas.drawString(MARGIN + 6, MARGIN - 1 * mm, made)
-    canvas.drawString(MARGIN + 6, MARGIN - 4.5 * mm, f"Study Instance UID {paper.study_instance_uid}")
+    canvas.drawString(MARGIN + 6, MARGIN - 4.5 * mm, f"Study Instance UID {content.study_instance_uid}")
     canvas.drawRightString(wide - MARGIN - 6, MARGIN - 1 * mm, f"page {canvas.getPageNumber()} of {pages}")
 
 
@@ -223,30 +223,30 @@ TEXT, SMALL = _style(8.5), _style(7.5, textColor=GRAY)
 STRONG = _style(11, fontName=BOLD, spaceBefore=6, spaceAfter=3)
 
 
-def _story(paper: Paper, height: float) -> list[Any]:
+def _story(content: ReportContent, height: float) -> list[Any]:
     missing: list[str] = []
     borrowed = False
 
     def words(text: str, style: ParagraphStyle = TEXT) -> Paragraph:
         nonlocal borrowed
-        markup, gone = drawable(text)
+        markup, gone = to_markup(text)
         missing.extend(gone)
         borrowed = borrowed or any(f'name="{name}"' in markup for name, _ in EAST_ASIAN)
         return Paragraph(markup.replace("\n", "<br/>"), style)
 
-    story = [words("Osteon report", TITLE), Spacer(1, 3), _identity(paper, words), words(paper.headline, STRONG)]
-    if paper.beside:
-        story.append(words(paper.beside))
-    story += _images(paper, height, words)
-    story += [words(paper.note, SMALL)]
+    story = [words("Osteon report", TITLE), Spacer(1, 3), _identity(content, words), words(content.headline, STRONG)]
+    if content.beside:
+        story.append(words(content.beside))
+    story += _images(content, height, words)
+    story += [words(content.note, SMALL)]
     story += [words("What extent means", HEAD), words(EXTENT)]
-    for name, facts in paper.bundles.items():
+    for name, facts in content.bundles.items():
         story += [words(f"Model bundle {name}, and its limits", HEAD), words(" ".join(facts))]
     story += [words("Readers' feedback", HEAD)]
-    story += [words(one) for one in paper.feedback] or [words("No reader has given feedback yet.")]
-    if paper.earlier:
+    story += [words(one) for one in content.feedback] or [words("No reader has given feedback yet.")]
+    if content.earlier:
         story += [words("Feedback on earlier findings", HEAD), words(EARLIER, SMALL)]
-        story += [words(one) for one in paper.earlier]
+        story += [words(one) for one in content.earlier]
     if borrowed:
         note = (
             "Chinese, Japanese and Korean letters are drawn by your viewer's own fonts. Where it has none, empty boxes "
@@ -260,8 +260,8 @@ def _story(paper: Paper, height: float) -> list[Any]:
     return story
 
 
-def _identity(paper: Paper, words: Any) -> Table:  # noqa: ANN401 - a local function
-    left, right = [("Patient", paper.name), *paper.facts], paper.standing
+def _identity(content: ReportContent, words: Any) -> Table:  # noqa: ANN401 - a local function
+    left, right = [("Patient", content.name), *content.facts], content.standing
     cells = [(*one, *other) for one, other in zip_longest(left, right, fillvalue=("", ""))]
     rows = [[words(cell, SMALL if place % 2 == 0 else TEXT) for place, cell in enumerate(row)] for row in cells]
     table = Table(rows, colWidths=[22 * mm, WIDTH / 2 - 22 * mm, 22 * mm, WIDTH / 2 - 22 * mm], hAlign="LEFT")
@@ -273,15 +273,15 @@ def _identity(paper: Paper, words: Any) -> Table:  # noqa: ANN401 - a local func
     return table
 
 
-def _images(paper: Paper, height: float, words: Any) -> list[Any]:  # noqa: ANN401 - as above
-    columns = 1 if len(paper.images) == 1 else 2
+def _images(content: ReportContent, height: float, words: Any) -> list[Any]:  # noqa: ANN401 - as above
+    columns = 1 if len(content.images) == 1 else 2
     wide = (WIDTH - (columns - 1) * 4 * mm) / columns
     cells: list[Any] = []
-    for image in paper.images:
+    for image in content.images:
         cell: list[Any] = [words(f"Image {image.number} ({image.size})", HEAD)]
-        content = paper.pictures.get(image.number)
-        if content:
-            cell.append(_picture(content, wide - 4 * mm, height))
+        picture = content.pictures.get(image.number)
+        if picture:
+            cell.append(_picture(picture, wide - 4 * mm, height))
         else:
             cell.append(words(image.pictureless, SMALL))
         cell += [Spacer(1, 2), *(words(line) for line in image.lines)]
