@@ -25,7 +25,6 @@ from api.events import Events
 from api.feedback import agreement
 from api.feedback import routes as feedback
 from api.fhir import routes as fhir
-from api.instruments import RequestMetrics
 from api.legacy import LegacyPaths
 from api.models import backfill, revised
 from api.models import routes as models
@@ -45,6 +44,7 @@ from api.operations import (
 from api.operations import routes as operations
 from api.origins import AllowedOrigins
 from api.pages.render import STATIC
+from api.request_metrics import RequestMetrics
 from api.requests import UnreadBodies
 from api.spool import Limiters
 from api.studies import deletions, frames

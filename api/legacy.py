@@ -117,7 +117,7 @@ class LegacyPaths:
         try:
             await self.app(inner, receive, send_more)
         finally:
-            scope["route"] = inner.get("route")  # as `route_of` of api/instruments.py asks for it
+            scope["route"] = inner.get("route")  # as `route_of` of api/request_metrics.py asks for it
 
     def _successor(self, scope: Scope) -> tuple[str, str, str] | None:
         """The old and the new path as in the table, and the new path of this request; None for one that is not old."""

@@ -32,7 +32,7 @@ from sqlalchemy.schema import ColumnCollectionConstraint, CreateIndex
 import api
 import shared
 import worker.metrics
-from api import instruments
+from api import request_metrics
 from api.app import ROUTES
 from api.dicomweb import frames, rendered, search, search_results, store
 from api.dicomweb.addresses import DICOMWEB
@@ -581,7 +581,7 @@ def _security() -> Iterator[tuple[str, str]]:
 def metric_rows() -> dict[str, list[tuple[str, str, str, str]]]:
     """Name, type, labels and help of each metric, by the process that exports it."""
     of_api = [
-        *_observed(instruments),
+        *_observed(request_metrics),
         *((name, "gauge", ", ".join(labels), text) for name, (text, labels) in metrics.GAUGES.items()),
         *((f"{name}_total", "counter", "site, peer", text) for name, (text, _) in metrics.COUNTERS.items()),
     ]

@@ -171,7 +171,7 @@ def fill_examinations(config: Settings, database: Database) -> None:
     metadata = InstanceMetadata(store, vault, limits)
     while step and done < FILLED_MOST:
         with database.transaction() as session:
-            studies = examinations.unfilled_studies(session, FILLED_STEP)
+            studies = examinations.list_unfilled_studies(session, FILLED_STEP)
         headers = {
             study.study_id: {
                 instance: header

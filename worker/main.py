@@ -10,6 +10,7 @@ from celery.signals import worker_process_shutdown, worker_ready, worker_shutdow
 
 from shared.domain.study import Priority
 from shared.logs import configure_logs
+from shared.object_removal import remove_left_objects
 from shared.queue.app import app
 from shared.queue.celery_app import (
     ANALYSE,
@@ -30,7 +31,6 @@ from shared.queue.celery_app import (
 from shared.queue.publisher import TaskPublisher
 from shared.queue.redis_transport import slots_of
 from shared.settings import one_sentence, settings
-from shared.sweeping import remove_left_objects
 
 if TYPE_CHECKING:
     from worker.maintenance.heartbeat import HeartbeatWriter

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from api.backends import Backends
-from api.instruments import UPLOADS_REFUSED
+from api.request_metrics import UPLOADS_REFUSED
 from api.spool import SpoolFull
 from shared.errors import QuotaExceeded
 from shared.logs import get_logger

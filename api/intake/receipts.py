@@ -5,8 +5,8 @@ from uuid import UUID
 from sqlalchemy.orm import Session
 
 from api.backends import Backends
-from api.instruments import count_files
 from api.reasons import kept_words
+from api.request_metrics import count_files
 from api.schemas import FileReceipt, Outcome, Receipt, StudyReceipt
 from shared.domain.held import HeldKind, HeldState
 from shared.domain.study import StoredOnly

@@ -69,7 +69,7 @@ class Commitment:
         Returns:
             Its status, and no reply.
         """
-        status, transaction, instances = _asked(event)
+        status, transaction, instances = _parse_request(event)
         if status != DONE:
             return status, None
         assert association.peer is not None
@@ -184,7 +184,7 @@ class Commitment:
             yield sop_class, sop_instance, reason
 
 
-def reported(backends: Backends, event: evt.Event, destinations: tuple[UUID, ...]) -> int:
+def take_report(backends: Backends, event: evt.Event, destinations: tuple[UUID, ...]) -> int:
     """Take a report on what was sent to a destination; its success means that it is durable.
 
     Args:
@@ -210,7 +210,7 @@ def reported(backends: Backends, event: evt.Event, destinations: tuple[UUID, ...
     return DONE if known else UNKNOWN_TRANSACTION
 
 
-def _asked(event: evt.Event) -> tuple[int, str, list[tuple[str, str]]]:
+def _parse_request(event: evt.Event) -> tuple[int, str, list[tuple[str, str]]]:
     """Status of an N-ACTION; if it is DONE, its transaction and instances: SOP class and SOP instance."""
     asked = event.request
     if getattr(asked, "ActionTypeID", None) != REQUEST:

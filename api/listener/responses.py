@@ -55,13 +55,13 @@ def _answer(status: int, comment: str = "", keyword: str = "") -> Dataset:
     answer = Dataset()
     answer.Status = status
     if comment:
-        answer.ErrorComment = shortened(comment)
+        answer.ErrorComment = shorten(comment)
     if (tag := tag_for_keyword(keyword)) is not None:
         answer.OffendingElement = tag
     return answer
 
 
-def shortened(text: str) -> str:
+def shorten(text: str) -> str:
     """Cut a text for an error comment: ASCII, at most MAX_COMMENT_LENGTH characters, whole words, no backslash."""
     plain = " ".join(text.encode("ascii", "replace").decode().replace("\\", "/").split())
     if len(plain) <= MAX_COMMENT_LENGTH:

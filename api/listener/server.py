@@ -21,7 +21,7 @@ from api.backends import Backends, open_backends
 from api.listener import metrics, responses, tls
 from api.listener.admission import Admission, Admitted, Rejection, contexts, may_commit
 from api.listener.association import ASKED_PDU_BYTES, Announced, IncomingDataSet, PeerAssociation, Wakeup
-from api.listener.commitment import NOT_AUTHORISED, Commitment, reported
+from api.listener.commitment import NOT_AUTHORISED, Commitment, take_report
 from api.listener.commits import GroupCommits, Waiting
 from api.listener.counts import Counts
 from api.listener.places import Places, processes_of
@@ -243,7 +243,7 @@ class Listener:
 
     def _reported(self, event: evt.Event, association: PeerAssociation) -> tuple[int, None]:
         """Answer an N-EVENT-REPORT: what a destination says of what we sent there."""
-        status = reported(self._backends, event, association.reporters)
+        status = take_report(self._backends, event, association.reporters)
         metrics.REPORTS.labels(f"{status:04X}").inc()
         return status, None
 
@@ -376,13 +376,13 @@ def listening(settings: Settings) -> Iterator[tuple[Listener, dict[str, int]]]:
     ports = ports_of(settings)
     try:
         with serving(settings, ports) as listener:
-            yield listener, numbers(ports)
+            yield listener, port_numbers(ports)
     finally:
         for _, bound, _ in ports:
             bound.close()
 
 
-def numbers(ports: Sequence[Port]) -> dict[str, int]:
+def port_numbers(ports: Sequence[Port]) -> dict[str, int]:
     """Their numbers by name."""
     return {name: int(bound.getsockname()[1]) for name, bound, _ in ports}
 
@@ -402,7 +402,7 @@ def main() -> None:
             signal.signal(number, stop)
         count = processes_of(settings.dicom_processes)
         if count > 1:
-            _several(settings, count, asked)
+            _run_processes(settings, count, asked)
             return
         serve(settings.dicom_metrics_port, settings.dicom_metrics_host, "OSTEON_DICOM_METRICS_PORT")
         with listening(settings) as (listener, ports):
@@ -417,7 +417,7 @@ def _check(listener: Listener) -> None:
         raise OsteonError("A thread that accepts connections ended; the log says why")
 
 
-def _several(settings: Settings, count: int, asked: threading.Event) -> None:
+def _run_processes(settings: Settings, count: int, asked: threading.Event) -> None:
     """Watch over several processes until the event is set. Raises OsteonError: they do not start."""
     places = Places(settings.dicom_associations, count)
     ports = ports_of(settings)
@@ -434,7 +434,7 @@ def _several(settings: Settings, count: int, asked: threading.Event) -> None:
             raise OsteonError("A process of the DICOM listener did not start; the log says why")
         watched.serve_metrics()
         serve(settings.dicom_metrics_port, settings.dicom_metrics_host, "OSTEON_DICOM_METRICS_PORT")
-        log.info("listener started", **numbers(ports))
+        log.info("listener started", **port_numbers(ports))
         asked_at = time.monotonic()
         while not asked.wait(LOOK_S):
             watched.watch()

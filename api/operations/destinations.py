@@ -526,7 +526,7 @@ def set_views(session: Session, study_id: UUID) -> list[ResultSetView]:
 def ask(study_id: NamedStudy, key: Admin, session: SessionDep) -> list[StudyDeliveryView]:
     """Have a study's results made and sent now, by every rule that fits it, whatever the rule waits for."""
     study = studies.get(session, key.site_id, study_id)
-    results.ask(session, study)
+    results.request_results(session, study)
     record(session, EventKind.RESULTS_ASKED, key, about=Target(Subject.STUDY, study_id), study_id=study_id)
     return study_views(session, study_id)
 

@@ -18,9 +18,9 @@ from api.requests import API, Router
 from api.schemas import STUDY_ID, Problem, RowView
 from shared.domain.deletion import MAX_NOTE_LENGTH, DeletionReason
 from shared.errors import Unavailable
+from shared.object_removal import remove_left_objects
 from shared.queries import deletions, studies
 from shared.queries.access import Key
-from shared.sweeping import remove_left_objects
 
 router = Router(prefix=API, tags=["administer"])
 LISTED = 100

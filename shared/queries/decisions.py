@@ -22,7 +22,7 @@ from shared.queries import outbox, series
 from shared.queries.access import Key, Vault
 from shared.queries.audit import Target, record
 from shared.queries.held import lock_group, opened_header, record_decision
-from shared.queries.intake import IntakeState, described, examined, find_existing, take_in
+from shared.queries.intake import IntakeState, complete_examination, examination_columns, find_existing, take_in
 
 UNREADABLE_FILE = (
     "This file's header cannot be decrypted: it was encrypted with another OSTEON_IDENTITY_KEY. Set that key again, "
@@ -176,7 +176,7 @@ def _apply(session: Session, vault: Vault, rows: Sequence[HeldFileRow], now: dat
                 "series": asdict(series.open_series(vault, its_series)) if its_series else None,
             }
         )
-        for name, value in described(vault, header).items():
+        for name, value in examination_columns(vault, header).items():
             setattr(instance, name, value)
         instance.body_part, instance.header_sha256 = header.body_part, row.sha256
         instance.sop_class_uid, instance.modality = header.sop_class_uid, header.modality
@@ -226,7 +226,7 @@ def _renew(session: Session, study: StudyRow, header: Header) -> None:
         )  # fmt: skip
         scanner = scanner_of(one.manufacturer, one.model)
         study.modality = study.modality or one.modality
-        examined(
+        complete_examination(
             study,
             replace(header, examination=seen, body_part=one.body_part, scanner=scanner, age_years=None, kept=None),
         )

@@ -1,7 +1,7 @@
 """Deleting a study, or one image of it: what is deleted with it, and what has to stay.
 
 Rows are deleted at once. Feedback entries stay without their words, the audit of identities stays, and a row says
-that something was deleted, which names no patient. Objects in the store are removed later: see shared.sweeping.
+that something was deleted, which names no patient. Objects in the store are removed later: see shared.object_removal.
 """
 
 import zlib

@@ -12,7 +12,7 @@ from shared.db.tables.studies import FILLED_VERSION
 from shared.domain.identity import complete_identity, same_patient
 from shared.domain.study import Header, Identity
 from shared.queries.access import Vault
-from shared.queries.intake import described, examined
+from shared.queries.intake import complete_examination, examination_columns
 from shared.queries.series import series_ids
 
 
@@ -25,7 +25,7 @@ class PendingExamination:
     objects: list[tuple[UUID, str, int]]
 
 
-def unfilled_studies(session: Session, limit: int) -> list[PendingExamination]:
+def list_unfilled_studies(session: Session, limit: int) -> list[PendingExamination]:
     """Find studies that were taken in before there were columns for the examination, or for the series.
 
     Args:
@@ -84,11 +84,11 @@ def fill_columns(session: Session, vault: Vault, headers: Mapping[UUID, Mapping[
         )
         for instance in session.scalars(select(InstanceRow).where(InstanceRow.id.in_(headers_of_study))):
             header = headers_of_study[instance.id]
-            for name, value in described(vault, header).items():
+            for name, value in examination_columns(vault, header).items():
                 setattr(instance, name, value)
             instance.series_id = its_series[study.id, header.series.instance_uid] if header.series else None
         for header in headers_of_study.values():
-            examined(study, header)
+            complete_examination(study, header)
         identity = _merged(known.get(study.id, Identity()), list(headers_of_study.values()))
         if identity != known.get(study.id):
             vault.change_identity(session, study.site_id, study.id, identity)

@@ -435,7 +435,7 @@ class _ImageSorter:
                 "kept": header.kept or "",
                 "rejected_by_ko": self.rejected.get(uid, ""),
                 "series_id": its_series.get((study.id, header.series.instance_uid)) if header.series else None,
-                **described(self.vault, header),
+                **examination_columns(self.vault, header),
             }
             for uid in sorted(firsts)  # in one order everywhere, as the studies
             for header in [firsts[uid].header]
@@ -559,7 +559,7 @@ def _summary(row: StudyRow) -> StudySummary | None:
     )
 
 
-def described(vault: Vault, header: Header) -> dict[str, object]:
+def examination_columns(vault: Vault, header: Header) -> dict[str, object]:
     """Collect the examination's columns of an instance's row.
 
     Args:
@@ -581,7 +581,7 @@ def described(vault: Vault, header: Header) -> dict[str, object]:
     }
 
 
-def examined(study: StudyRow, header: Header) -> None:
+def complete_examination(study: StudyRow, header: Header) -> None:
     """Complete the examination's columns of a study's row from a header.
 
     Args:
@@ -614,10 +614,10 @@ def _count_instance(study: StudyRow, header: Header, *, rejected: bool) -> bool:
     """Count a new instance of a study; return whether it is analysed."""
     if header.kept or rejected:
         study.kept += 1
-        examined(study, replace(header, kept=header.kept or StoredOnly.NOT_AN_IMAGE))
+        complete_examination(study, replace(header, kept=header.kept or StoredOnly.NOT_AN_IMAGE))
         return False
     study.images += 1
     study.read_at = None  # its reader has not seen this one
     study.modality = study.modality or header.modality
-    examined(study, header)
+    complete_examination(study, header)
     return True

@@ -664,7 +664,7 @@ def of_study(session: Session, study_id: UUID, limit: int) -> list[StudySet]:
     return [StudySet(row, counted[row.id]) for row in rows]
 
 
-def ask(session: Session, study: StudyRow) -> None:
+def request_results(session: Session, study: StudyRow) -> None:
     """Have a study's results made and sent by all rules that fit it, whenever they apply.
 
     Args:

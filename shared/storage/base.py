@@ -133,7 +133,7 @@ class Store(Protocol):
         """
 
     def remove(self, keys: Sequence[str]) -> None:
-        """Remove those of these objects that are there, for good: what was deleted, see shared.sweeping."""
+        """Remove those of these objects that are there, for good: what was deleted, see shared.object_removal."""
 
 
 def sha256_of(content: bytes) -> str:

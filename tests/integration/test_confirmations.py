@@ -459,7 +459,7 @@ def test_reports_of_one_association_are_taken_one_after_the_other(
         open_[0] -= 1
         return 0x0115
 
-    monkeypatch.setattr(server, "reported", slow)
+    monkeypatch.setattr(server, "take_report", slow)
     archive = committing()
     outbox.add(pacs(replace(archive, port=104), confirm=True), ANALYSED)
     with listening(outbox.settings.model_copy(update={"dicom_port": free_port()})) as (_, ports):

@@ -33,10 +33,10 @@ from shared.domain.feedback import check_chain
 from shared.domain.security import Role
 from shared.domain.study import StudyStatus
 from shared.errors import StoreUnavailable
+from shared.object_removal import remove_left_objects
 from shared.queries import analyses, deletions, feedback
 from shared.queries.access import Key, add_key, find_key
 from shared.storage import DirectoryStore, Store, frame_key, open_store, original_key, preview_key, sha256_of
-from shared.sweeping import remove_left_objects
 from tests.conftest import InProcessApi
 from tests.feedback_data import ONE, analyse, say, study_file
 from tests.forked import run_program
@@ -370,7 +370,7 @@ def test_an_upload_keeps_what_it_counts_on(in_process: InProcessApi, monkeypatch
 KILLED = """
 import os, signal, sys
 from uuid import UUID
-from shared import sweeping
+from shared import object_removal
 from shared.domain.deletion import DeletionReason
 from shared.db.engine import Database
 from shared.queries import deletions
@@ -390,7 +390,7 @@ if when == "before the store":
     store.remove = die
 if when == "after the store":
     deletions.record_removal = die
-sweeping.remove_left_objects(database, store)
+object_removal.remove_left_objects(database, store)
 """
 
 

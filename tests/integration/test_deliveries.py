@@ -410,7 +410,7 @@ def test_sets_of_one_study_are_made_one_after_the_other(outbox: Outbox, hospital
     outbox.add(Destination(DestinationKind.FOLDER, folder="pacs"), ANALYSED)
     study, other = analysed(hospital), analysed(hospital)
     with outbox.database.transaction() as session:
-        results.ask(session, session.get_one(StudyRow, study))
+        results.request_results(session, session.get_one(StudyRow, study))
     taken = []
     for _ in range(3):
         with outbox.database.transaction() as session:

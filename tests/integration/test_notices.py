@@ -26,7 +26,7 @@ from shared.queries import analyses, backfill, deliveries, notices
 from shared.queries import outbox as due
 from shared.queries.access import find_key
 from shared.queries.models import activate_bundle, add_bundle
-from shared.queries.results import ask
+from shared.queries.results import request_results
 from shared.storage import original_key, sha256_of
 from tests.conftest import InProcessApi
 from tests.feedback_data import MANIFEST, ONE, POINTS, analyse, say, study_file
@@ -282,7 +282,7 @@ def test_what_had_no_order_is_told_once_it_has_one(outbox: Outbox, hospital: Hos
         outbox.store.put(original_key(digest), io.BytesIO(corrected), len(corrected))
         with outbox.database.transaction() as session:
             session.execute(update(InstanceRow).where(InstanceRow.study_id == study).values(header_sha256=digest))
-            ask(session, session.get_one(StudyRow, study))
+            request_results(session, session.get_one(StudyRow, study))
         outbox.send()
         assert [fields(one, "OBR")[0][3] for one in ris.received] == ["ACC-2"]
 

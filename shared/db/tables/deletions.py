@@ -33,7 +33,7 @@ class DeletionRow(Base):
 
 
 class LeftObjectRow(Base):
-    """Content that a deleted row named: the store removes it unless another row names it too. See shared.sweeping."""
+    """Content that a deleted row named: the store removes it unless another row names it; see shared.object_removal."""
 
     __tablename__ = "left_objects"
     sha256: Mapped[str] = mapped_column(String(64), primary_key=True)

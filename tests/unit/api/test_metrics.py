@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from prometheus_client import REGISTRY
 
-from api.instruments import RequestMetrics
+from api.request_metrics import RequestMetrics
 
 
 @pytest.mark.parametrize(("kind", "whole"), [(b"text/event-stream; charset=utf-8", False), (b"text/html", True)])
