@@ -71,12 +71,12 @@ def current_key(
 def _of_cookie(request: Request, parts: Parts) -> Key:
     login = login_of(request)
     reads = request.method in ("GET", "HEAD")
-    ours = reads or is_from_own_page(request)
-    if login is not None and ours is None:
+    is_own_page = reads or is_from_own_page(request)
+    if login is not None and is_own_page is None:
         raise HTTPException(
             403, "Your browser does not say which page sent this: use HTTPS (or localhost), and a current browser"
         )
-    if login is None or not ours:  # with the cookie, only our own pages write
+    if login is None or not is_own_page:  # with the cookie, only our own pages write
         raise KeyRejected(401, KEY_MISSING)
     return parts.credentials.verify_login(login, address(request), active=is_active(request))
 

@@ -176,10 +176,10 @@ def _method_not_allowed(request: Request) -> Response:
 def _allowed_methods(request: Request) -> list[str]:
     """The methods of the address by its most exact route: each route of FastAPI has its own methods only."""
     path = request.scope["path"]
-    here = [one for one in iter_route_contexts(request.app.routes) if one.path_regex and one.path_regex.match(path)]
-    fewest = min((len(one.param_convertors) for one in here), default=0)
+    routes = [one for one in iter_route_contexts(request.app.routes) if one.path_regex and one.path_regex.match(path)]
+    fewest = min((len(one.param_convertors) for one in routes), default=0)
     return sorted(
-        {name for one in here if len(one.param_convertors) == fewest for name in one.methods or ("GET", "HEAD")}
+        {name for one in routes if len(one.param_convertors) == fewest for name in one.methods or ("GET", "HEAD")}
     )
 
 
@@ -199,10 +199,12 @@ async def _client_disconnected(_request: Request, _wrong: Exception) -> Response
 
 def _input_errors(app: FastAPI, validation_error: RequestValidationError) -> Iterator[InputError]:
     """What is wrong and where, in our own words: names and values that the client made up are left out."""
-    ours = _field_names(app.openapi())
+    field_names = _field_names(app.openapi())
     for error in validation_error.errors()[:MAX_INPUT_ERRORS]:
         source, *place = error["loc"]
-        names = [str(part) if source != "body" or isinstance(part, int) or part in ours else "?" for part in place]
+        names = [
+            str(part) if source != "body" or isinstance(part, int) or part in field_names else "?" for part in place
+        ]
         why = str(error["msg"]).removeprefix("Value error, ")
         given = error.get("input")
         if error["type"] == "uuid_parsing":

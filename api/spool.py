@@ -232,10 +232,10 @@ class Spool:
         Raises:
             SpoolFull: there is no room. Errors of the chunks pass through.
         """
-        coming = self.begin(name)
+        incoming = self.begin(name)
         for chunk in chunks:
-            coming.write(chunk)
-        spooled = coming.finish()
+            incoming.write(chunk)
+        spooled = incoming.finish()
         self.flush()
         return spooled
 

@@ -150,13 +150,13 @@ class RadiographCache:
         pixels, places, seen = [], [], []
         for view in views:
             pixels.append(_noise(_warp(_random_tone(rng)[self.images[view.index]], view.matrix, size), rng))
-            place, here = _cell_targets(self.masks[view.index], view.matrix, size)
+            place, share_visible = _cell_targets(self.masks[view.index], view.matrix, size)
             places.append(place)
-            seen.append(here)
+            seen.append(share_visible)
         radiographs = [self.radiographs[view.index] for view in views]
         labels = [
-            _visible_label(radiograph, here, view)
-            for radiograph, here, view in zip(radiographs, seen, views, strict=True)
+            _visible_label(radiograph, share_visible, view)
+            for radiograph, share_visible, view in zip(radiographs, seen, views, strict=True)
         ]
         return Batch(
             torch.from_numpy(np.stack(pixels))[:, None],
@@ -178,15 +178,15 @@ class _View:
     whole: bool
 
 
-def _visible_label(radiograph: LabelledRadiograph, here: float, view: _View) -> int:
+def _visible_label(radiograph: LabelledRadiograph, share_visible: float, view: _View) -> int:
     """Decide whether a view shows a fracture, by the share of the mask in it: a part of a fractured image may not."""
     if radiograph.fractured != 1 or (view.whole and not radiograph.outlines):
         return radiograph.fractured
     if not radiograph.outlines:
         return MISSING
-    if here >= 0.5:
+    if share_visible >= 0.5:
         return 1
-    return 0 if here == 0 else MISSING
+    return 0 if share_visible == 0 else MISSING
 
 
 def _view_matrix(

@@ -51,11 +51,11 @@ def data_set(**values: Sequence[Value] | Value | None) -> DataSet:
     return dict(sorted(made.items()))
 
 
-def data_set_response(whole: DataSet | list[DataSet], kind: str, status: int = 200) -> Response:
+def data_set_response(data_sets: DataSet | list[DataSet], kind: str, status: int = 200) -> Response:
     """Make the response that holds data sets.
 
     Args:
-        whole: one data set, or an array of them.
+        data_sets: one data set, or an array of them.
         kind: its media type, of JSON or XML; XML holds one data set.
         status: HTTP status.
 
@@ -63,30 +63,30 @@ def data_set_response(whole: DataSet | list[DataSet], kind: str, status: int = 2
         The response. Its Content-Type is the media type alone: clients compare it as a whole.
     """
     if kind in XML:
-        assert isinstance(whole, dict)
-        content = native_xml(whole)
+        assert isinstance(data_sets, dict)
+        content = native_xml(data_sets)
     else:
-        content = json.dumps(whole, ensure_ascii=False, separators=(",", ":")).encode()
+        content = json.dumps(data_sets, ensure_ascii=False, separators=(",", ":")).encode()
     # not as media_type: Starlette adds a charset to some
     return Response(content, status, {"Content-Type": kind})
 
 
-def native_xml(whole: DataSet) -> bytes:
+def native_xml(attributes: DataSet) -> bytes:
     """Write a data set of text, numbers and sequences as XML.
 
     Args:
-        whole: in the DICOM JSON Model; without names of persons, tags and bulk data.
+        attributes: in the DICOM JSON Model; without names of persons, tags and bulk data.
 
     Returns:
         A document in UTF-8.
     """
     root = ET.Element("NativeDicomModel", {"xmlns": NATIVE, "xml:space": "preserve"})
-    _fill(root, whole)
+    _fill(root, attributes)
     return bytes(ET.tostring(root, encoding="UTF-8", xml_declaration=True))
 
 
-def _fill(parent: ET.Element, whole: Mapping[str, Mapping[str, object]]) -> None:
-    for tag, attribute in whole.items():
+def _fill(parent: ET.Element, attributes: Mapping[str, Mapping[str, object]]) -> None:
+    for tag, attribute in attributes.items():
         about = {"tag": tag, "vr": str(attribute["vr"])} | _keyword(tag)
         element = ET.SubElement(parent, "DicomAttribute", about)
         values = attribute.get("Value", [])

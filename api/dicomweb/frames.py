@@ -69,22 +69,22 @@ async def retrieve_frames(
     uncompressed in Explicit VR Little Endian where it names that or none. 503 if no worker makes these in time.
     """
     numbers = frame_numbers(frames)
-    found, there = await run_in_threadpool(_look_up, parts, key, place)
-    count = len(there.pieces) if there else found.frames
+    found, frame_map = await run_in_threadpool(_look_up, parts, key, place)
+    count = len(frame_map.pieces) if frame_map else found.frames
     if max(numbers) > count:
         raise NotFound(f"The image has {count} frame(s); there is no frame {max(numbers)}")
-    syntax = there.syntax if there else ""
+    syntax = frame_map.syntax if frame_map else ""
 
     def fits(media_range: MediaType) -> FrameForm | None:
         return choose_form(media_range, syntax, alone=len(numbers) == 1)
 
     kind = IMAGE_TYPES.get(syntax, OCTETS)
     form = chosen(request, [STORED, f"{MULTIPART}; type={kind}; transfer-syntax={syntax or EXPLICIT_LE}"], fits)
-    if form.raw or there is None:
+    if form.raw or frame_map is None:
         kind, syntax = OCTETS, EXPLICIT_LE
         contents = await _uncompressed_frames(parts, found, numbers)
     else:
-        contents = _stored_frames(parts, found, there, numbers)
+        contents = _stored_frames(parts, found, frame_map, numbers)
     content_type = f"{kind}; transfer-syntax={syntax}"
     if form.alone:
         return StreamingResponse(iter(next(contents)), headers={"Content-Type": content_type})
@@ -157,12 +157,12 @@ def _look_up(parts: Parts, key: Key, place: DicomPath) -> tuple[StoredInstance, 
         return found, None
 
 
-def stored_frames(parts: Parts, found: StoredInstance) -> FrameMap:
+def stored_frames(parts: Parts, instance: StoredInstance) -> FrameMap:
     """Find the frames of an instance.
 
     Args:
         parts: of this application.
-        found: the instance.
+        instance: the instance.
 
     Returns:
         Where they lie in its object.
@@ -170,12 +170,12 @@ def stored_frames(parts: Parts, found: StoredInstance) -> FrameMap:
     Raises:
         Rejected: it has none, or they cannot be passed on as they are stored.
     """
-    with open_object(parts.store, original_key(found.object_sha256), found.size_bytes, READ_BYTES) as file:
-        return frame_map(file, found.size_bytes, ImageLimits.of(parts.settings))
+    with open_object(parts.store, original_key(instance.object_sha256), instance.size_bytes, READ_BYTES) as file:
+        return frame_map(file, instance.size_bytes, ImageLimits.of(parts.settings))
 
 
 def _stored_frames(
-    parts: Parts, found: StoredInstance, there: FrameMap, numbers: Sequence[int]
+    parts: Parts, found: StoredInstance, frame_map: FrameMap, numbers: Sequence[int]
 ) -> Iterator[Iterator[bytes]]:
     key = original_key(found.object_sha256)
 
@@ -183,7 +183,7 @@ def _stored_frames(
         return parts.store.get(key, size, at)
 
     for number in numbers:
-        yield there.frame(read, number)
+        yield frame_map.frame(read, number)
 
 
 # -- uncompressed frames, which a worker makes ------------------------------------------------------------------------

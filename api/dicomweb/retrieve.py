@@ -95,12 +95,12 @@ def choose_form(media_range: MediaType, *, alone: bool) -> str | None:
     return DICOM if alone and media_range.holds(DICOM) else None
 
 
-def syntax_of(parts: Parts, one: CurrentInstance) -> str:
+def syntax_of(parts: Parts, instance: CurrentInstance) -> str:
     """Read the transfer syntax of an instance.
 
     Args:
         parts: of this application.
-        one: the instance.
+        instance: the instance.
 
     Returns:
         Its Transfer Syntax UID.
@@ -109,7 +109,7 @@ def syntax_of(parts: Parts, one: CurrentInstance) -> str:
         HTTPException: 410; its object is gone.
         StoreUnavailable: the store does not answer.
     """
-    stored = one.stored
+    stored = instance.stored
     with open_object(parts.store, original_key(stored.object_sha256), stored.size_bytes, HEAD_BYTES) as file:
         return uid_of(read_meta(file), "TransferSyntaxUID")
 

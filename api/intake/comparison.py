@@ -47,7 +47,7 @@ class FileComparison:
         file: SpooledFile,
         existing: ExistingInstance | None,
         alike: Sequence[HeldFile],
-        here: Sequence[SpooledFile],
+        spooled_before: Sequence[SpooledFile],
     ) -> ComparedFile:
         """Compare a file with all that has its SOP Instance UID.
 
@@ -55,7 +55,7 @@ class FileComparison:
             file: of the request.
             existing: the stored image; None: there is none, and the first file of the request becomes it.
             alike: files that are or were held.
-            here: other files of the request that came before.
+            spooled_before: other files of the request that came before.
 
         Returns:
             What it is.
@@ -66,17 +66,17 @@ class FileComparison:
         kind: HeldKind | None = None
         if existing is not None:
             kind = HELD_KINDS[self._with_stored(file, existing)]
-        elif here:
-            kind = HELD_KINDS[self._with_spooled(file, here[0])]
-        if kind is None and (existing is not None or here):
+        elif spooled_before:
+            kind = HELD_KINDS[self._with_spooled(file, spooled_before[0])]
+        if kind is None and (existing is not None or spooled_before):
             return ComparedFile(None)
-        certain = max(len(alike), len(here)) <= MAX_COMPARED_FILES
+        certain = max(len(alike), len(spooled_before)) <= MAX_COMPARED_FILES
         for held in alike[:MAX_COMPARED_FILES]:
             verdict = self._with_object(file, held.sha256, held.size_bytes)
             if verdict is Verdict.SAME:
                 return ComparedFile(kind, held=held)
             certain = certain and verdict is not Verdict.UNKNOWN
-        for place, one in enumerate(here[:MAX_COMPARED_FILES]):
+        for place, one in enumerate(spooled_before[:MAX_COMPARED_FILES]):
             if place or existing is not None:
                 verdict = self._with_spooled(file, one)
                 if verdict is Verdict.SAME:
@@ -107,9 +107,9 @@ class FileComparison:
             except ObjectMissing:
                 return Verdict.UNKNOWN
 
-    def _verdict(self, there: bytes, file: SpooledFile) -> Verdict:
+    def _verdict(self, content: bytes, file: SpooledFile) -> Verdict:
         with self.spool.open(file) as reader:
-            return compare(there, reader.read(), ImageLimits.of(self.backends.settings))
+            return compare(content, reader.read(), ImageLimits.of(self.backends.settings))
 
     @contextmanager
     def _counting_time(self) -> Iterator[None]:

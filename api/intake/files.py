@@ -217,11 +217,13 @@ class Intake:
             return
         vault, site_id = self.backends.vault, self.sender.site_id
         with self.backends.database.transaction() as session:
-            known = find_existing(session, site_id, [header.sop_instance_uid for _, header in accepted.values()])
+            existing_of_uid = find_existing(
+                session, site_id, [header.sop_instance_uid for _, header in accepted.values()]
+            )
             headers = {index: header for index, (_, header) in accepted.items()}
             sha256s, its_studies = (
                 {file.sha256 for file, _ in accepted.values()},
-                {one.study_id for one in known.values()},
+                {one.study_id for one in existing_of_uid.values()},
             )
             before = held_before(session, vault, site_id, headers, sha256s, its_studies)
             if self.charge is not None and not self.charged:  # last, for it keeps other senders of the site waiting
@@ -231,14 +233,14 @@ class Intake:
         for index, (file, read) in accepted.items():
             header = before.decisions.headers.get(index, read)
             uid = header.sop_instance_uid
-            existing = known.get(uid)
-            there = _same_bytes(file, existing, before)
-            if there is None:
-                there = self._held_duplicate(index, file, existing, before.alike.get(uid, ()), to_store, uid)
-            if there is not None:
-                lines[index] = receipt_line(file.name, there, uid)
+            existing = existing_of_uid.get(uid)
+            result = _same_bytes(file, existing, before)
+            if result is None:
+                result = self._held_duplicate(index, file, existing, before.alike.get(uid, ()), to_store, uid)
+            if result is not None:
+                lines[index] = receipt_line(file.name, result, uid)
                 # a row whose object was lost is mended by sending the file again
-                if there.known is IntakeState.DUPLICATE and not self.backends.store.exists(original_key(file.sha256)):
+                if result.known is IntakeState.DUPLICATE and not self.backends.store.exists(original_key(file.sha256)):
                     to_put[file.sha256] = file
                 continue
             if index in to_store.repeats:
@@ -269,18 +271,18 @@ class Intake:
             to_store: of this request; gets what the comparison showed.
             uid: its SOP Instance UID.
         """
-        here = to_store.variants.setdefault(uid, {})
-        if any(one.sha256 == file.sha256 for one in here.values()):
+        variants = to_store.variants.setdefault(uid, {})
+        if any(one.sha256 == file.sha256 for one in variants.values()):
             return None
-        found = self.comparing.compare(file, existing, alike, list(here.values()))
+        found = self.comparing.compare(file, existing, alike, list(variants.values()))
         if found.held is not None:
             return IntakeResult(IntakeState.HELD, found.held.belongs_to, found.held)
         if found.earlier is not None:
-            to_store.repeats[index] = list(here)[found.earlier]
+            to_store.repeats[index] = list(variants)[found.earlier]
             return None
-        if existing is not None or here or found.kind is not None:
+        if existing is not None or variants or found.kind is not None:
             to_store.kinds[file.sha256] = found.kind
-        here[index] = file
+        variants[index] = file
         return None
 
     def _begin_to_put(self, files: dict[str, SpooledFile], to_store: FilesToStore) -> None:

@@ -259,20 +259,20 @@ class BoundedUpperLayer(DULServiceProvider):
 
     def _read_pdu_data(self) -> None:
         """Read a PDU; those that go on with a data set of a C-STORE without the copies that pynetdicom makes."""
-        coming = self._association.dimse.storing
-        if coming is None or self.state_machine.current_state != "Sta6":
+        data_set = self._association.dimse.storing
+        if data_set is None or self.state_machine.current_state != "Sta6":
             super()._read_pdu_data()
             return
         sock = cast("BoundedSocket", self.socket)
         try:
-            self._read_fragments(sock, coming)
+            self._read_fragments(sock, data_set)
         except OSError:  # a limit in time, too
             self.event_queue.put("Evt17")
         except Exception:  # noqa: BLE001 - whatever breaks the protocol or a bound
             self._association.dimse.close()
             self.event_queue.put("Evt19")
 
-    def _read_fragments(self, sock: BoundedSocket, coming: "IncomingDataSet") -> None:
+    def _read_fragments(self, sock: BoundedSocket, data_set: "IncomingDataSet") -> None:
         """Read PDUs of a data set until it ends, none is there, or enough was read for now.
 
         Raises:
@@ -281,34 +281,34 @@ class BoundedUpperLayer(DULServiceProvider):
             ProtocolViolation: a fragment is not of this data set, or not within its PDU.
         """
         moved, on = 0, True
-        while on or coming.read_ahead:
-            head = coming.next(sock, PDV_HEAD, ahead=on)
+        while on or data_set.read_ahead:
+            head = data_set.next(sock, PDV_HEAD, ahead=on)
             kind, left = head[0], int.from_bytes(head[2:6], "big")
             if kind != P_DATA_TF or not PDV_HEAD <= left <= MAX_PDU_BYTES:
-                sock.unread(bytes(head) + coming.rest())
+                sock.unread(bytes(head) + data_set.rest())
                 super()._read_pdu_data()
                 return
             while left:
                 if left < PDV_HEAD:
                     raise ProtocolViolation
-                head = coming.next(sock, PDV_HEAD, ahead=on)
+                head = data_set.next(sock, PDV_HEAD, ahead=on)
                 size, context, control = int.from_bytes(head[:4], "big") - 2, head[4], head[5]
                 left -= PDV_HEAD + size
                 if control & COMMAND or size < 0 or left < 0:
                     raise ProtocolViolation
-                coming.take(sock, size, ahead=on)
+                data_set.take(sock, size, ahead=on)
                 moved += PDV_HEAD + size
                 if control & LAST:
                     if left:
                         raise ProtocolViolation
-                    sock.unread(coming.rest())
+                    sock.unread(data_set.rest())
                     end = P_DATA()  # pynetdicom finishes the message
                     end.presentation_data_value_list = [[context, bytes([control])]]  # type: ignore[list-item] # as checked
                     self._association.dimse.receive_primitive(end)
                     return
             # from here on no more is read than this PDU and those that are there in part: then we can stop between two
             on = on and moved < PIECE_BYTES and not self._kill_thread and self.to_provider_queue.empty()
-            if on and not coming.read_ahead and not sock.ready:
+            if on and not data_set.read_ahead and not sock.ready:
                 return
 
     def _process_recv_primitive(self) -> bool:
@@ -534,8 +534,8 @@ class BoundedDIMSE(DIMSEServiceProvider):
     @property
     def storing(self) -> IncomingDataSet | None:
         """The data set of a C-STORE that comes just now."""
-        coming = self._coming
-        return coming if coming is not None and coming.storing else None
+        data_set = self._coming
+        return data_set if data_set is not None and data_set.storing else None
 
     def receive_primitive(self, primitive: Any) -> None:  # noqa: ANN401 - P_DATA
         """Take a PDU's part of a message; one that breaks a bound ends the association."""
@@ -576,9 +576,9 @@ class BoundedDIMSE(DIMSEServiceProvider):
         left, self._coming = [self._coming], None
         while not self.msg_queue.empty():
             left.append(getattr(self.msg_queue.get_nowait()[1], "DataSet", None))
-        for coming in left:
-            if isinstance(coming, IncomingDataSet) and coming.sink is not None:
-                coming.sink.close()
+        for data_set in left:
+            if isinstance(data_set, IncomingDataSet) and data_set.sink is not None:
+                data_set.sink.close()
 
     def _begin(self, message: DIMSEMessage) -> DataSetSink:
         """Begin the file of a C-STORE. Raises ProtocolViolation: its context was not accepted, or a UID is missing."""

@@ -174,10 +174,10 @@ class Commitment:
             uids = [sop_instance for _, sop_instance in due.instances]
             stored = stored_contents(session, due.site_id, uids)
         for sop_class, sop_instance in due.instances:
-            there = stored.get(sop_instance)
-            if there is not None and there.sop_class_uid != sop_class:
+            content = stored.get(sop_instance)
+            if content is not None and content.sop_class_uid != sop_class:
                 reason = CONFLICT
-            elif there is not None and self._backends.store.exists(original_key(there.sha256)):
+            elif content is not None and self._backends.store.exists(original_key(content.sha256)):
                 reason = 0
             else:
                 reason = NO_SUCH_INSTANCE if sop_class in STORAGE else CLASS_NOT_SUPPORTED

@@ -74,18 +74,18 @@ async def store(
     sha256 = _sha256(content_digest)
     parts.spool_budget.check(int(declared) if declared.isdigit() else 0)
     with open_spool(parts.settings.spool_dir, parts.spool_budget, own_files=parts.store.takes_files) as spool:
-        coming = spool.begin("bundle")
+        spooled = spool.begin("bundle")
         async for piece in request.stream():
-            if coming.size_bytes + len(piece) > limit:
+            if spooled.size_bytes + len(piece) > limit:
                 raise RequestTooLarge(f"A model bundle has at most {limit} bytes here (OSTEON_MAX_BUNDLE_BYTES)")
-            await parts.uploads.receive(coming.write, piece)
-        file = coming.finish()
+            await parts.uploads.receive(spooled.write, piece)
+        file = spooled.finish()
         if file.sha256 != sha256:
             raise BadRequest(
                 "The bytes that came are not those of Content-Digest: they were changed on their way. Send it again"
             )
-        known, view = await parts.uploads.work(_store, parts, key, spool, file)
-    response.status_code = 200 if known else 201
+        existing, view = await parts.uploads.work(_store, parts, key, spool, file)
+    response.status_code = 200 if existing else 201
     return view
 
 
@@ -106,12 +106,12 @@ def _store(parts: Parts, key: Key, spool: Spool, file: SpooledFile) -> tuple[boo
     with spool.open(file) as reader:
         manifest = read_manifest(reader, file.size_bytes)
     with parts.database.transaction() as session:
-        known = repository.digest_of_bundle(session, manifest.name)
-        if known not in (None, file.sha256):
+        existing_digest = repository.digest_of_bundle(session, manifest.name)
+        if existing_digest not in (None, file.sha256):
             raise InvalidState(
                 f"Another bundle is stored under the name {manifest.name}; export this one under a new name"
             )
-    if known is None or not parts.store.exists(bundle_key(file.sha256)):
+    if existing_digest is None or not parts.store.exists(bundle_key(file.sha256)):
         with spool.open(file) as reader:
             parts.store.put(bundle_key(file.sha256), reader, file.size_bytes)
     with parts.database.transaction() as session:
@@ -123,7 +123,7 @@ def _store(parts: Parts, key: Key, spool: Spool, file: SpooledFile) -> tuple[boo
             stored = {"state": "available", "sha256": file.sha256}
             _note(session, EventKind.MODEL_STORED, key, manifest.name, before=None, after=stored)
         view = _view(session, repository.get_bundle(session, manifest.name), db_now(session))
-    return known is not None, view
+    return existing_digest is not None, view
 
 
 @router.post("/bundles/{name}/shadow")

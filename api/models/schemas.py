@@ -179,17 +179,25 @@ class RevisedFindingView(RowView):
         )
 
     @classmethod
-    def revised(cls, one: RevisedFinding, points: Mapping[str, tuple[float, float]]) -> "RevisedFindingView":
+    def revised(
+        cls, revised_finding: RevisedFinding, points: Mapping[str, tuple[float, float]]
+    ) -> "RevisedFindingView":
         """Build it with the state of its study.
 
         Args:
-            one: the revised finding and its study.
+            revised_finding: the revised finding and its study.
             points: sensitive and specific operating points by bundle.
 
         Returns:
             The view.
         """
-        return cls.of(one.finding, points, earlier_at=one.earlier_at, read_at=one.read_at, seen_by=one.seen_by)
+        return cls.of(
+            revised_finding.finding,
+            points,
+            earlier_at=revised_finding.earlier_at,
+            read_at=revised_finding.read_at,
+            seen_by=revised_finding.seen_by,
+        )
 
 
 class RevisedFindingsCount(BaseModel):

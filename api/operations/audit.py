@@ -164,9 +164,9 @@ def shown_to(key: Key) -> UUID | None:
     return None if key.may(Role.OPERATOR) else key.site_id
 
 
-def event_view(one: audit.Event) -> AuditEvent:
+def event_view(event: audit.Event) -> AuditEvent:
     """An event with its words."""
-    return AuditEvent.of_row(one, words=_words(one), changes=_changes(one.before or {}, one.after or {}))
+    return AuditEvent.of_row(event, words=_words(event), changes=_changes(event.before or {}, event.after or {}))
 
 
 def _changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[ValueChange]:

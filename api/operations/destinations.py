@@ -437,18 +437,18 @@ def undelivered_views(session: Session, key: Key) -> list[DeliveryView]:
     return [_delivery(one) for one in deliveries.list_undelivered(session, _site_of(key), LISTED)]
 
 
-def delays(found: Sequence[DestinationView], now: datetime) -> list[str]:
+def delays(views: Sequence[DestinationView], now: datetime) -> list[str]:
     """Say what an administrator should know of destinations, as sentences.
 
     Args:
-        found: the destinations.
+        views: the destinations.
         now: on Postgres' clock.
 
     Returns:
         One for each that has failed, held or unconfirmed deliveries, and for each where one waits too long.
     """
     sentences = []
-    for one in found:
+    for one in views:
         where = f"the destination {one.name} of site {one.site}"
         counts = ((one.failed, "failed"), (one.held, "held"), (one.not_confirmed, "not confirmed"))
         if any(count for count, _ in counts):

@@ -115,10 +115,10 @@ def _pseudonym(salt: bytes, what: str) -> str:
 def original(study_id: StudyId, parts: PartsDep, key: Admin, image: ImageNumber = 1) -> Response:
     """Get an image as it was sent: a whole DICOM file, which names its patient. Reading it is audited."""
     with parts.database.transaction() as session:
-        whole = studies.named(session, key.site_id, study_id)
-        row = studies.image(session, key.site_id, whole, image, 1)
-        parts.vault.note_reading(session, key, [whole])
-        record(session, EventKind.EXPORT, key, study_id=whole, what="original", image=image)
+        study = studies.named(session, key.site_id, study_id)
+        row = studies.image(session, key.site_id, study, image, 1)
+        parts.vault.note_reading(session, key, [study])
+        record(session, EventKind.EXPORT, key, study_id=study, what="original", image=image)
     return Response(parts.store.get(original_key(row.sha256)), media_type="application/dicom")
 
 

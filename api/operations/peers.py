@@ -252,12 +252,12 @@ def enable(peer_id: PeerId, key: AdminOrOperator, session: SessionDep) -> PeerVi
     return _one(session, peer_id)
 
 
-def silences(found: list[PeerView]) -> list[str]:
+def silences(views: list[PeerView]) -> list[str]:
     """What an administrator should know of peers that send nothing any more, as sentences."""
     return [
         f"The DICOM peer {one.name} of site {one.site} has sent nothing since {one.silent_since:%d %b %H:%M} UTC: look "
         "at the device and its network. If it is to send seldom, change after how many hours it counts as silent."
-        for one in found
+        for one in views
         if one.silent_since
     ]
 

@@ -30,11 +30,11 @@ def ask(
     image: Annotated[int | None, Query(ge=1, le=100_000)] = None,
 ) -> Response:
     """Show the form."""
-    whole = studies.named(session, key.site_id, study_id)
-    report = study_report(session, key, whole)
+    study = studies.named(session, key.site_id, study_id)
+    report = study_report(session, key, study)
     if image is not None and image > len(report.instances):
         raise NotFound(f"the study has {len(report.instances)} image(s); there is no image {image}")
-    identity = parts.vault.identities(session, key, [whole]).get(whole, Identity())
+    identity = parts.vault.identities(session, key, [study]).get(study, Identity())
     context = header(parts, session, key)
     context |= {
         "report": report,

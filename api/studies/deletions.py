@@ -122,11 +122,11 @@ def deleted(
         NotFound: there is no such study or image.
         InvalidState: files wait for a decision that may be another patient's.
     """
-    whole = studies.named(session, key.site_id, study_id)
+    study = studies.named(session, key.site_id, study_id)
     if uid is None:
-        made = deletions.delete_study(session, parts.vault, key, whole, reason, note)
+        made = deletions.delete_study(session, parts.vault, key, study, reason, note)
     else:
-        made = deletions.delete_image(session, parts.vault, key, whole, uid, reason, note)
+        made = deletions.delete_image(session, parts.vault, key, study, uid, reason, note)
     if made.analyse:
         later.add_task(send_tasks, parts, [made.study_id])
     later.add_task(sweep, parts)

@@ -71,10 +71,10 @@ def study(study_id: StudyId, key: SubmitterOrRadiologist, session: SessionDep) -
 
     A submitter's key gets the state only, as by POST /api/v1/studies/states: findings are for radiologists.
     """
-    whole = studies.named(session, key.site_id, study_id)
+    row_id = studies.named(session, key.site_id, study_id)
     if key.may(Role.RADIOLOGIST):
-        return study_report(session, key, whole)
-    return _state(studies.states(session, key.site_id, [whole])[0])
+        return study_report(session, key, row_id)
+    return _state(studies.states(session, key.site_id, [row_id])[0])
 
 
 def _state(row: Row[UUID, str, str, str, int, str, int | None]) -> StudyState:
@@ -190,15 +190,15 @@ def release(study_id: StudyId, parts: PartsDep, key: Admin) -> StudyReport:
     404 if the study is unknown, 409 if there is nothing to release.
     """
     with parts.database.transaction() as session:
-        whole = studies.named(session, key.site_id, study_id)
-        to_send = analyses.release_study(session, key, whole, db_now(session))
+        row_id = studies.named(session, key.site_id, study_id)
+        to_send = analyses.release_study(session, key, row_id, db_now(session))
     if to_send is None:
         raise HTTPException(409, "Neither this study nor an image of it was set aside; there is nothing to release")
     if parts.publisher.send([to_send]):
         with parts.database.transaction() as session:
             analyses.mark_not_sent(session, [to_send.analysis_id])
     with parts.database.transaction() as session:
-        return study_report(session, key, whole)
+        return study_report(session, key, row_id)
 
 
 @router.get("/studies/{study_id}/preview.jpg", response_class=Response)
@@ -243,7 +243,7 @@ def heatmap_values(
     across, down = found.width / longest, found.height / longest  # cells for one pixel
     width, height = field.width * across, field.height * down
     left, top = (found.width - width) / 2, (found.height - height) / 2
-    whole = (left - field.left * across, top - field.top * down, field.columns * across, field.rows * down)
+    map_box = (left - field.left * across, top - field.top * down, field.columns * across, field.rows * down)
     return HeatmapView(
         height=found.height,
         width=found.width,
@@ -252,8 +252,8 @@ def heatmap_values(
         local=[
             round(chance, 5) for chance in local_probability(cells, found.width, finding.fracture_probability, slope)
         ],
-        frame=whole,
-        film=whole,
+        frame=map_box,
+        film=map_box,
         field=(left, top, width, height),
         field_turn=field.turn / 1000,
         assessment=Assessment(finding.assessment),
@@ -296,6 +296,8 @@ def heatmap_png(heatmap: Heatmap, field: ExposedField) -> bytes:
 def states(body: StudyStatesRequest, key: Submitter, session: SessionDep) -> StudyStates:
     """Get the states of at most 1000 studies in one call, as a bulk sender polls them. Unknown ids are listed."""
     found = studies.states(session, key.site_id, body.ids)
-    known = [_state(row) for row in found]
-    there = {state.id for state in known}
-    return StudyStates(studies=known, unknown=[each for each in dict.fromkeys(body.ids) if each not in there])
+    found_states = [_state(row) for row in found]
+    known_ids = {state.id for state in found_states}
+    return StudyStates(
+        studies=found_states, unknown=[each for each in dict.fromkeys(body.ids) if each not in known_ids]
+    )

@@ -76,13 +76,13 @@ def _detach(*, as_json: bool) -> None:
     log = home / "logs" / "up.log"
     private_folder(log.parent)
     before = log.stat().st_size if log.exists() else 0
-    ready, theirs = os.pipe()
+    ready, child_end = os.pipe()
     with private_log(log) as file:
         child = subprocess.Popen(
-            [sys.executable, "-m", "infra.cli", "up", "--ready-fd", str(theirs)], pass_fds=[theirs],
+            [sys.executable, "-m", "infra.cli", "up", "--ready-fd", str(child_end)], pass_fds=[child_end],
             stdout=file, stderr=file, stdin=subprocess.DEVNULL, start_new_session=True,
         )  # fmt: skip
-    os.close(theirs)
+    os.close(child_end)
     try:
         is_ready = os.read(ready, 1) == b"1"  # the pipe's end without a byte: it ended before
     except KeyboardInterrupt:

@@ -59,14 +59,16 @@ def connect_arguments(url: str, limits: Limits) -> dict[str, Any]:
     Returns:
         Keyword arguments of psycopg2.connect.
     """
-    ours = SERVER | {
+    settings = SERVER | {
         "lock_timeout": round(limits.lock_s * 1000),
         "statement_timeout": round(limits.statement_s * 1000),
         "idle_in_transaction_session_timeout": round(limits.idle_s * 1000),
     }
-    options = " ".join(f"-c {name}={value}" for name, value in ours.items())
-    theirs = make_url(url).query.get("options", "")
-    return CONNECTION | {"options": f"{options} {theirs if isinstance(theirs, str) else ' '.join(theirs)}".strip()}
+    options = " ".join(f"-c {name}={value}" for name, value in settings.items())
+    url_options = make_url(url).query.get("options", "")
+    return CONNECTION | {
+        "options": f"{options} {url_options if isinstance(url_options, str) else ' '.join(url_options)}".strip()
+    }
 
 
 class Database:

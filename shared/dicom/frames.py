@@ -115,7 +115,7 @@ def _native(dataset: Dataset, pixels: PixelElement, frames: int, size_bytes: int
     if code_string(dataset, "PhotometricInterpretation") in ("YBR_FULL_422", "YBR_PARTIAL_422"):
         samples = samples * 2 // 3  # PS3.3 C.7.6.3.1.2: two pixels share their colour
     frame = samples * allocated // 8
-    there = size_bytes if pixels.length == UNDEFINED_LENGTH else min(size_bytes, pixels.start + pixels.length)
-    if pixels.start + frames * frame > there:
+    end = size_bytes if pixels.length == UNDEFINED_LENGTH else min(size_bytes, pixels.start + pixels.length)
+    if pixels.start + frames * frame > end:
         raise TruncatedPixels("Pixel Data is shorter than its frames", f"NumberOfFrames {frames}")
     return tuple(((pixels.start + number * frame, pixels.start + (number + 1) * frame),) for number in range(frames))

@@ -195,18 +195,22 @@ def _read_kept(
         if not inflating.ended:
             raise CannotUnderstand(kept.CUT_SHORT)
     begin = data.tell()
-    whole = kept.read_whole(data, end, syntax, budget, WANTED)
-    storage = _storage(whole.dataset)
-    why = kept.why_kept(whole.dataset, storage, whole.pixels, syntax)
+    stored_object = kept.read_whole(data, end, syntax, budget, WANTED)
+    storage = _storage(stored_object.dataset)
+    why = kept.why_kept(stored_object.dataset, storage, stored_object.pixels, syntax)
     if why is None:
         return None
-    size = kept.check_pixels(whole, storage, syntax)
+    size = kept.check_pixels(stored_object, storage, syntax)
     note = None
     if more := kept.further_tags(storage.uid):
         data.seek(begin)
         note = kept.rejection_note(kept.read_whole(data, end, syntax, budget, more).dataset, storage, budget)
-    header = _header(whole.dataset, storage, syntax, size, StoredOnly.OWN_RESULT if whole.own else why, note)
-    return replace(header, head_bytes=whole.pixels.start if whole.pixels.tag and data is file else size_bytes)
+    header = _header(
+        stored_object.dataset, storage, syntax, size, StoredOnly.OWN_RESULT if stored_object.own else why, note
+    )
+    return replace(
+        header, head_bytes=stored_object.pixels.start if stored_object.pixels.tag and data is file else size_bytes
+    )
 
 
 def _after_meta(tag: int) -> bool:

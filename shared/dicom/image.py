@@ -275,16 +275,16 @@ def locate_frames(
         tables = [value_of(dataset, keyword) for keyword in ("ExtendedOffsetTable", "ExtendedOffsetTableLengths")]
         extended = (tables[0], tables[1]) if all(isinstance(table, bytes) for table in tables) else None
         return find_frames(syntax, read, pixels.start, end, image.frames, extended)
-    there, needed = min(pixels.length, end - pixels.start), image.native_bytes
+    available, needed = min(pixels.length, end - pixels.start), image.native_bytes
     if pixels.length == UNDEFINED_LENGTH or _begins_with_items(read(pixels.start, 8), pixels, read):
         raise UndecodablePixels(
             "The transfer syntax (0002,0010) is an uncompressed one, but Pixel Data is encapsulated: "
             "compressed images under a wrong name",
             "TransferSyntaxUID",
         )
-    if there < needed:
-        text = f"Pixel Data has {there} bytes where {needed} are needed: the file was cut short"
-        raise TruncatedPixels(text, f"{there} of {needed} bytes")
+    if available < needed:
+        text = f"Pixel Data has {available} bytes where {needed} are needed: the file was cut short"
+        raise TruncatedPixels(text, f"{available} of {needed} bytes")
     if pixels.length >= 2 * needed and pixels.length > needed + 1:
         raise BadAttributes(
             f"Pixel Data has {pixels.length} bytes where {needed} are needed: Number of Frames (0028,0008), Rows, "

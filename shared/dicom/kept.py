@@ -139,9 +139,9 @@ def read_whole(file: BinaryIO, end: int, syntax: str, budget: ReadBudget, tags: 
             if length == UNDEFINED_LENGTH:
                 fragments = walk.count_fragments(start)
             elif start + length > end:
-                there = max(0, end - start)
-                text = f"Pixel Data has {there} bytes where {length} are needed: the file was cut short"
-                raise TruncatedPixels(text, f"{there} of {length} bytes")
+                available = max(0, end - start)
+                text = f"Pixel Data has {available} bytes where {length} are needed: the file was cut short"
+                raise TruncatedPixels(text, f"{available} of {length} bytes")
             break
         place = walk.end_of(tag, vr, start, length)
         value_end = place - 8 if length == UNDEFINED_LENGTH else place
@@ -277,11 +277,11 @@ class _ElementWalker:
             before = part[-overlap:]
 
 
-def check_pixels(whole: WholeObject, storage: StorageClass, syntax: str) -> tuple[int, int, int]:
+def check_pixels(stored_object: WholeObject, storage: StorageClass, syntax: str) -> tuple[int, int, int]:
     """Check that an image which is kept holds the pixels that its header tells of, without decoding any.
 
     Args:
-        whole: the object.
+        stored_object: the object.
         storage: its SOP class.
         syntax: Transfer Syntax UID.
 
@@ -294,7 +294,7 @@ def check_pixels(whole: WholeObject, storage: StorageClass, syntax: str) -> tupl
         TruncatedPixels: there are fewer than the header says.
         UndecodablePixels: they are encapsulated where the transfer syntax says otherwise, or the reverse.
     """
-    dataset, pixels = whole.dataset, whole.pixels
+    dataset, pixels = stored_object.dataset, stored_object.pixels
     if not storage.image:
         return 0, 0, 0
     if not pixels.tag or not pixels.length:
@@ -308,9 +308,9 @@ def check_pixels(whole: WholeObject, storage: StorageClass, syntax: str) -> tupl
             "Pixel Data (7FE0,0010) is not encoded as the transfer syntax (0002,0010) says", "TransferSyntaxUID"
         )
     if syntax not in NATIVE:
-        if whole.fragments < frames:
-            text = f"Pixel Data has {whole.fragments} fragments for {frames} frames: the file was cut short"
-            raise TruncatedPixels(text, f"{whole.fragments} of {frames} fragments")
+        if stored_object.fragments < frames:
+            text = f"Pixel Data has {stored_object.fragments} fragments for {frames} frames: the file was cut short"
+            raise TruncatedPixels(text, f"{stored_object.fragments} of {frames} fragments")
         return rows, columns, frames
     samples = count(dataset, "SamplesPerPixel", 1)
     halved = text_of(dataset, "PhotometricInterpretation", 16).strip().upper() in ("YBR_FULL_422", "YBR_PARTIAL_422")

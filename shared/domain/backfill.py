@@ -89,7 +89,7 @@ class Forecast:
 
 
 def forecast(
-    run: BackfillRun, now: datetime, done: int, this_window: int, left: int, *, at_least: bool = False
+    run: BackfillRun, now: datetime, done: int, this_window: int, studies_left: int, *, at_least: bool = False
 ) -> Forecast:
     """Forecast when a run will be finished, by its pace so far.
 
@@ -98,25 +98,27 @@ def forecast(
         now: the present time, with a time zone.
         done: studies finished so far.
         this_window: of the studies that are left, how many this run may still choose.
-        left: how many studies are left.
-        at_least: whether more than `left` may be left, because counting stopped there.
+        studies_left: how many studies are left.
+        at_least: whether more than `studies_left` may be left, because counting stopped there.
 
     Returns:
         The forecast.
     """
     elapsed = (now - run.started_at).total_seconds()
     pace = done / elapsed if done and elapsed > 0 else None  # studies a second
-    if pace is None or not left:
-        return Forecast(done, left, at_least, pace and pace * 3600, None, None)
-    finish_at = now + timedelta(seconds=min(left / pace, 1e9))
+    if pace is None or not studies_left:
+        return Forecast(done, studies_left, at_least, pace and pace * 3600, None, None)
+    finish_at = now + timedelta(seconds=min(studies_left / pace, 1e9))
     if run.ends_at is None:
-        return Forecast(done, left, at_least, pace * 3600, finish_at, None)
+        return Forecast(done, studies_left, at_least, pace * 3600, finish_at, None)
     window = (run.ends_at - run.started_at).total_seconds()
-    here = min(this_window, max(0, math.floor(pace * (run.ends_at - now).total_seconds())))
-    if here >= left:
-        return Forecast(done, left, at_least, pace * 3600, finish_at, None if at_least else 1)
-    a_window = max(1, min(math.floor(pace * window), run.most or left))
-    return Forecast(done, left, at_least, pace * 3600, None, 1 + math.ceil((left - here) / a_window))
+    studies_in_window = min(this_window, max(0, math.floor(pace * (run.ends_at - now).total_seconds())))
+    if studies_in_window >= studies_left:
+        return Forecast(done, studies_left, at_least, pace * 3600, finish_at, None if at_least else 1)
+    a_window = max(1, min(math.floor(pace * window), run.most or studies_left))
+    return Forecast(
+        done, studies_left, at_least, pace * 3600, None, 1 + math.ceil((studies_left - studies_in_window) / a_window)
+    )
 
 
 def newly_positive(old: str | None, new: str | None) -> bool:

@@ -127,24 +127,28 @@ class Deviation:
         return None
 
 
-def deviation(expected: Sequence[FrameFinding], found: Sequence[FrameFinding]) -> Deviation:
+def deviation(expected: Sequence[FrameFinding], findings: Sequence[FrameFinding]) -> Deviation:
     """Compare findings with the expected ones.
 
     Args:
         expected: of the reference study's frames, in any order.
-        found: the same of the last check.
+        findings: the same of the last check.
 
     Returns:
         The deviation. Where other frames have findings, or heatmaps another size, "frames" or "size" is among its
         codes.
     """
-    ours = {(one.image, one.frame): one for one in expected}
-    theirs = {(one.image, one.frame): one for one in found}
-    same = ours.keys() == theirs.keys() and len(ours) == len(expected) and len(theirs) == len(found)
+    expected_of_frame = {(one.image, one.frame): one for one in expected}
+    found_of_frame = {(one.image, one.frame): one for one in findings}
+    same = (
+        expected_of_frame.keys() == found_of_frame.keys()
+        and len(expected_of_frame) == len(expected)
+        and len(found_of_frame) == len(findings)
+    )
     codes = [] if same else ["frames"]
     probability, heatmap = 0.0, 0
-    for place in sorted(ours.keys() & theirs.keys()):
-        one, other = ours[place], theirs[place]
+    for place in sorted(expected_of_frame.keys() & found_of_frame.keys()):
+        one, other = expected_of_frame[place], found_of_frame[place]
         codes += [name for name in CODES if getattr(one, name) != getattr(other, name)]
         probability = max(
             probability,

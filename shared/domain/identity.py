@@ -63,15 +63,15 @@ def _plain(identity: Identity) -> tuple[str, str, str]:
     return identity.patient_id.strip(" "), identity.issuer.strip(" "), digits if digits.isdigit() else born
 
 
-def complete_identity(known: Identity, other: Identity) -> Identity:
+def complete_identity(identity: Identity, other: Identity) -> Identity:
     """Complete an identity from another one of the same patient.
 
     Args:
-        known: the identity; what it has stays.
+        identity: the identity; what it has stays.
         other: the other identity.
 
     Returns:
         The known identity, with what it lacks taken from the other.
     """
-    missing = {name: value for name, value in vars(other).items() if value and not getattr(known, name).strip()}
-    return replace(known, **missing) if missing else known
+    missing = {name: value for name, value in vars(other).items() if value and not getattr(identity, name).strip()}
+    return replace(identity, **missing) if missing else identity

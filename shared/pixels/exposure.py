@@ -152,10 +152,10 @@ def find_exposure(
     Returns:
         The field; the whole image if nothing else is certain.
     """
-    whole = Box(0, 0, *image.shape)
-    start = whole
+    image_box = Box(0, 0, *image.shape)
+    start = image_box
     if hidden is not None:
-        start = _bounds(~hidden) or whole
+        start = _bounds(~hidden) or image_box
         if not hidden[start.cut].any():
             hidden = None
     box = _without_borders(image, start)
@@ -206,9 +206,9 @@ def _without_borders(image: Float32Image, start: Box) -> Box:
     return box if _certain(box, start) else start
 
 
-def _certain(box: Box, whole: Box) -> bool:
-    least = min(box.height / whole.height, box.width / whole.width)
-    return least >= MIN_SIDE and box.height * box.width >= MIN_SHARE * whole.height * whole.width
+def _certain(box: Box, image_box: Box) -> bool:
+    least = min(box.height / image_box.height, box.width / image_box.width)
+    return least >= MIN_SIDE and box.height * box.width >= MIN_SHARE * image_box.height * image_box.width
 
 
 def _bounds(kept: BoolImage) -> Box | None:

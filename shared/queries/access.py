@@ -217,9 +217,13 @@ def keys(session: Session, site_id: UUID | None) -> Sequence[KeyRow]:
         The rows with their sites, valid keys first, then by site and name.
     """
     order = ~IS_VALID, SiteRow.name, KeyRow.name
-    mine = ~SiteRow.checks if site_id is None else KeyRow.site_id == site_id
+    of_site = ~SiteRow.checks if site_id is None else KeyRow.site_id == site_id
     found = (
-        select(KeyRow).join(SiteRow).options(joinedload(KeyRow.site)).where(IS_HELD_BY_SOMEBODY, mine).order_by(*order)
+        select(KeyRow)
+        .join(SiteRow)
+        .options(joinedload(KeyRow.site))
+        .where(IS_HELD_BY_SOMEBODY, of_site)
+        .order_by(*order)
     )
     return session.scalars(found).all()
 
@@ -269,8 +273,8 @@ def addresses(session: Session, key_id: UUID, limit: int = 100) -> Sequence[KeyA
     Returns:
         The rows, the latest new address first.
     """
-    mine = select(KeyAddressRow).where(KeyAddressRow.key_id == key_id)
-    return session.scalars(mine.order_by(KeyAddressRow.first_at.desc(), KeyAddressRow.address).limit(limit)).all()
+    query = select(KeyAddressRow).where(KeyAddressRow.key_id == key_id)
+    return session.scalars(query.order_by(KeyAddressRow.first_at.desc(), KeyAddressRow.address).limit(limit)).all()
 
 
 def make_site(session: Session, name: str) -> UUID | None:

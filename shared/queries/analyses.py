@@ -193,7 +193,7 @@ def move(
     session: Session,
     rows: Sequence[AnyRow],
     then: AnalysisState,
-    each: Mapping[UUID, Mapping[str, Any]] | None = None,
+    values_of_row: Mapping[UUID, Mapping[str, Any]] | None = None,
     **values: Any,  # noqa: ANN401 - columns
 ) -> Sequence[AnyRow]:
     """Move analyses to another state. Only this function changes a state, by the table in shared/domain/analysis.py.
@@ -202,11 +202,11 @@ def move(
         session: the caller's transaction, which has locked the rows.
         rows: of analyses, with the columns of QUEUE.
         then: the state that all of them go to.
-        each: by id, further columns of one.
+        values_of_row: by id, further columns of one.
         **values: further columns of all.
 
     Returns:
-        id, lease_token and attempts of each, as they are now; nothing where `each` is given.
+        id, lease_token and attempts of each, as they are now; nothing where `values_of_row` is given.
 
     Raises:
         InvalidTransition: One of them may not go there; nothing is written.
@@ -216,8 +216,10 @@ def move(
             raise InvalidTransition(f"a {row.purpose} analysis that is {row.state} may not become {then}")
     if not rows:
         return []
-    if each is not None:
-        update_each(session, AnalysisRow, [{"id": row.id, "state": then} | values | dict(each[row.id]) for row in rows])
+    if values_of_row is not None:
+        update_each(
+            session, AnalysisRow, [{"id": row.id, "state": then} | values | dict(values_of_row[row.id]) for row in rows]
+        )
         return []
     return session.execute(
         update(AnalysisRow)
@@ -382,10 +384,14 @@ def mark_unsent_as_sent(session: Session, study_ids: Sequence[UUID], now: dateti
     Returns:
         The messages to send.
     """
-    mine = AnalysisRow.study_id == any_(uuid_array(study_ids)), IS_FIRST, AnalysisRow.state == AnalysisState.QUEUED
+    queued_firsts = (
+        AnalysisRow.study_id == any_(uuid_array(study_ids)),
+        IS_FIRST,
+        AnalysisRow.state == AnalysisState.QUEUED,
+    )
     rows = session.execute(
         select(*QUEUE)
-        .where(*mine, AnalysisRow.sent_at.is_(None), _is_due(now))
+        .where(*queued_firsts, AnalysisRow.sent_at.is_(None), _is_due(now))
         .order_by(AnalysisRow.study_id)
         .with_for_update(skip_locked=True)
     ).all()
@@ -440,8 +446,8 @@ def find_for_old_message(session: Session, study_id: UUID, model: str = "") -> U
         Its id; None if it is not open.
     """
     which = (AnalysisRow.model == model) & ~IS_FIRST if model else IS_FIRST
-    mine = AnalysisRow.study_id == study_id, which, AnalysisRow.state.in_(OPEN)
-    return session.scalar(select(AnalysisRow.id).where(*mine))
+    open_ones = AnalysisRow.study_id == study_id, which, AnalysisRow.state.in_(OPEN)
+    return session.scalar(select(AnalysisRow.id).where(*open_ones))
 
 
 # -- a worker's turn
@@ -480,8 +486,8 @@ def claim(
     ).all()
     results: dict[UUID, ClaimResult] = {}
     if len(rows) < len(set(analysis_ids)):
-        there = set(session.scalars(select(AnalysisRow.id).where(*open_ones)))
-        results |= dict.fromkeys(there - {row.id for row in rows}, LOCKED)
+        present = set(session.scalars(select(AnalysisRow.id).where(*open_ones)))
+        results |= dict.fromkeys(present - {row.id for row in rows}, LOCKED)
     needless = _superseded_reasons(session, [row for row in rows if row.purpose != Purpose.FIRST])
     free: list[AnyRow] = []
     given_up: list[AnyRow] = []
@@ -681,18 +687,22 @@ def finish(session: Session, done: Sequence[AnalysisResult], now: datetime) -> l
     if len(held) < len(set(tokens)):  # ours still, as far as was committed
         locked = set(session.scalars(select(AnalysisRow.lease_token).where(*its))) - held.keys()
     # one token, one writer: should the same attempt stand here twice, the last has it
-    mine = {one.claim.token: one for one in done if one.claim.token in held}
-    _write_findings(session, mine.values())
+    own_results = {one.claim.token: one for one in done if one.claim.token in held}
+    _write_findings(session, own_results.values())
     # read once the studies are ours, see `redue`; for all of them together
-    targets = targets_of(session, {held[token].site_id for token in mine})
-    ours = [(held[token], one) for token, one in mine.items()]
-    _finish_firsts(session, [(row, one) for row, one in ours if row.purpose == Purpose.FIRST], studies, targets, now)
-    _finish_reruns(session, [(row, one) for row, one in ours if row.purpose != Purpose.FIRST], studies, targets, now)
+    targets = targets_of(session, {held[token].site_id for token in own_results})
+    rows_with_results = [(held[token], one) for token, one in own_results.items()]
+    _finish_firsts(
+        session, [(row, one) for row, one in rows_with_results if row.purpose == Purpose.FIRST], studies, targets, now
+    )
+    _finish_reruns(
+        session, [(row, one) for row, one in rows_with_results if row.purpose != Purpose.FIRST], studies, targets, now
+    )
 
     def written(one: AnalysisResult) -> Written:
         if one.claim.token in locked:
             return NotClaimed.LOCKED
-        return mine.get(one.claim.token) is one
+        return own_results.get(one.claim.token) is one
 
     return [written(one) for one in done]
 
@@ -829,14 +839,14 @@ def _finish_reruns(
     now: datetime,
 ) -> None:
     """End reruns and shadows; one of which an image could not be read fails, and its study is left alone."""
-    whole = []
+    complete_rows = []
     for row, one in done:
         unread = [result.error_reason for result in one.results if result.error_reason]
         if unread:
             _end(session, row, AnalysisState.FAILED, Cause(SupersededReason.IMAGE_UNREAD, unread[0]), now)
         else:
-            whole.append(row)
-    finish_comparisons(session, whole, studies, targets, now)
+            complete_rows.append(row)
+    finish_comparisons(session, complete_rows, studies, targets, now)
 
 
 def finish_comparisons(
@@ -1033,8 +1043,8 @@ def release_study(session: Session, key: Key, study_id: UUID, now: datetime) -> 
     Returns:
         The message to send after the commit; None if there is no such study, or nothing of it was set aside.
     """
-    mine = StudyRow.id == study_id, StudyRow.site_id == key.site_id
-    study = session.scalar(select(StudyRow).where(*mine).with_for_update())
+    is_this = StudyRow.id == study_id, StudyRow.site_id == key.site_id
+    study = session.scalar(select(StudyRow).where(*is_this).with_for_update())
     if study is None or study.status in (StoredStatus.QUEUED, StoredStatus.KEPT):
         return None
     before = _audit_state(session, study)

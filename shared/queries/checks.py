@@ -297,13 +297,13 @@ def open_access(session: Session, host: str, port: int, valid: timedelta) -> Acc
     key = insert(KeyRow).values(site_id=site_id, name=TITLE, role=Role.ADMIN, **fresh)
     key = key.on_conflict_do_update(index_elements=["site_id", "name"], set_=fresh)
     key_id = session.execute(key.returning(KeyRow.id)).scalar_one()
-    here = {"host": host, "port": port, "called_ae": TITLE, "calling_ae": "OSTEON"}
-    there = {
-        **here, "disabled_at": None, "not_before": None, "failures": 0, "reason": "", "capabilities": {},
+    address = {"host": host, "port": port, "called_ae": TITLE, "calling_ae": "OSTEON"}
+    values = {
+        **address, "disabled_at": None, "not_before": None, "failures": 0, "reason": "", "capabilities": {},
         "lease_token": None, "lease_until": None,
     }  # fmt: skip
-    destination = insert(DestinationRow).values(site_id=site_id, name=TITLE, kind=DestinationKind.DICOM, **there)
-    destination = destination.on_conflict_do_update(index_elements=["site_id", "name"], set_=there)
+    destination = insert(DestinationRow).values(site_id=site_id, name=TITLE, kind=DestinationKind.DICOM, **values)
+    destination = destination.on_conflict_do_update(index_elements=["site_id", "name"], set_=values)
     destination_id = session.execute(destination.returning(DestinationRow.id)).scalar_one()
     rule = {"when": When.ANALYSED, "kinds": list(KINDS)}
     session.execute(
@@ -321,8 +321,8 @@ def close_access(session: Session, access: Access) -> None:
         session: the caller's transaction.
         access: as `open_access` gave it. What a later check has opened stays open.
     """
-    mine = KeyRow.id == access.key_id, KeyRow.sha256 == key_hash(access.secret)
-    closed = update(KeyRow).where(*mine).values(sha256=key_hash(secrets.token_hex(32)), revoked_at=func.now())
+    is_its_key = KeyRow.id == access.key_id, KeyRow.sha256 == key_hash(access.secret)
+    closed = update(KeyRow).where(*is_its_key).values(sha256=key_hash(secrets.token_hex(32)), revoked_at=func.now())
     if session.scalar(closed.returning(KeyRow.id)) is not None:
         site = DestinationRow.site_id == access.site_id
         session.execute(update(DestinationRow).where(site).values(disabled_at=func.now()))
@@ -355,8 +355,8 @@ def study_of(session: Session, site_id: UUID, study_instance_uid: str) -> StudyR
     Returns:
         Its row as it is now; None if it is not there.
     """
-    mine = StudyRow.site_id == site_id, StudyRow.study_instance_uid == study_instance_uid
-    return session.scalar(select(StudyRow).where(*mine).execution_options(populate_existing=True))
+    is_its_study = StudyRow.site_id == site_id, StudyRow.study_instance_uid == study_instance_uid
+    return session.scalar(select(StudyRow).where(*is_its_study).execution_options(populate_existing=True))
 
 
 def engines(session: Session) -> tuple[str, ...]:
@@ -461,7 +461,7 @@ def find_expected(session: Session, reference: str, bundle_sha256: str, engine: 
 
 
 def set_expected(
-    session: Session, reference: str, bundle_sha256: str, engine: str, found: Sequence[FrameFinding]
+    session: Session, reference: str, bundle_sha256: str, engine: str, findings: Sequence[FrameFinding]
 ) -> None:  # fmt: skip
     """Expect these findings from now on.
 
@@ -470,9 +470,9 @@ def set_expected(
         reference: digest of the reference study.
         bundle_sha256: of the model.
         engine: that computed them.
-        found: the findings.
+        findings: the findings.
     """
-    values = {"findings": [one.as_json() for one in found], "set_at": func.clock_timestamp()}
+    values = {"findings": [one.as_json() for one in findings], "set_at": func.clock_timestamp()}
     key = {"reference": reference, "bundle_sha256": bundle_sha256, "engine": engine}
     row = insert(CheckExpectationRow).values(**key, **values)
     session.execute(row.on_conflict_do_update(index_elements=list(key), set_=values))

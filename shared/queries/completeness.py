@@ -252,11 +252,11 @@ def _expected(session: Session, row: StudyRow, series: Collection[SeriesCount]) 
         .outerjoin(InstanceRow, InstanceRow.series_id == SeriesRow.id)
         .where(SeriesRow.study_id == row.id).group_by(SeriesRow.id)
     ).all()  # fmt: skip
-    here = {uid: number for uid, _, number in rows}
+    stored_counts = {uid: number for uid, _, number in rows}
     modalities = {modality for _, modality, _ in rows}
     missing = sum(
-        max(0, (one.instances or 0) - here.get(one.series_instance_uid, 0))
+        max(0, (one.instances or 0) - stored_counts.get(one.series_instance_uid, 0))
         for one in series
-        if one.series_instance_uid in here or one.modality in modalities
+        if one.series_instance_uid in stored_counts or one.modality in modalities
     )
     return row.images + row.kept + missing

@@ -283,8 +283,8 @@ def list_deletions(session: Session, site_id: UUID, limit: int) -> Sequence[Dele
     Returns:
         The rows, the latest first.
     """
-    mine = select(DeletionRow).where(DeletionRow.site_id == site_id)
-    return session.scalars(mine.order_by(DeletionRow.deleted_at.desc(), DeletionRow.id).limit(limit)).all()
+    query = select(DeletionRow).where(DeletionRow.site_id == site_id)
+    return session.scalars(query.order_by(DeletionRow.deleted_at.desc(), DeletionRow.id).limit(limit)).all()
 
 
 # -- the store: what uploads rely on, and what a sweep may remove
@@ -361,18 +361,18 @@ def is_named(session: Session, sha256: str) -> bool:
     )
 
 
-def record_removal(session: Session, left: LeftObjectRow) -> None:
+def record_removal(session: Session, row: LeftObjectRow) -> None:
     """Record that a content was removed once more, or is in use: it is due again later, or its row is deleted.
 
     Args:
         session: the caller's transaction.
-        left: its row, as `lock_left_object` returned it.
+        row: its row, as `lock_left_object` returned it.
     """
-    if left.passes < len(REMOVAL_DELAYS):
+    if row.passes < len(REMOVAL_DELAYS):
         now: Any = session.scalar(select(func.clock_timestamp()))
-        left.due_at, left.passes = now + REMOVAL_DELAYS[left.passes], left.passes + 1
+        row.due_at, row.passes = now + REMOVAL_DELAYS[row.passes], row.passes + 1
     else:
-        session.delete(left)
+        session.delete(row)
 
 
 def _stripe(sha256: str) -> int:

@@ -268,9 +268,9 @@ def take_in(
     targets = targets_of(session, [site_id])[site_id]
     _add_studies(session, site_id, priority, uids, now, targets, actor)
     kinds = kinds or {}
-    there = find_existing(session, site_id, {file.header.sop_instance_uid for file in files if file.sha256 in kinds})
+    existing = find_existing(session, site_id, {file.header.sop_instance_uid for file in files if file.sha256 in kinds})
     again = set(sent_again) if priority is Priority.URGENT else set()
-    touched = again | {one.study_id for one in there.values()}
+    touched = again | {one.study_id for one in existing.values()}
     touched |= rejections.studies_named(
         session, site_id, [file.header.rejects for file in files if file.header.rejects]
     )
@@ -279,7 +279,7 @@ def take_in(
     waiting = analyses.lock_open(session, [row.id for row in rows if row.images])
     studies = {row.study_instance_uid: row for row in rows}
     taking = _ImageSorter(session, vault, site_id, studies, kinds, frozenset(trusted))
-    taken = taking.take(files, there, now)
+    taken = taking.take(files, existing, now)
     if priority is Priority.URGENT:
         its_own = {one.study_id for one in taken if one.known is not IntakeState.HELD}
         for row in rows:
@@ -348,42 +348,48 @@ class _ImageSorter:
         self.before = vault.stored_identities(session, filled) if filled else {}
         self.identities = dict(self.before)
 
-    def take(self, files: list[StoredFile], there: Mapping[str, ExistingInstance], now: datetime) -> list[IntakeResult]:
+    def take(
+        self, files: list[StoredFile], existing: Mapping[str, ExistingInstance], now: datetime
+    ) -> list[IntakeResult]:
         """What becomes of each file, in the order given; the rows of new instances are written."""
         firsts: dict[str, StoredFile] = {}  # of several with one UID the first counts
         others: dict[str, UUID] = {}  # of another patient, by SHA-256: for which study they came
         first_others: dict[str, str] = {}  # SHA-256 of the first of them by SOP Instance UID
         for file in files:
             uid = file.header.sop_instance_uid
-            if uid in there or uid in firsts:
+            if uid in existing or uid in firsts:
                 continue
             study = self.studies[file.header.study_instance_uid]
-            known = self.identities.get(study.id)
-            if known is not None and file.sha256 not in self.trusted and not same_patient(known, file.header.identity):
+            identity = self.identities.get(study.id)
+            if (
+                identity is not None
+                and file.sha256 not in self.trusted
+                and not same_patient(identity, file.header.identity)
+            ):
                 others[file.sha256] = study.id
                 first = first_others.setdefault(uid, file.sha256)
                 if self.kinds.get(file.sha256, HeldKind.COMPARING) is None and first != file.sha256:
                     self.repeated[file.sha256] = first
                 continue
             firsts[uid] = file
-            if known is None:
+            if identity is None:
                 self.identities[study.id] = file.header.identity
             elif file.sha256 not in self.trusted:
-                self.identities[study.id] = complete_identity(known, file.header.identity)
+                self.identities[study.id] = complete_identity(identity, file.header.identity)
         new = self._add_instances(firsts, now)
         # a row in conflict is committed, or our insert would still wait for it
         uids = [file.header.sop_instance_uid for file in files]
         repeated = {uid for uid, file in zip(uids, files, strict=True) if firsts.get(uid) is not file}
-        there = {
-            **there,
+        existing = {
+            **existing,
             **find_existing(self.session, self.site_id, (firsts.keys() - new) | (firsts.keys() & repeated)),
         }
-        return [self._taken(file, there, firsts, new, others) for file in files]
+        return [self._taken(file, existing, firsts, new, others) for file in files]
 
     def _taken(
         self,
         file: StoredFile,
-        there: Mapping[str, ExistingInstance],
+        existing: Mapping[str, ExistingInstance],
         firsts: Mapping[str, StoredFile],
         new: Collection[str],
         others: Mapping[str, UUID],
@@ -396,7 +402,7 @@ class _ImageSorter:
             return IntakeResult(IntakeState.HELD, others[file.sha256])
         if uid in new and firsts[uid] is file:
             return IntakeResult(IntakeState.NEW, self.studies[file.header.study_instance_uid].id)
-        standing = there[uid]
+        standing = existing[uid]
         outcome = standing.compared(file.sha256)
         if outcome.known is not IntakeState.HELD:
             return outcome

@@ -112,8 +112,8 @@ def valid_holders(session: Session, holders: Collection[Holder], limits: Limits)
     """
     keys = set(session.scalars(select(KeyRow.id).where(KeyRow.id.in_({each.key_id for each in holders}), IS_VALID)))
     asked = {each.login for each in holders if each.login}
-    mine = select(SessionRow.id).join(KeyRow).where(SessionRow.id.in_(asked), _ended(limits).is_(None))
-    logins = set(session.scalars(mine)) if asked else set()
+    query = select(SessionRow.id).join(KeyRow).where(SessionRow.id.in_(asked), _ended(limits).is_(None))
+    logins = set(session.scalars(query)) if asked else set()
     return {each for each in holders if each.key_id in keys and (each.login is None or each.login in logins)}
 
 

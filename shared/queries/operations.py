@@ -113,12 +113,12 @@ def queues(session: Session, site_id: UUID | None = None) -> list[QueueCount]:
     Returns:
         The queues, the most urgent first.
     """
-    mine = AnalysisRow.site_id == site_id if site_id else AnalysisRow.site_id.is_not(None)
+    of_site = AnalysisRow.site_id == site_id if site_id else AnalysisRow.site_id.is_not(None)
     rows = session.execute(
         select(
             AnalysisRow.priority,
-            func.count().filter(mine),
-            func.min(AnalysisRow.queued_at).filter(mine),
+            func.count().filter(of_site),
+            func.min(AnalysisRow.queued_at).filter(of_site),
             func.count(),
             func.min(AnalysisRow.queued_at),
         )

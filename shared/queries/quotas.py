@@ -88,8 +88,8 @@ def usage(session: Session, site_id: UUID, now: datetime) -> list[UploadUsageRow
     Returns:
         A row for each key and minute, the oldest first.
     """
-    mine = select(UploadUsageRow).where(UploadUsageRow.site_id == site_id, UploadUsageRow.at > now - WINDOW)
-    return list(session.scalars(mine.order_by(UploadUsageRow.at, UploadUsageRow.key_id)))
+    query = select(UploadUsageRow).where(UploadUsageRow.site_id == site_id, UploadUsageRow.at > now - WINDOW)
+    return list(session.scalars(query.order_by(UploadUsageRow.at, UploadUsageRow.key_id)))
 
 
 def charge_bytes(session: Session, key: Key, quotas: Quotas, size_bytes: int) -> None:

@@ -206,11 +206,11 @@ def resume_lock(
         name = session.get_one(KeyRow, held.key_id).name
         return LockHolder(name, held.locked_at, held.until, held.key_id == key.id)
     last = _last(session, study_id)
-    mine = select(ReadingLockRow).where(
+    query = select(ReadingLockRow).where(
         ReadingLockRow.study_id == study_id, ReadingLockRow.key_id == key.id, ReadingLockRow.login == login,
         ReadingLockRow.ended == ReadingEnd.READ, ReadingLockRow.ended_at == read_at, ReadingLockRow.locked_at < read_at,
     )  # fmt: skip
-    ended = session.scalar(mine)
+    ended = session.scalar(query)
     if ended is None:
         return None
     until = now + lease

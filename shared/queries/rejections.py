@@ -45,8 +45,8 @@ def studies_named(session: Session, site_id: UUID, notes: Collection[RejectionNo
     uids = {uid for note in notes for uid in note.sop_instance_uids}
     if not uids:
         return set()
-    mine = InstanceRow.site_id == site_id, InstanceRow.sop_instance_uid.in_(uids)
-    return set(session.scalars(select(InstanceRow.study_id).where(*mine)))
+    named_instances = InstanceRow.site_id == site_id, InstanceRow.sop_instance_uid.in_(uids)
+    return set(session.scalars(select(InstanceRow.study_id).where(*named_instances)))
 
 
 def rejected_before(session: Session, site_id: UUID, sop_instance_uids: Collection[str]) -> dict[str, Rejection]:
@@ -147,8 +147,12 @@ def undo_rejection(session: Session, instance_id: UUID, now: datetime) -> set[UU
         session.delete(note)
     session.flush()
     uids -= rejected_before(session, site_id, uids).keys()
-    mine = InstanceRow.site_id == site_id, InstanceRow.sop_instance_uid.in_(uids), InstanceRow.rejected_by_ko != ""
-    found = session.scalars(select(InstanceRow).where(*mine)).all()
+    named_instances = (
+        InstanceRow.site_id == site_id,
+        InstanceRow.sop_instance_uid.in_(uids),
+        InstanceRow.rejected_by_ko != "",
+    )
+    found = session.scalars(select(InstanceRow).where(*named_instances)).all()
     studies = session.scalars(
         select(StudyRow).where(StudyRow.id.in_({one.study_id for one in found})).order_by(StudyRow.id).with_for_update()
     ).all()

@@ -116,9 +116,9 @@ def study_of(session: Session, site_id: UUID, id_: UUID) -> UUID | None:
     Returns:
         The study's id; None if the site has neither.
     """
-    mine = InstanceRow.site_id == site_id
-    of_image = select(InstanceRow.study_id).where(InstanceRow.id == id_, mine)
-    of_finding = select(InstanceRow.study_id).join(FindingRow).where(FindingRow.id == id_, mine)
+    of_site = InstanceRow.site_id == site_id
+    of_image = select(InstanceRow.study_id).where(InstanceRow.id == id_, of_site)
+    of_finding = select(InstanceRow.study_id).join(FindingRow).where(FindingRow.id == id_, of_site)
     return session.scalar(of_image.union_all(of_finding))
 
 

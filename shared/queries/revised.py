@@ -118,15 +118,15 @@ def mark_seen(session: Session, reader: Key, revised_id: UUID, now: datetime) ->
     Raises:
         NotFound: there is no such finding.
     """
-    mine = (RevisedFindingRow.id == revised_id, RevisedFindingRow.site_id == reader.site_id)
+    is_this = (RevisedFindingRow.id == revised_id, RevisedFindingRow.site_id == reader.site_id)
     done = session.execute(
         update(RevisedFindingRow)
-        .where(*mine, RevisedFindingRow.seen_at.is_(None))
+        .where(*is_this, RevisedFindingRow.seen_at.is_(None))
         .values(seen_at=now, seen_by=reader.id)
         .returning(RevisedFindingRow.study_id, RevisedFindingRow.new_bundle)
     ).one_or_none()
     if done is None:
-        if session.scalar(select(RevisedFindingRow.id).where(*mine)) is None:
+        if session.scalar(select(RevisedFindingRow.id).where(*is_this)) is None:
             raise NotFound(f"there is no revised finding {revised_id} here; GET /api/v1/revised-findings lists them")
         return False
     append_entry(

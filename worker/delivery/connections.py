@@ -44,14 +44,14 @@ class Connection(Protocol):
     def test(self) -> Answer:
         """Ask whether it would take something, as far as that can be asked without giving it anything."""
 
-    def refuses(self, one: DueObject) -> bool:
+    def refuses(self, due_object: DueObject) -> bool:
         """Whether it takes no object of this one's class."""
 
-    def send(self, one: DueObject, content: bytes) -> Answer:
+    def send(self, due_object: DueObject, content: bytes) -> Answer:
         """Give it an object: a DICOM file.
 
         Args:
-            one: which.
+            due_object: which.
             content: the file.
 
         Returns:

@@ -117,15 +117,15 @@ class DicomConnection:
         """By SOP class, the transfer syntaxes that it takes."""
         return self._taken
 
-    def refuses(self, one: DueObject) -> bool:
+    def refuses(self, due_object: DueObject) -> bool:
         """Whether it takes the object in no form that it can be sent in."""
-        return self._syntax(one) is None
+        return self._syntax(due_object) is None
 
-    def send(self, one: DueObject, content: bytes) -> Answer:
+    def send(self, due_object: DueObject, content: bytes) -> Answer:
         """Store an object, in its own transfer syntax; uncompressed ones in Implicit Little Endian, if need be.
 
         Args:
-            one: which.
+            due_object: which.
             content: the file.
 
         Returns:
@@ -134,9 +134,9 @@ class DicomConnection:
         Raises:
             Away: the association has ended.
         """
-        syntax = self._syntax(one)
+        syntax = self._syntax(due_object)
         assert syntax is not None, "whoever sends asks `refuses` before"
-        if syntax != one.transfer_syntax_uid:
+        if syntax != due_object.transfer_syntax_uid:
             content = _convert(content, syntax)
         limit_s = answer_limit_s(self._settings, len(content))
         self._association.dimse_timeout = limit_s

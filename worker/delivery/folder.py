@@ -23,7 +23,7 @@ class FolderConnection:
         if not self.folder.is_dir():
             raise Away(Answer(DeliveryReason.NO_FOLDER, words="there is no such folder"))
 
-    def refuses(self, one: DueObject) -> bool:  # noqa: ARG002 - it takes every class
+    def refuses(self, due_object: DueObject) -> bool:  # noqa: ARG002 - it takes every class
         """False."""
         return False
 
@@ -31,17 +31,17 @@ class FolderConnection:
         """None."""
         return None
 
-    def send(self, one: DueObject, content: bytes) -> Answer:
+    def send(self, due_object: DueObject, content: bytes) -> Answer:
         """Write a file named by its SOP Instance UID; one that is there already is the same, for UIDs are of contents.
 
         Args:
-            one: which.
+            due_object: which.
             content: the file.
 
         Returns:
             The answer.
         """
-        self._write(f"{one.sop_instance_uid}.dcm", content)
+        self._write(f"{due_object.sop_instance_uid}.dcm", content)
         return Answer(None, "written")
 
     def test(self) -> Answer:

@@ -276,11 +276,11 @@ class _Turn:
         """Note a report that came over our association; returns the status to be answered."""
         try:
             with self._database.transaction() as session:
-                known = confirmations.record_report(session, (self._work.destination_id,), report)
+                their_patient = confirmations.record_report(session, (self._work.destination_id,), report)
         except OsteonError as error:
             log.warning("confirmation not noted", error=type(error).__name__)
             return PROCESSING_FAILURE
-        return TAKEN if known else UNKNOWN_TRANSACTION
+        return TAKEN if their_patient else UNKNOWN_TRANSACTION
 
     def _disconnect(self) -> None:
         if self._connection is not None:
@@ -395,11 +395,13 @@ class _Turn:
 
 def _belongs_to_another_patient(connection: Connection, due: DueDelivery, content: bytes) -> bool:
     """Whether the destination knows the study under another patient. What it does not say is no difference."""
-    known = connection.patient_of(due.study_instance_uid)
-    if known is None:
+    their_patient = connection.patient_of(due.study_instance_uid)
+    if their_patient is None:
         return False
-    ours = pydicom.dcmread(
+    our_header = pydicom.dcmread(
         io.BytesIO(content), stop_before_pixels=True, specific_tags=["PatientID", "IssuerOfPatientID"]
     )
-    mine = Identity(patient_id=str(ours.get("PatientID", "")), issuer=str(ours.get("IssuerOfPatientID", "")))
-    return not same_patient(mine, Identity(patient_id=known.patient_id, issuer=known.issuer))
+    our_patient = Identity(
+        patient_id=str(our_header.get("PatientID", "")), issuer=str(our_header.get("IssuerOfPatientID", ""))
+    )
+    return not same_patient(our_patient, Identity(patient_id=their_patient.patient_id, issuer=their_patient.issuer))

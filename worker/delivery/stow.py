@@ -52,15 +52,15 @@ class StowConnection:
             limits=httpx.Limits(max_connections=1),
         )
 
-    def refuses(self, one: DueObject) -> bool:  # noqa: ARG002 - it says so when it is given one
+    def refuses(self, due_object: DueObject) -> bool:  # noqa: ARG002 - it says so when it is given one
         """False."""
         return False
 
-    def send(self, one: DueObject, content: bytes) -> Answer:
+    def send(self, due_object: DueObject, content: bytes) -> Answer:
         """Store an object.
 
         Args:
-            one: which.
+            due_object: which.
             content: the file.
 
         Returns:
@@ -74,7 +74,7 @@ class StowConnection:
             "POST", "/studies", answer_limit_s(self._settings, len(body)), content=body,
             headers={"Content-Type": kind, "Accept": JSON},
         )  # fmt: skip
-        failure = _failure(response, one.sop_instance_uid)
+        failure = _failure(response, due_object.sop_instance_uid)
         if failure is not None and (status < 300 or status == 409):
             return failure_answer(failure)
         return Answer(None, f"HTTP {status}") if status < 300 else http_answer(status, words)

@@ -212,14 +212,14 @@ def post(
         WrongCertificate: its certificate is not trusted.
     """
     ends = time.monotonic() + WAIT_S
-    ours = {"content-type": "application/json", "user-agent": f"Osteon/{__version__}", "accept": "*/*"}
+    own_headers = {"content-type": "application/json", "user-agent": f"Osteon/{__version__}", "accept": "*/*"}
     network = _CheckedNetwork(tuple(allowed), ends, public=url.startswith("https:"))
     try:
         with (
             httpcore.ConnectionPool(
                 ssl_context=context or ssl.create_default_context(), network_backend=network, retries=0
             ) as pool,
-            pool.stream("POST", url, headers=[*ours.items(), *headers.items()], content=body) as response,
+            pool.stream("POST", url, headers=[*own_headers.items(), *headers.items()], content=body) as response,
         ):
             accepted = 200 <= response.status < 300  # what else is said does not matter then, and may take its time
             return Response(response.status, "" if accepted else _words(response.iter_stream()))

@@ -172,11 +172,11 @@ def _strip(picture: Picture, words: Sequence[str]) -> Picture:
 
 def _cell(source: Source, frames: Sequence[DrawnFrame], radiographs: Radiographs) -> Picture:
     """A small image with its words below it, always of one width."""
-    mine = [frame for frame in frames if frame.source is source]
+    frames_of_source = [frame for frame in frames if frame.source is source]
     square = np.zeros((THUMBNAIL, THUMBNAIL, 3), np.uint8)
     words = unread_image_words(source.image)
-    if mine:
-        frame = gravest(mine)
+    if frames_of_source:
+        frame = gravest(frames_of_source)
         small = radiographs.draw_outlines(frame, THUMBNAIL)
         top, left = (THUMBNAIL - small.shape[0]) // 2, (THUMBNAIL - small.shape[1]) // 2
         square[top : top + small.shape[0], left : left + small.shape[1]] = small

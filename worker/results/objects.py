@@ -67,10 +67,10 @@ def _of_kind(
         yield 1, make_pdf(inputs, sources, frames, radiographs)
     else:
         for source in sources:
-            mine = [frame for frame in frames if frame.source is source]
-            outlined = [frame for frame in mine if frame.outlines]
-            if kind is ResultKind.SC_OVERLAY and mine:
-                yield source.image.number, make_overlay(inputs, mine, radiographs)
+            frames_of_source = [frame for frame in frames if frame.source is source]
+            outlined = [frame for frame in frames_of_source if frame.outlines]
+            if kind is ResultKind.SC_OVERLAY and frames_of_source:
+                yield source.image.number, make_overlay(inputs, frames_of_source, radiographs)
             elif kind is ResultKind.GSPS and outlined:
                 yield source.image.number, make_presentation(inputs, outlined)
 

@@ -62,16 +62,16 @@ def _report(
     images: list[ReportImage] = []
     pictures: dict[int, bytes] = {}
     for source in sources:
-        mine = [frame for frame in frames if frame.source is source]
+        frames_of_source = [frame for frame in frames if frame.source is source]
         size = f"{source.header.get('Columns', '?')} x {source.header.get('Rows', '?')} px"
         number = source.image.number
-        if not mine:
+        if not frames_of_source:
             images.append(ReportImage(number, size, [unread_image_words(source.image)], "There is no finding to draw."))
             continue
-        frame = gravest(mine)
+        frame = gravest(frames_of_source)
         lines = [f"{finding_words(frame.finding, probability=inputs.site.probability)}."]
         if source.frames > 1:
-            lines.append(f"Frame {frame.finding.frame} is shown, the gravest of {len(mine)} analysed.")
+            lines.append(f"Frame {frame.finding.frame} is shown, the gravest of {len(frames_of_source)} analysed.")
         if len(pictures) < MAX_PICTURES:
             pictures[number] = _jpeg(radiographs.draw_outlines(frame, SMALL))
         why = f"Not pictured here: the first {MAX_PICTURES} images are."

@@ -239,8 +239,8 @@ def _image_groups(
 ) -> list[MeasurementsAndQualitativeEvaluations]:
     groups = []
     for source in sources:
-        mine = [frame.finding for frame in frames if frame.source is source]
-        groups += [_image_group(inputs, source, finding) for finding in mine or (None,)]
+        findings = [frame.finding for frame in frames if frame.source is source]
+        groups += [_image_group(inputs, source, finding) for finding in findings or (None,)]
     return groups
 
 

@@ -21,25 +21,25 @@ def run(most: int | None = 5000, hours: int | None = 4) -> BackfillRun:
 
 def test_a_forecast_says_when() -> None:
     """By the pace so far: within the window an hour, beyond it the number of windows."""
-    told = forecast(run(), TWO + HOUR, done=100, this_window=200, left=200)
+    told = forecast(run(), TWO + HOUR, done=100, this_window=200, studies_left=200)
     assert (told.per_hour, told.finish_at, told.windows) == (100.0, TWO + 3 * HOUR, 1)
     assert told.words() == "100 done, 200 left; finished by 2026-03-02 05:00 UTC"
-    told = forecast(run(), TWO + HOUR, done=100, this_window=900, left=900)
+    told = forecast(run(), TWO + HOUR, done=100, this_window=900, studies_left=900)
     assert (told.finish_at, told.windows) == (None, 1 + 2)  # 300 this_window, then twice up to 400
     assert "will not finish in this window; needs 3 windows" in told.words()
-    told = forecast(run(most=150), TWO + HOUR, done=100, this_window=50, left=200)
+    told = forecast(run(most=150), TWO + HOUR, done=100, this_window=50, studies_left=200)
     assert told.windows == 2, "the run's count ends it before its window does"
 
 
 def test_a_forecast_is_honest_about_what_it_does_not_know() -> None:
     """Before the first is done, with nothing left, without a window, and where not all was counted."""
-    assert "too early" in forecast(run(), TWO + HOUR, done=0, this_window=5, left=5).words()
-    assert forecast(run(), TWO + HOUR, done=7, this_window=0, left=0).words() == "7 done, nothing left"
-    shadow = forecast(run(None, None), TWO + HOUR, done=10, this_window=100, left=100)
+    assert "too early" in forecast(run(), TWO + HOUR, done=0, this_window=5, studies_left=5).words()
+    assert forecast(run(), TWO + HOUR, done=7, this_window=0, studies_left=0).words() == "7 done, nothing left"
+    shadow = forecast(run(None, None), TWO + HOUR, done=10, this_window=100, studies_left=100)
     assert (shadow.finish_at, shadow.windows) == (TWO + 11 * HOUR, None)
-    many = forecast(run(), TWO + HOUR, done=10_000, this_window=4000, left=10_000, at_least=True)
+    many = forecast(run(), TWO + HOUR, done=10_000, this_window=4000, studies_left=10_000, at_least=True)
     assert (many.finish_at, "or more" in many.words()) == (None, True)
-    some = forecast(run(), TWO + HOUR, done=10_000, this_window=10_000, left=10_000, at_least=True)
+    some = forecast(run(), TWO + HOUR, done=10_000, this_window=10_000, studies_left=10_000, at_least=True)
     assert some.words() == "10000 done, 10000 or more left; not finished before 2026-03-02 04:00 UTC"
 
 
