@@ -130,8 +130,11 @@ class InstanceMetadata:
             self._waiting_bytes += len(head)
             if self._thread is None:  # it ends when nothing waits
                 self._hurry.clear()
-                self._thread = threading.Thread(target=self._work, name="metadata", daemon=True)
-                self._thread.start()
+                thread = threading.Thread(target=self._work, name="metadata", daemon=True)
+                thread.start()
+                self._thread = (
+                    thread  # not before: who waits for it takes no lock, and cannot join what was not started
+                )
 
     def make_pending(self, limit_s: float) -> bool:
         """Have all that waits made now, and what comes meanwhile; return whether it is done within so many seconds."""

@@ -168,6 +168,24 @@ def test_what_comes_while_one_waits_is_waited_for_too(in_process: Any) -> None:
     assert ended == ["first", "second"]
 
 
+def test_a_thread_can_be_waited_for_as_soon_as_it_is_seen(in_process: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever waits takes no lock, so a thread is not to be seen before it was started."""
+    parts, start, seen = backends(in_process), threading.Thread.start, []
+    made = InstanceMetadata(parts.store, parts.vault, parts.metadata.limits)
+
+    def watched(thread: threading.Thread) -> None:
+        if thread.name == "metadata":
+            seen.append(made._thread)
+        start(thread)
+
+    content = image(1, 1)
+    sent(in_process, content)
+    monkeypatch.setattr(threading.Thread, "start", watched)
+    made.make_from_file(sha256_of(content), len(content), io.BytesIO(content), 0)
+    assert made.make_pending(LIMIT_S)
+    assert seen == [None]
+
+
 @pytest.mark.parametrize(("name", "most"), [("MAX_WAITING", 2), ("MAX_WAITING_BYTES", None)])
 def test_no_more_than_fit_wait(in_process: Any, monkeypatch: pytest.MonkeyPatch, name: str, most: int | None) -> None:
     """What does not fit is left out, and made when it is read."""
