@@ -329,9 +329,10 @@ class Outbox:
 
 
 def rows(database: Database, table: Any) -> list[Any]:
-    """All rows of a table."""
+    """All rows of a table, the earliest first where they have a time: an update may put a row at the table's end."""
+    order = next((getattr(table, name) for name in ("created_at", "due_at") if hasattr(table, name)), None)
     with database.transaction() as session:
-        return list(session.scalars(select(table)))
+        return list(session.scalars(select(table).order_by(order)))
 
 
 def only_delivery(database: Database) -> DeliveryRow:
