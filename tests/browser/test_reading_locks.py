@@ -326,9 +326,9 @@ def test_the_list_is_live(sites: ReadingSites, reader: Callable[..., Page]) -> N
 def test_a_quiet_live_list_goes_with_the_time(sites: ReadingSites, reader: Callable[..., Page]) -> None:
     """Nothing tells that a study is overdue by now, or a claim run out: a live page asks all the same, if seldom."""
     page = reader("dr-ada")
+    only_live(page)  # before: what the page asks for when its stream opens must not show the study
     study = sites.add("dr-ada", Identity("SOON^SUE", "5"))
     expect(row(page, study)).to_contain_text("SOON, SUE")
-    only_live(page)
     with sites.database.transaction() as session:  # tells nobody, as the clock does not
         session.execute(text("UPDATE studies SET due_at = now() - interval '1 second' WHERE id = :id"), {"id": study})
     call(page, "worklist.js", "it.round()")  # as its clock does
