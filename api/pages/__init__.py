@@ -1,5 +1,7 @@
 """The pages for people: they show what the API answers, rendered here without a build."""
 
+import mimetypes
+
 from starlette.staticfiles import StaticFiles
 
 from api.pages import agreement, deletion, login, operations, report, revised, study, worklist
@@ -11,6 +13,7 @@ papers = report.files
 
 __all__ = ["FILES", "papers", "problem_page", "router", "to_login", "wants_page"]
 
+mimetypes.add_type("font/woff2", ".woff2")  # Python 3.11 does not know it
 FILES = StaticFiles(directory=STATIC_DIR)
 router = Router(include_in_schema=False)
 for page in (login, worklist, study, report, deletion, revised, agreement, operations):
