@@ -47,7 +47,7 @@ from api.pages.render import STATIC
 from api.request_metrics import RequestMetrics
 from api.requests import UnreadBodies
 from api.spool import Limiters
-from api.studies import deletions, frames
+from api.studies import deletions, frames, priors
 from api.studies import routes as studies
 from api.uploads import held
 from api.uploads import routes as uploads
@@ -81,7 +81,7 @@ PATHS_FOR_ANY_HOST = {"/healthz", "/readyz", "/metrics"}  # by load balancers an
 HSTS = "max-age=31536000"  # a year, of this name only
 SENDING = (uploads,)
 DICOMWEB = (store, search, retrieve, dicomweb_metadata, dicomweb_frames, rendered)
-READING = (studies, frames, locks, feedback, agreement, worklist, stream, filters, revised, fhir)
+READING = (studies, frames, priors, locks, feedback, agreement, worklist, stream, filters, revised, fhir)
 OPERATING = (
     turnaround, refused_kinds, backfill, models, deletions, exports, held, operations, quarantine, keys, peers, audit,
     destinations, checks, health, metrics,

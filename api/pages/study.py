@@ -1,7 +1,9 @@
 """One study as a page: a viewer for its images, and the model's words about each."""
 
 import json
-from datetime import UTC, datetime
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, date, datetime
 from typing import Any
 from uuid import UUID
 
@@ -19,10 +21,11 @@ from api.pages.model_text import SILENCE, model_words, plain_reason
 from api.pages.render import gravest, header, render, version_of
 from api.requests import Router, form_fields, strict_json
 from api.schemas import InstanceReport, StudyReport
+from api.studies.priors import PriorView, prior_reports, shown_priors
 from api.studies.routes import series_descriptions, study_report
 from api.uploads.held import corrections_of
 from shared.domain.destinations import Occasion, SetState
-from shared.domain.feedback import Verdict
+from shared.domain.feedback import ReadersAssessment, Verdict
 from shared.domain.findings import gravity
 from shared.domain.held import HeldKind
 from shared.domain.manifest import title_of
@@ -62,6 +65,14 @@ SET_STATES = {
     SetState.WITHDRAWN: "not made",
     SetState.FAILED: "could not be made",
 }
+READERS_MARKS = {  # the mark of an assessment that says the same
+    ReadersAssessment.FRACTURE: "positive",
+    ReadersAssessment.NO_FRACTURE: "negative",
+    ReadersAssessment.UNSURE: "unclear",
+    ReadersAssessment.DIFFER: "unclear",
+    ReadersAssessment.OPEN: "reading",
+}
+MAX_PRIOR_THUMBS = 4  # of one prior; its own page has all its images
 UNFINISHED = (StudyStatus.QUEUED, StudyStatus.RUNNING, StudyStatus.RETRYING)
 
 
@@ -75,7 +86,8 @@ def study(request: Request, study_id: str, parts: PartsDep, key: Radiologist, se
     revisions = revised_of(session, key, report.id)
     waiting = held.waiting(session, report.id)
     deliveries, sets = study_views(session, report.id), set_views(session, report.id)
-    more = (one.model_dump_json() for one in (*revisions, *deliveries, *sets))
+    earlier = prior_reports(session, parts, key, report.id)
+    more = (one.model_dump_json() for one in (*revisions, *deliveries, *sets, *earlier))
     version = version_of(report, key, str(sorted(waiting.items())), *more)
     if request.headers.get("if-none-match") == version:
         return Response(status_code=304, headers={"ETag": version})
@@ -85,6 +97,7 @@ def study(request: Request, study_id: str, parts: PartsDep, key: Radiologist, se
     series = series_descriptions(session, parts, report.id)
     corrected = corrections_of(session, parts, report.id)
     radiographs = [image for image in report.instances if image.findings]
+    first = min(radiographs, key=_gravity) if radiographs else None
     context = {
         **head,
         "revisions": revisions,
@@ -94,7 +107,8 @@ def study(request: Request, study_id: str, parts: PartsDep, key: Radiologist, se
         "overdue": report.due_at < datetime.now(UTC),
         "unfinished": report.status in UNFINISHED,
         "radiographs": radiographs,
-        "first": min(radiographs, key=_gravity) if radiographs else None,
+        "first": first,
+        "priors": [_prior(one, first) for one in shown_priors(session, parts, key, earlier)],
         "rest": [image for image in report.instances if not image.findings],
         "models": [model_words(name, manifest) for name, manifest in sorted(models.items())],
         "titles": {name: title_of(name, manifest) for name, manifest in models.items()},
@@ -120,6 +134,36 @@ def _gravity(image: InstanceReport) -> tuple[int, float]:
     """Less for an image that should be seen first."""
     worst = gravest(image.findings)
     return -gravity(worst.assessment, worst.score), -worst.fracture_probability
+
+
+@dataclass(frozen=True)
+class ShownPrior:
+    """A prior as the page shows it."""
+
+    study: PriorView
+    day: date
+    result: str  # the readers' word, or else the model's
+    mark: str  # name of an icon
+    images: Sequence[InstanceReport]  # the one to open beside the study first
+
+
+def _prior(study: PriorView, first: InstanceReport | None) -> ShownPrior:
+    """Sort a prior's images: first the view and side of the image that the study is opened with, then the gravest."""
+
+    def differs(image: InstanceReport) -> int:
+        return 2 if first is None or image.view != first.view else int(image.laterality != first.laterality)
+
+    images = sorted(
+        (image for image in study.instances if image.findings), key=lambda image: (differs(image), *_gravity(image))
+    )
+    readers = study.readers
+    return ShownPrior(
+        study,
+        study.study_date or study.received_at.astimezone(UTC).date(),
+        readers.words[:1].lower() + readers.words[1:].rstrip(".") if readers else study.assessment or "not analysed",
+        READERS_MARKS[readers.reading] if readers else study.assessment or "pending",
+        images[:MAX_PRIOR_THUMBS],
+    )
 
 
 def _why(report: StudyReport) -> str:

@@ -52,6 +52,20 @@ def same_patient(one: Identity, other: Identity) -> bool:
     return not any(a and b and a != b for a, b in groups)
 
 
+def same_patient_id(one: Identity, other: Identity) -> bool:
+    """Check that two identities have one Patient ID of one issuer. A missing issuer is no other one's.
+
+    Args:
+        one: an identity.
+        other: another identity.
+
+    Returns:
+        False also if either has no ID, or cannot be decrypted.
+    """
+    (number, issuer, _), (other_number, other_issuer, _) = _plain(one), _plain(other)
+    return one.readable and other.readable and bool(number) and (number, issuer) == (other_number, other_issuer)
+
+
 def normalised(identity: Identity) -> tuple[str, ...]:
     """Everything that is compared of an identity, in the form in which it is compared."""
     return (*name_groups(identity.patient_name), *_plain(identity))

@@ -36,6 +36,7 @@ NAMED = {
     "BodyPartExamined": "TIBIA FIBULA", "Laterality": "R", "ViewPosition": "AP", "Manufacturer": "AGFA",
     "ManufacturerModelName": "DX-D", "AccessionNumber": "A-20931", "IssuerOfPatientID": "ST ANNA",
 }  # fmt: skip
+PRIOR = NAMED | {"StudyDate": "20250312", "StudyDescription": "Knee", "BodyPartExamined": "KNEE"}
 BARE = dict.fromkeys((*NAMED, "PatientBirthDate"), "")
 
 pytestmark = needs_chromium
@@ -52,12 +53,16 @@ def file(name: str, **values: Any) -> bytes:
 
 @pytest.fixture
 def studies(hospital: Hospital, in_process: InProcessApi) -> dict[str, str]:
-    """Three analysed studies: one that says everything, one that says nothing, and one with a conflict and a correction."""
+    """Analysed studies: one that says everything and has a prior, one that says nothing, a conflict, and a correction."""
     hospital.add_bundle("b", manifest={"sensitive": 0.1, "specific": 0.6, "regions": ["hand"]})
     sent = {
         "named": [
             file("o1-first.dcm", StudyInstanceUID="2.25.1", SOPInstanceUID="2.25.11", **NAMED),
             file("o1-first.dcm", StudyInstanceUID="2.25.1", SOPInstanceUID="2.25.12", **{**NAMED, "ViewPosition": "LL"}),
+        ],
+        "prior": [
+            file("o1-first.dcm", StudyInstanceUID="2.25.3", SOPInstanceUID="2.25.31", **{**PRIOR, "ViewPosition": "LL"}),
+            file("o1-first.dcm", StudyInstanceUID="2.25.3", SOPInstanceUID="2.25.32", **PRIOR),
         ],
         "bare": [file("o1-first.dcm", StudyInstanceUID="2.25.2", SOPInstanceUID="2.25.21", **BARE)],
         "first": [(REPORTS / "o2-first-patient.dcm").read_bytes()],
@@ -158,6 +163,40 @@ def test_examination_is_named(browser: Browser, in_process: InProcessApi, studie
         shoot(page, "examination-report")
         page.goto(f"{url}/view/{studies['bare']}/report")
         expect(page.locator(".facts")).not_to_contain_text("Examination")
+        page.goto(f"{url}/login")
+
+
+def test_priors_stand_beside(browser: Browser, in_process: InProcessApi, studies: dict[str, str], url: str) -> None:
+    """A strip under the images and words in the rail; the same view first. Without script a prior is a link."""
+    with watched(browser) as page:
+        log_in(page, url, in_process.keys["radiologist"])
+        page.goto(f"{url}/view/{studies['named']}")
+        thumbs = page.locator("#priors .thumb")
+        expect(thumbs).to_have_count(2)
+        named = re.compile(r"Prior of 12 Mar 2025: Knee, .*positive\. Image 2, AP, right")
+        expect(page.get_by_role("button", name=named)).to_be_visible()
+        first = {
+            name: thumbs.first.get_attribute(f"data-{name}") for name in ("prior", "study", "image", "frame", "view")
+        }
+        assert first == {
+            "prior": "12 Mar 2025", "study": studies["prior"], "image": "2", "frame": "1", "view": "AP, right",
+        }  # fmt: skip
+        assert thumbs.first.evaluate("one => one.querySelector('img').decode().then(() => true)"), "it has a picture"
+        since = page.locator(".since")
+        expect(since.get_by_role("heading")).to_have_text("Since the prior of 12 Mar 2025")
+        shoot(page, "examination-prior")
+        results = Axe().run(page)
+        assert results.violations_count == 0, results.generate_report()
+        since.get_by_role("link", name=re.compile("^Knee, .*positive$")).click()
+        expect(page).to_have_url(re.compile(f"/view/{studies['prior']}"))
+        expect(page.locator(".since, #priors")).to_have_count(0)
+
+        plain = browser.new_context(java_script_enabled=False, storage_state=page.context.storage_state()).new_page()
+        plain.goto(f"{url}/view/{studies['named']}")
+        expect(plain.locator("#priors")).to_be_hidden()
+        plain.locator(".since a").click()
+        expect(plain).to_have_url(re.compile(f"/view/{studies['prior']}"))
+        plain.context.close()
         page.goto(f"{url}/login")
 
 

@@ -60,6 +60,7 @@ RULES: dict[tuple[str, str], set[str]] = {
     ("GET", "/api/v1/studies/{study_id}/heatmap.json"): READS,
     ("GET", "/api/v1/studies/{study_id}/frame"): READS,
     ("GET", "/api/v1/studies/{study_id}/overlay.jpg"): READS,
+    ("GET", "/api/v1/studies/{study_id}/priors"): READS,
     ("GET", "/view/{study_id}/report"): READS,
     ("GET", "/api/v1/studies/{study_id}/report.pdf"): READS,
     ("GET", "/api/v1/studies/{study_id}/feedback"): READS,

@@ -51,6 +51,14 @@ FAULTS = (
         'columns = {"ciphertext": self.seal(vars(identity))}',
         ("tests/integration/test_search.py::test_a_correction_is_found_under_its_new_name",),
     ),
+    Fault(
+        "priors-of-another-issuer",
+        "Another patient's image stands beside a study, because two hospitals gave the same number.",
+        "shared/domain/identity.py",
+        "(number, issuer) == (other_number, other_issuer)",
+        "number == other_number",
+        ("tests/integration/test_priors.py::test_what_is_no_prior",),
+    ),
     # -- intake
     Fault(
         "commit-dropped",

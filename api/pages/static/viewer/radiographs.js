@@ -47,7 +47,7 @@ export function openRadiographs() {
   const stage = byId("stage");
   const preset = byId("preset", HTMLSelectElement);
   const findings = all(".finding");
-  const thumbs = all(".thumb");
+  const thumbs = all(".thumb:not([data-prior])");
   const viewer = new Viewport({ stage, canvas: byId("canvas", HTMLCanvasElement), lines: byId("lines", SVGSVGElement), changed });
   /** @type {Recent<HTMLElement, Radiograph>} */
   const previews = new Recent(KEPT_PREVIEWS);
@@ -429,6 +429,7 @@ export function openRadiographs() {
   byId("threshold").addEventListener("input", () => setThreshold(slider("threshold").value));
   byId("frame").addEventListener("input", () => frameAt(slider("frame").valueAsNumber - 1));
   for (const one of thumbs) one.addEventListener("click", () => open(one, one.dataset.frame));
+  for (const prior of all(".thumb[data-prior]")) prior.addEventListener("click", () => location.assign(`/view/${prior.dataset.study}`));
 
   document.addEventListener("keydown", (event) => {
     if (event.ctrlKey || event.metaKey || event.altKey || event.defaultPrevented || elsewhere(event)) return;
