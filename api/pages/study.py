@@ -21,7 +21,7 @@ from api.pages.model_text import SILENCE, model_words, plain_reason
 from api.pages.render import gravest, header, render, version_of
 from api.requests import Router, form_fields, strict_json
 from api.schemas import InstanceReport, StudyReport
-from api.studies.priors import PriorView, prior_reports, shown_priors
+from api.studies.priors import PriorView, describe, prior_views
 from api.studies.routes import series_descriptions, study_report
 from api.uploads.held import corrections_of
 from shared.domain.destinations import Occasion, SetState
@@ -86,7 +86,7 @@ def study(request: Request, study_id: str, parts: PartsDep, key: Radiologist, se
     revisions = revised_of(session, key, report.id)
     waiting = held.waiting(session, report.id)
     deliveries, sets = study_views(session, report.id), set_views(session, report.id)
-    earlier = prior_reports(session, parts, key, report.id)
+    earlier = prior_views(session, parts, key, report.id)
     more = (one.model_dump_json() for one in (*revisions, *deliveries, *sets, *earlier))
     version = version_of(report, key, str(sorted(waiting.items())), *more)
     if request.headers.get("if-none-match") == version:
@@ -108,7 +108,7 @@ def study(request: Request, study_id: str, parts: PartsDep, key: Radiologist, se
         "unfinished": report.status in UNFINISHED,
         "radiographs": radiographs,
         "first": first,
-        "priors": [_prior(one, first) for one in shown_priors(session, parts, key, earlier)],
+        "priors": [_prior(one, first) for one in describe(session, parts, key, earlier)],
         "rest": [image for image in report.instances if not image.findings],
         "models": [model_words(name, manifest) for name, manifest in sorted(models.items())],
         "titles": {name: title_of(name, manifest) for name, manifest in models.items()},

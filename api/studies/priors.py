@@ -2,22 +2,22 @@
 
 from collections.abc import Sequence
 from datetime import datetime
-from typing import Self
 from uuid import UUID
 
 from pydantic import BaseModel, Field
 from sqlalchemy.orm import Session
 
 from api.dependencies import Parts, PartsDep, Radiologist, SessionDep, StudyId
-from api.readers_summary import ReadersSummaryView
+from api.readers_summary import ReadersSummaryView, readers_summary_view
 from api.requests import API, Router
-from api.schemas import ExaminationFields, InstanceReport, RowView, StudyReport
-from api.studies.routes import study_report
+from api.schemas import ExaminationFields, InstanceReport, RowView
+from api.studies.routes import instance_reports
 from shared.dicom.header import one_line
-from shared.domain.findings import RESEARCH_USE, Assessment, Extent
-from shared.domain.study import Identity, StudyStatus
-from shared.queries import studies
+from shared.domain.findings import RESEARCH_USE, Assessment, Extent, shown_score
+from shared.domain.study import StudyStatus
+from shared.queries import feedback, studies
 from shared.queries.access import Key
+from shared.queries.models import thresholds
 from shared.queries.priors import find_priors
 
 router = Router(prefix=API, tags=["read"])
@@ -39,19 +39,6 @@ class PriorView(RowView, ExaminationFields):
         description="what readers say, once one of them contradicts the model; the study's headline from then on"
     )
 
-    @classmethod
-    def of_report(cls, report: StudyReport, identity: Identity) -> Self:
-        """Build it.
-
-        Args:
-            report: of the prior study.
-            identity: of its patient, which the caller records as read.
-
-        Returns:
-            The model.
-        """
-        return cls.of_row(report, url=f"{API}/studies/{report.id}", description=one_line(identity.study_description))
-
 
 class PriorsView(BaseModel):
     """A study's priors."""
@@ -68,11 +55,11 @@ def priors(study_id: StudyId, parts: PartsDep, key: Radiologist, session: Sessio
     makes another one. Each prior's description is recorded as a reading of its identity.
     """
     row = studies.get(session, key.site_id, studies.named(session, key.site_id, study_id))
-    return PriorsView(priors=shown_priors(session, parts, key, prior_reports(session, parts, key, row.id)))
+    return PriorsView(priors=describe(session, parts, key, prior_views(session, parts, key, row.id)))
 
 
-def prior_reports(session: Session, parts: Parts, key: Key, study_id: UUID) -> list[StudyReport]:
-    """Find a study's priors, with nothing of their identities.
+def prior_views(session: Session, parts: Parts, key: Key, study_id: UUID) -> list[PriorView]:
+    """Find a study's priors, without what the headers say in free text.
 
     Args:
         session: the caller's transaction.
@@ -81,23 +68,43 @@ def prior_reports(session: Session, parts: Parts, key: Key, study_id: UUID) -> l
         study_id: a study of their site.
 
     Returns:
-        The priors' reports, newest first.
+        The priors, newest first.
     """
     found = find_priors(session, parts.vault, key.site_id, study_id)
-    return [study_report(session, key, prior) for prior in found]
+    if not found:
+        return []
+    rows = studies.get_many(session, key.site_id, found)
+    states = {row.id: row.status for row in studies.states(session, key.site_id, found)}
+    views = studies.instances_of(session, found)
+    bundles = {finding.bundle for its in views.values() for view in its for finding in view.findings}
+    points = thresholds(session, bundles)
+    answered = feedback.studies_with_feedback(session, found)
+    return [
+        PriorView.of_row(
+            rows[one],
+            url=f"{API}/studies/{one}",
+            description="",
+            status=states[one],
+            score=None if (score := rows[one].score) is None else shown_score(score),
+            instances=instance_reports(one, views[one], points),
+            readers=readers_summary_view(session, one, views[one]) if one in answered else None,
+        )
+        for one in found
+    ]
 
 
-def shown_priors(session: Session, parts: Parts, key: Key, reports: Sequence[StudyReport]) -> list[PriorView]:
+def describe(session: Session, parts: Parts, key: Key, priors: Sequence[PriorView]) -> list[PriorView]:
     """Add what the headers say in free text; each leaves a record that its identity was read.
 
     Args:
         session: the caller's transaction.
         parts: of this application.
         key: of the reader.
-        reports: of the priors.
+        priors: as `prior_views` found them.
 
     Returns:
-        The priors, in the same order.
+        The priors with their descriptions, in the same order.
     """
-    identities = parts.vault.identities(session, key, [report.id for report in reports]) if reports else {}
-    return [PriorView.of_report(report, identities.get(report.id, Identity())) for report in reports]
+    identities = parts.vault.identities(session, key, [prior.id for prior in priors]) if priors else {}
+    told = {id_: one_line(identity.study_description) for id_, identity in identities.items()}
+    return [prior.model_copy(update={"description": told.get(prior.id, "")}) for prior in priors]

@@ -1,6 +1,7 @@
 """GET /api/v1/studies/{id} and its pictures."""
 
 import io
+from collections.abc import Mapping, Sequence
 from uuid import UUID
 
 from fastapi import HTTPException, Response
@@ -104,18 +105,7 @@ def study_report(session: Session, key: Key, study_id: UUID) -> StudyReport:
     views = studies.instances(session, study_id)
     points = thresholds(session, {finding.bundle for view in views for finding in view.findings})
     readers = readers_summary_view(session, study_id, views)
-    instances = [
-        InstanceReport.of_row(
-            view.row,
-            number=number,
-            findings=[
-                _finding(f, view.row, study_id, number, points.get(f.bundle, (None, None))) for f in view.findings
-            ],
-            error=reason_words(view.row.error_reason, view.row.error_detail) or None,
-            error_reason=reason_of(view.row.error_reason),
-        )
-        for number, view in enumerate(views, start=1)
-    ]
+    instances = instance_reports(study_id, views, points)
     return StudyReport.of_row(
         row,
         status=stands.status,
@@ -129,6 +119,33 @@ def study_report(session: Session, key: Key, study_id: UUID) -> StudyReport:
         readers=readers,
         stored_instances=row.images + row.kept,
     )
+
+
+def instance_reports(
+    study_id: UUID, views: Sequence[studies.InstanceView], points: Mapping[str, tuple[float, float]]
+) -> list[InstanceReport]:
+    """Describe a study's images with their findings.
+
+    Args:
+        study_id: the study.
+        views: its images, in their order.
+        points: the operating points by bundle, as `thresholds` returns them.
+
+    Returns:
+        One report for each image.
+    """
+    return [
+        InstanceReport.of_row(
+            view.row,
+            number=number,
+            findings=[
+                _finding(f, view.row, study_id, number, points.get(f.bundle, (None, None))) for f in view.findings
+            ],
+            error=reason_words(view.row.error_reason, view.row.error_detail) or None,
+            error_reason=reason_of(view.row.error_reason),
+        )
+        for number, view in enumerate(views, start=1)
+    ]
 
 
 def _kept(row: InstanceRow) -> KeptInstance:

@@ -277,6 +277,19 @@ def history(session: Session, study_id: UUID) -> list[HistoryEntry]:
     return entries[::-1]
 
 
+def studies_with_feedback(session: Session, study_ids: Sequence[UUID]) -> set[UUID]:
+    """Find which studies have entries at all.
+
+    Args:
+        session: the caller's transaction.
+        study_ids: the studies.
+
+    Returns:
+        Those that have.
+    """
+    return set(session.scalars(select(FeedbackRow.study_id).distinct().where(FeedbackRow.study_id.in_(study_ids))))
+
+
 def findings_with_feedback(session: Session, study_id: UUID) -> dict[UUID, tuple[Assessment, float | None]]:
     """Find what each entry of a study is about.
 

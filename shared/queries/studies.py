@@ -239,10 +239,7 @@ def first_header(session: Session, study_id: UUID) -> str:
 
 
 def instances(session: Session, study_id: UUID) -> list[InstanceView]:
-    """Read a study's images that are analysed, each frame with the finding that the study's summary uses.
-
-    That is the one of the study's bundle; of a frame without it, the newest. What a bundle found that was never active,
-    as a shadow, is shown to nobody.
+    """Read a study's images that are analysed, as `instances_of` does.
 
     Args:
         session: the caller's transaction.
@@ -251,13 +248,29 @@ def instances(session: Session, study_id: UUID) -> list[InstanceView]:
     Returns:
         The instances in order of arrival.
     """
+    return instances_of(session, [study_id])[study_id]
+
+
+def instances_of(session: Session, study_ids: Sequence[UUID]) -> dict[UUID, list[InstanceView]]:
+    """Read images of studies that are analysed, each frame with the finding that its study's summary uses.
+
+    That is the one of the study's bundle; of a frame without it, the newest. What a bundle found that was never active,
+    as a shadow, is shown to nobody.
+
+    Args:
+        session: the caller's transaction.
+        study_ids: the studies.
+
+    Returns:
+        The instances by study, each study's in order of arrival.
+    """
     newest = (
         select(FindingRow)
         .join(InstanceRow)
         .join(StudyRow)
         .join(BundleRow, BundleRow.name == FindingRow.bundle)
         .where(
-            InstanceRow.study_id == study_id,
+            InstanceRow.study_id.in_(study_ids),
             *IS_ANALYSED,
             or_(FindingRow.bundle == StudyRow.bundle, BundleRow.activated_at.is_not(None)),
         )
@@ -275,10 +288,13 @@ def instances(session: Session, study_id: UUID) -> list[InstanceView]:
         found.setdefault(finding.instance_id, []).append(finding)
     rows = session.scalars(
         select(InstanceRow)
-        .where(InstanceRow.study_id == study_id, *IS_ANALYSED)
+        .where(InstanceRow.study_id.in_(study_ids), *IS_ANALYSED)
         .order_by(InstanceRow.received_at, InstanceRow.sop_instance_uid)
     )
-    return [InstanceView(row, found.get(row.id, [])) for row in rows]
+    views: dict[UUID, list[InstanceView]] = {study_id: [] for study_id in study_ids}
+    for row in rows:
+        views[row.study_id].append(InstanceView(row, found.get(row.id, [])))
+    return views
 
 
 def kept(session: Session, study_id: UUID) -> Sequence[InstanceRow]:
