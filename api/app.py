@@ -39,6 +39,7 @@ from api.operations import (
     peers,
     quarantine,
     refused_kinds,
+    result_choices,
     turnaround,
 )
 from api.operations import routes as operations
@@ -83,8 +84,8 @@ SENDING = (uploads,)
 DICOMWEB = (store, search, retrieve, dicomweb_metadata, dicomweb_frames, rendered)
 READING = (studies, frames, priors, locks, feedback, agreement, worklist, stream, filters, revised, fhir)
 OPERATING = (
-    turnaround, refused_kinds, backfill, models, deletions, exports, held, operations, quarantine, keys, peers, audit,
-    destinations, checks, health, metrics,
+    turnaround, refused_kinds, result_choices, backfill, models, deletions, exports, held, operations, quarantine, keys,
+    peers, audit, destinations, checks, health, metrics,
 )  # fmt: skip
 ROUTES = APIRouter()  # put together once: what FastAPI works out of each route serves all applications of a process
 for _router in (*(module.router for module in (*SENDING, *DICOMWEB, *READING, *OPERATING)), pages.papers, pages.router):

@@ -15,6 +15,7 @@ from api.operations.peers import CallerView, PeerView
 from api.reasons import WithReason
 from api.schemas import Health, RowView
 from shared.domain.held import HeldKind
+from shared.domain.results import CaptureModality
 from shared.domain.study import Priority, StoredOnly, StudyStatus
 from shared.errors import Reason
 
@@ -225,6 +226,17 @@ class ReleaseResult(BaseModel):
 
     released: int = Field(description="studies that are queued again")
     left: int = Field(description="studies of the same reason that are left; call again for the next ones")
+
+
+class ResultChoicesView(BaseModel):
+    """What a site has chosen for its results; a request states all of it."""
+
+    model_config = ConfigDict(
+        extra="forbid", json_schema_extra={"example": {"states_probability": False, "capture_modality": "OT"}}
+    )
+
+    states_probability: bool = Field(description="documents and pictures state the calibrated probability", strict=True)
+    capture_modality: CaptureModality = Field(description="of pictures (Secondary Capture); some archives hide OT")
 
 
 class RefusedKindsChoice(BaseModel):

@@ -12,6 +12,7 @@ from api.dependencies import AdminOrOperator, PartsDep, SessionDep
 from api.operations.audit import MAX_FILTER_LENGTH, event_page, shown_to
 from api.operations.destinations import DEFAULT_KINDS, DestinationSettings
 from api.operations.refused_kinds import refused_view
+from api.operations.result_choices import choices
 from api.operations.routes import LISTED, overview_of
 from api.operations.schemas import HistoryRange, Operations, StatisticsPointView
 from api.operations.turnaround import targets
@@ -22,7 +23,7 @@ from api.uploads.held import held_page
 from shared.domain.destinations import DestinationKind, When
 from shared.domain.held import HeldDecision, HeldKind, HeldState
 from shared.domain.notices import CODECS, HL7_EVENTS, UTF_8, AccessionPlace, Event
-from shared.domain.results import ResultKind
+from shared.domain.results import CaptureModality, ResultKind
 from shared.domain.security import EventKind, Role, Subject, System
 from shared.domain.study import StoredOnly
 from shared.errors import BadRequest
@@ -143,6 +144,8 @@ def operations(request: Request, parts: PartsDep, key: AdminOrOperator, session:
         "roles": [role for role in Role if role is not Role.OPERATOR or key.may(Role.OPERATOR)],
         "targets": targets(key, session) if administers else None,
         "refused": refused_view(parts, session, key) if administers else None,
+        "result_choices": choices(key, session) if administers else None,
+        "capture_modalities": list(CaptureModality),
         "kept_kinds": KEPT_KINDS,
         "destination_kinds": {kind: form for kind, (form, _) in DESTINATION_KINDS.items()},
         "kind_names": {kind: name for kind, (_, name) in DESTINATION_KINDS.items()},

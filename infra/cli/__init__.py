@@ -17,6 +17,7 @@ from infra.cli import (
     peers,
     reading,
     refused_kinds,
+    result_choices,
     sending,
     stack,
 )
@@ -32,8 +33,8 @@ app = typer.Typer(
     help=f"Osteon reads bone radiographs in batches. {RESEARCH_USE}",
 )
 GROUPS = (
-    stack, sending, reading, feedback, operating, keys, peers, destinations, refused_kinds, conformance, checks,
-    bundles, models, backtest,
+    stack, sending, reading, feedback, operating, keys, peers, destinations, refused_kinds, result_choices,
+    conformance, checks, bundles, models, backtest,
 )  # fmt: skip
 for group in GROUPS:
     app.add_typer(group.app)

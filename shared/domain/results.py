@@ -52,6 +52,14 @@ SERIES_NUMBERS = {
 }
 
 
+class CaptureModality(StrEnum):
+    """The modality of Secondary Captures: some archives hide OT."""
+
+    OT = "OT"
+    CR = "CR"
+    DX = "DX"
+
+
 @dataclass(frozen=True)
 class SiteStatement:
     """What a site chooses for its results."""
@@ -60,7 +68,7 @@ class SiteStatement:
     zone: str = (
         "UTC"  # IANA name; the site's clock, by which results are dated. A source that says its offset has its own
     )
-    modality: str = "OT"  # of Secondary Captures; some archives hide OT: then CR or DX
+    modality: CaptureModality = CaptureModality.OT  # of Secondary Captures
     probability: bool = False  # whether documents state the calibrated probability
 
 

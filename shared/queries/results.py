@@ -57,6 +57,7 @@ from shared.domain.manifest import title_of
 from shared.domain.results import (
     IN_PLACE_OF,
     SERIES_NUMBERS,
+    CaptureModality,
     ImageStatement,
     ModelStatement,
     ReaderStatement,
@@ -371,10 +372,11 @@ def _build_input(
         reader = ReaderStatement(word.answered_at, word.reading, word.region)
     elif done:
         reader = ReaderStatement(max(one.entry.answered_at for one in done))
+    site = session.get_one(SiteRow, study.site_id)
     return ResultInput(
         study_id=str(study.id),
         study_instance_uid=study.study_instance_uid,
-        site=SiteStatement(session.get_one(SiteRow, study.site_id).name, zone),
+        site=SiteStatement(site.name, zone, CaptureModality(site.capture_modality), site.states_probability),
         images=images,
         models=tuple(_model(row) for row in bundles),
         software=software,

@@ -592,6 +592,20 @@ def test_refused_kinds_are_chosen_by_page(site: Site) -> None:
     expect(page.get_by_label("refuse secondary captures")).not_to_be_checked()
 
 
+def test_what_results_state_is_chosen_by_page(site: Site) -> None:
+    """By keyboard; another visit shows what was chosen."""
+    for probability, modality, words in (
+        (True, "CR", "state the probability; pictures are CR"),
+        (False, "OT", "do not state"),
+    ):
+        part = site.open().locator("#result-choices")
+        expect(part.get_by_label("state the calibrated probability")).to_be_checked(checked=not probability)
+        part.get_by_label("state the calibrated probability").press("Space")
+        part.get_by_label("Modality of pictures").select_option(modality)
+        part.get_by_role("button", name="Choose").press("Enter")
+        expect(part.page.locator("#said")).to_contain_text(words)
+
+
 def test_turnaround_targets_are_changed_by_page(site: Site) -> None:
     """A table that fits is in force at once and moves what is unread; one that does not is refused in words."""
     site.sql(MANY.replace("generate_series(1, 100000)", "generate_series(1, 50)"))

@@ -16,7 +16,7 @@ from api.app import create_app
 from api.operations.schemas import Operations
 from api.pages.render import STATIC
 from api.reasons import REASONS
-from shared.db.tables import DeletionRow, KeyRow, QuarantineDecisionRow, RejectionRow, StudyRow, WorkerRow
+from shared.db.tables import DeletionRow, KeyRow, QuarantineDecisionRow, RejectionRow, SiteRow, StudyRow, WorkerRow
 from shared.domain.study import StudyStatus
 from shared.errors import NotDicom, Reason
 from shared.queries import operations
@@ -470,3 +470,28 @@ def test_people_read_sentences_and_programs_codes(in_process: InProcessApi, reas
     for told in (entry, quarantined, state, report, *(one.model_dump() for one in view.quarantine + view.quarantined)):
         assert told["reason"] == reason
         assert told["detail"].endswith(words)
+
+
+def test_a_site_chooses_what_its_results_state(in_process: InProcessApi) -> None:
+    """All of it at once; what is refused changes nothing, and other sites keep theirs."""
+    with in_process.database.transaction() as session:
+        session.add(SiteRow(name="another"))
+
+    def put(status: int, **body: object) -> Any:
+        path, headers = "/api/v1/result-choices", in_process.headers()
+        answer = in_process.http.put(path, json=body, headers=headers)
+        assert answer.status_code == status, answer.text
+        return in_process.http.get(path, headers=headers).json()
+
+    first = {"states_probability": False, "capture_modality": "OT"}
+    chosen = {"states_probability": True, "capture_modality": "DX"}
+    wrong: list[dict[str, object]] = [
+        {}, {"states_probability": True}, {**first, "capture_modality": "PT"}, {**first, "states_probability": "yes"},
+        {**first, "zone": "UTC"},
+    ]  # fmt: skip
+    for body in wrong:
+        assert put(422, **body) == first
+    assert put(200, **chosen) == chosen
+    with in_process.database.transaction() as session:
+        other = session.scalars(select(SiteRow).where(SiteRow.name == "another")).one()
+        assert (other.states_probability, other.capture_modality) == (False, "OT")

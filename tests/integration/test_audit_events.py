@@ -215,6 +215,14 @@ def refuse(_api: InProcessApi) -> AuditedRequest:
     )  # fmt: skip
 
 
+def choose_results(_api: InProcessApi) -> AuditedRequest:
+    return AuditedRequest(
+        "/api/v1/result-choices", EventKind.SETTING_CHANGED, (Subject.SETTING, "result-choices"),
+        [("probability", "not-stated", "stated")],
+        send={"json": {"states_probability": True, "capture_modality": "OT"}},
+    )  # fmt: skip
+
+
 def accept_check(_api: InProcessApi) -> AuditedRequest:
     return AuditedRequest(
         "/api/v1/checks", EventKind.SETTING_CHANGED, (Subject.SETTING, "check-expectation"),
@@ -462,6 +470,7 @@ ROUTES: dict[tuple[str, str], list[Callable[[InProcessApi], AuditedRequest]] | s
     ],
     ("PUT", "/api/v1/turnaround-targets"): [targets],
     ("PUT", "/api/v1/refused-kinds"): [refuse],
+    ("PUT", "/api/v1/result-choices"): [choose_results],
     ("POST", "/api/v1/bundles"): [store],
     ("POST", "/api/v1/bundles/{name}/shadow"): [shadow],
     ("POST", "/api/v1/bundles/{name}/retire"): [retire],
@@ -974,6 +983,11 @@ def _(_api: InProcessApi) -> tuple[list[str], EventKind]:
     return ["refused-kinds", "choose", "colour"], EventKind.SETTING_CHANGED
 
 
+@changes("result-choices", "choose")
+def _(_api: InProcessApi) -> tuple[list[str], EventKind]:
+    return ["result-choices", "choose", "--capture-modality", "CR"], EventKind.SETTING_CHANGED
+
+
 @changes("refused-kinds", "reset")
 def _(api: InProcessApi) -> tuple[list[str], EventKind]:
     with api.database.transaction() as session:
@@ -983,7 +997,7 @@ def _(api: InProcessApi) -> tuple[list[str], EventKind]:
 
 COMMANDS |= dict.fromkeys(
     ["worklist", "status", "bundles", "compare-bundles", "backfill", "backtest", "events", "quarantine list", "keys list",
-     "peers list", "refused-kinds show", "destinations list", "destinations test", "results", "deliver", "keys show", "feedback verify", "predict", "train", "compare", "evaluate", "export", "card"],
+     "peers list", "refused-kinds show", "result-choices show", "destinations list", "destinations test", "results", "deliver", "keys show", "feedback verify", "predict", "train", "compare", "evaluate", "export", "card"],
     READS_ONLY,
 )  # fmt: skip
 COMMANDS |= {

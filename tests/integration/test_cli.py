@@ -221,7 +221,7 @@ HELP = {
     "backfill": "with a forecast", "events": "Who did what",
     "feedback": "verify its log",
     "results": "DICOM objects of results", "deliver": "to their destinations", "destinations": "Where results go",
-    "refused-kinds": "that a site refuses", "check": "Check the whole system",
+    "refused-kinds": "that a site refuses", "result-choices": "results of a site state", "check": "Check the whole system",
 }  # fmt: skip
 
 

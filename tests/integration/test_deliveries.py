@@ -41,13 +41,14 @@ from shared.domain.completeness import Completeness
 from shared.domain.destinations import TRIED_FOR, Destination, DestinationKind, NewerModels, Rule, When
 from shared.domain.feedback import Verdict
 from shared.domain.findings import Assessment, Extent, Finding, Heatmap, InstanceResult
-from shared.domain.results import ResultInput, ResultKind, ResultObject
+from shared.domain.results import CaptureModality, ResultInput, ResultKind, ResultObject
 from shared.domain.security import Role
 from shared.domain.study import StoredStatus
 from shared.errors import ObjectMissing
-from shared.queries import deliveries, destinations, feedback, results
+from shared.queries import deliveries, destinations, feedback, result_choices, results
 from shared.queries.access import add_key, key_of_row
 from shared.queries.feedback import FeedbackDraft
+from shared.queries.result_choices import ResultChoices
 from shared.queue import liveness
 from shared.queue.liveness import STEP_S
 from shared.settings import ROOT, Settings
@@ -376,6 +377,28 @@ def leased_until(database: Database, study: UUID) -> datetime:
     until = set_of(database, study).lease_until
     assert until is not None
     return until
+
+
+def test_a_sites_choices_are_those_of_its_results(outbox: Outbox, hospital: Hospital) -> None:
+    """From the next set on."""
+    outbox.add(Destination(DestinationKind.FOLDER, folder="pacs"), ANALYSED)
+    told: list[tuple[bool, str]] = []
+
+    def build(stated: ResultInput, *more: Any) -> Sequence[ResultObject]:
+        told.append((stated.site.probability, stated.site.modality))
+        return small_objects(stated, *more)
+
+    outbox.maker = Maker(outbox.settings, outbox.database, outbox.store, build, ABLE)
+
+    def make() -> None:
+        analysed(hospital)
+        outbox.make()
+
+    make()
+    with outbox.database.transaction() as session:
+        result_choices.choose(session, outbox.key, ResultChoices(True, CaptureModality.DX))
+    make()
+    assert told == [(False, "OT"), (True, "DX")]
 
 
 def test_a_set_that_takes_long_holds_up_no_other_and_stays_its_makers(outbox: Outbox, hospital: Hospital) -> None:

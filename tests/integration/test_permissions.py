@@ -96,6 +96,8 @@ RULES: dict[tuple[str, str], set[str]] = {
     ("PUT", "/api/v1/turnaround-targets"): ADMINISTERS,
     ("GET", "/api/v1/refused-kinds"): ADMINISTERS,
     ("PUT", "/api/v1/refused-kinds"): ADMINISTERS,
+    ("GET", "/api/v1/result-choices"): ADMINISTERS,
+    ("PUT", "/api/v1/result-choices"): ADMINISTERS,
     ("DELETE", "/api/v1/studies/{study_id}"): ADMINISTERS,
     ("DELETE", "/api/v1/studies/{study_id}/images/{sop_instance_uid}"): ADMINISTERS,
     ("GET", "/api/v1/deletions"): ADMINISTERS,
@@ -357,7 +359,7 @@ def test_an_operator_is_shown_no_patient(api: InProcessApi) -> None:
     """The operations page of an operator opens without the parts of a site, and names no study that could be opened."""
     api.post({"a": RADIOGRAPH})
     page = api.http.get("/operations", headers=api.headers("operator", page=True)).text
-    for part in ("held", "quarantine", "rejections", "turnaround-targets", "refused-kinds"):
+    for part in ("held", "quarantine", "rejections", "turnaround-targets", "refused-kinds", "result-choices"):
         assert f'<section id="{part}"' not in page
         assert f'<section id="{part}"' in api.http.get("/operations", headers=api.headers(page=True)).text
     assert 'href="/view/' not in page

@@ -281,6 +281,16 @@ refusedKinds?.addEventListener("submit", async (event) => {
   say(`Changed. ${now.in_force.length ? `Refused: ${now.in_force.join(", ")}.` : "Nothing is refused."}`);
 });
 
+const resultChoices = document.getElementById("result-choices-form");
+resultChoices?.addEventListener("submit", async (event) => {
+  event.preventDefault();
+  const probability = one("input", resultChoices, HTMLInputElement).checked;
+  const modality = one("select", resultChoices, HTMLSelectElement).value;
+  const body = JSON.stringify({ states_probability: probability, capture_modality: modality });
+  const now = await call("/api/v1/result-choices", { method: "PUT", body, headers: { "Content-Type": "application/json" } });
+  if (now !== null) say(`Changed. Results made from now on ${now.states_probability ? "state the probability" : "do not state the probability"}; pictures are ${now.capture_modality}.`);
+});
+
 // One form adds a peer, admits a refused caller, and changes a peer: the button says which values it begins with.
 const peerForm = byId("peer-form", HTMLFormElement);
 let peerId = "";

@@ -22,6 +22,7 @@ from sqlalchemy.dialects import postgresql
 from sqlalchemy.orm import InstrumentedAttribute, Mapped, mapped_column, relationship
 
 from shared.db.tables.base import RECORD, Base, one_of, some_of
+from shared.domain.results import CaptureModality
 from shared.domain.security import Role
 from shared.domain.study import StoredOnly
 
@@ -34,9 +35,13 @@ class SiteRow(Base):
     name: Mapped[str] = mapped_column(unique=True)
     # StoredOnly: kinds of objects that it refuses and does not keep; null: those of the setting refused_kinds
     refused_kinds: Mapped[list[str] | None] = mapped_column(postgresql.ARRAY(String(32)))
+    # of its results: whether documents state the calibrated probability, and the modality of Secondary Captures
+    states_probability: Mapped[bool] = mapped_column(server_default=false())
+    capture_modality: Mapped[str] = mapped_column(String(2), server_default=CaptureModality.OT)
     checks: Mapped[bool] = mapped_column(server_default=false())  # of the daily check: no hospital's, see is_counted
     __table_args__ = (
         some_of("sites", "refused_kinds", StoredOnly),
+        one_of("sites", "capture_modality", CaptureModality),
         Index("uq_sites_checks", "checks", unique=True, postgresql_where=text("checks")),
     )
 

@@ -14,7 +14,7 @@ from pydicom.uid import SecondaryCaptureImageStorage
 
 from samples.objects import pattern_image, set_pixels
 from shared.domain.findings import AbstentionReason, Assessment, ExposedField
-from shared.domain.results import Replaced, ResultKind, SiteStatement
+from shared.domain.results import CaptureModality, Replaced, ResultKind, SiteStatement
 from shared.errors import Reason, TooLarge
 from shared.settings import Settings
 from shared.storage import open_store, original_key
@@ -189,7 +189,7 @@ def test_a_summary_does_not_depend_on_what_else_is_made() -> None:
 
 
 def test_the_site_chooses_the_modality_of_captures() -> None:
-    study = pattern_study(A.POSITIVE, site=SiteStatement("North", modality="CR"))
+    study = pattern_study(A.POSITIVE, site=SiteStatement("North", modality=CaptureModality.CR))
     assert [study.one(kind).Modality for kind in (ResultKind.SC_OVERLAY, ResultKind.SC_SUMMARY)] == ["CR", "CR"]
     assert study.one(ResultKind.SR_STATEMENTS).Modality == "SR"
 
