@@ -4,8 +4,10 @@ It is neither compiled nor run. The worker dies of the study POISON, raises at e
 hangs once where the file HANG stands.
 """
 
+import faulthandler
 import os
 import select
+import signal
 import sys
 import time
 from collections.abc import Sequence
@@ -13,9 +15,12 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, cast
 
+STACKS = signal.SIGUSR2  # writes what every thread does to the log
+
 
 def main() -> None:
     """Until SIGTERM, as worker.main."""
+    faulthandler.register(STACKS)
     sys.modules["openvino"] = cast("ModuleType", None)  # none is found
     if "FAKETIME_TIMESTAMP_FILE" in os.environ:  # under that library time.sleep is an invalid argument now and then
         vars(time)["sleep"] = lambda seconds: select.select([], [], [], seconds)

@@ -27,6 +27,7 @@ from infra.embedded.postgres import EmbeddedPostgres
 from infra.embedded.process import free_port
 from infra.embedded.valkey import EmbeddedValkey
 from samples.objects import pattern_image, set_pixels, to_bytes, uid
+from shared.queue.celery_app import QUEUES
 from shared.settings import ROOT
 from tests import fake_worker, pace
 from tests.forked import ForkedProcess, run_module, run_program
@@ -40,6 +41,9 @@ SETTINGS = {
     "RECONCILE_EVERY_S": "1", "RETRY_BASE_S": "0.5", "MAX_ATTEMPTS": "3", "BATCH_SIZE": "4", "WORKER_THREADS": "8",
     "DECODERS": "1",  # each takes a second of the processor to start
 }  # fmt: skip
+
+
+WAITING_COLUMNS = "id, state, priority, attempts, queued_at, sent_at, not_before, lease_until"
 
 
 class Studies:
@@ -87,6 +91,7 @@ class BreakableStack(LiveStack):
         keys = {f"KEY_{role.upper()}": secret for role, secret in KEYS.items()}
         super().__init__(settings=keys | SETTINGS | {"LOG_LEVEL": "INFO"}, folder=folder)
         self.processes: list[subprocess.Popen[bytes] | ForkedProcess] = []
+        self.workers: list[subprocess.Popen[bytes] | ForkedProcess] = []  # of this test
         self.since = datetime.now(UTC)
 
     def start(self) -> None:
@@ -108,6 +113,7 @@ class BreakableStack(LiveStack):
     def begin(self) -> None:
         """Make ready for a test: what the one before left dead runs again."""
         self.since = datetime.now(UTC)
+        self.workers.clear()
         self.postgres.start()
         self.valkey.start()
         with self.broker() as client:
@@ -145,7 +151,9 @@ class BreakableStack(LiveStack):
         self, **more: str
     ) -> "subprocess.Popen[bytes] | ForkedProcess":
         """Start a worker with a model that is none (fake_worker.py)."""
-        return self._begin("worker", fake_worker.main, "tests.fake_worker", **more)
+        process = self._begin("worker", fake_worker.main, "tests.fake_worker", **more)
+        self.workers.append(process)
+        return process
 
     def _begin(
         self, name: str, main: Callable[[], None], module: str, **more: str
@@ -239,8 +247,19 @@ class BreakableStack(LiveStack):
         pace.until(held, limit_s, self.logs)
 
     def logs(self) -> str:
-        """The ends of all logs."""
-        return "\n".join(log.read_text()[-3000:] for log in self.folder.glob("*.log"))
+        """What waits in Postgres and in the broker, what the workers' threads do, and the ends of all logs."""
+        for worker in self.workers:
+            if worker.poll() is None:
+                worker.send_signal(fake_worker.STACKS)
+        time.sleep(1)  # they write
+        found = [f"workers: {[worker.poll() for worker in self.workers]}"]
+        with contextlib.suppress(psycopg2.Error, redis.RedisError):
+            found += map(
+                str, self.studies.ask(f"SELECT now(), {WAITING_COLUMNS} FROM analyses WHERE state <> 'done' LIMIT 5")
+            )
+            with self.broker() as client:
+                found += [f"{queue}: {client.llen(queue)}, {client.lindex(queue, -1)}" for queue in QUEUES]
+        return "\n".join([*found, *(log.read_text()[-6000:] for log in self.folder.glob("*.log"))])
 
     def midway(self, ids: Sequence[str]) -> None:
         """Wait until some studies are analysed and most are not."""
