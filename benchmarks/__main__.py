@@ -31,6 +31,7 @@ BENCHMARKS = {
     "arrival": "a study's first C-STORE byte to its last result in Orthanc, by Orthanc's clock: p95 at most 60 s",
     "worklist": "a page among 1,000,000 studies, first, deep, filtered, against one study by its key: p95, at most 5",
     "viewer": "a reader's click to the picture, in a real browser: at most 300 ms",
+    "reading": "from Done to the next study's first image: at most 150 ms; to all its pixels: 500 ms; memory flat",
     "heatmap": "the network that says where, against the same one that does not: share of forward time, at most 3 %",
 }
 ALL = "all"

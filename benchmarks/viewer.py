@@ -47,9 +47,7 @@ def run(quick: bool, say: Say) -> Result:  # noqa: FBT001 - one signature for al
     """
     from playwright.sync_api import sync_playwright
 
-    chromium = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-    if chromium is None:
-        raise MissingRequirement("this needs Chromium: apt-get install chromium")
+    chromium = find_chromium()
     rounds, max_studies = (1, 12) if quick else (4, None)
     opened: list[float] = []
     turned: list[float] = []
@@ -81,6 +79,14 @@ def run(quick: bool, say: Say) -> Result:  # noqa: FBT001 - one signature for al
         {f"{label}, p95 and longest, ms": [round(_p95(times)), round(max(times))] for label, times in samples.items()},
         quick,
     )
+
+
+def find_chromium() -> str:
+    """The browser's path. Raises MissingRequirement."""
+    chromium = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if chromium is None:
+        raise MissingRequirement("this needs Chromium: apt-get install chromium")
+    return chromium
 
 
 def _p95(times: list[float]) -> float:

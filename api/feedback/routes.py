@@ -18,7 +18,7 @@ from api.schemas import RowView
 from api.worklist.filters import chosen_filter
 from shared.db.tables import FindingRow
 from shared.domain.feedback import OF_STUDY, Contradiction, Entry, Fracture, Mark, Verdict, contradictions
-from shared.domain.findings import RESEARCH_USE, Assessment, Extent
+from shared.domain.findings import RESEARCH_USE, Assessment, Extent, gravity
 from shared.errors import BadRequest, InvalidState, NotFound
 from shared.queries import feedback, studies, worklist
 from shared.queries.access import Key
@@ -29,6 +29,7 @@ from shared.queries.studies import InstanceView
 
 router = Router(prefix=API, tags=["feedback"])
 MAX_TEXT_LENGTH, MAX_MARKS = 4_000, 50
+MAX_UPCOMING, MAX_PICTURES = 2, 4  # studies that a viewer loads ahead, and pictures of each
 Share = Annotated[float, Field(ge=0, le=1)]
 Worklist = Annotated[
     str, Query(max_length=2000, description="the worklist's query that `next_study` keeps to, e.g. assessment=positive")
@@ -175,6 +176,20 @@ class StudyFeedbackView(BaseModel):
     notice: str = Field(RESEARCH_USE, description="the research use notice, in words")
 
 
+class UpcomingPicture(BaseModel):
+    """A picture that a study opens with."""
+
+    preview_url: str = Field(description="path of the preview, a JPEG")
+    frame_url: str | None = Field(description="path of the full-resolution frame; null: there are previews only")
+
+
+class UpcomingStudy(BaseModel):
+    """A study that is read next, unless somebody else takes it before."""
+
+    url: str = Field(description="its page")
+    pictures: list[UpcomingPicture] = Field(description="of its gravest images, each with its gravest frame")
+
+
 class UndoView(BaseModel):
     """A study that is back on the list."""
 
@@ -196,6 +211,45 @@ def history(
 ) -> StudyFeedbackView:
     """List readers' feedback on a study: who said what, and when. Entries are never changed, only superseded."""
     return feedback_view(session, parts, key, study_id, login=login, worklist=worklist)
+
+
+@router.get("/studies/{study_id}/upcoming")
+def upcoming(
+    study_id: NamedStudy,
+    parts: PartsDep,
+    key: Radiologist,
+    session: SessionDep,
+    login: LoginId,
+    worklist: Worklist = "",
+) -> list[UpcomingStudy]:
+    """List the studies that are read after this one, with what a viewer may load before they are opened.
+
+    They are looked up when you ask, and held for nobody: whoever opens them first reads them.
+    """
+    studies.get(session, key.site_id, study_id)
+    following = feedback.next_unread(session, key, study_id, login, _filter(worklist), MAX_UPCOMING)
+    return [
+        UpcomingStudy(url=f"/view/{one}", pictures=_pictures(session, one, frames=parts.settings.full_frames))
+        for one in following
+    ]
+
+
+def _pictures(session: Session, study_id: UUID, *, frames: bool) -> list[UpcomingPicture]:
+    """The gravest images' pictures, MAX_PICTURES of them."""
+
+    def grave(finding: FindingRow) -> tuple[int, float]:
+        return -gravity(Assessment(finding.assessment), finding.score), -finding.fracture_probability
+
+    views = studies.instances(session, study_id)
+    gravest = [(number, min(view.findings, key=grave)) for number, view in enumerate(views, start=1) if view.findings]
+    path = f"{API}/studies/{study_id}"
+    return [
+        UpcomingPicture(
+            preview_url=f"{path}/preview.jpg?image={number}&frame={finding.frame}",
+            frame_url=f"{path}/frame?image={number}&frame={finding.frame}" if frames else None,
+        )
+        for number, finding in sorted(gravest, key=lambda one: grave(one[1]))[:MAX_PICTURES]
+    ]
 
 
 @router.post("/studies/{study_id}/feedback", status_code=201, max_body_size=2**20)
@@ -356,7 +410,7 @@ def feedback_view(
         read_at=row.read_at,
         regions=list(bundle.manifest.get("regions", [])) if bundle else [],
         readers=readers_summary_view(session, study_id, views),
-        next_study=f"/view/{following}" if following else None,
+        next_study=f"/view/{following[0]}" if following else None,
     )
 
 

@@ -393,9 +393,9 @@ def has_finding(session: Session, instance_id: UUID, frame: int, bundle: str) ->
 
 
 def next_unread(
-    session: Session, reader: Key, but: UUID, login: str = "", chosen: WorklistFilter | None = None
-) -> UUID | None:
-    """Find the study to read next: analysed or quarantined, unread, held by nobody else, the first by its place.
+    session: Session, reader: Key, but: UUID, login: str = "", chosen: WorklistFilter | None = None, number: int = 1
+) -> Sequence[UUID]:
+    """Find the studies to read next: analysed or quarantined, unread, held by nobody else, the first by their place.
 
     Args:
         session: the caller's transaction.
@@ -403,9 +403,10 @@ def next_unread(
         but: a study that is left out.
         login: the login of the reader's key; another login counts as somebody else.
         chosen: filters of the list that the reader came from; None: all.
+        number: so many at most.
 
     Returns:
-        Its id; None if there is none.
+        Their ids, the next one first.
     """
     others = select(ReadingLockRow.id).where(
         ReadingLockRow.study_id == StudyRow.id,
@@ -414,7 +415,7 @@ def next_unread(
         ReadingLockRow.until >= func.clock_timestamp(),
     )
     waiting = replace(chosen or WorklistFilter(), state=ReadState.UNREAD)
-    return session.scalar(
+    return session.scalars(
         choose(select(StudyRow.id), reader.site_id, waiting)
         .where(
             ~others.exists(),
@@ -422,8 +423,8 @@ def next_unread(
             StudyRow.id != but,
         )
         .order_by(*PLACE)
-        .limit(1)
-    )
+        .limit(number)
+    ).all()
 
 
 @dataclass(frozen=True)

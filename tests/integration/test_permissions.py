@@ -96,6 +96,7 @@ RULES: dict[tuple[str, str], set[str]] = {
     ("PUT", "/api/v1/turnaround-targets"): ADMINISTERS,
     ("GET", "/api/v1/refused-kinds"): ADMINISTERS,
     ("PUT", "/api/v1/refused-kinds"): ADMINISTERS,
+    ("GET", "/api/v1/studies/{study_id}/upcoming"): READS,
     ("GET", "/api/v1/result-choices"): ADMINISTERS,
     ("PUT", "/api/v1/result-choices"): ADMINISTERS,
     ("DELETE", "/api/v1/studies/{study_id}"): ADMINISTERS,

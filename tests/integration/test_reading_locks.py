@@ -353,8 +353,8 @@ def test_the_next_study_is_in_no_other_hands_and_on_the_readers_list(in_process:
     key = in_process.key("radiologist")
     with in_process.database.transaction() as session:
         acquire(session, ids[1], key, "1", db_now(session), LEASE)
-        assert feedback.next_unread(session, key, ids[0], "1") == ids[1]
-        assert feedback.next_unread(session, key, ids[0], "2") == ids[2]
+        assert feedback.next_unread(session, key, ids[0], "1") == [ids[1]]
+        assert feedback.next_unread(session, key, ids[0], "2") == [ids[2]]
 
     def following(worklist: str) -> Any:
         query, headers = {"worklist": worklist}, in_process.headers("radiologist")
@@ -367,6 +367,31 @@ def test_the_next_study_is_in_no_other_hands_and_on_the_readers_list(in_process:
     assert following("?region=leg&state=read") == f"/view/{ids[3]}"
     assert following("?region=wrist") is None
     assert following("?search=sealed&region=wrist") == f"/view/{ids[2]}"
+
+
+def test_what_is_read_next_is_told_with_its_pictures(in_process: Any) -> None:
+    """The two studies that come next on the reader's list, each with its gravest images; nothing is locked by that."""
+    first, second, third, last = add_studies(
+        in_process.database, in_process.key().site_id, [{"due_at": NOW + n * 60 * S, "region": "leg"} for n in range(4)]
+    )
+    headers = in_process.headers("radiologist")
+
+    def upcoming(study: UUID, worklist: str = "") -> list[Any]:
+        path = f"/api/v1/studies/{study}/upcoming"
+        answer = in_process.http.get(path, params={"worklist": worklist}, headers=headers)
+        assert answer.status_code == 200, answer.text
+        return list(answer.json())
+
+    assert [one["url"] for one in upcoming(first)] == [f"/view/{second}", f"/view/{third}"]
+    assert [one["url"] for one in upcoming(second)] == [f"/view/{first}", f"/view/{third}"]
+    assert upcoming(first, "?region=hand") == []
+    for one, study in zip(upcoming(first), (second, third), strict=True):
+        for picture in one["pictures"]:
+            assert picture["preview_url"].startswith(f"/api/v1/studies/{study}/preview.jpg?image=1")
+            assert picture["frame_url"].startswith(f"/api/v1/studies/{study}/frame?image=1")
+    locks = in_process.http.get(f"/api/v1/studies/{second}/lock", headers=headers).json()
+    assert locks["name"] == ""
+    assert last not in {one["url"] for one in upcoming(first)}
 
 
 def test_a_row_is_yours_by_key_and_login_not_by_name(in_process: Any) -> None:

@@ -7,16 +7,19 @@ import { around, byId, data, one } from "./lib/dom.js";
 import { hear } from "./lib/events.js";
 import { STUDY_KEYS, commandOf } from "./lib/keys.js";
 import { showTimes } from "./lib/times.js";
+import { loadAhead } from "./live/ahead.js";
 import { startLock } from "./live/lock.js";
 import { askForPage, keepFresh } from "./live/refresh.js";
 import { elsewhere, openRadiographs } from "./viewer/radiographs.js";
 
 const AGES_MS = 30000;
 
-if (document.getElementById("viewer")) openRadiographs();
+const viewer = document.getElementById("viewer");
+if (viewer) openRadiographs();
 startLock();
 startUndo();
 openFeedback();
+if (viewer) loadAhead(data(viewer, "study"));
 
 const back = byId("back", HTMLAnchorElement);
 back.search = sessionStorage.getItem("worklist") ?? ""; // back to the filters the reader came with
