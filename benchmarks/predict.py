@@ -23,10 +23,10 @@ from shared.storage import Store, open_store, original_key
 from worker.tasks import threads_for
 
 GOAL = Goal(">=", 0.85)
-RADIOGRAPHS = 500  # fewer would measure the start alone
+FILES = 500  # fewer would measure the start alone
 KINDS = ("explicit", "jpegls")
 FEW, SOME = 16, 88  # files of the folders of a quick run
-RADIOGRAPHS = 12  # of each kind, sent in turn
+OF_KIND = 12  # of each kind, sent in turn
 
 
 def run(quick: bool, say: Say) -> Result:  # noqa: FBT001 - one signature for all
@@ -43,16 +43,15 @@ def run(quick: bool, say: Say) -> Result:  # noqa: FBT001 - one signature for al
         StackError: The command failed, or a worker ended.
     """
     held = threads_for(Settings())
-    studies, edge, repeats = (held + held // 2, held // 2, 1) if quick else (RADIOGRAPHS, held, 5)
+    studies, edge, repeats = (held + held // 2, held // 2, 1) if quick else (FILES, held, 5)
     with LiveStack() as live_stack:
         store = open_store(live_stack.store_url)
         live_stack.worker()
         say("making radiographs")
-        kinds = [stored(store, 3 if quick else RADIOGRAPHS, encoding) for encoding in KINDS]
+        kinds = [stored(store, 3 if quick else OF_KIND, encoding) for encoding in KINDS]
         radiographs = list(itertools.chain.from_iterable(zip(*kinds, strict=True)))
         folders = {
-            count: _folder(live_stack, store, radiographs, count)
-            for count in ((FEW, SOME) if quick else (RADIOGRAPHS,))
+            count: _folder(live_stack, store, radiographs, count) for count in ((FEW, SOME) if quick else (FILES,))
         }
         workload = Workload(live_stack)
         try:
@@ -73,7 +72,7 @@ def run(quick: bool, say: Say) -> Result:  # noqa: FBT001 - one signature for al
     case = Case.of(label, "radiographs/s", samples["predict"], samples["worker"])
     return Result(
         "predict",
-        f"osteon predict on {RADIOGRAPHS} files, from its start to its end, against a warm worker's radiographs/s",
+        f"osteon predict on {FILES} files, from its start to its end, against a warm worker's radiographs/s",
         GOAL,
         (case,),
         {"cores": cpu_count(), "streams": engine_streams()},
@@ -93,12 +92,12 @@ def _folder(live_stack: LiveStack, store: Store, radiographs: Sequence[str], cou
 
 
 def _predicted_per_s(live_stack: LiveStack, folders: Mapping[int, Path]) -> float:
-    """Measure radiographs/s of RADIOGRAPHS files; folders are by their number of files, the smallest first."""
+    """Measure radiographs/s of FILES files; folders are by their number of files, the smallest first."""
     seconds = {count: _seconds(live_stack, folder, count) for count, folder in folders.items()}
-    if RADIOGRAPHS in seconds:
-        return RADIOGRAPHS / seconds[RADIOGRAPHS]
+    if FILES in seconds:
+        return FILES / seconds[FILES]
     further = (seconds[SOME] - seconds[FEW]) / (SOME - FEW)
-    return RADIOGRAPHS / (seconds[FEW] + (RADIOGRAPHS - FEW) * further)
+    return FILES / (seconds[FEW] + (FILES - FEW) * further)
 
 
 def _seconds(live_stack: LiveStack, folder: Path, count: int) -> float:
