@@ -303,8 +303,8 @@ def _even_lines(lines: Float32Image, spread: float) -> int:
     if wide < MIN_IN_BIN or deepest < MIN_EVEN_LINES + 4:
         return 0
     few = np.ascontiguousarray(lines[: deepest + 4, : BINS * step * wide : step]).reshape(-1, BINS, wide)
-    value = np.median(few, axis=2).astype(np.float64)
-    rough = np.median(np.abs(np.diff(few, axis=2)), axis=2).astype(np.float64)
+    value = _medians(few).astype(np.float64)
+    rough = _medians(np.abs(np.diff(few, axis=2))).astype(np.float64)
     levels = np.unique(few[:MIN_EVEN_LINES])
     grain = float(np.diff(levels).min()) if len(levels) > 1 else 0.0
     least = max(EVEN_TOLERANCE * spread, 1.2 * grain)
@@ -315,11 +315,11 @@ def _even_lines(lines: Float32Image, spread: float) -> int:
         steps = np.abs(np.diff(profile, axis=0))
         # a step is one that the lines before have not: they may have noise, or grow darker from line to line
         usual = np.cumsum(steps, 0)[number - 2] / (number - 1)[:, None]
-        limit = ABRUPTLY * np.maximum(usual, np.median(usual, axis=1, keepdims=True)) + least
+        limit = ABRUPTLY * np.maximum(usual, _medians(usual)[:, None]) + least
         changed |= steps[number - 1] > limit
         # all at once: what grows from line to line is anatomy, or a collimator's blurred edge
         later = np.abs(np.stack([profile[number + more] for more in (1, 2, 3)]) - profile[number - 1])
-        stays |= (later.min(0) > limit) & (steps[number - 1] >= ABRUPT_SHARE * np.median(later, 0))
+        stays |= (later.min(0) > limit) & (steps[number - 1] >= ABRUPT_SHARE * np.sort(later, axis=0)[1])
     share = changed.mean(1)
     for at in np.flatnonzero(share >= LETTERS):
         where = np.flatnonzero(changed[at] & stays[at])
@@ -328,6 +328,13 @@ def _even_lines(lines: Float32Image, spread: float) -> int:
         within = (changed & stays)[at, where[0] : where[-1] + 1]
         return int(number[at]) if within.mean() >= EDGE_CHANGES else 0
     return 0
+
+
+def _medians(values: npt.NDArray[np.floating]) -> npt.NDArray[np.floating]:
+    """The medians along the last axis, as np.median has them: to sort rows so short takes a sixth of its time."""
+    ordered = np.sort(values, axis=-1)
+    middle, odd = divmod(ordered.shape[-1], 2)
+    return ordered[..., middle] if odd else (ordered[..., middle - 1] + ordered[..., middle]) / 2
 
 
 def _ends(other: BoolImage) -> bool:

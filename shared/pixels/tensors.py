@@ -9,6 +9,8 @@ from shared.domain.manifest import HIGH_PERCENTILE, LOW_PERCENTILE
 UInt8Image = npt.NDArray[np.uint8]  # (H, W)
 Float32Image = npt.NDArray[np.float32]  # (H, W)
 
+Window = tuple[int, int, int, int]  # top, left, bottom, right
+MAX_AREAS = 16  # covered ones that are filled one by one
 ROUNDING = 1e-6  # of the greatest value: what resizing in float32 adds to an image of one value
 
 
@@ -144,12 +146,42 @@ def fill_covered(image: Float32Image, covered: npt.NDArray[np.bool_]) -> Float32
     Returns:
         (H, W) float32.
     """
-    _, labels = cv2.distanceTransformWithLabels(
-        covered.astype(np.uint8), cv2.DIST_L2, 5, labelType=cv2.DIST_LABEL_PIXEL
-    )
-    value_of = np.zeros(int(labels.max()) + 1, np.float32)
-    value_of[labels[~covered]] = image[~covered]
-    return np.where(covered, value_of[labels], image)
+    hidden = covered.astype(np.uint8)
+    outlines, _ = cv2.findContours(hidden, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
+    height, width = hidden.shape
+    windows = [(0, 0, height, width)] if len(outlines) > MAX_AREAS else _apart([_around(one) for one in outlines])
+    filled = np.array(image, np.float32)
+    for top, left, bottom, right in windows:
+        part = slice(max(0, top), bottom), slice(max(0, left), right)
+        _, labels = cv2.distanceTransformWithLabels(hidden[part], cv2.DIST_L2, 5, labelType=cv2.DIST_LABEL_PIXEL)
+        seen = hidden[part] == 0
+        value_of = np.zeros(int(labels.max()) + 1, np.float32)
+        value_of[labels[seen]] = filled[part][seen]
+        filled[part] = value_of[labels]
+    return filled
+
+
+def _around(outline: npt.NDArray[np.int32]) -> Window:
+    """An area and the pixels next to it: what is nearest to a pixel of it is one of these."""
+    left, top, width, height = cv2.boundingRect(outline)
+    return top - 1, left - 1, top + height + 1, left + width + 1
+
+
+def _apart(windows: list[Window]) -> list[Window]:
+    """Join windows that overlap, until none does."""
+    apart: list[Window] = []
+    for one in windows:
+        joined = one
+        while near := [other for other in apart if _overlap(other, joined)]:
+            apart = [other for other in apart if other not in near]
+            tops, lefts, bottoms, rights = zip(joined, *near, strict=True)
+            joined = min(tops), min(lefts), max(bottoms), max(rights)
+        apart.append(joined)
+    return apart
+
+
+def _overlap(one: Window, other: Window) -> bool:
+    return one[0] < other[2] and other[0] < one[2] and one[1] < other[3] and other[1] < one[3]
 
 
 def _fitted(image: Float32Image, shape: tuple[int, ...]) -> Float32Image:

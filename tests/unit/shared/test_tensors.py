@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shared.pixels.tensors import content_box, prepare_square, shrink
+from shared.pixels.tensors import MAX_AREAS, content_box, fill_covered, prepare_square, shrink
 
 SEEDS = st.integers(0, 2**32 - 1)
 SIDES = st.integers(1, 300)
@@ -143,3 +143,44 @@ def test_halving_first_shows_the_same_radiograph() -> None:
         small = shrink(image, 512)
         once = cv2.resize(image, small.shape[::-1], interpolation=cv2.INTER_AREA)
         assert np.abs(small - once).mean() * 255 / np.ptp(once) < 0.5
+
+
+@given(SEEDS, st.integers(1, 60), st.integers(1, 60), st.sampled_from(["spots", "corners", "circle", "triangle"]))
+@settings(max_examples=200, deadline=None)
+def test_covered_pixels_take_the_nearest_value(seed: int, height: int, width: int, kind: str) -> None:
+    """Area by area as if all of the image were looked at at once, whatever is covered; the others keep their values."""
+    rng = np.random.default_rng(seed)
+    image = rng.normal(size=(height, width)).astype(np.float32)
+    shape = np.zeros((height, width), np.uint8)
+    if kind == "spots":
+        shape[:] = rng.random((height, width)) < rng.random() ** 3
+    elif kind == "circle":
+        cv2.circle(shape, (width // 2, height // 2), int(rng.integers(1, 60)), 1, -1)
+        shape = 1 - shape
+    elif kind == "triangle":
+        cv2.fillPoly(shape, [rng.integers(0, 60, (3, 2)).astype(np.int32)], 1)
+    else:
+        y, x = np.mgrid[:height, :width]
+        reach = int(rng.integers(0, 30))
+        shape[(x + y < reach) | (width - 1 - x + y < reach) | (x + height - 1 - y < reach)] = 1
+    covered = shape == 1
+    if covered.all():
+        covered[0, 0] = False
+    filled = fill_covered(image, covered)
+    _, labels = cv2.distanceTransformWithLabels(
+        covered.astype(np.uint8), cv2.DIST_L2, 5, labelType=cv2.DIST_LABEL_PIXEL
+    )
+    value_of = np.zeros(int(labels.max()) + 1, np.float32)
+    value_of[labels[~covered]] = image[~covered]
+    assert np.array_equal(filled, np.where(covered, value_of[labels], image))
+
+
+def test_many_covered_spots_are_filled_together() -> None:
+    """Each is a pixel of its own; one pass fills them all."""
+    image = np.arange(64 * 64, dtype=np.float32).reshape(64, 64)
+    covered = np.zeros((64, 64), np.bool_)
+    covered[::4, ::4] = True
+    assert covered.sum() > MAX_AREAS
+    filled = fill_covered(image, covered)
+    assert np.array_equal(filled[~covered], image[~covered])
+    assert np.abs(filled[covered] - image[covered]).max() <= 65
