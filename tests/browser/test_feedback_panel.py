@@ -196,9 +196,11 @@ def test_the_worklists_keys_lead_to_the_control(reader: Page, in_process: Any, s
 
 
 def test_done_leads_to_the_next_study_and_can_be_undone(reader: Page, in_process: Any, study: str) -> None:
-    """Done marks the study read and opens the next unread one; back there, Reopen takes it back."""
+    """Done marks the study read and opens the next unread one, loaded ahead; back there, Reopen takes it back."""
     other = add(in_process, 2)
-    view(reader, study)
+    with reader.expect_response(re.compile(f"/studies/{other}/preview.jpg")) as ahead:
+        view(reader, study)
+    assert ahead.value.ok
     reader.get_by_role("button", name="Done, next study").click()
     reader.get_by_role("button", name="Mark as read without feedback").click()
     expect(reader).to_have_url(re.compile(f"/view/{other}$"))
