@@ -258,7 +258,7 @@ class BreakableStack(LiveStack):
                 str, self.studies.ask(f"SELECT now(), {WAITING_COLUMNS} FROM analyses WHERE state <> 'done' LIMIT 5")
             )
             with self.broker() as client:
-                found += [f"{queue}: {client.llen(queue)}, {client.lindex(queue, -1)}" for queue in QUEUES]
+                found += [f"{queue}: {client.llen(queue)}, {client.lindex(queue, -1)!r}" for queue in QUEUES]
         return "\n".join([*found, *(log.read_text()[-6000:] for log in self.folder.glob("*.log"))])
 
     def midway(self, ids: Sequence[str]) -> None:

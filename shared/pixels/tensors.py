@@ -1,5 +1,7 @@
 """From a display image to the square the network reads; training and serving both call `prepare_square`."""
 
+from typing import Any
+
 import cv2
 import numpy as np
 import numpy.typing as npt
@@ -161,7 +163,7 @@ def fill_covered(image: Float32Image, covered: npt.NDArray[np.bool_]) -> Float32
     return filled
 
 
-def _around(outline: npt.NDArray[np.int32]) -> Window:
+def _around(outline: "npt.NDArray[Any] | cv2.Mat") -> Window:
     """An area and the pixels next to it: what is nearest to a pixel of it is one of these."""
     left, top, width, height = cv2.boundingRect(outline)
     return top - 1, left - 1, top + height + 1, left + width + 1
