@@ -20,7 +20,7 @@ from api.spool import Limiters
 from shared.domain.security import Role
 from shared.queries import studies
 from shared.queries.access import Key
-from shared.queries.worklist import StatusCounts
+from shared.queries.worklist import StatusCounts, TabCounts
 
 
 @dataclass(frozen=True)
@@ -32,6 +32,7 @@ class Parts(Backends):
     credentials: Credentials
     transactions: CapacityLimiter  # how many `transaction` opens at once
     counts: StatusCounts = field(default_factory=StatusCounts)
+    tabs: TabCounts = field(default_factory=TabCounts)
     probes: dict[str, Probe] = field(default_factory=dict)  # by the part's name, see `api.operations.health`
 
 

@@ -6,7 +6,7 @@ from enum import StrEnum
 from typing import Annotated, Literal, Self
 from uuid import UUID
 
-from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema, computed_field
+from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema, computed_field, model_validator
 from pydantic.config import JsonDict
 
 from api.readers_summary import ReadersSummaryView
@@ -498,7 +498,9 @@ class WorklistPage(BaseModel):
     entries: list[WorklistRow] = Field(description="the study to read first comes first")
     next: str | None = Field(description="the `after` of the next page; null: this is the last one")
     counts: dict[StudyStatus, int] = Field(description="how many studies there are, by state")
+    previous: str | None = Field(None, description="the `before` of the page before; null: this is the first one")
     held: list[HeldFileMatch] = Field(default_factory=list, description="of a search: files that wait for a decision")
+    understood: str = Field("", description="of a search by words: what was looked for, in words")
     notice: str = Field(RESEARCH_USE, description="the research use notice, in words")
 
 
@@ -531,13 +533,28 @@ class PastReadingLockView(RowView):
 
 
 class Search(BaseModel):
-    """What to search by; in a body, for addresses are logged."""
+    """What to search by, one of both; in a body, for addresses are logged."""
 
-    number: str = Field(min_length=1, max_length=64, description="an accession number or a patient id, whole")
+    number: str | None = Field(
+        None, min_length=1, max_length=64, description="an accession number or a patient id, whole"
+    )
+    words: str | None = Field(
+        None,
+        min_length=1,
+        max_length=64,
+        description="parts of a name, an id, an accession number or a description, and a date as 2026-11-28 or "
+        "28.11.2026; each of them must be found",
+    )
+
+    @model_validator(mode="after")
+    def _one(self) -> Self:
+        if (self.number is None) == (self.words is None):
+            raise ValueError("give `number` or `words`, one of both")
+        return self
 
 
-class SavedFilter(BaseModel):
-    """A choice of filters under a name."""
+class FilterName(BaseModel):
+    """The name of a saved view."""
 
     name: str = Field(
         min_length=1,
@@ -545,13 +562,19 @@ class SavedFilter(BaseModel):
         pattern=r"^[^\x00-\x1f]*[^\x00-\x20][^\x00-\x1f]*$",
         description="one of yours is replaced if it has this name",
     )
+
+
+class SavedFilter(FilterName):
+    """A view of the worklist under a name."""
+
     query: str = Field(
-        max_length=400, description="as in the worklist's address, e.g. `assessment=positive&region=hand`"
+        max_length=400,
+        description="filters, order and columns as in the worklist's address, e.g. `assessment=positive&sort=-age`",
     )
 
 
 class SavedFilterView(RowView, SavedFilter):
-    """A saved filter."""
+    """A saved view; the page `/?view=ID` opens it."""
 
     id: UUID = Field(description="its id")
 

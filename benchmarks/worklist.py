@@ -25,7 +25,7 @@ from shared.db.tables import StudyRow
 from shared.domain.study import Identity
 from shared.queries.access import Vault, find_key
 from shared.queries.worklist import (
-    ReadState,
+    Order,
     StatusCounts,
     WorklistCursor,
     WorklistFilter,
@@ -204,7 +204,7 @@ def _queries(database: Database, studies: list[UUID], rng: random.Random) -> dic
         key = find_key(session, KEYS["radiologist"])
         assert key is not None
         reader, site_id = key, key.site_id
-        places = [cursor_after(row, ReadState.UNREAD) for row in entries_of(session, site_id, studies)]
+        places = [cursor_after(row, Order()) for row in entries_of(session, site_id, studies)]
     counts = StatusCounts()
     vault = Vault(Fernet.generate_key().decode())
 

@@ -1,12 +1,14 @@
 """GET /api/v1/worklist: what to read next.
 
-POST /api/v1/worklist/search: the studies of one accession number or patient.
+POST /api/v1/worklist/search: studies by number, or by parts of names, numbers and descriptions.
 """
 
 import base64
 import binascii
 import json
 import math
+from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Annotated
 from uuid import UUID
@@ -14,21 +16,32 @@ from uuid import UUID
 from fastapi import Query
 from sqlalchemy.orm import Session
 
-from api.dependencies import PRINTABLE, LoginId, Parts, PartsDep, Radiologist, SessionDep
+from api.dependencies import LoginId, Parts, PartsDep, Radiologist, SessionDep
 from api.reasons import reason_fields
 from api.requests import API, Router
 from api.schemas import HeldFileMatch, Search, WorklistPage, WorklistRow
-from shared.domain.findings import Assessment, Extent, shown_score
+from api.worklist.filters import Listing, ListingDep, order_word
+from shared.db.tables import HeldFileRow
+from shared.domain.findings import shown_score
 from shared.domain.held import HeldKind, HeldState
-from shared.domain.study import Priority, StudyStatus
 from shared.domain.worklist import WorklistEntry
 from shared.errors import BadRequest
 from shared.queries import held, studies, worklist
 from shared.queries.access import Key
-from shared.queries.worklist import AgeBand, ReadState, WorklistCursor, cursor_after
+from shared.queries.search import (
+    MAX_COMPARED,
+    MAX_WORDS,
+    FoundStudies,
+    SearchWords,
+    find_by_words,
+    parse_search,
+    record_search,
+)
+from shared.queries.worklist import Order, SortBy, WorklistCursor, cursor_after
 
 router = Router(prefix=API, tags=["read"])
 SHOWN_DIGITS = 8  # of an id, where it is shown short: so many find its study
+MAX_CURSOR = 400  # characters
 
 
 @router.get("/worklist")
@@ -37,76 +50,125 @@ def list_worklist(
     key: Radiologist,
     session: SessionDep,
     login: LoginId,
-    status: Annotated[StudyStatus | None, Query(description="only studies in this state")] = None,
-    assessment: Annotated[Assessment | None, Query(description="only with this assessment by the model")] = None,
-    region: Annotated[
-        str | None, Query(max_length=32, pattern=PRINTABLE, description="only of this body region")
+    listing: ListingDep,
+    after: Annotated[str | None, Query(description="the `next` of the page before", max_length=MAX_CURSOR)] = None,
+    before: Annotated[
+        str | None, Query(description="the `previous` of the page behind; not with `after`", max_length=MAX_CURSOR)
     ] = None,
-    priority: Annotated[Priority | None, Query(description="only with this priority")] = None,
-    modality: Annotated[
-        str | None, Query(max_length=16, pattern=PRINTABLE, description="only of this modality")
-    ] = None,
-    severity: Annotated[Extent | None, Query(description="only with this extent, by annotation")] = None,
-    age: Annotated[AgeBand | None, Query(description="of the patient at the study, in years")] = None,
-    state: Annotated[ReadState, Query(description="what waits for its reader, or what was read")] = ReadState.UNREAD,
-    after: Annotated[str | None, Query(description="the `next` of the page before", max_length=200)] = None,
     limit: Annotated[int, Query(ge=1, le=500, description="studies a page")] = 50,
 ) -> WorklistPage:
     """List studies by due time, the earliest first; every row says why it is there. Read studies come last read first.
 
-    Paging is by key, not by offset: a study that arrives meanwhile neither repeats nor hides another.
+    `sort` chooses another order. Paging is by key, not by offset: a study that arrives meanwhile neither repeats nor
+    hides another. The same list as a table for other programs: GET /api/v1/worklist.csv.
     """
-    chosen = worklist.WorklistFilter(status, assessment, region, priority, modality, severity, age, state)
-    return worklist_page(parts, session, key, login, chosen, after, limit)
+    return worklist_page(parts, session, key, login, listing, Place(after, before), limit)
 
 
 @router.post("/worklist/search")
 def search(parts: PartsDep, key: Radiologist, session: SessionDep, login: LoginId, body: Search) -> WorklistPage:
-    """Find studies by accession number or patient ID, read or not, or by the first digits of their ids.
+    """Find studies, read or not: by accession number or patient ID, or the first digits of their ids; or by words.
 
-    Each search is recorded.
+    `understood` says what was looked for by words. At most 200 studies are found. Each search is recorded.
     """
-    noted_search(parts, session, key, body.number)
-    return found_page(parts, session, key, login, body.number)
+    found = search_of(parts, session, key, body)
+    record_search(session, key, len(found.study_ids) + len(found.held))
+    return found_page(parts, session, key, login, found)
 
 
-def noted_search(parts: Parts, session: Session, key: Key, number: str) -> None:
-    """Record a search.
+@dataclass(frozen=True)
+class Place:
+    """Where a page of the list begins, or ends; both None: the first page."""
+
+    after: str | None = None  # the `next` of the page before
+    before: str | None = None  # the `previous` of the page behind
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a search found."""
+
+    study_ids: Sequence[UUID]
+    held: Sequence[HeldFileRow]
+    understood: str  # what was looked for, in words; empty: one whole number
+    note: str = ""  # why it is nothing, or not all
+
+
+def search_of(parts: Parts, session: Session, key: Key, wanted: Search) -> Found:
+    """Search; the caller records it.
 
     Args:
         parts: of this application.
         session: the caller's transaction.
         key: of the reader.
-        number: that was searched for; it is not recorded.
+        wanted: a whole number, or words.
+
+    Returns:
+        What was found: studies, and files that wait for a decision or were rejected.
     """
-    waiting = held.find_by_number(session, parts.vault, key, number)
-    parts.vault.search(session, key, number, len(waiting))
+    whole = wanted.number if wanted.number is not None else wanted.words or ""
+    ids = dict.fromkeys(parts.vault.find_by_number(session, key, whole))
+    if len(whole.strip()) >= SHOWN_DIGITS:
+        ids |= dict.fromkeys(studies.ids_starting_with(session, key.site_id, whole))
+    waiting = held.find_by_number(session, parts.vault, key, whole)
+    if wanted.words is None:
+        return Found(list(ids), waiting, "")
+    words = parse_search(wanted.words)
+    found = find_by_words(session, parts.vault, key, words)
+    ids |= dict.fromkeys(found.ids)
+    return Found(list(ids), waiting, understood(words), _note(words, found, nothing=not ids))
 
 
-def found_page(parts: Parts, session: Session, key: Key, login: str, number: str) -> WorklistPage:
-    """Find studies by a number, and files with it that wait for a decision or were rejected.
+def understood(words: SearchWords) -> str:
+    """What a search looks for, in words."""
+    quoted = " and ".join(f"“{word}”" for word in words.words)
+    text = f"{quoted} in names, IDs, accession numbers and descriptions" if quoted else ""
+    days = " or ".join(f"{day.day} {day:%b %Y}" for day in words.dates)
+    return "; ".join(part for part in (text, f"studies of {days}" if days else "") if part)
+
+
+def _note(words: SearchWords, found: FoundStudies, *, nothing: bool) -> str:
+    """Why a search found nothing, or not all; empty where it found all there is."""
+    if words.no_dates:
+        return f"{', '.join(words.no_dates)} is no date. Write the day as 2026-11-28 or 28.11.2026."
+    if words.too_many:
+        return f"Search for {MAX_WORDS} words at most."
+    if not found.whole:
+        return f"These are not all: of what may fit, the newest {MAX_COMPARED:,} were compared. Add a word or a date."
+    return _why_nothing(words) if nothing else ""
+
+
+def _why_nothing(words: SearchWords) -> str:
+    if not (words.words or words.dates):
+        return "There is no letter and no digit to search for."
+    short = [word for word in words.words if len(word) == 1]
+    if short:
+        return f"One letter is looked for at beginnings only; write more than {', '.join(short)}."
+    if len(words.words) + bool(words.dates) > 1:
+        return "Each word, and one of the dates, must be of the same study: leave one out."
+    return "Only studies of this site are searched, those that were read too; deleted ones are gone."
+
+
+def found_page(parts: Parts, session: Session, key: Key, login: str, found: Found) -> WorklistPage:
+    """Show what a search found.
 
     Args:
         parts: of this application.
         session: the caller's transaction.
         key: of the reader.
         login: the login of the reader's key; "" for a program.
-        number: accession number or patient ID, or the first digits of a study's id.
+        found: as `search_of` found it.
 
     Returns:
         The studies as a page of the worklist, and the files.
     """
-    found = parts.vault.find_by_number(session, key, number)
-    if len(number.strip()) >= SHOWN_DIGITS:
-        found += studies.ids_starting_with(session, key.site_id, number)
-    waiting = held.find_by_number(session, parts.vault, key, number)
-    entries = worklist.entries_of(session, key.site_id, found)
-    counts = parts.counts.of(session, key.site_id)
+    entries = worklist.entries_of(session, key.site_id, found.study_ids)
     now = datetime.now(UTC)
     return WorklistPage(
         entries=[_row(rank, entry, now, (key.id, login)) for rank, entry in enumerate(entries, start=1)],
         next=None,
-        counts=counts,
+        counts=parts.counts.of(session, key.site_id),
+        understood=". ".join(part for part in (found.understood, found.note) if part),
         held=[
             HeldFileMatch(
                 kind=HeldKind(row.kind),
@@ -114,39 +176,66 @@ def found_page(parts: Parts, session: Session, key: Key, login: str, number: str
                 received_at=row.received_at,
                 study_id=row.study_id if row.kind == HeldKind.CORRECTION else None,
             )
-            for row in waiting
+            for row in found.held
         ],
     )
 
 
 def worklist_page(
-    parts: Parts, session: Session, key: Key, login: str, chosen: worklist.WorklistFilter, after: str | None, limit: int
+    parts: Parts, session: Session, key: Key, login: str, listing: Listing, place: Place, limit: int
 ) -> WorklistPage:
-    """Build the response of GET /api/v1/worklist, which the page uses too.
+    """Build the response of GET /api/v1/worklist.
 
     Args:
         parts: of this application.
         session: the caller's transaction.
         key: of the reader.
         login: the login of the reader's key; "" for a program.
-        chosen: which studies.
-        after: the `next` of the page before; None: the first page.
+        listing: which studies, and in which order.
+        place: which page.
         limit: studies a page.
 
     Returns:
         The page.
 
     Raises:
-        BadRequest: `after` is no `next` of a page.
+        BadRequest: the place is none of this list.
     """
-    entries = worklist.entries(session, key.site_id, chosen, _decode(after, chosen.state), limit + 1)
-    counts = parts.counts.of(session, key.site_id)
-    more, entries = len(entries) > limit, entries[:limit]
+    page = rows_page(session, key, login, listing, place, limit)
+    return page.model_copy(update={"counts": parts.counts.of(session, key.site_id)})
+
+
+def rows_page(session: Session, key: Key, login: str, listing: Listing, place: Place, limit: int) -> WorklistPage:
+    """Read a page without counts, which pages for people show otherwise.
+
+    Args:
+        session: the caller's transaction.
+        key: of the reader.
+        login: the login of the reader's key; "" for a program.
+        listing: which studies, and in which order.
+        place: which page.
+        limit: studies a page.
+
+    Returns:
+        The page.
+
+    Raises:
+        BadRequest: the place is none of this list.
+    """
+    if place.after is not None and place.before is not None:
+        raise BadRequest("Give `after` or `before`, not both")
+    backward, order = place.before is not None, listing.order
+    at = _decode(place.before if backward else place.after, order)
+    entries = worklist.entries(session, key.site_id, listing.chosen, at, limit + 1, order, backward=backward)
+    more = len(entries) > limit
+    entries = (entries[1:] if backward else entries[:limit]) if more else entries
     now = datetime.now(UTC)
+    before, behind = (more, True) if backward else (at is not None, more)
     return WorklistPage(
         entries=[_row(rank, entry, now, (key.id, login)) for rank, entry in enumerate(entries, start=1)],
-        next=_encode(entries[-1], chosen.state) if more else None,
-        counts=counts,
+        next=_encode(entries[-1], order) if behind and entries else None,
+        previous=_encode(entries[0], order) if before and entries else None,
+        counts={},
     )
 
 
@@ -166,22 +255,46 @@ def _row(rank: int, entry: WorklistEntry, now: datetime, asking: tuple[UUID, str
     )
 
 
-def _encode(entry: WorklistEntry, state: ReadState) -> str:
-    place = cursor_after(entry, state)
-    values = [place.time.isoformat(), place.calmness, str(place.study_id)]
-    return base64.urlsafe_b64encode(json.dumps(values).encode()).decode()
+def _encode(entry: WorklistEntry, order: Order) -> str:
+    place = cursor_after(entry, order)
+    values = [order_word(order), place.time.isoformat(), place.calmness, str(place.study_id)]
+    if place.key is not None:
+        unknown, value = place.key
+        values += [unknown, value.isoformat() if isinstance(value, datetime) else value]
+    return base64.urlsafe_b64encode(json.dumps(values, ensure_ascii=False).encode()).decode()
 
 
-def _decode(after: str | None, state: ReadState) -> WorklistCursor | None:
-    if after is None:
+def _decode(text: str | None, order: Order) -> WorklistCursor | None:
+    if text is None:
         return None
-    if len(after) > 200:
-        raise BadRequest("`after` must be the `next` of the page before")
+    foreign = BadRequest("`after` must be the `next`, and `before` the `previous`, of a page of this list")
+    if len(text) > MAX_CURSOR:
+        raise foreign
     try:
-        time, calmness, study_id = json.loads(base64.urlsafe_b64decode(after))
-        place = WorklistCursor(datetime.fromisoformat(time), float(calmness), UUID(study_id))
+        word, time, calmness, study_id, *key = json.loads(base64.urlsafe_b64decode(text))
+        place = WorklistCursor(
+            datetime.fromisoformat(time), float(calmness), UUID(study_id), _sort_key(order.by, key) if key else None
+        )
     except (ValueError, TypeError, AttributeError, OverflowError, binascii.Error):
-        raise BadRequest("`after` must be the `next` of the page before") from None
-    if (place.time.tzinfo is None) != (state is ReadState.UNREAD) or not math.isfinite(place.calmness):
-        raise BadRequest("`after` is of the other half of the list: read studies, or unread ones")
+        raise foreign from None
+    is_aware = place.time.tzinfo is not None
+    if word != order_word(order) or is_aware != (order.by is SortBy.READ) or not math.isfinite(place.calmness):
+        raise BadRequest("`after` is of the other half of the list, or of another order. Ask for the first page again")
+    if (place.key is None) != (order.by in (SortBy.DUE, SortBy.READ)):
+        raise foreign
     return place
+
+
+def _sort_key(by: SortBy, values: Sequence[object]) -> worklist.SortKey:
+    """What a cursor says of what is sorted by. Raises ValueError for what no row can have."""
+    match by, values:
+        case SortBy.REGION, [int(unknown), str(value)] if value.isprintable():
+            return unknown % 2, value
+        case ((SortBy.EXAMINED | SortBy.ARRIVED), [int(unknown), str(value)]):
+            at = datetime.fromisoformat(value)
+            if (at.tzinfo is not None) == (by is SortBy.ARRIVED):
+                return unknown % 2, at
+        case ((SortBy.AGE | SortBy.ASSESSMENT | SortBy.SEVERITY | SortBy.PRIORITY), [int(unknown), int(value)]):
+            if 0 <= value < 1000:
+                return unknown % 2, value
+    raise ValueError("no row has such a place")

@@ -7,6 +7,7 @@ from uuid import UUID, uuid4
 
 from sqlalchemy import Update, delete, func, select, update
 from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session, aliased
 
 from shared.db.notify import worklist_changed
@@ -297,6 +298,47 @@ def save_filter(session: Session, key: Key, name: str, query: str) -> bool:
         .values(id=uuid4(), key_id=key.id, name=name, query=query)
         .on_conflict_do_update(index_elements=["key_id", "name"], set_={"query": query})
     )
+    return True
+
+
+def filter_of(session: Session, key: Key, filter_id: UUID) -> SavedFilterRow | None:
+    """Read one of a key's filters.
+
+    Args:
+        session: the caller's transaction.
+        key: whose filter.
+        filter_id: the filter.
+
+    Returns:
+        Its row; None if the key has no such filter.
+    """
+    return session.scalar(select(SavedFilterRow).where(SavedFilterRow.key_id == key.id, SavedFilterRow.id == filter_id))
+
+
+def rename_filter(session: Session, key: Key, filter_id: UUID, name: str) -> bool | None:
+    """Give a key's filter another name.
+
+    Args:
+        session: the caller's transaction.
+        key: whose filter.
+        filter_id: the filter.
+        name: the new name.
+
+    Returns:
+        Whether it has the name now; False if another filter of the key has it, None if the key has no such filter.
+    """
+    if filter_of(session, key, filter_id) is None:
+        return None
+    try:
+        with session.begin_nested():
+            session.execute(
+                update(SavedFilterRow)
+                .where(SavedFilterRow.id == filter_id)
+                .values(name=name)
+                .execution_options(synchronize_session=False)
+            )
+    except IntegrityError:
+        return False
     return True
 
 

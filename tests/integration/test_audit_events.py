@@ -511,6 +511,7 @@ ROUTES: dict[tuple[str, str], list[Callable[[InProcessApi], AuditedRequest]] | s
     ("POST", "/api/v1/studies/{study_id}/lock"): "reading_locks say who, from when to when, and from whom",
     ("DELETE", "/api/v1/studies/{study_id}/lock/{token}"): "reading_locks",
     ("POST", "/api/v1/filters"): "belongs to one key, and nobody else sees it",
+    ("PATCH", "/api/v1/filters/{filter_id}"): "belongs to one key",
     ("DELETE", "/api/v1/filters/{filter_id}"): "belongs to one key",
     ("POST", "/login"): "the event login: see test_security_events.py",
     ("POST", "/logout"): "the event logout: see test_security_events.py",

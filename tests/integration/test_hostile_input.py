@@ -233,7 +233,7 @@ def test_hostile_pages(in_process: InProcessApi, monkeypatch: pytest.MonkeyPatch
     headers = {"Accept": "text/html", "Sec-Fetch-Site": "same-origin"}
     monkeypatch.setattr("api.pages.login.LOGIN_DELAY_S", 0)
     addresses = [
-        "/?after={}", "/?search={}", "/?region={}", "/?modality={}", "/?state={}", "/?assessment={}", "/?age={}", "/view/{}",
+        "/?after={}", "/?before={}", "/?sort={}", "/?columns={}", "/?view={}", "/?page={}&after=x", "/?search={}", "/?region={}", "/?modality={}", "/?state={}", "/?assessment={}", "/?age={}", "/view/{}",
         "/revised?read={}", "/revised?unread={}", "/agreement?days={}", "/login?next={}", f"{STATIC}/{{}}", "/{}",
         "/operations?range={}", "/view/{}/report", f"/api/v1/studies/{ID}/report.pdf?unveiled={{}}",
     ]  # fmt: skip
@@ -244,7 +244,7 @@ def test_hostile_pages(in_process: InProcessApi, monkeypatch: pytest.MonkeyPatch
             if response.status_code != 200:
                 sound(response, value)
     for value in VALUES[::2]:
-        for path, field in (("/login", "key"), ("/login", "next"), ("/search", "number")):
+        for path, field in (("/login", "key"), ("/login", "next"), ("/search", "words")):
             sound(http.post(path, data={field: value}, headers=headers, follow_redirects=False), value)
 
 
@@ -263,7 +263,7 @@ def test_each_status_has_the_one_form(in_process: InProcessApi, monkeypatch: pyt
     """400, 401, 403, 404, 405, 413, 415, 422 and 500: a problem for programs, a page for people; with the headers."""
     http, admin = in_process.http, in_process.headers()
     monkeypatch.setattr("api.worklist.routes.worklist_page", lambda *_: 1 / 0)
-    monkeypatch.setattr("api.pages.worklist.worklist_page", lambda *_: 1 / 0)
+    monkeypatch.setattr("api.pages.worklist.rows_page", lambda *_: 1 / 0)
     json_type = {"Content-Type": "application/json"}
     for status, response in {
         400: http.post("/api/v1/keys", content=b"{", headers=admin | json_type),
@@ -290,7 +290,7 @@ def test_each_status_has_the_one_form(in_process: InProcessApi, monkeypatch: pyt
         response = http.get(path, headers=page)
         assert (response.status_code, response.headers["content-type"]) == (status, "text/html; charset=utf-8")
         sound_but_500(response)
-    refused = http.post("/search", data={"number": "x" * 70}, headers=page | {"Sec-Fetch-Site": "same-origin"})
+    refused = http.post("/search", data={"words": "x" * 70}, headers=page | {"Sec-Fetch-Site": "same-origin"})
     assert (refused.status_code, refused.headers["content-type"]) == (400, "text/html; charset=utf-8")
 
 

@@ -203,7 +203,7 @@ def test_no_page_and_no_route_fails_for_what_cannot_be_opened(spoilt: tuple[InPr
                 said.add(route.path)
     assert {"/", "/view/{study_id}", "/view/{study_id}/report", "/operations", "/api/v1/held-files"} <= said
     assert {"/api/v1/studies/{study_id}/report.pdf", "/api/v1/worklist", "/api/v1/operations", "/revised"} <= asked
-    page = api.http.post("/search", data={"number": "4711"}, headers=api.headers("radiologist")).text
+    page = api.http.post("/search", data={"words": "4711"}, headers=api.headers("radiologist")).text
     assert "Identity cannot be decrypted" in page
     assert study in page
     entries = api.http.get(f"/api/v1/studies/{study}/feedback", headers=api.headers("radiologist")).json()["entries"]

@@ -684,15 +684,15 @@ def test_search_over_http_and_page(in_process: Any, caplog: pytest.LogCaptureFix
         got = in_process.http.post("/api/v1/worklist/search", json={"number": "z-4711"}, headers=headers).json()
         assert [entry["study_id"] for entry in got["entries"]] == [str(study)]
         assert in_process.http.post("/api/v1/worklist/search", json={"number": ""}, headers=headers).status_code == 422
-        response = in_process.http.post("/search", data={"number": "Z-4711"}, headers=headers, follow_redirects=False)
+        response = in_process.http.post("/search", data={"words": "Z-4711"}, headers=headers, follow_redirects=False)
     assert response.status_code == 303
     assert "z-4711" not in (response.headers["location"] + caplog.text).lower()
     page = in_process.http.get(response.headers["location"], headers=headers)
     assert "ZEBRA, QUAGGA" in page.text
-    assert "1 study with exactly this number" in page.text
+    assert "<b>1 study</b> with “z-4711” in names" in page.text
     with in_process.database.transaction() as session:
         assert session.scalars(select(IdentityReadRow.study_id)).all() == [study]
         assert session.scalars(select(IdentitySearchRow.found)).all() == [1, 1]
     for forged in ("x", parts.vault.seal(["search", str(uuid4()), "Z-4711"]).decode(), parts.vault.seal("x").decode()):
         assert in_process.http.get("/", params={"search": forged}, headers=headers).status_code == 400
-    assert in_process.http.post("/search", content="number=" + "1" * 2000, headers=headers).status_code == 400
+    assert in_process.http.post("/search", content="words=" + "1" * 2000, headers=headers).status_code == 400

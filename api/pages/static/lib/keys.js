@@ -4,7 +4,7 @@
 
 /** @satisfies {KeyMap} */
 export const WORKLIST_KEYS = /** @type {const} */ ({
-  j: "next", k: "previous", c: "open", a: "agree", d: "disagree", "/": "search", "?": "help",
+  j: "next", k: "previous", c: "open", a: "agree", d: "disagree", n: "fresh", "/": "search", "?": "help",
 });
 
 /** @satisfies {KeyMap} */
