@@ -52,7 +52,7 @@ from api.studies import deletions, frames, priors
 from api.studies import routes as studies
 from api.uploads import held
 from api.uploads import routes as uploads
-from api.worklist import filters, locks, stream, table
+from api.worklist import filters, locks, notices, stream, table
 from api.worklist import routes as worklist
 from shared import __version__
 from shared.domain.findings import RESEARCH_USE
@@ -82,7 +82,9 @@ PATHS_FOR_ANY_HOST = {"/healthz", "/readyz", "/metrics"}  # by load balancers an
 HSTS = "max-age=31536000"  # a year, of this name only
 SENDING = (uploads,)
 DICOMWEB = (store, search, retrieve, dicomweb_metadata, dicomweb_frames, rendered)
-READING = (studies, frames, priors, locks, feedback, agreement, worklist, table, stream, filters, revised, fhir)
+READING = (
+    studies, frames, priors, locks, feedback, agreement, worklist, table, stream, filters, notices, revised, fhir,
+)  # fmt: skip
 OPERATING = (
     turnaround, refused_kinds, result_choices, backfill, models, deletions, exports, held, operations, quarantine, keys,
     peers, audit, destinations, checks, health, metrics,

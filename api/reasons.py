@@ -129,11 +129,14 @@ DELIVERIES = {
     DeliveryReason.UNINTELLIGIBLE: "It answered with something that is no acknowledgement.",
     DeliveryReason.UNSUPPORTED: "It takes no ORU^R01 of HL7 2.5.1, or not this MSH-11: allow that there.",
     DeliveryReason.NO_KEY: "Webhooks cannot be signed: set OSTEON_WEBHOOK_KEY for the process that sends.",
+    DeliveryReason.NO_MAIL_SERVER: "Mail cannot be sent: set OSTEON_MAIL_HOST, OSTEON_MAIL_FROM and a login that can "
+    "be used, for the process that sends.",
     DeliveryReason.NO_ACCESSION_NUMBER: "The study has no accession number: nobody could tell which order this is of.",
     DeliveryReason.NOT_ENCODABLE: "Its character set lacks letters of an identifier: choose UNICODE UTF-8.",
     DeliveryReason.NO_HEADER: "The header of the study's first image cannot be read, so the patient is not known.",
     DeliveryReason.ADDRESS_NOT_ALLOWED: "Its name leads into a network that is not allowed: an operator may add it.",
     DeliveryReason.STUDY_GONE: "The study was rejected, or could not be analysed again, before it was sent.",
+    DeliveryReason.NOT_TRUE_NOW: "What was to be told ended before it was told, or a reader has seen it.",
     DeliveryReason.NOT_SENT: "Sending failed with an error of Osteon's own; its log has more.",
 }
 

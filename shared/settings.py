@@ -283,6 +283,32 @@ class Settings(BaseSettings):
         None,
         description="File in TOML with the logins of STOW-RS destinations, for osteon deliver. Empty or none: none.",
     )
+    page_url: str = Field(
+        "",
+        pattern=r"^(https?://[A-Za-z0-9.:\[\]-]+(/[A-Za-z0-9._~/-]*)?)?$",
+        max_length=256,
+        description="Address of the pages as people reach them, for links in mail and webhooks: "
+        "https://osteon.hospital.example. Empty or none: they have none.",
+    )
+    mail_host: str = Field("", max_length=253, description="Name of the mail server (SMTP). Empty or none: no mail.")
+    mail_port: int = Field(587, ge=1, le=65535, description="Its port: often 587 for starttls, 465 for tls.")
+    mail_security: str = Field(
+        "starttls",
+        pattern="^(starttls|tls|none)$",
+        description="How the connection to it is secured: starttls, tls from the beginning, or none, without a login.",
+    )
+    mail_from: str = Field(
+        "",
+        pattern=r"^([A-Za-z0-9!#$%&'*+/=?^_`{|}~.-]{1,64}@[A-Za-z0-9.-]{1,189})?$",
+        description="Address that mail is sent from, as osteon@hospital.example.",
+    )
+    mail_user: str = Field("", max_length=255, description="Name of its login. Empty or none: without a login.")
+    mail_password: SecretStr = Field(
+        SecretStr(""), description="Password of that login. OSTEON_MAIL_PASSWORD_FILE keeps it out of the environment."
+    )
+    mail_password_file: Path | None = Field(
+        None, description="File that holds that password, read for each mail. Empty or none: the setting has it."
+    )
     delivery_answer_s: float = Field(
         60.0,
         gt=0,
@@ -461,7 +487,12 @@ class Settings(BaseSettings):
             raise ValueError("there is no such time zone; name one as Europe/Berlin") from None
         return name
 
-    @field_validator("dicom_tls_clients", "delivery_logins")
+    @field_validator("page_url", "mail_host", "mail_from", "mail_user", mode="before")
+    @classmethod
+    def _is_said(cls, text: str) -> str:
+        return "" if text == "none" else text
+
+    @field_validator("dicom_tls_clients", "delivery_logins", "mail_password_file")
     @classmethod
     def _is_a_file(cls, path: Path | None) -> Path | None:
         return None if path == Path("none") else path
@@ -475,6 +506,12 @@ class Settings(BaseSettings):
             except ValueError:
                 raise ValueError("write addresses and networks as 192.0.2.7, 10.0.0.0/8, with commas") from None
         return listed
+
+    def mail_secret(self) -> str:
+        """The password of the login at the mail server. Raises OSError if its file cannot be read."""
+        if self.mail_password_file is None:
+            return self.mail_password.get_secret_value()
+        return self.mail_password_file.read_text(encoding="utf-8", errors="replace").strip()
 
     @property
     def cache(self) -> Path:

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import fields
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import Annotated, Literal
 from uuid import UUID
 
@@ -17,8 +17,8 @@ from api.requests import API, AS_NUMBER, Router
 from api.schemas import RowView
 from shared.db.tables import DestinationRow, ResultSetRow
 from shared.domain.destinations import (
+    ADDRESS_LENGTH,
     BY_HL7,
-    BY_MESSAGES,
     MAX_REGIONS,
     MAX_SENDERS,
     NAMESPACE_LENGTH,
@@ -36,7 +36,17 @@ from shared.domain.destinations import (
     SetState,
     When,
 )
-from shared.domain.notices import HL7_EVENTS, KEY_LENGTH, UTF_8, AccessionPlace, Event, webhook_secret
+from shared.domain.notices import (
+    ALARMS,
+    HL7_EVENTS,
+    KEY_LENGTH,
+    USUAL_EVENTS,
+    UTF_8,
+    WAITS_TOO_LONG,
+    AccessionPlace,
+    Event,
+    webhook_secret,
+)
 from shared.domain.peers import FINGERPRINT_LENGTH, HOST_LENGTH, OUR_TITLE, TITLE_LENGTH
 from shared.domain.results import ResultKind
 from shared.domain.security import EventKind, Role, Subject
@@ -57,7 +67,6 @@ NO_WEBHOOK = {"description": "it is no webhook, or OSTEON_WEBHOOK_KEY is not set
 UNKNOWN = {"description": "there is none here"}
 LISTED = 100  # deliveries that a person has to decide about
 LISTED_OF_STUDY = 100  # sets of results, and deliveries, of a study
-TOLD_AFTER = timedelta(minutes=30)  # that a delivery waits, as the alert ResultsWait
 
 Title = Annotated[str, StringConstraints(max_length=4 * TITLE_LENGTH)]
 Fingerprint = Annotated[str, StringConstraints(max_length=2 * FINGERPRINT_LENGTH)]
@@ -65,6 +74,7 @@ Host = Annotated[str, StringConstraints(max_length=HOST_LENGTH)]
 Url = Annotated[str, StringConstraints(max_length=URL_LENGTH)]
 Folder = Annotated[str, StringConstraints(max_length=64)]
 Namespace = Annotated[str, StringConstraints(max_length=NAMESPACE_LENGTH)]
+Address = Annotated[str, StringConstraints(max_length=ADDRESS_LENGTH)]
 Networks = Annotated[str, StringConstraints(max_length=NETWORKS_LENGTH)]
 CharacterSet = Annotated[str, StringConstraints(max_length=16)]
 Word = Annotated[str, StringConstraints(min_length=1, max_length=128)]
@@ -84,9 +94,10 @@ class RuleView(BaseModel):
     )
     events: list[Event] = Field(
         [],
-        description="that HL7 and webhooks are told; `when` is about study.analysed, and `agreed` keeps HL7 from "
-        "study.revised until a reader is done with that",
-        max_length=4,
+        description="that HL7, webhooks and mail are told; `when` is about study.analysed, and `agreed` keeps HL7 from "
+        "study.revised until a reader is done with that. The end of queue.late and delivery.failed goes where their "
+        "beginning went, and is not named",
+        max_length=len(Event),
     )
     senders: list[Word] = Field(
         [], description="names of the keys or DICOM peers whose studies these are; empty: any", max_length=MAX_SENDERS
@@ -144,6 +155,7 @@ class DestinationView(RowView):
     processing: str = Field(description="of HL7: MSH-11")
     probability: bool = Field(description="of HL7: whether the calibrated probability is told")
     networks: str = Field(description="of a webhook: where its receiver may be beside the public addresses")
+    address: str = Field(description="of mail: the address")
     secrets: int = Field(description="of a webhook: how many secrets sign now, two while one replaces the other")
     secret: str = Field(
         description="of a webhook that was just added, or whose secret was just replaced: the secret, which is shown "
@@ -216,11 +228,19 @@ class DestinationSettings(BaseModel):
         description="of a webhook: networks where its receiver may be beside the public addresses, as 10.1.0.0/16, "
         "with commas between them; only an operator names some",
     )
+    address: Address = Field("", description="of mail: the address of a person or a group, one")
 
     def destination(self) -> Destination:
         """The destination in the form in which it is stored. Raises BadRequest, which names the value."""
         names = {field.name for field in fields(Destination)}
         return Destination(**self.model_dump(include=names)).validate()
+
+
+def usual_events(kind: DestinationKind) -> list[Event]:
+    """What a new destination is told, if nobody chooses: nothing where objects go."""
+    if kind is DestinationKind.WEBHOOK:
+        return [*USUAL_EVENTS]
+    return [*HL7_EVENTS] if kind in BY_HL7 else [*ALARMS] if kind is DestinationKind.MAIL else []
 
 
 class NewDestination(DestinationSettings):
@@ -231,7 +251,7 @@ class NewDestination(DestinationSettings):
     rules: list[RuleView] | None = Field(
         None,
         description="which results go there by themselves; empty: none; null: one rule, which wants the usual objects "
-        "of each study that is complete, or tells each event that this kind can tell",
+        "of each study that is complete, or tells the usual events of this kind",
         max_length=MAX_RULES,
     )
 
@@ -239,18 +259,17 @@ class NewDestination(DestinationSettings):
         """The rules in the form in which they are stored. Raises BadRequest, which names the value."""
         if self.rules is not None:
             return [one.rule() for one in self.rules]
-        events = [*HL7_EVENTS] if self.kind in BY_HL7 else [*Event] if self.kind in BY_MESSAGES else []
-        return [RuleView(events=events).rule()]
+        return [RuleView(events=usual_events(self.kind)).rule()]
 
 
 class DeliveryView(RowView):
     """A set of results, or what is told of a study, on its way to a destination."""
 
     id: UUID = Field(description="of the delivery")
-    study_id: UUID = Field(description="of the study")
+    study_id: UUID | None = Field(description="of the study; null: what is told is about the site")
     destination: str = Field(description="name of the destination")
     site: str = Field(description="name of the site whose study it is")
-    event: Event | None = Field(description="what is told of the study; null: objects are sent")
+    event: Event | None = Field(description="what is told; null: objects are sent")
     state: DeliveryState = Field(description="where it stands")
     reason: DeliveryReason | None = Field(
         description="why it waits for another try, is held, has failed or is not confirmed"
@@ -395,8 +414,8 @@ def enable(destination_id: DestinationId, key: AdminOrOperator, session: Session
 def try_out(destination_id: DestinationId, key: AdminOrOperator, session: SessionDep) -> DestinationView:
     """Have the process that sends try a destination.
 
-    That is C-ECHO, an empty STOW request, an empty file, a connection to a receiver of HL7, or a signed event of the
-    type destination.test.
+    That is C-ECHO, an empty STOW request, an empty file, a connection to a receiver of HL7, a signed event of the
+    type destination.test, or a mail that says that it is a test.
 
     Ask for the destination again: `testing` is false once `test` has the outcome.
     """
@@ -454,7 +473,7 @@ def delays(views: Sequence[DestinationView], now: datetime) -> list[str]:
         if any(count for count, _ in counts):
             named = ", ".join(f"{count} {what}" for count, what in counts if count)
             sentences.append(f"Results for {where}: {named}. Look under Destinations what it said, and decide there.")
-        if one.disabled_at is None and one.oldest_at is not None and now - one.oldest_at > TOLD_AFTER:
+        if one.disabled_at is None and one.oldest_at is not None and now - one.oldest_at > WAITS_TOO_LONG:
             why = one.away_detail or "Look whether the process deliver runs."
             sentences.append(f"Results for {where} wait since {one.oldest_at:%d %b %H:%M} UTC. {why}")
     return sentences

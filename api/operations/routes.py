@@ -52,7 +52,6 @@ router = Router(prefix=API, tags=["administer"])
 LISTED = 20  # studies of the quarantine
 LISTED_IN_HAND = 20
 LISTED_RETRYING = 20
-URGENT_LIMIT = timedelta(minutes=2)
 IDLE_LIMIT = timedelta(minutes=5)  # studies wait, workers live, and nothing is finished
 FIGURES = {  # of a card, and what they are called
     "fracture_auroc": "fracture AUROC",
@@ -224,11 +223,7 @@ def _figure(value: float | list[float]) -> str:
 
 
 def _queue(one: operations.QueueCount, now: datetime, settings: Settings) -> QueueView:
-    limit = {
-        Priority.URGENT: URGENT_LIMIT,
-        Priority.ROUTINE: timedelta(seconds=settings.routine_limit_s),
-        Priority.BACKLOG: timedelta(seconds=settings.backlog_limit_s),
-    }[one.queue]
+    limit = operations.queue_limits(settings.routine_limit_s, settings.backlog_limit_s)[one.queue]
     oldest = one.oldest_everywhere_at
     return QueueView.of_row(one, late=oldest is not None and now - oldest > limit)
 

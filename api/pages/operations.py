@@ -20,9 +20,9 @@ from api.pages.plots import Plot, Value, length, plot
 from api.pages.render import header, render, version_of
 from api.requests import Router
 from api.uploads.held import held_page
-from shared.domain.destinations import DestinationKind, When
+from shared.domain.destinations import BY_HL7, DestinationKind, When
 from shared.domain.held import HeldDecision, HeldKind, HeldState
-from shared.domain.notices import CODECS, HL7_EVENTS, UTF_8, AccessionPlace, Event
+from shared.domain.notices import ALARMS, CODECS, HL7_EVENTS, USUAL_EVENTS, UTF_8, AccessionPlace, Event
 from shared.domain.results import CaptureModality, ResultKind
 from shared.domain.security import EventKind, Role, Subject, System
 from shared.domain.study import StoredOnly
@@ -59,12 +59,21 @@ DESTINATION_KINDS = {  # what a form says, and what a list does
     DestinationKind.HL7: ("HL7 messages (ORU by MLLP)", "HL7"),
     DestinationKind.HL7_TLS: ("HL7 messages over TLS", "HL7, TLS"),
     DestinationKind.WEBHOOK: ("signed webhooks", "webhook"),
+    DestinationKind.MAIL: ("mail to a person", "mail"),
 }
 TOLD_EVENTS = {
     Event.ANALYSED: "a study was analysed",
     Event.REVISED: "a newer model assesses it in another way",
     Event.QUARANTINED: "no image of it could be analysed",
     Event.READ: "it was read",
+    Event.OVERDUE: "nobody has read a positive study within its target",
+    Event.REVISED_FINDING: "a newer model finds something where the older one said negative",
+    Event.QUEUE_LATE: "studies wait too long for the model, and when that ends",
+    Event.DELIVERY_FAILED: "deliveries fail, and when that ends",
+}
+TOLD_KINDS = {  # which kinds of destinations can be told of it
+    event: " ".join([*(BY_HL7 if event in HL7_EVENTS else ()), "webhook", *(["mail"] if event in ALARMS else ())])
+    for event in TOLD_EVENTS
 }
 PLACES = {AccessionPlace.FILLER: "OBR-3", AccessionPlace.PLACER: "OBR-2", AccessionPlace.BOTH: "OBR-2 and OBR-3"}
 PROCESSINGS = {"P": "production", "T": "training", "D": "debugging"}
@@ -150,7 +159,9 @@ def operations(request: Request, parts: PartsDep, key: AdminOrOperator, session:
         "destination_kinds": {kind: form for kind, (form, _) in DESTINATION_KINDS.items()},
         "kind_names": {kind: name for kind, (_, name) in DESTINATION_KINDS.items()},
         "told_events": TOLD_EVENTS,
-        "hl7_events": HL7_EVENTS,
+        "told_kinds": TOLD_KINDS,
+        "usual_events": [*USUAL_EVENTS, *ALARMS],
+        "zone": parts.settings.backfill_timezone,
         "places": PLACES,
         "processings": PROCESSINGS,
         "character_sets": list(CODECS),

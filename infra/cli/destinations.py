@@ -11,7 +11,7 @@ from rich.text import Text
 from infra.cli.keys import minute
 from infra.cli.terminal import Json, KeyOption, Url, calling, exit_codes, line, out, print_json
 from shared.domain.destinations import BY_HL7, BY_MESSAGES, DestinationKind, NewerModels, When
-from shared.domain.notices import CODECS, HL7_EVENTS, AccessionPlace, Event
+from shared.domain.notices import ALARMS, CODECS, HL7_EVENTS, USUAL_EVENTS, AccessionPlace, Event
 from shared.domain.results import ResultKind
 from shared.errors import NotFound, OsteonError
 
@@ -20,7 +20,7 @@ from shared.errors import NotFound, OsteonError
 app = typer.Typer()
 destinations = typer.Typer(
     no_args_is_help=True,
-    help="Where results go: archives by DICOM or STOW-RS, folders, receivers of HL7 and of webhooks.\n\n"
+    help="Where results go: archives by DICOM or STOW-RS, folders, receivers of HL7, of webhooks and of mail.\n\n"
     "Nothing leaves until a destination is added, and nothing of before goes there afterwards. Its rules say which "
     "results go, and when; without --when these are the pictures and documents of each study that is complete.",
 )
@@ -28,9 +28,10 @@ app.add_typer(destinations, name="destinations")
 SETTINGS = (
     "kind", "host", "port", "called_ae", "calling_ae", "tls_fingerprint", "url", "folder", "confirm", "application",
     "facility", "sending_application", "sending_facility", "character_set", "accession", "processing", "probability",
-    "networks",
+    "networks", "address",
 )  # fmt: skip
-PLACES = "TITLE@HOST:PORT, a URL of STOW-RS, folder:NAME, hl7:HOST:PORT or webhook:URL"
+PLACES = "TITLE@HOST:PORT, a URL of STOW-RS, folder:NAME, hl7:HOST:PORT, webhook:URL or mailto:ADDRESS"
+USUAL = {DestinationKind.WEBHOOK: USUAL_EVENTS, DestinationKind.MAIL: ALARMS}  # events, where none is chosen
 TESTED_WITHIN_S = 60.0
 Name = Annotated[str, typer.Argument(help="the destination's name, as `osteon destinations list` shows it")]
 Site = Annotated[str | None, typer.Option(help="of this site; with an operator's key")]
@@ -57,7 +58,8 @@ Networks = Annotated[
     str | None,
     typer.Option(help="of a webhook: where it may be beside public addresses, as 10.1.0.0/16; with an operator's key"),
 ]
-Events = Annotated[list[Event] | None, typer.Option("--event", help="that HL7 and webhooks are told; several")]
+Events = Annotated[list[Event] | None, typer.Option("--event", help="that HL7, webhooks and mail are told; several")]
+Hours = Annotated[str | None, typer.Option("--hours", metavar="FROM-TO", help="when it is sent, such as 7-19")]
 Kinds = Annotated[
     list[ResultKind] | None, typer.Option("--kind", help="of object that goes; give it once for each kind")
 ]
@@ -96,7 +98,8 @@ def list_destinations(site: Site = None, url: Url = None, key: KeyOption = None,
     for one in undelivered:
         words = f" It says: {one['words']}" if one["words"] else ""
         state = "not confirmed" if one["confirmation"] else one["state"]
-        line(f"{state}: study {one['study_id']} to {one['destination']}. {one['detail']}{words}")
+        what = f"study {one['study_id']}" if one["study_id"] else one["event"]
+        line(f"{state}: {what} to {one['destination']}. {one['detail']}{words}")
 
 
 @destinations.command()
@@ -123,6 +126,7 @@ def add(
     senders: Senders = None,
     regions: Regions = None,
     assessments: Assessments = None,
+    hours: Hours = None,
     by_hand: Annotated[bool, typer.Option("--by-hand", help="no rule: nothing goes there by itself")] = False,
     site: Annotated[str | None, typer.Option(help="whose results go there; with an operator's key")] = None,
     url: Url = None,
@@ -140,8 +144,8 @@ def add(
         networks=networks,
     )  # fmt: skip
     if settings["kind"] in BY_MESSAGES and not events:  # as the API has it for this kind
-        events = [one for one in Event if settings["kind"] not in BY_HL7 or one in HL7_EVENTS]
-    rule = {"when": when} | _given(
+        events = list(USUAL.get(settings["kind"], HL7_EVENTS))
+    rule = {"when": when} | _hours(hours) | _given(
         kinds=kinds, events=events, senders=senders, regions=regions, assessments=assessments
     )  # fmt: skip
     settings |= {"name": name, "rules": [] if by_hand else [rule]}
@@ -203,7 +207,7 @@ def rules(
     assessments: Assessments = None,
     age_from: Annotated[int | None, typer.Option(help="the patient is at least so old, in years")] = None,
     age_to: Annotated[int | None, typer.Option(help="the patient is at most so old, in years")] = None,
-    hours: Annotated[str | None, typer.Option(metavar="FROM-TO", help="when it is sent, such as 18-6")] = None,
+    hours: Hours = None,
     newer_models: Annotated[NewerModels | None, typer.Option(help="which results of a newer model go")] = None,
     more: Annotated[bool, typer.Option("--more", help="a further rule; else this one replaces all others")] = False,
     none: Annotated[bool, typer.Option("--none", help="remove all rules: nothing goes there by itself")] = False,
@@ -216,12 +220,7 @@ def rules(
     settings = _given(
         when=when, kinds=kinds, events=events, senders=senders, regions=regions, assessments=assessments,
         age_from=age_from, age_to=age_to, newer_models=newer_models,
-    )  # fmt: skip
-    if hours is not None:
-        first, _, last = hours.partition("-")
-        if not all(hour.isascii() and hour.isdigit() for hour in (first, last)):
-            raise OsteonError("Give --hours as two numbers from 0 to 23, such as 18-6")
-        settings |= {"hour_from": int(first), "hour_to": int(last)}
+    ) | _hours(hours)  # fmt: skip
     with calling(url, key, "operator") as client:
         found = _named(client, name, site)
         if settings or none:
@@ -312,6 +311,16 @@ def _given(**values: object) -> dict[str, Any]:
     return {name: value for name, value in values.items() if value is not None}
 
 
+def _hours(hours: str | None) -> dict[str, Any]:
+    """The hours of a rule, as the API takes them; the rest of the day is quiet."""
+    if hours is None:
+        return {}
+    first, _, last = hours.partition("-")
+    if not all(hour.isascii() and hour.isdigit() for hour in (first, last)):
+        raise OsteonError("Give --hours as two numbers from 0 to 23, such as 18-6")
+    return {"hour_from": int(first), "hour_to": int(last)}
+
+
 def _place(where: str, *, tls: bool) -> dict[str, Any]:
     """Where a destination is, as the API takes it."""
     if where.startswith(("http://", "https://")):
@@ -320,6 +329,8 @@ def _place(where: str, *, tls: bool) -> dict[str, Any]:
         return {"kind": DestinationKind.FOLDER, "folder": where.removeprefix("folder:")}
     if where.startswith("webhook:"):
         return {"kind": DestinationKind.WEBHOOK, "url": where.removeprefix("webhook:")}
+    if where.startswith("mailto:"):
+        return {"kind": DestinationKind.MAIL, "address": where.removeprefix("mailto:")}
     if where.startswith("hl7:"):
         host, _, port = where.removeprefix("hl7:").rpartition(":")
         if not (host and port.isascii() and port.isdigit()):
@@ -330,8 +341,8 @@ def _place(where: str, *, tls: bool) -> dict[str, Any]:
     host, _, port = place.rpartition(":")
     if not (title and host and port.isascii() and port.isdigit()):
         raise OsteonError(
-            "Give TITLE@HOST:PORT, such as PACS@pacs.example:104; a URL of STOW-RS; folder:NAME; hl7:HOST:PORT; or "
-            "webhook:URL"
+            "Give TITLE@HOST:PORT, such as PACS@pacs.example:104; a URL of STOW-RS; folder:NAME; hl7:HOST:PORT; "
+            "webhook:URL; or mailto:ADDRESS"
         )
     kind = DestinationKind.DICOM_TLS if tls else DestinationKind.DICOM
     return {"kind": kind, "called_ae": title, "host": host.strip("[]"), "port": int(port)}
@@ -364,6 +375,8 @@ def _show_secret(one: dict[str, Any], *, as_json: bool) -> None:
 def _where(one: dict[str, Any]) -> str:
     if one["kind"] == DestinationKind.WEBHOOK:
         return f"webhook {one['url']}"
+    if one["kind"] == DestinationKind.MAIL:
+        return f"mail to {one['address']}"
     if one["kind"] in BY_HL7:
         return f"HL7 at {one['host']}:{one['port']}{' by TLS' if one['kind'] == DestinationKind.HL7_TLS else ''}"
     if one["kind"] == DestinationKind.STOW:

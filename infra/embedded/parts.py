@@ -28,6 +28,7 @@ SECRETS = frozenset(
 DATABASE, BROKER, STORE = "OSTEON_DATABASE_URL", "OSTEON_BROKER_URL", "OSTEON_STORE_URL"
 IDENTITY = "OSTEON_IDENTITY_KEY"
 WEBHOOKS = "OSTEON_WEBHOOK_KEY"
+MAIL = "OSTEON_MAIL_PASSWORD"
 
 
 @dataclass(frozen=True)
@@ -124,7 +125,7 @@ def osteon_parts(variables: Mapping[str, str], secrets: Secrets) -> Sequence[Par
         Part(
             "deliver",
             [python, "-m", "worker.delivery.main"],
-            secrets=frozenset({DATABASE, STORE, WEBHOOKS}),
+            secrets=frozenset({DATABASE, STORE, WEBHOOKS, MAIL}),
             stop_wait_s=RESULTS_STOP_S,
             sources=(ROOT / "worker" / "delivery", shared),
         ),

@@ -4,13 +4,24 @@ import random
 import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from datetime import datetime, time, timedelta
+from datetime import UTC, datetime, time, timedelta
 from enum import StrEnum
 from typing import Any
 from urllib.parse import urlsplit
 
 from shared.domain.findings import Assessment
-from shared.domain.notices import CODECS, HL7_EVENTS, PROCESSING, UTF_8, AccessionPlace, Event, parse_networks
+from shared.domain.notices import (
+    ALARMS,
+    BEGUN_BY,
+    CHOSEN,
+    CODECS,
+    HL7_EVENTS,
+    PROCESSING,
+    UTF_8,
+    AccessionPlace,
+    Event,
+    parse_networks,
+)
 from shared.domain.peers import OUR_TITLE, check_ae_title, check_fingerprint, check_host
 from shared.errors import BadRequest
 
@@ -22,6 +33,11 @@ TRIED_FOR = timedelta(hours=72)
 ASKED_AFTER = timedelta(days=1)  # an older result asks first whose study it is by now
 MAX_SENDERS, MAX_REGIONS = 50, 50
 _FOLDER = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+ADDRESS_LENGTH = 254  # RFC 5321 4.5.3.1.3, less the brackets
+# a dot-string at a name: no quoted names, no address literals, and nothing that could end a header's line
+_ATOM = r"[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]+"
+_LABEL = r"[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?"
+_ADDRESS = re.compile(rf"(?=.{{1,64}}@){_ATOM}(?:\.{_ATOM})*@{_LABEL}(?:\.{_LABEL})*")
 
 
 class DestinationKind(StrEnum):
@@ -34,11 +50,13 @@ class DestinationKind(StrEnum):
     HL7 = "hl7"  # ORU^R01 over MLLP
     HL7_TLS = "hl7-tls"
     WEBHOOK = "webhook"  # ids and codes, signed, by HTTP POST
+    MAIL = "mail"  # codes and a link, to a person, by the mail server of this installation
 
 
 BY_DICOM = (DestinationKind.DICOM, DestinationKind.DICOM_TLS)
 BY_HL7 = (DestinationKind.HL7, DestinationKind.HL7_TLS)
-BY_MESSAGES = (*BY_HL7, DestinationKind.WEBHOOK)  # which are told of events; the others are given objects
+# which are told of events; the others are given objects
+BY_MESSAGES = (*BY_HL7, DestinationKind.WEBHOOK, DestinationKind.MAIL)
 NAMESPACE_LENGTH = 64  # of an application's or a facility's name in HL7
 NETWORKS_LENGTH = 512
 
@@ -133,6 +151,7 @@ class DeliveryReason(StrEnum):
     STORE_UNAVAILABLE = "store-unavailable"  # ours
     UNINTELLIGIBLE = "unintelligible"  # what came is no acknowledgement
     NO_KEY = "no-key"  # OSTEON_WEBHOOK_KEY is not set where messages are sent
+    NO_MAIL_SERVER = "no-mail-server"  # OSTEON_MAIL_HOST is not set there, or its login cannot be used
     # can be mended by a person: the destination waits for that, see MISFIT
     REJECTED = "rejected"  # the association: an AE title that it does not know
     NOTHING_TAKEN = "nothing-taken"  # no SOP class of ours
@@ -158,6 +177,7 @@ class DeliveryReason(StrEnum):
     PATIENT_DIFFERS = "patient-differs"  # the destination has another patient for the study
     # others
     STUDY_GONE = "study-gone"  # rejected, or analysed again
+    NOT_TRUE_NOW = "not-true-now"  # what was to be told ended before it was told
     NOT_SENT = "not-sent"  # an error of ours; detail: class of the exception
 
 
@@ -165,6 +185,7 @@ HEALS = frozenset({
     DeliveryReason.UNREACHABLE, DeliveryReason.UNKNOWN_NAME, DeliveryReason.REJECTED_FOR_NOW, DeliveryReason.NO_ANSWER,
     DeliveryReason.CUT, DeliveryReason.BUSY, DeliveryReason.FULL, DeliveryReason.STORE_UNAVAILABLE,
     DeliveryReason.NOT_SENT, DeliveryReason.UNINTELLIGIBLE, DeliveryReason.NO_KEY,
+    DeliveryReason.NO_MAIL_SERVER,
 })  # fmt: skip
 # it is not set up there, or here, as it must be: everything that waits would fail alike, until somebody mends it
 MISFIT = frozenset({
@@ -186,7 +207,8 @@ class Destination:
     certificate; empty: its authority must be one that we trust. url: of STOW, up to and without "/studies", or of a
     webhook. folder: its name. confirm: whether to ask for storage commitment after sending. Of HL7 the next seven:
     MSH-5, MSH-6, MSH-3, MSH-4, MSH-18, where the accession number stands, and MSH-11. probability: whether HL7 tells
-    the calibrated probability. networks: where a webhook's receiver may be beside the public addresses.
+    the calibrated probability. networks: where a webhook's receiver may be beside the public addresses. address: of
+    mail.
     """
 
     kind: DestinationKind
@@ -207,6 +229,7 @@ class Destination:
     processing: str = "P"
     probability: bool = False
     networks: str = ""
+    address: str = ""
 
     def validate(self) -> "Destination":
         """Return it in the form in which it is stored. Raises BadRequest, which names the value."""
@@ -228,6 +251,8 @@ class Destination:
             return Destination(kind, folder=self.folder)
         if kind is DestinationKind.WEBHOOK:
             return self._validate_webhook()
+        if kind is DestinationKind.MAIL:
+            return Destination(kind, address=check_address(self.address))
         if not self.host.strip():
             raise BadRequest(f"A destination of the kind {kind} needs a host")
         if not 1 <= self.port <= 65535:
@@ -285,6 +310,7 @@ class Destination:
             ("storage commitment", self.confirm, BY_DICOM),
             ("a URL", self.url, (DestinationKind.STOW, DestinationKind.WEBHOOK)),
             ("a folder", self.folder, (DestinationKind.FOLDER,)),
+            ("a mail address", self.address, (DestinationKind.MAIL,)),
         ):
             if value and kind not in kinds:
                 raise BadRequest(f"A destination of the kind {kind} has no use for {named}: leave it out")
@@ -298,6 +324,14 @@ class Destination:
     def is_told(self) -> bool:
         """Whether it gets messages of events; if not, objects."""
         return self.kind in BY_MESSAGES
+
+
+def check_address(text: str) -> str:
+    """Check the mail address of a person or a group. Raises BadRequest; the words repeat nothing of it."""
+    given = text.strip()
+    if len(given) > ADDRESS_LENGTH or not _ADDRESS.fullmatch(given):
+        raise BadRequest("Give one mail address, as reading@hospital.example; of several people the one of their group")
+    return given
 
 
 def _url(text: str, *, what: str, path: str = "/studies") -> str:
@@ -346,6 +380,8 @@ class Rule:
             raise BadRequest(f"A rule of a destination of the kind {kind} names {what}")
         if kind in BY_HL7 and not set(self.events) <= set(HL7_EVENTS):
             raise BadRequest(f"HL7 messages tell {' and '.join(HL7_EVENTS)}: leave other events out, or add a webhook")
+        if kind is DestinationKind.MAIL and not set(self.events) <= set(ALARMS):
+            raise BadRequest(f"Mail tells {', '.join(ALARMS)}: leave other events out, or add a webhook")
 
     def validate(self, kinds: Collection[str]) -> "Rule":
         """Return it in the form in which it is stored.
@@ -361,10 +397,13 @@ class Rule:
         """
         if not self.kinds and not self.events:
             raise BadRequest(
-                f"A rule names at least one kind of object ({', '.join(kinds)}) or one event ({', '.join(Event)})"
+                f"A rule names at least one kind of object ({', '.join(kinds)}) or one event ({', '.join(CHOSEN)})"
             )
-        if unknown := sorted(set(self.events) - set(Event)):
-            raise BadRequest(f"There is no event {unknown[0]}; there are {', '.join(Event)}")
+        if ends := sorted(set(self.events) & set(BEGUN_BY)):
+            begun = BEGUN_BY[Event(ends[0])]
+            raise BadRequest(f"{ends[0]} goes where {begun} went: name that one")
+        if unknown := sorted(set(self.events) - set(CHOSEN)):
+            raise BadRequest(f"There is no event {unknown[0]}; there are {', '.join(CHOSEN)}")
         if unknown := sorted(set(self.kinds) - set(kinds)):
             raise BadRequest(f"There is no kind of object {unknown[0]}; there are {', '.join(kinds)}")
         if unknown := sorted(set(self.assessments) - set(Assessment)):
@@ -421,19 +460,33 @@ def send_time(rule: Rule, local: datetime) -> datetime:
         local: now, on the clock that the rule's hours are on.
 
     Returns:
-        Now, or the next beginning of the rule's hours.
+        Now, or the next beginning of the rule's hours. A day on which the clock leaves these hours out has none.
     """
-    if rule.hour_from == rule.hour_to:
+    if is_within_hours(rule.hour_from, rule.hour_to, local.hour):
         return local
-    within = (
-        rule.hour_from <= local.hour < rule.hour_to
-        if rule.hour_from < rule.hour_to
-        else local.hour >= rule.hour_from or local.hour < rule.hour_to
-    )
-    if within:
-        return local
-    begins = datetime.combine(local.date(), time(rule.hour_from), local.tzinfo)
-    return begins if begins > local else begins + timedelta(days=1)
+    now, day = local.astimezone(UTC), local.date()
+    while True:
+        begins = datetime.combine(day, time(rule.hour_from), local.tzinfo)
+        begins = begins.astimezone(UTC).astimezone(local.tzinfo)  # an hour that the clock leaves out is the next one
+        if begins.astimezone(UTC) > now and is_within_hours(rule.hour_from, rule.hour_to, begins.hour):
+            return begins
+        day += timedelta(days=1)
+
+
+def is_within_hours(hour_from: int, hour_to: int, hour: int) -> bool:
+    """Whether something may go in an hour of the day.
+
+    Args:
+        hour_from: the first hour in which it may.
+        hour_to: the first one in which it may not; the same: it always may.
+        hour: 0 to 23, on the site's clock.
+
+    Returns:
+        Whether it may.
+    """
+    if hour_from <= hour_to:
+        return hour_from == hour_to or hour_from <= hour < hour_to
+    return hour >= hour_from or hour < hour_to
 
 
 def next_wait(attempts: int, draw: float | None = None) -> timedelta:

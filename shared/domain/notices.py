@@ -1,4 +1,4 @@
-"""What messages tell of a study: events, what is said in codes, how a receiver wants it, and who may be a receiver."""
+"""What messages tell: events, what is said in codes, how a receiver wants it, and who may be a receiver."""
 
 import base64
 import hmac
@@ -38,15 +38,29 @@ NEVER = tuple(
 
 
 class Event(StrEnum):
-    """What happened to a study."""
+    """What happened to a study, or at a site."""
 
     ANALYSED = "study.analysed"
     QUARANTINED = "study.quarantined"  # no image of it could be analysed
     REVISED = "study.revised"  # a newer model assesses it in another way
     READ = "study.read"  # a reader is done with it
+    OVERDUE = "positive.overdue"  # nobody has read a positive study within its target
+    REVISED_FINDING = "finding.revised"  # a newer model finds something where the older one said negative
+    QUEUE_LATE = "queue.late"  # studies of the site wait longer for the model than their queue should let them
+    QUEUE_ON_TIME = "queue.on-time"  # no study does any more
+    DELIVERY_FAILED = "delivery.failed"  # deliveries to a destination failed, are held, or wait too long
+    DELIVERY_WELL = "delivery.well"  # none does any more
 
 
 HL7_EVENTS = (Event.ANALYSED, Event.REVISED)  # an ORU tells a result; the others are none
+# which people are told of by mail, and in their browsers
+ALARMS = (Event.OVERDUE, Event.REVISED_FINDING, Event.QUEUE_LATE, Event.DELIVERY_FAILED)
+BEGUN_BY = {Event.QUEUE_ON_TIME: Event.QUEUE_LATE, Event.DELIVERY_WELL: Event.DELIVERY_FAILED}  # what ends, by its end
+CHOSEN = tuple(event for event in Event if event not in BEGUN_BY)  # by rules; an end goes where its beginning went
+OF_STUDIES = tuple(event for event in Event if event not in (*BEGUN_BY, *BEGUN_BY.values()))
+USUAL_EVENTS = (Event.ANALYSED, Event.QUARANTINED, Event.REVISED, Event.READ)  # of a webhook that names none
+OVERDUE_WITHIN = timedelta(days=1)  # what is overdue for longer was so before somebody wanted to be told, or nobody can
+WAITS_TOO_LONG = timedelta(minutes=30)  # a delivery, as the alert ResultsWait
 
 
 class NoticeState(StrEnum):
@@ -69,10 +83,11 @@ class AccessionPlace(StrEnum):
 
 @dataclass(frozen=True)
 class NoticeContent:
-    """What is told of a study: codes and numbers. Who the patient is stands in none of it.
+    """What is told of a study, or of a site: codes and numbers. Who the patient is stands in none of it.
 
     images: the assessment of each finding, image by image; empty: the image could not be read. found_at: when the
-    result was found. abstention, abstention_detail, score, probability: as the study's row has them.
+    result was found. abstention, abstention_detail, score, probability: as the study's row has them. count: of a site:
+    how many studies or deliveries. about: the name of the destination of these.
     """
 
     event: Event
@@ -90,6 +105,8 @@ class NoticeContent:
     abstention_detail: str = ""
     score: float | None = None
     probability: float | None = None
+    count: int = 0
+    about: str = ""
 
     def as_json(self) -> dict[str, Any]:
         """As JSON, which `content_of` reads."""

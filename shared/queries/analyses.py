@@ -898,7 +898,8 @@ def finish_comparisons(
     update_each(session, StudyRow, switched)
     outbox.record_newer_model(session, [one["id"] for one in switched if studies[one["id"]].delivers])
     if revised:
-        session.execute(insert(RevisedFindingRow).on_conflict_do_nothing(), revised)
+        anew = insert(RevisedFindingRow).on_conflict_do_nothing().returning(RevisedFindingRow.study_id)
+        outbox.record_alarms(session, session.scalars(anew, revised).all(), Event.REVISED_FINDING)
     sites = {row.site_id for row in rows}
     if revised:
         findings_revised(session, sites)

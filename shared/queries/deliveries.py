@@ -1,10 +1,11 @@
 """Deliveries: what waits for which destination, who sends it, and what became of it."""
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID, uuid4
+from zoneinfo import ZoneInfo
 
 from sqlalchemy import ColumnElement, ScalarSelect, Select, and_, exists, func, or_, select, update
 from sqlalchemy.orm import Session
@@ -17,6 +18,7 @@ from shared.db.tables import (
     NoticeRow,
     ResultObjectRow,
     ResultSetRow,
+    RevisedFindingRow,
     SiteRow,
     StudyRow,
 )
@@ -36,8 +38,11 @@ from shared.domain.destinations import (
     Destination,
     DestinationKind,
     Occasion,
+    Rule,
     next_wait,
+    send_time,
 )
+from shared.domain.findings import Assessment
 from shared.domain.notices import Event, NoticeContent, content_of
 from shared.domain.results import IN_PLACE_OF, ResultKind
 from shared.domain.security import EventKind, Subject
@@ -48,6 +53,7 @@ from shared.queries.access import Key
 from shared.queries.audit import Target, record
 
 MAX_TAKEN = 50  # destinations of one look
+MAX_TOGETHER = 50  # notices of one mail
 
 
 @dataclass(frozen=True)
@@ -62,6 +68,7 @@ class Work:
     capabilities: Capabilities
     test: bool  # a person waits for a test
     secrets: tuple[int, ...] = ()  # numbers of those that sign now, the newest first; of a webhook
+    zone: str = "UTC"  # IANA name of the clock that the hours of rules are on
 
 
 @dataclass(frozen=True)
@@ -79,21 +86,29 @@ class DueObject:
 
 @dataclass(frozen=True)
 class DueDelivery:
-    """A delivery whose time has come."""
+    """A delivery whose time has come. study_id: None, of a notice alone: it is about the site."""
 
     delivery_id: UUID
-    study_id: UUID
+    study_id: UUID | None
     study_instance_uid: str
     objects: tuple[DueObject, ...]  # those that the destination has not accepted, in order
     ask_patient: bool  # it is old enough that the study may be another patient's by now
     told: NoticeContent | None = None  # of a notice, which has no objects
     header_sha256: str = ""  # of the object whose header names the patient now; of a notice
+    beside: tuple["DueDelivery", ...] = ()  # of mail: those that go with it
+
+    @property
+    def together(self) -> tuple["DueDelivery", ...]:
+        """It, and those that go with it."""
+        return (self, *self.beside)
 
 
 # -- the process that sends
 
 
-def take(session: Session, lease: timedelta, limit: int, *, kinds: Collection[DestinationKind]) -> list[Work]:
+def take(
+    session: Session, lease: timedelta, limit: int, *, kinds: Collection[DestinationKind], zone: str = "UTC"
+) -> list[Work]:
     """Take destinations that something is due for, or that a person wants tested, and that no process sends to.
 
     Args:
@@ -101,6 +116,7 @@ def take(session: Session, lease: timedelta, limit: int, *, kinds: Collection[De
         lease: how long they are this process' alone.
         limit: so many at most.
         kinds: that the caller can send to.
+        zone: IANA name of the clock that the hours of rules are on.
 
     Returns:
         The destinations; give each back by `release`.
@@ -110,6 +126,7 @@ def take(session: Session, lease: timedelta, limit: int, *, kinds: Collection[De
         DeliveryRow.destination_id == DestinationRow.id,
         DeliveryRow.state == DeliveryState.WAITING,
         DeliveryRow.next_at <= now,
+        _may_go(now, zone),
     )
     to_confirm = exists().where(
         DestinationRow.confirm,
@@ -140,10 +157,19 @@ def take(session: Session, lease: timedelta, limit: int, *, kinds: Collection[De
             Work(
                 row.id, row.site.name, row.name, row.lease_token, destination_of(row), row.capabilities,
                 row.test_asked_at is not None,
-                signing_secrets(row, now) if row.kind == DestinationKind.WEBHOOK else (),
+                signing_secrets(row, now) if row.kind == DestinationKind.WEBHOOK else (), zone,
             )
         )  # fmt: skip
     return taken
+
+
+def _may_go(now: datetime, zone: str) -> ColumnElement[bool]:
+    """Whether the hours of its rule let a delivery go now, as shared.domain.destinations.is_within_hours has it."""
+    hour = now.astimezone(ZoneInfo(zone)).hour
+    begins, ends = DeliveryRow.hour_from, DeliveryRow.hour_to
+    within_day = and_(begins < ends, begins <= hour, ends > hour)
+    over_midnight = and_(begins > ends, or_(begins <= hour, ends > hour))
+    return or_(begins == ends, within_day, over_midnight)
 
 
 def signing_secrets(row: DestinationRow, now: datetime) -> tuple[int, ...]:
@@ -160,20 +186,32 @@ def signing_secrets(row: DestinationRow, now: datetime) -> tuple[int, ...]:
     return (row.secret_number, row.secret_number - 1) if overlaps else (row.secret_number,)
 
 
-def is_still_true(status: str, event: Event) -> bool:
-    """Whether what a notice says may still be told.
+def is_still_true(session: Session, study_id: UUID, event: Event) -> bool:
+    """Whether what a notice says of a study may still be told.
 
     Args:
-        status: of the study now.
-        event: of the notice.
+        session: the caller's transaction.
+        study_id: of the study.
+        event: of the notice, one of OF_STUDIES.
 
     Returns:
         False where the study was rejected, or has a result in place of none, or none in place of a result. That a
-        reader is done with it stays so while a late image is analysed.
+        reader is done with it stays so while a late image is analysed. Nobody is told that a study is overdue which
+        was read meanwhile, or of a revised finding that a reader has seen.
     """
+    status, assessment, read_at = session.execute(
+        select(StudyRow.status, StudyRow.assessment, StudyRow.read_at).where(StudyRow.id == study_id)
+    ).one()
     if event is Event.READ:
         return status in (StoredStatus.ANALYSED, StoredStatus.QUEUED)
-    return status == (StoredStatus.QUARANTINED if event is Event.QUARANTINED else StoredStatus.ANALYSED)
+    if status != (StoredStatus.QUARANTINED if event is Event.QUARANTINED else StoredStatus.ANALYSED):
+        return False
+    if event is Event.OVERDUE:
+        return assessment == Assessment.POSITIVE and read_at is None
+    if event is Event.REVISED_FINDING:
+        its = RevisedFindingRow.study_id == study_id, RevisedFindingRow.seen_at.is_(None)
+        return bool(session.scalar(select(exists().where(*its))))
+    return True
 
 
 def destination_of(row: DestinationRow) -> Destination:
@@ -219,28 +257,43 @@ def next_due(session: Session, work: Work) -> DueDelivery | None:
         work: as `take` gave it.
 
     Returns:
-        The delivery; None if nothing is due, or the destination is another process' by now.
+        The delivery, of mail with those that go together with it; None if nothing is due, or the destination is another
+        process' by now.
     """
     if not is_held(session, work):
         return None
+    first = _next_due(session, work, ())
+    if first is None or work.destination.kind is not DestinationKind.MAIL:
+        return first
+    beside: list[DueDelivery] = []
+    while len(beside) < MAX_TOGETHER - 1:
+        one = _next_due(session, work, [first.delivery_id, *(each.delivery_id for each in beside)])
+        if one is None:
+            break
+        beside.append(one)
+    return replace(first, beside=tuple(beside))
+
+
+def _next_due(session: Session, work: Work, without: Collection[UUID]) -> DueDelivery | None:
+    waits = DeliveryRow.state == DeliveryState.WAITING, _may_go(db_now(session), work.zone)
     while True:
-        row = lock_next(session, work, DeliveryRow.state == DeliveryState.WAITING)
+        row = lock_next(session, work, and_(*waits, DeliveryRow.id.not_in(without)))
         if row is None:
             return None
+        if row.notice_id is not None:
+            told = _due_notice(session, row)
+            if told is not None:
+                return told
+            reason = DeliveryReason.STUDY_GONE
+            if row.study_id is not None and _is_analysed(session, row.study_id):
+                reason = DeliveryReason.NOT_TRUE_NOW
+            row.state, row.reason = DeliveryState.WITHDRAWN, reason
+            session.flush()
+            continue
         status, uid = session.execute(
             select(StudyRow.status, StudyRow.study_instance_uid).where(StudyRow.id == row.study_id)
         ).one()
-        if row.notice_id is not None:
-            notice = content_of(
-                session.scalars(select(NoticeRow.told).where(NoticeRow.id == row.notice_id)).one() or {}
-            )
-            if is_still_true(status, notice.event):
-                return DueDelivery(
-                    row.id, row.study_id, uid, (), ask_patient=False, told=notice,
-                    header_sha256=studies.decided_header(session, row.study_id)
-                    or studies.first_header(session, row.study_id),
-                )  # fmt: skip
-        if row.notice_id is not None or status in (StoredStatus.KEPT, StoredStatus.QUARANTINED):
+        if status in (StoredStatus.KEPT, StoredStatus.QUARANTINED):
             row.state, row.reason = DeliveryState.WITHDRAWN, DeliveryReason.STUDY_GONE
             session.flush()
             continue
@@ -261,9 +314,27 @@ def next_due(session: Session, work: Work) -> DueDelivery | None:
             )
             for one in its
         )  # fmt: skip
+        assert row.study_id is not None  # as the table checks: only what tells something is about no study
         made_at = session.scalar(select(ResultSetRow.due_at).where(ResultSetRow.id == row.set_id))
         old = made_at is not None and db_now(session) - made_at > ASKED_AFTER
         return DueDelivery(row.id, row.study_id, uid, objects, ask_patient=old and not row.unchecked)
+
+
+def _due_notice(session: Session, row: DeliveryRow) -> DueDelivery | None:
+    """What is told by a delivery; None: it is not true any more."""
+    notice = content_of(session.scalars(select(NoticeRow.told).where(NoticeRow.id == row.notice_id)).one() or {})
+    if row.study_id is None:
+        return DueDelivery(row.id, None, "", (), ask_patient=False, told=notice)
+    if not is_still_true(session, row.study_id, notice.event):
+        return None
+    uid = session.scalars(select(StudyRow.study_instance_uid).where(StudyRow.id == row.study_id)).one()
+    header = studies.decided_header(session, row.study_id) or studies.first_header(session, row.study_id)
+    return DueDelivery(row.id, row.study_id, uid, (), ask_patient=False, told=notice, header_sha256=header)
+
+
+def _is_analysed(session: Session, study_id: UUID) -> bool:
+    its = StudyRow.id == study_id, StudyRow.status == StoredStatus.ANALYSED
+    return bool(session.scalar(select(exists().where(*its))))
 
 
 def record_accepted(session: Session, work: Work, delivery: DueDelivery, object_id: UUID, status: str) -> None:
@@ -337,11 +408,12 @@ def finish(session: Session, work: Work, delivery: DueDelivery, refused: Sequenc
     return DeliveryState(row.state)
 
 
-def record_failure(session: Session, delivery: DueDelivery, answer: Answer) -> DeliveryState:
+def record_failure(session: Session, work: Work, delivery: DueDelivery, answer: Answer) -> DeliveryState:
     """Note that a delivery did not succeed: what can heal is tried again, until it was tried for TRIED_FOR.
 
     Args:
         session: the caller's transaction.
+        work: as `take` gave it.
         delivery: as `next_due` gave it.
         answer: why.
 
@@ -363,7 +435,8 @@ def record_failure(session: Session, delivery: DueDelivery, answer: Answer) -> D
     elif now >= row.tried_until:
         row.state, row.reason = DeliveryState.FAILED, DeliveryReason.GAVE_UP
     else:
-        row.next_at = now + next_wait(row.attempts)
+        again = (now + next_wait(row.attempts)).astimezone(ZoneInfo(work.zone))
+        row.next_at = send_time(Rule(hour_from=row.hour_from, hour_to=row.hour_to), again)
     session.flush()
     return DeliveryState(row.state)
 
@@ -385,7 +458,7 @@ def record_away(session: Session, work: Work, answer: Answer, delivery: DueDeliv
     if row is None or answer.reason is None or row.lease_token != work.token:
         return 0
     if delivery is not None and delivery.told is not None and answer.reason in SUSPICIOUS:
-        record_failure(session, delivery, answer)
+        record_failure(session, work, delivery, answer)
     now = db_now(session)
     row.failures += 1
     row.reason, row.not_before = answer.reason, now + next_wait(row.failures)
@@ -634,8 +707,11 @@ def send_again(session: Session, key: Key, site_id: UUID | None, delivery_id: UU
         row.state, row.confirmation = DeliveryState.WAITING, ""
     row.reason = row.status = row.words = ""
     row.attempts, row.next_at, row.tried_until = 0, now, now + TRIED_FOR
+    about = Target(Subject.DESTINATION, row.destination_id)
+    if row.study_id is not None:
+        about = Target(Subject.STUDY, row.study_id)
     record(
-        session, EventKind.DELIVERY_RETRIED, key, about=Target(Subject.STUDY, row.study_id), study_id=row.study_id,
+        session, EventKind.DELIVERY_RETRIED, key, about=about, study_id=row.study_id,
         site_id=row.site_id, before=before, after={"state": row.state},
     )  # fmt: skip
     session.flush()

@@ -1,12 +1,12 @@
 """Messages: what a notice tells, to which destinations, by their rules."""
 
 from collections.abc import Collection, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import datetime
 from uuid import UUID, uuid4
 from zoneinfo import ZoneInfo
 
-from sqlalchemy import func, select, update
+from sqlalchemy import Select, func, select, update
 from sqlalchemy.exc import InterfaceError, OperationalError
 from sqlalchemy.orm import Session, selectinload
 
@@ -17,6 +17,7 @@ from shared.domain.destinations import (
     BY_MESSAGES,
     DECIDABLE,
     TRIED_FOR,
+    DeliveryReason,
     DeliveryState,
     NewerModels,
     Rule,
@@ -25,7 +26,7 @@ from shared.domain.destinations import (
     applies,
     send_time,
 )
-from shared.domain.notices import HL7_EVENTS, Event, NoticeContent, NoticeState, content_of
+from shared.domain.notices import ALARMS, BEGUN_BY, HL7_EVENTS, Event, NoticeContent, NoticeState, content_of
 from shared.errors import OsteonError
 from shared.logs import get_logger
 from shared.queries import results, studies
@@ -47,12 +48,12 @@ def write_next_deliveries(session: Session, zone: str) -> NoticeState | None:
     Returns:
         Its state; None: none waits.
     """
-    row = _lock_next(session)
+    row = _lock_next_of_site(session) or _lock_next(session)
     if row is None:
         return None
     try:
         with session.begin_nested():
-            row.state = _write_deliveries(session, row, zone)
+            row.state = _tell_of_study(session, row, zone) if row.study_id else _tell_of_site(session, row, zone)
     except (OsteonError, OperationalError, InterfaceError):  # of Postgres, not of this notice
         raise
     except Exception:
@@ -60,6 +61,20 @@ def write_next_deliveries(session: Session, zone: str) -> NoticeState | None:
         row.state, row.told = NoticeState.FAILED, None
         session.flush()
     return NoticeState(row.state)
+
+
+def _lock_next_of_site(session: Session) -> NoticeRow | None:
+    """The notice that is about a site and waits longest.
+
+    Who comes second waits, so that no end overtakes its beginning.
+    """
+    return session.scalar(
+        select(NoticeRow)
+        .where(NoticeRow.study_id.is_(None), NoticeRow.state == NoticeState.WAITING)
+        .order_by(NoticeRow.happened_at, NoticeRow.id)
+        .limit(1)
+        .with_for_update()
+    )
 
 
 def _lock_next(session: Session) -> NoticeRow | None:
@@ -86,10 +101,9 @@ def _lock_next(session: Session) -> NoticeRow | None:
             return row
 
 
-def _write_deliveries(session: Session, row: NoticeRow, zone: str) -> NoticeState:
+def _tell_of_study(session: Session, row: NoticeRow, zone: str) -> NoticeState:
     study = session.get_one(StudyRow, row.study_id, populate_existing=True)
-    event = Event(row.event)
-    if not is_still_true(study.status, event):
+    if not is_still_true(session, study.id, Event(row.event)):
         return NoticeState.WITHDRAWN
     views = studies.instances(session, study.id)
     content = _current_content(session, row, study, views)
@@ -97,17 +111,85 @@ def _write_deliveries(session: Session, row: NoticeRow, zone: str) -> NoticeStat
     if not recipients:
         return NoticeState.NOT_WANTED
     row.told = content.as_json()
-    for destination, at in recipients:
+    for destination, at, rule in recipients:
         if destination.kind in BY_HL7:  # a message says all there is: an older one must not come after it
             _supersede(session, study.id, destination.id)
-        session.add(
-            DeliveryRow(
-                id=uuid4(), site_id=study.site_id, study_id=study.id, notice_id=row.id, destination_id=destination.id,
-                next_at=at, tried_until=at + TRIED_FOR,
-            )
-        )  # fmt: skip
+        _deliver(session, row, destination.id, at, rule)
     session.flush()
     return NoticeState.TOLD
+
+
+def _deliver(session: Session, row: NoticeRow, destination_id: UUID, at: datetime, rule: Rule | None) -> None:
+    """Write a delivery. rule: whose hours it keeps to at each try; None: it goes at any hour, as a person wants it."""
+    session.add(
+        DeliveryRow(
+            id=uuid4(), site_id=row.site_id, study_id=row.study_id, notice_id=row.id, destination_id=destination_id,
+            next_at=at, tried_until=at + TRIED_FOR, hour_from=rule.hour_from if rule else 0,
+            hour_to=rule.hour_to if rule else 0,
+        )
+    )  # fmt: skip
+
+
+def _tell_of_site(session: Session, row: NoticeRow, zone: str) -> NoticeState:
+    """Write the deliveries of what is about a site: a beginning by the rules, its end where the beginning went."""
+    event = Event(row.event)
+    local = db_now(session).astimezone(ZoneInfo(zone))
+    if event in BEGUN_BY:
+        recipients = _find_told_of_beginning(session, row)
+    else:
+        recipients = []
+        query = _may_be_told(row).where(DestinationRow.id.is_distinct_from(row.about_id))  # it cannot tell of itself
+        for destination in session.scalars(query):
+            rules = [rule for rule in map(results.rule_of, destination.rules) if event in rule.events]
+            if rules:
+                recipients.append((destination.id, min(rules, key=lambda rule: send_time(rule, local))))
+    if not recipients:
+        return NoticeState.NOT_WANTED
+    for destination_id, rule in recipients:
+        _deliver(session, row, destination_id, send_time(rule, local), rule)
+    session.flush()
+    return NoticeState.TOLD
+
+
+def _find_told_of_beginning(session: Session, row: NoticeRow) -> list[tuple[UUID, Rule]]:
+    """Where the beginning of what ends now has gone, or may be on its way.
+
+    Where it waits, as in quiet hours, nobody needs to be told any more of either.
+    """
+    begun = session.scalar(
+        select(NoticeRow)
+        .where(
+            NoticeRow.site_id == row.site_id, NoticeRow.about_id.is_not_distinct_from(row.about_id),
+            NoticeRow.event == BEGUN_BY[Event(row.event)], NoticeRow.noted_at <= row.noted_at,
+        )
+        .order_by(NoticeRow.noted_at.desc(), NoticeRow.id)
+        .limit(1)
+    )  # fmt: skip
+    if begun is None:
+        return []
+    now, found = db_now(session), []
+    its = select(DeliveryRow).where(DeliveryRow.notice_id == begun.id).order_by(DeliveryRow.id).with_for_update()
+    for one in session.scalars(its):
+        if one.state == DeliveryState.WAITING and one.next_at > now:
+            one.state, one.reason = DeliveryState.WITHDRAWN, DeliveryReason.NOT_TRUE_NOW
+        elif one.state in (DeliveryState.WAITING, DeliveryState.SENT):
+            found.append((one.destination_id, Rule(hour_from=one.hour_from, hour_to=one.hour_to)))
+    return found
+
+
+def _may_be_told(row: NoticeRow) -> Select[DestinationRow]:
+    """The destinations of messages that were there when it happened: nothing of before goes to one."""
+    return (
+        select(DestinationRow)
+        .where(
+            DestinationRow.site_id == row.site_id,
+            DestinationRow.disabled_at.is_(None),
+            DestinationRow.kind.in_(BY_MESSAGES),
+            DestinationRow.added_at <= row.happened_at,
+        )
+        .options(selectinload(DestinationRow.rules))
+        .order_by(DestinationRow.id)
+    )
 
 
 def _find_recipients(
@@ -117,29 +199,18 @@ def _find_recipients(
     content: NoticeContent,
     views: Sequence[studies.InstanceView],
     zone: str,
-) -> list[tuple[DestinationRow, datetime]]:
-    """The destinations that are told, and from when on.
+) -> list[tuple[DestinationRow, datetime, Rule | None]]:
+    """The destinations that are told, from when on, and the rule whose hours that keeps to.
 
     What corrects something goes wherever that went, whatever assessments and regions a rule chooses. A destination is
     not told twice of the same analysis, as two rules or two readers would have it.
     """
     event = content.event
-    query = (
-        select(DestinationRow)
-        .where(
-            DestinationRow.site_id == study.site_id,
-            DestinationRow.disabled_at.is_(None),
-            DestinationRow.kind.in_(BY_MESSAGES),
-            DestinationRow.added_at <= row.happened_at,  # nothing of before goes there
-        )
-        .options(selectinload(DestinationRow.rules))
-        .order_by(DestinationRow.id)
-    )
     local = db_now(session).astimezone(ZoneInfo(zone))
     facts = StudyFacts(study.sender, study.region, study.assessment or "", study.age_years)
     agreed = results.is_agreed(session, study.id, views)
-    found = []
-    for destination in session.scalars(query):
+    found: list[tuple[DestinationRow, datetime, Rule | None]] = []
+    for destination in session.scalars(_may_be_told(row)):
         last = _find_last(session, study.id, destination.id, (*HL7_EVENTS, Event.READ))
         last_content = last[1] if last is not None else None
         corrects = event in HL7_EVENTS and last_content is not None and (
@@ -160,9 +231,10 @@ def _find_recipients(
         if not rules:
             continue
         asked = event is Event.ANALYSED and not row.when
-        at = local if asked else min(send_time(rule, local) for rule in rules)
+        rule = min(rules, key=lambda rule: send_time(rule, local))
+        at = local if asked else send_time(rule, local)
         if event is not Event.ANALYSED or not _is_sent_already(session, study.id, destination.id, content, at):
-            found.append((destination, at))
+            found.append((destination, at, None if asked else rule))
     return found
 
 
@@ -243,3 +315,43 @@ def _current_content(
             "probability": study.fracture_probability,
         }
     )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Alarm:
+    """What people of a site are told of, for their browsers. about: the name of the destination that it is about."""
+
+    row: NoticeRow
+    about: str
+    content: NoticeContent | None
+
+
+def list_alarms(
+    session: Session, site_id: UUID, events: Collection[Event], since: datetime | None, limit: int
+) -> list[Alarm]:
+    """Read what people of a site were told of, or would have been.
+
+    Args:
+        session: the caller's transaction.
+        site_id: the site.
+        events: of these.
+        since: what was written after this time; None: the latest.
+        limit: so many at most.
+
+    Returns:
+        The latest first.
+    """
+    query = (
+        select(NoticeRow, DestinationRow.name)
+        .outerjoin(DestinationRow, DestinationRow.id == NoticeRow.about_id)
+        .where(
+            NoticeRow.site_id == site_id, NoticeRow.event.in_(list(events)), NoticeRow.noted_at.is_not(None),
+            NoticeRow.event.in_([*ALARMS, *BEGUN_BY]),
+        )
+        .order_by(NoticeRow.noted_at.desc(), NoticeRow.id)
+        .limit(limit)
+    )  # fmt: skip
+    if since is not None:
+        query = query.where(NoticeRow.noted_at > since)
+    rows = session.execute(query).all()
+    return [Alarm(row, name or "", content_of(row.told) if row.told else None) for row, name in rows]

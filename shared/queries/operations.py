@@ -21,6 +21,7 @@ from shared.queries.quarantine import dismissed
 SILENT_AFTER = timedelta(seconds=20)  # four heartbeats
 ENDED_SHOWN_FOR = timedelta(days=1)  # a worker that has ended
 MAX_WORKERS = 100
+URGENT_LIMIT = timedelta(minutes=2)  # that an urgent study should wait, at most
 MAX_REASONS = 50
 MAX_RELEASED = 500  # studies in one transaction
 
@@ -99,6 +100,23 @@ class QueueCount:
     oldest_at: datetime | None  # since when the site's oldest waits
     waiting_everywhere: int  # of all sites, which the same workers serve
     oldest_everywhere_at: datetime | None
+
+
+def queue_limits(routine_s: float, backlog_s: float) -> dict[Priority, timedelta]:
+    """How long the oldest study of each queue should wait at most.
+
+    Args:
+        routine_s: seconds of a routine study, OSTEON_ROUTINE_LIMIT_S.
+        backlog_s: of one of the backlog, OSTEON_BACKLOG_LIMIT_S.
+
+    Returns:
+        By queue.
+    """
+    return {
+        Priority.URGENT: URGENT_LIMIT,
+        Priority.ROUTINE: timedelta(seconds=routine_s),
+        Priority.BACKLOG: timedelta(seconds=backlog_s),
+    }
 
 
 def queues(session: Session, site_id: UUID | None = None) -> list[QueueCount]:

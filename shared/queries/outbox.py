@@ -17,6 +17,7 @@ from shared.db.tables import (
     NoticeRow,
     ResultObjectRow,
     ResultSetRow,
+    SiteRow,
     StudyRow,
 )
 from shared.domain.completeness import Completeness
@@ -71,6 +72,21 @@ def record_event(session: Session, study_ids: Collection[UUID], event: Event) ->
     waits = _due_studies(study_ids, _waits_for(event)).subquery()
     studies = select(waits.c[0], waits.c[1]).distinct().subquery()
     _note(session, select(func.gen_random_uuid(), *studies.c, _code(event), literal("", String)))
+
+
+def record_alarms(session: Session, study_ids: Collection[UUID], event: Event) -> None:
+    """Write down what people are told of studies, whether or not a rule waits for it: browsers show it, too.
+
+    Args:
+        session: the transaction that makes it true.
+        study_ids: the studies.
+        event: one of ALARMS that is about a study.
+    """
+    if not study_ids:
+        return
+    its = StudyRow.id.in_(list(study_ids)), StudyRow.site_id == SiteRow.id, ~SiteRow.checks
+    found = select(func.gen_random_uuid(), StudyRow.site_id, StudyRow.id, _code(event), literal("", String)).where(*its)
+    _note(session, found)
 
 
 def record_request(session: Session, study_id: UUID) -> None:

@@ -163,10 +163,12 @@ def test_the_form_asks_for_every_setting() -> None:
         "url": "https://other.example/a", "folder": "other", "confirm": True, "application": "OTHER",
         "facility": "OTHER", "sending_application": "OTHER", "sending_facility": "OTHER", "character_set": "8859/1",
         "accession": "both", "processing": "T", "probability": True, "networks": "10.1.0.0/16",
+        "address": "other@hospital.example",
     }  # fmt: skip
     assert {*other} == {*DestinationSettings.model_fields} - {"kind"}
     for kind in DestinationKind:
-        least = {name: other[name] for name in ("host", "port", "called_ae", "url", "folder") if (kind, name) in asked}
+        needed = "host", "port", "called_ae", "url", "folder", "address"
+        least = {name: other[name] for name in needed if (kind, name) in asked}
         for name, value in other.items():
             try:
                 kept = getattr(Destination(kind, **least | {name: value}).validate(), name) == value

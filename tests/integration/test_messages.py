@@ -25,7 +25,7 @@ from shared.db.tables import BundleRow, DeliveryRow, DestinationRow, NoticeRow, 
 from shared.domain.completeness import Completeness
 from shared.domain.destinations import MAX_WAIT, TRIED_FOR, Destination, DestinationKind, NewerModels, Rule, When
 from shared.domain.findings import Assessment, Extent, Finding, Heatmap, InstanceResult
-from shared.domain.notices import Event, webhook_secret
+from shared.domain.notices import USUAL_EVENTS, Event, webhook_secret
 from shared.domain.security import Role
 from shared.domain.study import StoredStatus
 from shared.errors import Reason
@@ -43,7 +43,7 @@ from worker.delivery.mllp import BEGIN, END
 KEY = "a key of webhooks that is for tests alone"
 MANIFEST = {"sensitive": 0.1, "specific": 0.6, "regions": ["hand"], "metrics": {}}
 ANALYSED = Rule(When.ANALYSED, events=(Event.ANALYSED, Event.REVISED))
-ALL = Rule(When.ANALYSED, events=tuple(Event))
+ALL = Rule(When.ANALYSED, events=USUAL_EVENTS)
 SCORES = {Assessment.POSITIVE: 8.3, Assessment.NEGATIVE: 0.4}
 HERE = "127.0.0.0/8, ::1/128"
 PATIENT, NUMBER, ACCESSION = "Grünwald^Änne", "P-47110815", "ACC-2026-77"

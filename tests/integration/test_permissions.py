@@ -78,6 +78,7 @@ RULES: dict[tuple[str, str], set[str]] = {
     ("POST", "/api/v1/filters"): READS,
     ("PATCH", "/api/v1/filters/{filter_id}"): READS,
     ("DELETE", "/api/v1/filters/{filter_id}"): READS,
+    ("GET", "/api/v1/notices"): READS,
     ("GET", "/api/v1/revised-findings"): READS,
     ("GET", "/api/v1/revised-findings/count"): READS,
     ("POST", "/api/v1/revised-findings/{revised_id}/seen"): READS,
@@ -168,6 +169,7 @@ RULES: dict[tuple[str, str], set[str]] = {
     ("GET", "/revised"): READS,
     ("POST", "/revised/{revised_id}/seen"): READS,
     ("GET", "/agreement"): READS,
+    ("GET", "/notices"): READS,
     ("GET", "/operations"): CARES,
 }
 GONE = {

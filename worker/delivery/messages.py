@@ -1,4 +1,4 @@
-"""Messages to receivers of HL7 and of webhooks: what is told, made and sent anew at each try, and what they answer."""
+"""Messages by HL7, webhooks and mail: what is told, made and sent anew at each try, and what is answered."""
 
 import io
 import re
@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from typing import Protocol
+from uuid import uuid4
 
 from pydicom import dcmread
 from pydicom.dataset import Dataset
@@ -20,6 +21,7 @@ from shared.domain.destinations import (
     Answer,
     DeliveryReason,
     Destination,
+    DestinationKind,
     http_answer,
     printable_words,
 )
@@ -28,7 +30,7 @@ from shared.domain.findings import Assessment, abstention_of, abstention_words, 
 from shared.domain.notices import KEY_LENGTH, AccessionPlace, NoticeContent, parse_networks, webhook_secret
 from shared.queries.deliveries import DueDelivery, Work
 from shared.settings import Settings
-from worker.delivery import mllp, webhooks
+from worker.delivery import mail, mllp, webhooks
 from worker.delivery.connections import Away, certificate_refusal, client_context
 from worker.delivery.hl7 import (
     Acknowledgement,
@@ -72,6 +74,8 @@ def choose_messenger(settings: Settings, work: Work, read: Callable[[str], bytes
     """
     if work.destination.kind in BY_HL7:
         return Hl7Messenger(settings, work, read)
+    if work.destination.kind is DestinationKind.MAIL:
+        return MailMessenger(settings, work)
     return WebhookMessenger(settings, work)
 
 
@@ -170,9 +174,12 @@ class WebhookMessenger:
         """
         content = due.told
         assert content is not None
+        page = self._settings.page_url.rstrip("/")
+        path = f"/view/{due.study_id}" if due.study_id else "/operations"
         notice = webhooks.Notice(
-            content.event, content.happened_at, str(due.study_id), due.study_instance_uid, content.status,
-            content.assessment, content.region, content.reason, content.model,
+            content.event, content.happened_at, str(due.study_id or ""), due.study_instance_uid, content.status,
+            content.assessment, content.region, content.reason, content.model, f"{page}{path}" if page else "",
+            content.count, content.about,
         )  # fmt: skip
         return self._post(notice.body, f"msg_{due.delivery_id.hex}")
 
@@ -203,6 +210,55 @@ class WebhookMessenger:
         if response.accepted:
             return Answer(None, f"HTTP {response.status}")
         return http_answer(response.status, response.words)
+
+
+class MailMessenger:
+    """Sends what happened to an address, by the mail server of the settings."""
+
+    def __init__(self, settings: Settings, work: Work) -> None:
+        self._settings, self._address = settings, work.destination.address
+
+    def tell(self, due: DueDelivery) -> Answer:
+        """Send a notice, and those that go with it in the same mail.
+
+        Args:
+            due: with what is told.
+
+        Returns:
+            What the server answered.
+
+        Raises:
+            Away: there is none, it cannot be reached, or it does not answer.
+        """
+        told = [mail.MailNotice(one.study_id, one.told) for one in due.together if one.told is not None]
+        sender, page = self._settings.mail_from, self._settings.page_url.rstrip("/")
+        made = mail.make_message(sender, self._address, told, due.delivery_id.hex, datetime.now(UTC), page)
+        return mail.send(self._server(), sender, self._address, made, mail.WAIT_S)
+
+    def test(self) -> Answer:
+        """Send a mail that says what it is."""
+        now, sender = datetime.now(UTC), self._settings.mail_from
+        made = mail.make_test(sender, self._address, f"test-{uuid4().hex}", now)
+        return mail.send(self._server(), sender, self._address, made, mail.WAIT_S)
+
+    def _server(self) -> mail.Server:
+        """The server, with its login. Raises Away where the settings name none, or a login that cannot be used."""
+        settings = self._settings
+        if not settings.mail_host or not settings.mail_from:
+            raise Away(Answer(DeliveryReason.NO_MAIL_SERVER))
+        try:
+            password = settings.mail_secret()
+        except OSError as error:
+            words = f"the file of OSTEON_MAIL_PASSWORD_FILE cannot be read: {error.strerror or type(error).__name__}"
+            raise Away(Answer(DeliveryReason.NO_MAIL_SERVER, words=printable_words(words))) from None
+        if settings.mail_user and settings.mail_security == mail.PLAIN:
+            words = "a login is sent by TLS alone: set OSTEON_MAIL_SECURITY to starttls or tls"
+            raise Away(Answer(DeliveryReason.NO_MAIL_SERVER, words=words))
+        secure = settings.mail_security != mail.PLAIN
+        context = client_context(settings, Destination(DestinationKind.MAIL)) if secure else None
+        return mail.Server(
+            settings.mail_host, settings.mail_port, settings.mail_security, context, settings.mail_user, password
+        )
 
 
 # -- HL7: what is told, and to whom

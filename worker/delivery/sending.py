@@ -26,7 +26,7 @@ from shared.domain.identity import same_patient
 from shared.domain.study import Identity
 from shared.errors import ObjectMissing, OsteonError, StoreUnavailable
 from shared.logs import get_logger
-from shared.queries import confirmations, deliveries, notices
+from shared.queries import alarms, confirmations, deliveries, notices, operations
 from shared.queries.deliveries import DueDelivery, DueObject, Work
 from shared.queue.liveness import STEP_S, Progress
 from shared.settings import Settings
@@ -40,6 +40,7 @@ from worker.delivery.stow import StowConnection
 
 log = get_logger(__name__)
 LOOK_EVERY_S = 1.0
+WATCH_EVERY_S = 15.0  # for what only time makes so
 SPREAD_S = 1.0  # of one look, for notices
 TURN_S = 300.0  # at one destination; then others that wait for a thread have theirs
 
@@ -61,14 +62,27 @@ class Sender:
     def run(self) -> None:
         """Look until `stop` is called; an error is logged, and the next look comes all the same."""
         self.progress.expect(self)
+        watch_at = time.monotonic()
         while not self.stopping.wait(LOOK_EVERY_S):
             self.progress.expect(self)
             try:
+                if time.monotonic() >= watch_at:
+                    watch_at = time.monotonic() + WATCH_EVERY_S
+                    self.watch()
                 self.look()
             except OsteonError as error:
                 log.warning("deliveries not checked", error=type(error).__name__)
             except Exception:
                 log.exception("deliveries not checked")
+
+    def watch(self) -> int:
+        """Write down what people are told of now, for all sites; returns how many notices there are of it."""
+        limits = operations.queue_limits(self._settings.routine_limit_s, self._settings.backlog_limit_s)
+        with self._database.transaction() as session:
+            written = alarms.record_alarms(session, limits)
+        if written:
+            log.info("notices written", notices=written)
+        return written
 
     def look(self) -> int:
         """Renew what this process holds, and begin what is due; returns at how many destinations."""
@@ -83,7 +97,8 @@ class Sender:
         if free <= 0:
             return 0
         with self._database.transaction() as session:
-            taken = deliveries.take(session, self._lease, free, kinds=tuple(DestinationKind))
+            zone = self._settings.backfill_timezone
+            taken = deliveries.take(session, self._lease, free, kinds=tuple(DestinationKind), zone=zone)
         for work in taken:
             with self._lock:
                 self._held.add(work.token)
@@ -295,8 +310,7 @@ class _Turn:
         except Away as error:
             answer = error.answer
             if answer.reason not in HALTS:  # it is about this delivery alone
-                with self._database.transaction() as session:
-                    state = deliveries.record_failure(session, due, answer)
+                state, _ = self._note_failure(due, answer)
                 log.warning("delivery failed", state=state, reason=answer.reason, status=answer.status, **fields)
                 self._disconnect()
                 return state != DeliveryState.WAITING
@@ -308,8 +322,7 @@ class _Turn:
         except OsteonError:
             raise
         except Exception as error:  # one that breaks the sending must not hold up the others
-            with self._database.transaction() as session:
-                deliveries.record_failure(session, due, Answer(DeliveryReason.NOT_SENT, words=type(error).__name__))
+            self._note_failure(due, Answer(DeliveryReason.NOT_SENT, words=type(error).__name__))
             log.exception("delivery failed", **fields)
             self._disconnect()
             return True
@@ -360,7 +373,8 @@ class _Turn:
         if answer.reason is not None:
             return self._note_failure(due, answer)
         with self._database.transaction() as session:
-            return deliveries.finish(session, self._work, due), None
+            state, *_ = [deliveries.finish(session, self._work, one) for one in due.together]
+            return state, None
 
     def _note_answered(self) -> None:
         """Note, once a turn, that the destination is there: only then its next failure is a first one."""
@@ -371,7 +385,8 @@ class _Turn:
 
     def _note_failure(self, due: DueDelivery, answer: Answer) -> tuple[DeliveryState, Answer]:
         with self._database.transaction() as session:
-            return deliveries.record_failure(session, due, answer), answer
+            state, *_ = [deliveries.record_failure(session, self._work, one, answer) for one in due.together]
+            return state, answer
 
     def _connection_for(self, due: DueDelivery, one: DueObject) -> Connection:
         """The open connection; a new one where this one was opened without what the object needs."""

@@ -56,7 +56,10 @@ class WrongCertificate(Exception):
 
 @dataclass(frozen=True)
 class Notice:
-    """What a receiver is told: ids and codes alone. Who the patient is, it asks for by the study, with a key."""
+    """What a receiver is told: ids and codes alone. Who the patient is, it asks for by the study, with a key.
+
+    study_id, study_instance_uid, status: empty: it is about the site.
+    """
 
     event: Event
     happened_at: datetime
@@ -67,7 +70,9 @@ class Notice:
     region: str = ""
     reason: str = ""  # code of a quarantined study
     model: str = ""
-    link: str = ""  # to the study's page
+    link: str = ""  # to the study's page, or the one of operations
+    count: int = 0  # of a site: studies that wait, or deliveries that fail
+    destination: str = ""  # where these go
 
     @property
     def body(self) -> bytes:
@@ -75,7 +80,7 @@ class Notice:
         data = {
             "study_id": self.study_id, "study_instance_uid": self.study_instance_uid, "status": self.status,
             "assessment": self.assessment, "region": self.region, "reason": self.reason, "model": self.model,
-            "link": self.link,
+            "link": self.link, "count": self.count, "destination": self.destination,
         }  # fmt: skip
         values: dict[str, Any] = {
             "type": str(self.event),

@@ -369,7 +369,10 @@ kindField.addEventListener("change", showFields);
 
 /** The fields that say where a destination is, of the chosen kind. */
 const placeFields = () =>
-  all("[data-kinds]:not([hidden]) :is(input, select)", destinationForm).filter((field) => !field.closest("fieldset"));
+  all("[data-kinds]:not([hidden]):not(.new) :is(input, select)", destinationForm).filter((field) => !field.closest("fieldset"));
+
+/** The fields that say in which hours something goes, where the chosen kind has them. */
+const hourFields = () => all('label:not([hidden]) [name^="hour_"]', destinationForm, HTMLInputElement);
 
 /** What is ticked of a list, of the chosen kind. @param {string} name */
 const ticked = (name) =>
@@ -414,7 +417,8 @@ destinationForm.addEventListener("submit", async (event) => {
   if (!destinationId) {
     const chosen = new FormData(destinationForm);
     wanted.name = chosen.get("name");
-    wanted.rules = [{ when: chosen.get("when"), kinds: ticked("kinds"), events: ticked("events") }];
+    const hours = hourFields().map((field) => [field.name, field.valueAsNumber]);
+    wanted.rules = [{ when: chosen.get("when"), kinds: ticked("kinds"), events: ticked("events"), ...Object.fromEntries(hours) }];
     if (chosen.has("site")) wanted.site = chosen.get("site");
   }
   const how = { method: destinationId ? "PUT" : "POST", body: JSON.stringify(wanted), headers: { "Content-Type": "application/json" } };

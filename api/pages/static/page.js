@@ -2,8 +2,10 @@
 
 import { watchLogin } from "./lib/session.js";
 import { startTimes } from "./lib/times.js";
+import { watchNotices } from "./live/notices.js";
 import { watchRevised } from "./live/revised.js";
 
 watchLogin();
 watchRevised();
+watchNotices();
 startTimes();

@@ -22,6 +22,7 @@ from sqlalchemy.orm import Mapped, mapped_column, relationship
 from shared.db.tables.access import SiteRow
 from shared.db.tables.base import Base, one_of
 from shared.domain.destinations import (
+    ADDRESS_LENGTH,
     NAME_LENGTH,
     NAMESPACE_LENGTH,
     NETWORKS_LENGTH,
@@ -38,10 +39,22 @@ from shared.domain.destinations import (
     When,
 )
 from shared.domain.findings import Assessment
-from shared.domain.notices import CODECS, PROCESSING, UTF_8, AccessionPlace, Event, NoticeState
+from shared.domain.notices import (
+    ALARMS,
+    BEGUN_BY,
+    CODECS,
+    OF_STUDIES,
+    PROCESSING,
+    UTF_8,
+    AccessionPlace,
+    Event,
+    NoticeState,
+)
 from shared.domain.results import ResultKind
 
 _EVENTS = ", ".join(f"'{event}'" for event in Event)
+_ALARMS = ", ".join(f"'{event}'" for event in Event if event in (*ALARMS, *BEGUN_BY))
+_OF_STUDIES = ", ".join(f"'{event}'" for event in OF_STUDIES)
 _KINDS = ", ".join(f"'{kind}'" for kind in ResultKind)
 _EMPTY = text("'{}'")
 
@@ -71,6 +84,7 @@ class DestinationRow(Base):
     processing: Mapped[str] = mapped_column(String(1), server_default="P")
     probability: Mapped[bool] = mapped_column(server_default=false())
     networks: Mapped[str] = mapped_column(String(NETWORKS_LENGTH), server_default="")
+    address: Mapped[str] = mapped_column(String(ADDRESS_LENGTH), server_default="")
     # of a webhook: the number of the secret that signs, from which it is derived, and how long the one before signs too
     secret_number: Mapped[int] = mapped_column(server_default="1")
     former_secret_until: Mapped[datetime | None]
@@ -206,15 +220,22 @@ class ResultObjectRow(Base):
 
 
 class NoticeRow(Base):
-    """That something happened to a study, written in the transaction that makes it so; and what is told of it."""
+    """That something happened to a study or at a site, and what is told of it.
+
+    Of a study it is written in the transaction that makes it so. What only time makes so is written once, by whoever
+    looks: shared.queries.alarms.
+    """
 
     __tablename__ = "notices"
     id: Mapped[UUID] = mapped_column(primary_key=True, default=uuid4)
     site_id: Mapped[UUID] = mapped_column(ForeignKey("sites.id"))
-    study_id: Mapped[UUID] = mapped_column(ForeignKey("studies.id", ondelete="CASCADE"))
+    study_id: Mapped[UUID | None] = mapped_column(ForeignKey("studies.id", ondelete="CASCADE"))  # null: of the site
+    # the destination that it is about
+    about_id: Mapped[UUID | None] = mapped_column(ForeignKey("destinations.id", ondelete="CASCADE"))
     event: Mapped[str] = mapped_column(String(24))
     when: Mapped[str] = mapped_column(String(16), server_default="")  # When of the rules that wait for it; empty: all
     happened_at: Mapped[datetime] = mapped_column(server_default=func.clock_timestamp())
+    noted_at: Mapped[datetime | None] = mapped_column(server_default=func.clock_timestamp())  # when it was written
     state: Mapped[str] = mapped_column(String(16), server_default=NoticeState.WAITING)
     told: Mapped[dict[str, Any] | None]  # as shared.domain.notices.NoticeContent, once its deliveries are written
     __table_args__ = (
@@ -225,6 +246,13 @@ class NoticeRow(Base):
         one_of("notices", "state", NoticeState),
         Index("ix_notices_waiting", "happened_at", "id", postgresql_where=text("state = 'waiting'")),
         Index("ix_notices_study_id", "study_id", "happened_at"),
+        # what people are told of, once: of a study, and what a site's pages show of late
+        Index(
+            "uq_notices_overdue", "study_id", unique=True, postgresql_where=text(f"event = '{Event.OVERDUE}'")
+        ),
+        Index("ix_notices_alarms", "site_id", "noted_at", postgresql_where=text(f"event IN ({_ALARMS})")),
+        Index("ix_notices_about_id", "about_id", postgresql_where=text("about_id IS NOT NULL")),
+        CheckConstraint(f"study_id IS NOT NULL OR event NOT IN ({_OF_STUDIES})", name="ck_notices_subject"),
     )  # fmt: skip
 
 
@@ -234,7 +262,7 @@ class DeliveryRow(Base):
     __tablename__ = "deliveries"
     id: Mapped[UUID] = mapped_column(primary_key=True, default=uuid4)
     site_id: Mapped[UUID] = mapped_column(ForeignKey("sites.id"))
-    study_id: Mapped[UUID] = mapped_column(ForeignKey("studies.id", ondelete="CASCADE"))
+    study_id: Mapped[UUID | None] = mapped_column(ForeignKey("studies.id", ondelete="CASCADE"))  # null: of the site
     set_id: Mapped[UUID | None] = mapped_column(ForeignKey("result_sets.id", ondelete="CASCADE"))
     notice_id: Mapped[UUID | None] = mapped_column(ForeignKey("notices.id", ondelete="CASCADE"))
     destination_id: Mapped[UUID] = mapped_column(ForeignKey("destinations.id", ondelete="CASCADE"))
@@ -242,6 +270,9 @@ class DeliveryRow(Base):
     created_at: Mapped[datetime] = mapped_column(server_default=func.clock_timestamp())
     next_at: Mapped[datetime] = mapped_column(server_default=func.clock_timestamp())
     tried_until: Mapped[datetime]  # from then on a failure is final
+    # of the rule: in which hours it may go, at each try
+    hour_from: Mapped[int] = mapped_column(SmallInteger, server_default="0")
+    hour_to: Mapped[int] = mapped_column(SmallInteger, server_default="0")
     attempts: Mapped[int] = mapped_column(server_default="0")
     reason: Mapped[str] = mapped_column(String(24), server_default="")
     status: Mapped[str] = mapped_column(String(16), server_default="")  # the peer's, as "A700" or "HTTP 409"
@@ -263,6 +294,7 @@ class DeliveryRow(Base):
         UniqueConstraint("set_id", "destination_id"),
         UniqueConstraint("notice_id", "destination_id"),
         CheckConstraint("num_nonnulls(set_id, notice_id) = 1", name="ck_deliveries_subject"),
+        CheckConstraint("study_id IS NOT NULL OR notice_id IS NOT NULL", name="ck_deliveries_study_id"),
         Index("ix_deliveries_waiting", "destination_id", "next_at", "id", postgresql_where=text("state = 'waiting'")),
         Index(
             "ix_deliveries_undelivered", "site_id", "state", "created_at",
