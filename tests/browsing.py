@@ -12,7 +12,7 @@ import tempfile
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Error, Page, Playwright
@@ -98,9 +98,20 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
 
 
 @contextmanager
-def watched(browser: Browser, width: int = 1440, refused: tuple[int, ...] = ()) -> Iterator[Page]:
-    """A page of a fresh profile. refused: statuses that the test provokes, which Chromium notes in its console."""
-    context = browser.new_context(viewport={"width": width, "height": 1000}, timezone_id="Europe/Berlin")
+def watched(
+    browser: Browser, width: int = 1440, refused: tuple[int, ...] = (), theme: Literal["dark", "light"] = "dark"
+) -> Iterator[Page]:
+    """A page of a fresh profile.
+
+    Args:
+        browser: that of the test.
+        width: of the window.
+        refused: statuses that the test provokes, which Chromium notes in its console.
+        theme: of the system.
+    """
+    context = browser.new_context(
+        viewport={"width": width, "height": 1000}, timezone_id="Europe/Berlin", color_scheme=theme
+    )
     context.add_init_script(WATCH_POLICY)
     page = context.new_page()
     page.set_default_timeout(20_000)
@@ -129,6 +140,12 @@ def log_in(context: BrowserContext, url: str, key: str) -> None:
     """Log a profile in without drawing a page, for tests that are about something else than the login."""
     answer = context.request.post(f"{url}/login", form={"key": key}, max_redirects=0)
     assert answer.status == 303, answer.text()
+
+
+def log_out(page: Page) -> None:
+    """Press the button that stands in the menu under the key's name."""
+    page.locator(".account > summary").click()
+    page.get_by_role("button", name="Log out").click()
 
 
 def leave(page: Page, api_url: str) -> None:

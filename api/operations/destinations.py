@@ -472,7 +472,7 @@ def delays(views: Sequence[DestinationView], now: datetime) -> list[str]:
         counts = ((one.failed, "failed"), (one.held, "held"), (one.not_confirmed, "not confirmed"))
         if any(count for count, _ in counts):
             named = ", ".join(f"{count} {what}" for count, what in counts if count)
-            sentences.append(f"Results for {where}: {named}. Look under Destinations what it said, and decide there.")
+            sentences.append(f"Results for {where}: {named}. Look under Results out what it said, and decide there.")
         if one.disabled_at is None and one.oldest_at is not None and now - one.oldest_at > WAITS_TOO_LONG:
             why = one.away_detail or "Look whether the process deliver runs."
             sentences.append(f"Results for {where} wait since {one.oldest_at:%d %b %H:%M} UTC. {why}")

@@ -60,6 +60,9 @@ FIGURES = {  # of a card, and what they are called
     "pointing_game": "pointing game",
 }
 REJECTIONS_OF = timedelta(days=30)
+NO_ACTIVE_BUNDLE = (
+    "No bundle is active, so nothing is analysed: activate one under Models and runs, or by osteon activate FILE."
+)
 
 
 @router.get("/operations")
@@ -278,7 +281,7 @@ def _troubles(
     waiting = sum(one.waiting_everywhere for one in queues)
     living = any(one.state is WorkerState.ALIVE for one in workers)
     if models.active_bundle(session) is None:
-        troubles.append("No bundle is active, so nothing is analysed: activate one below, or by osteon activate FILE.")
+        troubles.append(NO_ACTIVE_BUNDLE)
     if not living:
         troubles.append(
             "No worker is alive, so nothing is analysed: start one (osteon up, or docker compose up -d), or look into "
@@ -289,12 +292,13 @@ def _troubles(
         troubles.append(
             f"Studies wait and workers live, yet none was finished for {minutes} min: look into the worker's log."
         )
-    troubles += [
-        f"The oldest {one.queue} study waits longer than that queue should let it."
-        for one in queues
-        if one.late and (living or one.queue is Priority.URGENT)
-    ]
+    troubles += [late_words(one) for one in queues if one.late and (living or one.queue is Priority.URGENT)]
     return troubles
+
+
+def late_words(late: QueueView) -> str:
+    """What an administrator should know of a queue whose oldest study waits too long."""
+    return f"The oldest {late.queue} study waits longer than that queue should let it."
 
 
 def _drifts(alarms: Sequence[DriftView]) -> list[str]:

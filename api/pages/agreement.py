@@ -19,7 +19,7 @@ def agreement(parts: PartsDep, key: Radiologist, days: int = 365) -> Response:
     days = days if days in DAYS else 365
     found = agreement_of(parts, key, days)
     with parts.database.transaction() as session:
-        head = header(parts, session, key)
+        head = header(session, key)
     context = {
         **head,
         "found": found,

@@ -35,7 +35,7 @@ def ask(
     if image is not None and image > len(report.instances):
         raise NotFound(f"the study has {len(report.instances)} image(s); there is no image {image}")
     identity = parts.vault.identities(session, key, [study]).get(study, Identity())
-    context = header(parts, session, key)
+    context = header(session, key)
     context |= {
         "report": report,
         "name": named(identity),

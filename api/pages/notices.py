@@ -31,4 +31,4 @@ def show_notices(parts: PartsDep, key: Radiologist, session: SessionDep) -> Resp
         "event_words": EVENT_WORDS,
         "mail": DestinationKind.MAIL,
     }
-    return render("notices.html", 200, **header(parts, session, key), **context)
+    return render("notices.html", 200, **header(session, key), **context)

@@ -1,8 +1,9 @@
-"""The state of the system as a page for administrators."""
+"""The state of the system as a page for administrators, in tabs."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
+from enum import StrEnum
 from typing import Any
 from urllib.parse import urlencode
 
@@ -10,22 +11,24 @@ from fastapi import Request, Response
 
 from api.dependencies import AdminOrOperator, PartsDep, SessionDep
 from api.operations.audit import MAX_FILTER_LENGTH, event_page, shown_to
-from api.operations.destinations import DEFAULT_KINDS, DestinationSettings
+from api.operations.destinations import DEFAULT_KINDS, DestinationSettings, delays
+from api.operations.peers import silences
 from api.operations.refused_kinds import refused_view
 from api.operations.result_choices import choices
-from api.operations.routes import LISTED, overview_of
+from api.operations.routes import LISTED, NO_ACTIVE_BUNDLE, late_words, overview_of
 from api.operations.schemas import HistoryRange, Operations, StatisticsPointView
 from api.operations.turnaround import targets
 from api.pages.plots import Plot, Value, length, plot
 from api.pages.render import header, render, version_of
 from api.requests import Router
 from api.uploads.held import held_page
+from shared.db.clock import db_now
 from shared.domain.destinations import BY_HL7, DestinationKind, When
 from shared.domain.held import HeldDecision, HeldKind, HeldState
 from shared.domain.notices import ALARMS, CODECS, HL7_EVENTS, USUAL_EVENTS, UTF_8, AccessionPlace, Event
 from shared.domain.results import CaptureModality, ResultKind
 from shared.domain.security import EventKind, Role, Subject, System
-from shared.domain.study import StoredOnly
+from shared.domain.study import StoredOnly, StudyStatus
 from shared.errors import BadRequest
 from shared.queries import access, audit
 from shared.queries.statistics import COMMIT_GRACE
@@ -117,9 +120,45 @@ TOLD = (EventKind.MODEL_ACTIVATED, EventKind.KEY_MADE, EventKind.KEY_REVOKED)
 STEPS = {HistoryRange.HOUR: "minute", HistoryRange.DAY: "15 minutes", HistoryRange.MONTH: "6 hours"}
 
 
+class Tab(StrEnum):
+    """A part of the page, with an address of its own."""
+
+    NOW = "now"
+    QUEUE = "queue"
+    SENDERS = "senders"
+    RESULTS = "results"
+    MODELS = "models"
+    KEYS = "keys"
+    EVENTS = "events"
+
+
+TABS = {  # its words, and the ids of what stands on it: a link to one of these leads to the tab
+    Tab.NOW: ("Now", "now history storage"),
+    Tab.QUEUE: ("Queue", "queue held quarantine turnaround-targets targets"),
+    Tab.SENDERS: ("Senders", "dicom-peers sent rejections refused-kinds"),
+    Tab.RESULTS: ("Results out", "destinations result-choices"),
+    Tab.MODELS: ("Models and runs", "bundles compared backfill-runs"),
+    Tab.KEYS: ("Keys and sites", "keys"),
+    Tab.EVENTS: ("Events", "events"),
+}
+
+
+@dataclass(frozen=True)
+class TabLink:
+    """A tab as the page links it, with what on it needs somebody."""
+
+    name: Tab
+    words: str
+    href: str
+    parts: str
+    count: int
+    why: str
+
+
 @router.get("/operations")
 def operations(request: Request, parts: PartsDep, key: AdminOrOperator, session: SessionDep) -> Response:
-    """Queues, workers, history, quarantine, rejections, backfill runs, bundles, storage, peers, destinations, keys."""
+    """Show one tab: what is stuck, the queue, senders, results that leave, models and runs, keys, or events."""
+    tab = tab_of(request.query_params)
     try:
         chosen = HistoryRange(request.query_params.get("range") or HistoryRange.HOUR)
     except ValueError:
@@ -129,17 +168,22 @@ def operations(request: Request, parts: PartsDep, key: AdminOrOperator, session:
     before = request.headers.get("if-none-match")  # sent by a page that renews itself
     # whose patients these are: of its own site only, and nothing to an operator
     administers = key.may(Role.ADMIN)
-    waiting = held_page(parts, session, key, renewed=before is not None) if administers else None
-    happened = event_page(session, key, LISTED_EVENTS, **event_filter.chosen())
+    shows_held = administers and tab is Tab.QUEUE
+    waiting = held_page(parts, session, key, renewed=before is not None) if shows_held else None
+    listed = LISTED_EVENTS if tab is Tab.EVENTS else 1
+    happened = event_page(session, key, listed, **event_filter.chosen())
     last = audit.latest(session, shown_to(key), (Subject.MODEL, Subject.KEY), TOLD)
     latest = str(max([*(one.id for one in happened.events), *(one.id for one in last.values())], default=0))
     version = version_of(view, key, waiting.model_dump_json() if waiting else "", latest)
     if before == version:
         return Response(status_code=304, headers={"ETag": version})
-    head = header(parts, session, key)
+    head, troubles = header(session, key), troubles_of(view, db_now(session))
     context = {
         **head,
-        **({"counts": view.counts} if administers else {}),
+        "tab": tab,
+        "tab_words": TABS[tab][0],
+        "tabs": tab_links(view, troubles, administers=administers),
+        "troubles": troubles[tab],
         "administers": administers,
         "operates": key.may(Role.OPERATOR),
         "view": view,
@@ -151,9 +195,9 @@ def operations(request: Request, parts: PartsDep, key: AdminOrOperator, session:
         "states": STATES,
         "ranges": RANGES,
         "roles": [role for role in Role if role is not Role.OPERATOR or key.may(Role.OPERATOR)],
-        "targets": targets(key, session) if administers else None,
-        "refused": refused_view(parts, session, key) if administers else None,
-        "result_choices": choices(key, session) if administers else None,
+        "targets": targets(key, session) if administers and tab is Tab.QUEUE else None,
+        "refused": refused_view(parts, session, key) if administers and tab is Tab.SENDERS else None,
+        "result_choices": choices(key, session) if administers and tab is Tab.RESULTS else None,
         "capture_modalities": list(CaptureModality),
         "kept_kinds": KEPT_KINDS,
         "destination_kinds": {kind: form for kind, (form, _) in DESTINATION_KINDS.items()},
@@ -215,21 +259,77 @@ class EventFilter:
             "before": self.before,
         }  # fmt: skip
 
-    def address(self, *, range: HistoryRange, before: int | None = None) -> str:  # noqa: A002 - as in the address
-        """Build the address of the page with this filter.
-
-        Args:
-            range: how far the history goes back.
-            before: number of an event, only those before it are listed; None: the latest.
-
-        Returns:
-            Path and query.
-        """
+    def address(self, before: int | None = None) -> str:
+        """Build the address of this filter, for events before the one of this number, or for the latest."""
         given = {
-            "range": range, "kind": self.kind or "", "actor": self.actor,
-            "subject": self.subject, "before": before or "",
+            "tab": Tab.EVENTS, "kind": self.kind or "", "actor": self.actor, "subject": self.subject,
+            "before": before or "",
         }  # fmt: skip
         return f"/operations?{urlencode({name: value for name, value in given.items() if value})}"
+
+
+def tab_of(given: Mapping[str, str]) -> Tab:
+    """Find the tab that an address asks for. A filter of events alone asks for them, as before there were tabs.
+
+    Args:
+        given: the address's query.
+
+    Returns:
+        The tab.
+
+    Raises:
+        BadRequest: there is no such tab; it names those that there are.
+    """
+    if chosen := given.get("tab"):
+        try:
+            return Tab(chosen)
+        except ValueError:
+            raise BadRequest(f"Choose one of: {', '.join(Tab)}") from None
+    return Tab.EVENTS if any(given.get(name) for name in ("kind", "actor", "subject", "before")) else Tab.NOW
+
+
+def troubles_of(view: Operations, now: datetime) -> dict[Tab, list[str]]:
+    """Sort the troubles by the tab on which something can be done about them.
+
+    Args:
+        view: what the page shows.
+        now: on Postgres' clock.
+
+    Returns:
+        Sentences for each tab; the first tab has them all.
+    """
+    of = {
+        Tab.QUEUE: {late_words(one) for one in view.queues},
+        Tab.SENDERS: set(silences(view.dicom_peers)),
+        Tab.RESULTS: set(delays(view.destinations, now)),
+        Tab.MODELS: {NO_ACTIVE_BUNDLE},
+    }
+    sorted_ = {tab: [text for text in view.troubles if text in of.get(tab, ())] for tab in Tab}
+    return sorted_ | {Tab.NOW: view.troubles}
+
+
+def tab_links(view: Operations, troubles: Mapping[Tab, list[str]], *, administers: bool) -> list[TabLink]:
+    """Make the links to the tabs.
+
+    Args:
+        view: what the page shows.
+        troubles: by tab.
+        administers: whether the reader decides on studies and files.
+
+    Returns:
+        One for each tab. Its count is of troubles, and of what waits for a decision there.
+    """
+    quarantined = view.counts.get(StudyStatus.QUARANTINED, 0) if administers else 0
+    waiting = sum(view.held.values()) if administers else 0
+    more = {Tab.QUEUE: ((quarantined, "in quarantine"), (waiting, "to be decided"))}
+    links = []
+    for tab, (words, parts) in TABS.items():
+        trouble = "trouble" if len(troubles[tab]) == 1 else "troubles"
+        counts = [(count, what) for count, what in ((len(troubles[tab]), trouble), *more.get(tab, ())) if count]
+        why = ", ".join(f"{count:,} {what}" for count, what in counts)
+        href = "/operations" if tab is Tab.NOW else f"/operations?tab={tab}"
+        links.append(TabLink(tab, words, href, parts, sum(count for count, _ in counts), why))
+    return links
 
 
 def plots(view: Operations) -> list[Plot]:

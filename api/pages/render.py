@@ -13,7 +13,6 @@ from markupsafe import Markup
 from pydantic import BaseModel
 from sqlalchemy.orm import Session
 
-from api.dependencies import Parts
 from api.models.revised import MAX_COUNTED
 from api.schemas import FindingView
 from api.studies.examination import cut, dicom_date, examined, image_words, joined, patient, when
@@ -129,16 +128,19 @@ def script(entry: str) -> Markup:
     return Markup("\n".join((*preloads, f'<script type="module" src="{STATIC}/{entry}"></script>')))  # noqa: S704 - our own names
 
 
+# It stands before the styles and is no module: it chooses the theme before anything is drawn.
+THEME_SCRIPT = Markup(f'<script src="{STATIC}/theme.js"></script>')  # noqa: S704 - our own name
+
+
 def revised_words(count: int) -> str:
     """How many revised findings wait, as the navigation says it: no more than MAX_COUNTED are counted."""
     return f"{count - 1}+" if count >= MAX_COUNTED else str(count)
 
 
-def header(parts: Parts, session: Session, key: Key) -> dict[str, object]:
+def header(session: Session, key: Key) -> dict[str, object]:
     """Collect what every page's header shows.
 
     Args:
-        parts: of this application.
         session: the caller's transaction.
         key: of the reader.
 
@@ -147,11 +149,7 @@ def header(parts: Parts, session: Session, key: Key) -> dict[str, object]:
     """
     if not key.may(Role.RADIOLOGIST):
         return {"key": key}
-    return {
-        "key": key,
-        "counts": parts.counts.of(session, key.site_id),
-        "revised": unseen_count(session, key.site_id, MAX_COUNTED),
-    }
+    return {"key": key, "revised": unseen_count(session, key.site_id, MAX_COUNTED)}
 
 
 def navigation(key: Key) -> list[tuple[str, str]]:
@@ -168,9 +166,8 @@ def _environment() -> Environment:
     environment.filters.update({function.__name__: function for function in filters})
     environment.globals.update(examined=examined, when=when, patient=patient, image_words=image_words, joined=joined)
     environment.filters.update(cut=cut, one_line=one_line, attribute_words=attribute_words)
-    environment.globals.update(
-        RESEARCH_USE=RESEARCH_USE, STATIC=STATIC, script=script, Assessment=Assessment, Extent=Extent
-    )
+    environment.globals.update(RESEARCH_USE=RESEARCH_USE, STATIC=STATIC, script=script, theme_script=THEME_SCRIPT)
+    environment.globals.update(Assessment=Assessment, Extent=Extent)
     environment.globals.update(completeness_words=completeness_words, received_words=received_words)
     environment.globals.update(key=None, navigation=navigation, revised_words=revised_words, REVISED_PATH=REVISED_PATH)
     return environment

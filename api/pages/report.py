@@ -23,7 +23,7 @@ def page(study_id: NamedStudy, parts: PartsDep, key: Radiologist, *, unveiled: U
     """Show a page that prints well: identity, pictures, findings, limits, feedback. Reading it is audited."""
     report = report_of(parts, key, study_id, unveiled=unveiled)
     with parts.database.transaction() as session:
-        context = header(parts, session, key)
+        context = header(session, key)
     context |= {"report": report, "extent": EXTENT, "earlier": EARLIER, "unveiled": unveiled}
     return render("report.html", 200, **context)
 

@@ -31,7 +31,7 @@ def show_revised(request: Request, parts: PartsDep, key: Radiologist, session: S
     shown = {finding.study_id for _, page, _ in found for finding in page.revised_findings}
     identities = parts.vault.identities(session, key, list(shown))
     rows = studies.get_many(session, key.site_id, list(shown))
-    head = header(parts, session, key)
+    head = header(session, key)
     sections = [
         {
             "name": place,

@@ -92,7 +92,7 @@ def study(request: Request, study_id: str, parts: PartsDep, key: Radiologist, se
     if request.headers.get("if-none-match") == version:
         return Response(status_code=304, headers={"ETag": version})
     identity = parts.vault.identities(session, key, [report.id]).get(report.id, Identity())
-    head = header(parts, session, key)
+    head = header(session, key)
     models = manifests(session, {finding.bundle for image in report.instances for finding in image.findings})
     series = series_descriptions(session, parts, report.id)
     corrected = corrections_of(session, parts, report.id)
@@ -203,7 +203,7 @@ async def done(study_id: NamedStudy, request: Request, parts: PartsDep, key: Rad
             return problem_page(409, "Not now", str(error))
         findings: Any = error.more["findings"]
         with parts.database.transaction() as session:
-            context = header(parts, session, key)
+            context = header(session, key)
         asked = [{name: one[name] for name in ("image", "frame", "bundle")} for one in findings]
         context |= {"study": study_id, "images": entry.images, "words": str(error), "findings": json.dumps(asked)}
         return render("done.html", 409, **context)

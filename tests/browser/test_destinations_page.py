@@ -77,7 +77,7 @@ def test_a_destination_is_added_tested_and_tried_again_by_page(
     with watched(browser, refused=(400, 422)) as page:
         page.set_default_timeout(limit_s(20) * 1000)
         log_in(page.context, url, in_process.keys["admin"])
-        page.goto(f"{url}/operations")
+        page.goto(f"{url}/operations?tab=results")
         section, dialog = page.locator("#destinations"), page.locator("#destination")
         expect(section).to_contain_text("Results go nowhere.")
         section.get_by_role("button", name="Add a destination").press("Enter")
@@ -131,7 +131,7 @@ def test_a_destination_is_added_tested_and_tried_again_by_page(
         call(page, "operations.js", "it.refresh()")
         failed = section.get_by_role("region", name="Failed, held and unconfirmed deliveries").locator("tbody tr")
         expect(failed).to_contain_text(str(study)[:8])
-        expect(page.locator("#now")).to_contain_text(re.compile("destination SHARE of site .*: 1 failed. Look"))
+        expect(page.locator("#troubles")).to_contain_text(re.compile("destination SHARE of site .*: 1 failed. Look"))
         accessible(page)
         shoot(page, "destinations", "destinations")
         (tmp_path / "out" / "share").mkdir()
@@ -185,7 +185,7 @@ def test_receivers_of_messages_are_added_and_changed_by_page(
     with watched(browser, refused=(400, 403)) as page:
         page.set_default_timeout(limit_s(20) * 1000)
         log_in(page.context, url, in_process.keys["admin"])
-        page.goto(f"{url}/operations")
+        page.goto(f"{url}/operations?tab=results")
         section, dialog = page.locator("#destinations"), page.locator("#destination")
         rows = section.get_by_role("region", name="Destinations").locator("tbody tr")
         section.get_by_role("button", name="Add a destination").click()
@@ -263,7 +263,7 @@ def test_only_an_operator_names_networks_by_page(
         with watched(browser) as page:
             page.set_default_timeout(limit_s(20) * 1000)
             log_in(page.context, url, in_process.keys[role])
-            page.goto(f"{url}/operations")
+            page.goto(f"{url}/operations?tab=results")
             section, dialog = page.locator("#destinations"), page.locator("#destination")
             if role == "operator":
                 section.get_by_role("button", name="Add a destination").click()
@@ -288,7 +288,7 @@ def test_what_an_archive_does_not_keep_is_decided_by_page(
     with archive.open(), watched(browser, refused=(404,)) as page:
         page.set_default_timeout(limit_s(20) * 1000)
         log_in(page.context, url, in_process.keys["admin"])
-        page.goto(f"{url}/operations")
+        page.goto(f"{url}/operations?tab=results")
         section, dialog = page.locator("#destinations"), page.locator("#destination")
         section.get_by_role("button", name="Add a destination").click()
         for label, value in (("Name", "PACS"), ("Host", "127.0.0.1"), ("Port", str(archive.port))):
@@ -309,7 +309,7 @@ def test_what_an_archive_does_not_keep_is_decided_by_page(
         undecided = section.get_by_role("region", name="Failed, held and unconfirmed deliveries").locator("tbody tr")
         expect(undecided).to_contain_text("not kept")
         expect(undecided.get_by_role("button", name="Send what it lacks again")).to_be_visible()
-        expect(page.locator("#now")).to_contain_text(re.compile("destination PACS of site .*: 1 not confirmed"))
+        expect(page.locator("#troubles")).to_contain_text(re.compile("destination PACS of site .*: 1 not confirmed"))
         accessible(page)
         shoot(page, "destinations-unconfirmed", "destinations")
 
@@ -358,7 +358,7 @@ def test_a_studys_page_says_what_receivers_were_told(
             expect(page.locator("#results")).to_contain_text(words)
             expect(page.locator("#results .delivery")).not_to_contain_text("objects")
             if told["state"] == "failed":
-                page.goto(f"{url}/operations")
+                page.goto(f"{url}/operations?tab=results")
                 listed = page.get_by_role("region", name="Failed, held and unconfirmed deliveries")
                 expect(listed.locator("[data-label=what]")).to_have_text("study.analysed")
 

@@ -12,7 +12,7 @@ from playwright.sync_api import Browser, Error, Page, expect
 from sqlalchemy import func, update
 
 from shared.db.tables import SessionRow
-from tests.browsing import call, needs_chromium, watched
+from tests.browsing import call, log_out, needs_chromium, watched
 from tests.conftest import InProcessApi
 from tests.served import served
 
@@ -48,5 +48,5 @@ def test_a_page_that_nobody_uses_is_left(browser: Browser, in_process: InProcess
         page.get_by_role("button", name="Log in").click()
         expect(page.get_by_role("heading", name="Operations", level=1)).to_be_visible()
         accessible(page)
-        page.get_by_role("button", name="Log out").click()
+        log_out(page)
         expect(page.get_by_role("status")).to_contain_text("You are logged out")

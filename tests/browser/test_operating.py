@@ -158,7 +158,7 @@ def test_the_link_leads_to_the_study_s_task_in_flower(own: OwnStack, browser: Br
         )
     try:
         with watched(browser, 1600) as page:
-            page.goto(f"{own.api_url}/login?next=/operations")
+            page.goto(f"{own.api_url}/login?next=/operations?tab=queue")
             page.get_by_label("Your key").fill(own.keys["admin"])
             page.get_by_role("button", name="Log in").click()
             link = page.locator(f"#flower-{own.study}")

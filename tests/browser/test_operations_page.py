@@ -67,6 +67,7 @@ class Site:
         self.url, self.settings, self.database, self.page = url, settings, database, page
 
     def open(self, query: str = "") -> Page:
+        """Open the page, at a tab where `query` begins with "?tab="."""
         self.page.goto(f"{self.url}/operations{query}")
         expect(self.page.get_by_role("heading", name="Operations", level=1)).to_be_visible()
         return self.page
@@ -213,16 +214,42 @@ def test_an_empty_system(site: Site) -> None:
     page = site.open()
     expect(page.locator("#now")).to_contain_text("No worker is alive")
     expect(page.locator("#now")).to_contain_text("No bundle is active")
-    expect(page.locator("#quarantine")).to_contain_text("No study is in quarantine")
-    expect(page.locator("#rejections")).to_contain_text("No file was rejected")
-    expect(page.locator("#sent")).to_contain_text("Nothing was sent")
-    expect(page.locator("#backfill-runs")).to_contain_text("No backfill run yet")
     expect(page.locator("#history")).to_contain_text("Nothing happened in this time")
-    accessible(page)
-    site.shot("empty-1600")
-    fits(page, 1180)
-    site.shot("empty-1180")
-    fits(page, 480)
+    empty = {
+        "queue": ("#quarantine", "No study is in quarantine"), "senders": ("#rejections", "No file was rejected"),
+        "results": ("#destinations", "Results go nowhere."), "models": ("#backfill-runs", "No backfill run yet"),
+        "keys": ("#key-list", "(yours)"), "events": ("#event-list", "made the key"),
+    }  # fmt: skip
+    for tab, (part, words) in empty.items():
+        page.locator(f"#tab-{tab}").press("Enter")
+        expect(page.locator(part)).to_contain_text(words)
+        expect(page.locator("#tabs [aria-current]")).to_have_id(f"tab-{tab}")
+        accessible(page)
+        site.shot(f"empty-{tab}-1600")
+        for width in (1180, 480, 390):
+            fits(page, width)
+        page.set_viewport_size({"width": 1600, "height": 1000})
+    expect(page.locator("#tab-models")).to_contain_text("1 trouble")
+
+
+def test_a_link_to_a_part_opens_its_tab(site: Site) -> None:
+    """Addresses of before there were tabs lead to their part; a reload stays on the tab; a page without script has all tabs."""
+    page = site.open("#quarantine")
+    expect(page.locator("#quarantine")).to_be_visible()
+    expect(page).to_have_url(f"{site.url}/operations?tab=queue#quarantine")
+    page.reload()
+    expect(page.locator("#tab-queue")).to_have_attribute("aria-current", "page")
+    page.evaluate("location.hash = 'bundles'")
+    expect(page.locator("#bundles")).to_be_visible()
+    page.go_back()
+    expect(page.locator("#quarantine")).to_be_visible()
+    assert page.context.browser is not None
+    plain = page.context.browser.new_context(java_script_enabled=False, storage_state=page.context.storage_state())
+    still = plain.new_page()
+    still.goto(f"{site.url}/operations")
+    still.get_by_role("link", name="Events").click()
+    expect(still.locator("#event-list")).to_be_visible()
+    plain.close()
 
 
 def test_one_study(site: Site) -> None:
@@ -250,13 +277,12 @@ def test_what_was_sent(site: Site) -> None:
     site.sql(
         "INSERT INTO upload_usage SELECT site_id, date_trunc('minute', now()), id, 1250000000, 1234, 7 FROM api_keys"
     )
-    page = site.open()
+    page = site.open("?tab=senders")
     rows = page.locator("#sent tbody tr")
     expect(rows).to_have_count(2)
     expect(rows.nth(0)).to_contain_text("the whole site")
     expect(rows.nth(1)).to_have_text(re.compile(r"admin\s*1.25.GB\s*200.GB\s*1,234\s*50,000\s*7"))
     expect(page.locator("#sent")).to_contain_text("50 % of all")
-    page.get_by_role("link", name="Sent").click()
     accessible(page)
     for width, height in ((1920, 1080), (1024, 768), (390, 844)):
         page.set_viewport_size({"width": width, "height": height})
@@ -274,25 +300,29 @@ def test_a_hundred_thousand(filled: Site) -> None:
     expect(silent).to_have_count(1)
     expect(silent).to_contain_text("reading-3")
     expect(silent).to_contain_text("silent")
+    expect(page.locator("#storage")).to_contain_text("100,000 images, 840 GB")
+    expect(page.locator("#tab-queue")).to_contain_text("300 in quarantine")
+    assert (page.locator("#plot-waits path.line-2").last.get_attribute("d") or "").count("L") > 50
+    filled.open("?tab=queue")
     expect(page.locator("#quarantine h2")).to_contain_text("300 studies")
     expect(page.locator("#quarantine table").first.locator("tbody tr")).to_have_count(4)
+    filled.open("?tab=senders")
     expect(page.locator("#rejections tbody tr")).to_have_count(2)
+    filled.open("?tab=models")
     expect(page.locator("#backfill-runs tbody tr")).to_have_count(13)
-    expect(page.locator("#storage")).to_contain_text("100,000 images, 840 GB")
-    assert (page.locator("#plot-waits path.line-2").last.get_attribute("d") or "").count("L") > 50
-    for query in ("?range=30d", "?range=24h", "?range=1h"):
+    for query in ("?range=30d", "?range=24h", "?range=1h", "?tab=queue", "?tab=senders", "?tab=models"):
         filled.open(query)
         for width in (1600, 1180):
             fits(page, width)
             accessible(page)
-            filled.shot(f"many-{query[-3:]}-{width}".replace("=", ""))
-    fits(page, 480)
-    filled.shot("many-480")
+            filled.shot(f"many-{query.rpartition('=')[2]}-{width}")
+        fits(page, 480)
+        filled.shot(f"many-{query.rpartition('=')[2]}-480")
 
 
 def test_a_study_is_released_by_its_button(filled: Site) -> None:
     """Release sends one study back to its queue, says so, and leaves the keyboard where it was: in that part."""
-    page = filled.open()
+    page = filled.open("?tab=queue")
     button = page.locator("#quarantine").get_by_role("button", name=re.compile("^Release study")).first
     study = str(button.get_attribute("id")).removeprefix("release-")
     button.focus()
@@ -306,7 +336,7 @@ def test_a_study_is_released_by_its_button(filled: Site) -> None:
 
 def test_a_reason_is_released_by_its_button(filled: Site) -> None:
     """Release all empties one reason and no other."""
-    page = filled.open()
+    page = filled.open("?tab=queue")
     rows = page.locator("#quarantine table").first.locator("tbody tr")
     expect(rows).to_have_count(4)
     row = rows.filter(has_text="are not in the object store")
@@ -319,7 +349,7 @@ def test_a_reason_is_released_by_its_button(filled: Site) -> None:
 
 def test_a_refusal_of_the_server_is_shown(site: Site) -> None:
     """What the server refuses is told in its own words, and the page goes on."""
-    page = site.open()
+    page = site.open("?tab=keys")
     page.get_by_role("button", name="Revoke the key of admin").click()
     expect(page.get_by_role("dialog")).to_contain_text("Revoke the key of admin?")
     page.get_by_role("button", name="Yes").click()
@@ -328,7 +358,7 @@ def test_a_refusal_of_the_server_is_shown(site: Site) -> None:
 
 def test_a_key_is_made_used_and_revoked_by_page(site: Site) -> None:
     """A key made on the page works at once; its secret is shown once; revoked on the page, it opens nothing."""
-    page = site.open()
+    page = site.open("?tab=keys")
     page.get_by_label("Who will hold it").fill("emergency room")
     page.locator("#new-key select").select_option("radiologist")
     page.get_by_role("button", name="Make key").click()
@@ -362,7 +392,7 @@ def test_dicom_peers_are_admitted_changed_and_disabled_by_page(site: Site) -> No
     with site.database.transaction() as session:
         for caller in callers:
             peers.note_refused(session, caller)
-    page = site.open()
+    page = site.open("?tab=senders")
     section, dialog = page.locator("#dicom-peers"), page.locator("#peer")
     expect(section.get_by_role("region", name="Refused callers").locator("tbody tr")).to_have_count(3)
     expect(section.get_by_role("button", name="Admit")).to_have_count(2)  # a title that is none cannot be admitted
@@ -407,7 +437,7 @@ def test_dicom_peers_are_admitted_changed_and_disabled_by_page(site: Site) -> No
     row = section.get_by_role("region", name="Peers").get_by_role("row").filter(has_text="PACS1")
     expect(row).to_contain_text("silent for")
     expect(row).to_contain_text("1,204")
-    expect(page.locator("#now .wrong").filter(has_text="PACS1")).to_be_visible()
+    expect(page.locator("#troubles .wrong").filter(has_text="PACS1")).to_be_visible()
     with site.database.transaction() as session:
         peers.admit(session, System.PREPARE, found.site_id, PeerRule("DX-ANY"), name="Any device of the old building")
     call(page, "operations.js", "it.refresh()")
@@ -424,6 +454,7 @@ def test_dicom_peers_are_admitted_changed_and_disabled_by_page(site: Site) -> No
     expect(row).to_contain_text("disabled")
     with site.database.transaction() as session:
         assert peers.find_peer(session, callers[0]) is None
+    site.open("?tab=events")
     expect(page.locator("#event-list tr").filter(has_text="disabled the DICOM peer PACS1")).to_be_visible()
 
 
@@ -452,7 +483,11 @@ def test_who_did_what(site: Site) -> None:
     with site.database.transaction() as session:
         about = Target(Subject.RUN, "0b7c6a9e-6a53-4f4e-9a55-0d7c2c1f9b10")
         record(session, EventKind.RUN_BEGUN, System.BEAT, about=about, everywhere=True, after={"model": "third-look"})
-    page = site.open()
+    page = site.open("?tab=queue")
+    expect(page.locator("#turnaround-targets")).to_contain_text("Chosen by admin")
+    page = site.open("?tab=keys")
+    expect(page.locator("#key-list tr", has_text="ct-2")).to_contain_text(re.compile("revoked .* by admin"))
+    page = site.open("?tab=events")
     rows = page.locator("#event-list tbody tr")
     expect(rows).to_have_count(30)
     expect(rows.nth(0)).to_contain_text("Osteon, by its schedule")
@@ -464,22 +499,20 @@ def test_who_did_what(site: Site) -> None:
     targets = rows.filter(has_text="changed the setting turnaround-targets")
     expect(targets).to_contain_text("positive, routine 30 → 25")
     expect(targets).to_contain_text("table built-in → chosen")
-    expect(page.locator("#turnaround-targets")).to_contain_text("Chosen by admin")
-    active = page.locator("#bundles").get_by_role("row", name=re.compile("^third-look"))
-    expect(active).to_contain_text(re.compile("active since .* by admin"))
-    expect(page.locator("#key-list tr", has_text="ct-2")).to_contain_text(re.compile("revoked .* by admin"))
-    accessible(page)
-    for width, height in ((1920, 1080), (1024, 768), (390, 844)):
-        page.set_viewport_size({"width": width, "height": height})
-        assert page.evaluate("document.documentElement.scrollWidth") <= width
-        if SHOTS:
-            SHOTS.mkdir(exist_ok=True)
-            for part in ("events", "bundles", "keys"):
-                page.locator(f"#{part}").screenshot(path=SHOTS / f"{part}-{width}.png")
+    for part in ("keys", "events"):
+        site.open(f"?tab={part}")
+        accessible(page)
+        for width, height in ((1920, 1080), (1024, 768), (390, 844)):
+            page.set_viewport_size({"width": width, "height": height})
+            assert page.evaluate("document.documentElement.scrollWidth") <= width
+            site.shot(f"{part}-{width}")
     page.get_by_role("link", name="Older ones").click()
     expect(rows.filter(has_text="made the key scanner 0 ")).to_have_count(1)
     page.get_by_role("link", name="The latest ones").click()
     expect(rows.nth(0)).to_contain_text("began a backfill run")
+    site.open("?tab=models")
+    active = page.locator("#bundles").get_by_role("row", name=re.compile("^third-look"))
+    expect(active).to_contain_text(re.compile("active since .* by admin"))
     active.get_by_role("link", name="events").click()
     expect(rows).to_have_count(2)
     page.locator(".event-filters select").focus()
@@ -490,7 +523,7 @@ def test_who_did_what(site: Site) -> None:
     expect(rows).to_contain_text("studies none → 500")
     call(page, "operations.js", "it.refresh()")
     expect(rows).to_have_count(1)
-    page.locator("#range-24h").click()
+    page.reload()
     expect(rows).to_have_count(1)
     page.get_by_label("Who", exact=True).fill("nobody")
     page.keyboard.press("Enter")
@@ -501,25 +534,32 @@ def test_who_did_what(site: Site) -> None:
 
 def test_a_refresh_moves_nothing(filled: Site) -> None:
     """New numbers come in place: the focus, an opened table and what is being typed stay."""
-    page = filled.open()
+    page = filled.open("?tab=queue")
     page.evaluate("window.same = true")
-    page.get_by_label("Who will hold it").fill("half a na")
-    page.locator("#table-queue summary").click()
+    page.get_by_label("pending, routine, minutes").fill("77")
     button = page.locator("[id^=release-all]").nth(1)
     button.focus()
     identity = button.get_attribute("id")
+    page.evaluate("document.getElementById('quarantine').classList.add('before')")
     filled.beat("reading-9")
     call(page, "operations.js", "it.refresh()")
-    expect(page.locator("#now")).to_contain_text("reading-9")
+    expect(page.locator("#quarantine")).not_to_have_class(re.compile("before"))
     expect(page.locator(f"#{identity}")).to_be_focused()
-    expect(page.locator("#table-queue")).to_have_attribute("open", "")
-    expect(page.get_by_label("Who will hold it")).to_have_value("half a na")
+    expect(page.get_by_label("pending, routine, minutes")).to_have_value("77")
     assert page.evaluate("window.same")
+
+    filled.open()
+    page.locator("#table-queue summary").press("Enter")
+    filled.beat("reading-10")
+    call(page, "operations.js", "it.refresh()")
+    expect(page.locator("#now")).to_contain_text("reading-10")
+    expect(page.locator("#table-queue")).to_have_attribute("open", "")
+    expect(page.locator("#table-queue summary")).to_be_focused()
 
 
 def test_buttons_of_bundles_call_what_they_say(filled: Site) -> None:
     """Activate asks first, then posts; Shadow posts."""
-    page = filled.open()
+    page = filled.open("?tab=models")
     asked = []
 
     def response(route: Route) -> None:
@@ -550,7 +590,7 @@ WHERE n <= 12
 
 def test_a_comparison_and_a_backfill_run_are_told_in_tables(filled: Site) -> None:
     """What the server answers to Compare and of a backfill run stands there in words, tables and links, not as JSON."""
-    page = filled.open()
+    page = filled.open("?tab=models")
     page.get_by_role("button", name="Compare third-look with second-look-2").click()
     report = page.locator("#compared")
     expect(report).to_contain_text("No study was looked at by both yet")
@@ -578,14 +618,14 @@ def test_a_comparison_and_a_backfill_run_are_told_in_tables(filled: Site) -> Non
 
 def test_refused_kinds_are_chosen_by_page(site: Site) -> None:
     """By keyboard: what is chosen is in force at once, and given up again."""
-    page = site.open()
+    page = site.open("?tab=senders")
     part = page.locator("#refused-kinds")
     part.get_by_label("refuse secondary captures").press("Space")
     part.get_by_role("button", name="Refuse these").press("Enter")
     expect(page.locator("#said")).to_contain_text("Refused: secondary-capture.")
     expect(part).to_contain_text("the choice of this site")
     accessible(page)
-    page = site.open()
+    page = site.open("?tab=senders")
     expect(page.get_by_label("refuse secondary captures")).to_be_checked()
     page.locator("#refused-kinds").get_by_role("button", name="As the installation").press("Enter")
     expect(page.locator("#said")).to_contain_text("Nothing is refused.")
@@ -598,7 +638,7 @@ def test_what_results_state_is_chosen_by_page(site: Site) -> None:
         (True, "CR", "state the probability; pictures are CR"),
         (False, "OT", "do not state"),
     ):
-        part = site.open().locator("#result-choices")
+        part = site.open("?tab=results").locator("#result-choices")
         expect(part.get_by_label("state the calibrated probability")).to_be_checked(checked=not probability)
         part.get_by_label("state the calibrated probability").press("Space")
         part.get_by_label("Modality of pictures").select_option(modality)
@@ -610,7 +650,7 @@ def test_turnaround_targets_are_changed_by_page(site: Site) -> None:
     """A table that fits is in force at once and moves what is unread; one that does not is refused in words."""
     site.sql(MANY.replace("generate_series(1, 100000)", "generate_series(1, 50)"))
     site.sql(ANALYSES)
-    page = site.open()
+    page = site.open("?tab=queue")
     field = page.get_by_label("pending, routine, minutes")
     field.fill("60")
     page.get_by_role("button", name="Change").click()

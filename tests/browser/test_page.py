@@ -13,7 +13,7 @@ from playwright.sync_api import Browser, ConsoleMessage, Dialog, Page, expect
 from pydicom.uid import generate_uid
 
 from api.pages.render import STATIC
-from tests.browsing import WATCH_POLICY, call, leave, needs_chromium
+from tests.browsing import WATCH_POLICY, call, leave, log_out, needs_chromium
 from tests.pace import limit_s
 
 SAMPLES = Path(__file__).parents[2] / "samples"
@@ -155,7 +155,7 @@ def test_login_and_logout(reader: Page, system: Any) -> None:
     expect(reader.get_by_role("complementary", name="Research use")).to_contain_text(
         "Research use only, not for clinical decisions"
     )
-    reader.get_by_role("button", name="Log out").click()
+    log_out(reader)
     expect(reader).to_have_url(re.compile("/login"))
     reader.goto(system.api_url)
     expect(reader).to_have_url(re.compile("/login"))

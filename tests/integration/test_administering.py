@@ -14,6 +14,7 @@ from sqlalchemy import func, select, text, update
 
 from api.app import create_app
 from api.operations.schemas import Operations
+from api.pages.operations import TABS, Tab
 from api.pages.render import STATIC
 from api.reasons import REASONS
 from shared.db.tables import DeletionRow, KeyRow, QuarantineDecisionRow, RejectionRow, SiteRow, StudyRow, WorkerRow
@@ -219,14 +220,52 @@ def test_short_ids_work_on_every_route_of_a_study(in_process: InProcessApi) -> N
 
 def test_no_two_landmarks_of_the_operations_page_have_one_name(in_process: InProcessApi) -> None:
     """Who goes from region to region hears which is which (axe: landmark-unique); and an empty table says that it is."""
-    page = in_process.http.get("/operations", headers=in_process.headers(page=True)).text
-    named = dict(re.findall(r'id="([a-z-]+)"[^>]*>([^<]+)', page))
-    regions = re.findall(r'<section[^>]*aria-labelledby="([a-z-]+)"', page)
-    names = [named[one].strip() for one in regions] + re.findall(r'role="region" aria-label="([^"]+)"', page)
-    assert "Turnaround targets" in names
-    assert len(names) == len(set(names)), sorted(names)
+    pages = []
+    for tab in Tab:
+        page = in_process.http.get(f"/operations?tab={tab}", headers=in_process.headers(page=True)).text
+        named = dict(re.findall(r'id="([a-z-]+)"[^>]*>([^<]+)', page))
+        regions = re.findall(r'<section[^>]*aria-labelledby="([a-z-]+)"', page)
+        names = [named[one].strip() for one in regions] + re.findall(r'role="region" aria-label="([^"]+)"', page)
+        assert len(names) == len(set(names)), sorted(names)
+        assert ("Turnaround targets" in names) == (tab is Tab.QUEUE)
+        pages.append(page)
     for words in ("No worker holds a study", "No study failed", "No worker was seen", "No study is in quarantine"):
-        assert words in page
+        assert sum(words in page for page in pages) == 1, words
+
+
+def test_a_tab_has_an_address_and_says_what_needs_somebody(in_process: InProcessApi) -> None:
+    """An address opens its tab, an event filter that of the events, any other is refused; marks stand on tabs that are not open."""
+    set_aside(in_process)
+
+    def shown(address: str, role: str = "admin") -> str:
+        answer = in_process.http.get(address, headers=in_process.headers(role, page=True))
+        assert answer.status_code == 200, address
+        return str(re.findall(r'id="tab-([a-z]+)"[^>]* aria-current="page"', answer.text))
+
+    for address, tab in (
+        ("/operations", "now"), ("/operations?range=24h", "now"), ("/operations?subject=a", "events"),
+        ("/operations?tab=keys&subject=a", "keys"), *((f"/operations?tab={tab}", tab) for tab in Tab),
+    ):  # fmt: skip
+        assert shown(address) == shown(address, "operator") == f"['{tab}']", address
+    assert in_process.http.get("/operations?tab=x", headers=in_process.headers(page=True)).status_code == 400
+
+    def marks(role: str) -> dict[str, str]:
+        page = in_process.http.get("/operations?tab=keys", headers=in_process.headers(role, page=True)).text
+        return dict(re.findall(r'id="tab-([a-z]+)"[^>]*>[^<]*<span class="pill alarming" title="([^"]+)"', page))
+
+    # no worker lives and no model is active: the first tab has all troubles, the others what is decided there
+    assert marks("admin") == {"now": "2 troubles", "queue": "1 in quarantine", "models": "1 trouble"}
+    assert marks("operator") == {"now": "2 troubles", "models": "1 trouble"}
+    own = in_process.http.get("/operations?tab=models", headers=in_process.headers(page=True)).text
+    assert "No bundle is active" in own
+    assert "No worker is alive" not in own
+
+
+def test_every_part_is_on_the_tab_that_links_to_it(in_process: InProcessApi) -> None:
+    """An address with the id of a part, as documents and bookmarks have it, leads to the tab where the part stands."""
+    for tab, (_, parts) in TABS.items():
+        page = in_process.http.get(f"/operations?tab={tab}", headers=in_process.headers(page=True)).text
+        assert [part for part in parts.split() if part != "targets" and f'id="{part}"' not in page] == []
 
 
 def test_what_is_tried_again_is_listed(in_process: InProcessApi) -> None:
@@ -239,7 +278,7 @@ def test_what_is_tried_again_is_listed(in_process: InProcessApi) -> None:
     view = overview(in_process)
     (one,) = view.retrying
     assert (str(one.id), one.reason, one.attempts, one.next_at) == (study["id"], "object-missing", 2, at)
-    page = in_process.http.get("/operations", headers=in_process.headers(page=True)).text
+    page = in_process.http.get("/operations?tab=queue", headers=in_process.headers(page=True)).text
     assert f'id="retrying-{study["id"]}"' in page
     assert "To be tried again" in page
     assert one.flower_url in page
@@ -342,8 +381,14 @@ def test_the_page_takes_one_connection_at_a_time(make_api: Callable[..., InProce
     api = make_api(database_pool_size=1)
     app: Any = api.http.app
     app.state.parts.database.engine.pool._timeout = 1
-    for path in ("/api/v1/operations", "/operations", "/api/v1/keys", "/api/v1/backfill-runs"):
-        assert api.http.get(path, headers=api.headers(page=path == "/operations")).status_code == 200, path
+    for path in (
+        "/api/v1/operations",
+        *(f"/operations?tab={tab}" for tab in Tab),
+        "/api/v1/keys",
+        "/api/v1/backfill-runs",
+    ):
+        page = path.startswith("/operations")
+        assert api.http.get(path, headers=api.headers(page=page)).status_code == 200, path
 
 
 def test_a_stuck_system_says_so(in_process: InProcessApi) -> None:
@@ -459,7 +504,7 @@ def test_people_read_sentences_and_programs_codes(in_process: InProcessApi, reas
     with in_process.database.transaction() as session:
         session.execute(update(StudyRow).values(reason_detail=fact))
     http, admin = in_process.http, in_process.headers("admin")
-    for path in ("/", f"/view/{study}", f"/view/{study}/report", "/operations"):
+    for path in ("/", f"/view/{study}", f"/view/{study}/report", "/operations?tab=queue"):
         page = http.get(path, headers=admin | {"Accept": "text/html"})
         assert (page.status_code, words in page.text) == (200, True), path
     (entry,) = http.get("/api/v1/worklist", headers=admin).json()["entries"]

@@ -16,6 +16,7 @@ import pytest
 from sqlalchemy import func, select, update
 from typer.testing import CliRunner
 
+from api.pages.operations import Tab
 from infra import daily_check
 from infra.cli import app as commands
 from infra.daily_check import REFERENCE, DailyCheck, Receiver, Stopped, look
@@ -526,8 +527,12 @@ VOLATILE = re.compile(r"^(python_|process_|osteon_api_)|_created\b")  # what a p
 TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:")
 OF_CHECKS = ("/api/v1/checks", "/api/v1/audit-events")  # which tell of it, and are for those who run the system
 OF_NOTHING = ("/openapi.json", "/docs", "/docs/oauth2-redirect", "/login")  # the same for everybody at any time
-# the page lists the same events; of none
-CHOSEN = {"/operations": "/operations?actor=nobody"}
+# its tabs, but for the one that lists the same events, and that one of nobody's
+CHOSEN = {
+    "/operations": [
+        *(f"/operations?tab={tab}" for tab in Tab if tab is not Tab.EVENTS), "/operations?actor=nobody",
+    ],
+}  # fmt: skip
 
 
 def answers(api: InProcessApi) -> dict[str, Any]:
@@ -537,7 +542,13 @@ def answers(api: InProcessApi) -> dict[str, Any]:
         if method != "GET" or "{" in path or path in (*ENDLESS, *OF_CHECKS, *OF_NOTHING):
             continue
         for role in ("operator", "admin"):  # an admin may ask for all that a radiologist may
-            answer = api.http.get(CHOSEN.get(path, path), headers=api.headers(role, page=path in CHOSEN))
+            if path in CHOSEN:
+                for address in CHOSEN[path]:
+                    page = api.http.get(address, headers=api.headers(role, page=True))
+                    assert page.status_code == 200, address
+                    found[f"{address} as {role} text"] = page.text
+                continue
+            answer = api.http.get(path, headers=api.headers(role))
             if answer.status_code != 200:
                 continue
             name = f"{path} as {role}"

@@ -169,7 +169,7 @@ def test_a_file_of_another_patient_is_decided_on_first(in_process: InProcessApi)
         "file": "0.dcm", "outcome": "duplicate", "reason": "another-study", "failure": None, "text": None, "study_id": made,
         "sop_instance_uid": sent(api, other)[0]["sop_instance_uid"],
     }  # fmt: skip
-    page = api.http.get("/operations", headers=api.headers(page=True))
+    page = api.http.get("/operations?tab=queue", headers=api.headers(page=True))
     assert page.status_code == 200
     assert api.http.get("/api/v1/held-files", headers=api.headers()).json()["decided"][0]["study_id"] is None
     assert delete(api, f"/api/v1/studies/{made}").status_code == 200

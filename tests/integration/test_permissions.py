@@ -11,6 +11,7 @@ from fastapi.routing import iter_route_contexts
 from starlette.routing import Mount
 
 from api.legacy import REUSED_AS_PAGES
+from api.pages.operations import Tab
 from api.pages.render import STATIC
 from shared.domain.security import Role
 from shared.queries.access import add_key
@@ -363,10 +364,17 @@ def test_an_admin_neither_sees_nor_revokes_keys_of_others(api: InProcessApi) -> 
 def test_an_operator_is_shown_no_patient(api: InProcessApi) -> None:
     """The operations page of an operator opens without the parts of a site, and names no study that could be opened."""
     api.post({"a": RADIOGRAPH})
-    page = api.http.get("/operations", headers=api.headers("operator", page=True)).text
-    for part in ("held", "quarantine", "rejections", "turnaround-targets", "refused-kinds", "result-choices"):
-        assert f'<section id="{part}"' not in page
-        assert f'<section id="{part}"' in api.http.get("/operations", headers=api.headers(page=True)).text
-    assert 'href="/view/' not in page
+    parts = {
+        "queue": ("held", "quarantine", "turnaround-targets"),
+        "senders": ("rejections", "sent", "refused-kinds"),
+        "results": ("result-choices",),
+    }
+    for tab in Tab:
+        address = f"/operations?tab={tab}"
+        page = api.http.get(address, headers=api.headers("operator", page=True)).text
+        for part in parts.get(tab, ()):
+            assert f'<section id="{part}"' not in page
+            assert f'<section id="{part}"' in api.http.get(address, headers=api.headers(page=True)).text
+        assert 'href="/view/' not in page
     login = api.http.post("/login", data={"key": api.keys["operator"]}, follow_redirects=False)
     assert (login.status_code, login.headers["location"]) == (303, "/operations")

@@ -73,7 +73,7 @@ def test_what_is_noted_and_shown(in_process: InProcessApi, caplog: pytest.LogCap
     assert [one["kind"] for one in seen(in_process, "admin") if one["address"] == "203.0.113.9"] == [
         kind for kind, actor, _ in found if actor
     ]
-    page = in_process.http.get("/operations", headers=in_process.headers(page=True)).text
+    page = in_process.http.get("/operations?tab=events", headers=in_process.headers(page=True)).text
     assert "revoked the key ct-2" in page
     assert "there is no such key" not in page
     logged = [vars(one) for one in caplog.records if one.getMessage() == "audit event recorded"]

@@ -204,7 +204,8 @@ def test_every_script_is_part_of_a_page() -> None:
     text = "\n".join(path.read_text() for path in TEMPLATES)
     entries = set(re.findall(r'\{\{ script\("([\w./-]+)"\) \}\}', text))
     assert entries == {"page.js", "worklist.js", "study.js", "operations.js", "notices.js"}
-    loaded = {name for entry in entries for name in modules(entry)}
+    assert "{{ theme_script }}" in (ROOT / "api/pages/templates/base.html").read_text()
+    loaded = {"theme.js", *(name for entry in entries for name in modules(entry))}
     assert loaded == {str(path.relative_to(STATIC_DIR)) for path in STATIC_DIR.rglob("*.js")}
     for name in loaded:
         imported = re.findall(r'\bfrom "([^"]+)"|^import "([^"]+)"', (STATIC_DIR / name).read_text(), re.MULTILINE)
