@@ -204,7 +204,7 @@ def test_a_hundred_thousand(sites: ReadingSites, reader: Callable[..., Page]) ->
     no_barriers(page)
     seen: list[str] = []
     for _ in range(3):
-        seen += page.eval_on_selector_all(".due time", "times => times.map(time => time.dateTime)")
+        seen += page.eval_on_selector_all(".when > time", "times => times.map(time => time.dateTime)")
         page.get_by_role("link", name="Next", exact=True).click()
         expect(page.get_by_role("link", name="First page")).to_be_visible()
     assert seen == sorted(seen)
@@ -513,7 +513,7 @@ def test_a_tablet_shows_all_and_is_touched_easily(
     assert page.evaluate("document.documentElement.scrollWidth") <= width
     for target in page.locator("main .tab, main .button, main input[type=search], main summary").all():
         box = target.bounding_box()
-        assert box is None or box["height"] >= 44, target.evaluate("element => element.outerHTML")
+        assert box is None or box["width"] == 0 or box["height"] >= 44, target.evaluate("element => element.outerHTML")
     shoot(page, f"tablet-{width}")
     no_barriers(page)
     first = page.locator("a.open").first.get_attribute("href")

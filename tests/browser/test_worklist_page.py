@@ -99,6 +99,9 @@ def test_nothing_overflows_at_four_sizes(page: Page) -> None:
         assert menu["x"] + menu["width"] <= width
         page.keyboard.press("Escape")
         expect(page.locator("#columns .menu")).to_be_hidden()
+    page.locator(".chip summary", has_text="Sort: Due ↑").click()  # on a phone, in place of the heads
+    page.locator(".sort-chip").get_by_role("link", name="Patient").click()
+    expect(page.locator(".sort-chip summary")).to_have_text("Sort: Patient ↑")
 
 
 def test_the_list_is_filtered_sorted_laid_out_and_saved(page: Page) -> None:
