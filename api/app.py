@@ -50,7 +50,7 @@ from api.requests import UnreadBodies
 from api.spool import Limiters
 from api.studies import deletions, frames, priors
 from api.studies import routes as studies
-from api.uploads import held
+from api.uploads import arrived, held
 from api.uploads import routes as uploads
 from api.worklist import filters, locks, notices, stream, table
 from api.worklist import routes as worklist
@@ -80,7 +80,7 @@ DOCS_POLICY = (
 )
 PATHS_FOR_ANY_HOST = {"/healthz", "/readyz", "/metrics"}  # by load balancers and Prometheus, which show no cookie
 HSTS = "max-age=31536000"  # a year, of this name only
-SENDING = (uploads,)
+SENDING = (uploads, arrived)
 DICOMWEB = (store, search, retrieve, dicomweb_metadata, dicomweb_frames, rendered)
 READING = (
     studies, frames, priors, locks, feedback, agreement, worklist, table, stream, filters, notices, revised, fhir,

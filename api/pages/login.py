@@ -14,7 +14,7 @@ from api.auth import KeyRejected, address, is_from_own_page
 from api.dependencies import AnyRole, Parts, PartsDep, login_of
 from api.pages.render import navigation, render
 from api.requests import Router, form_fields
-from shared.domain.security import EventKind, KeyRefusal, LoginEnd, Role
+from shared.domain.security import EventKind, KeyRefusal, LoginEnd
 from shared.errors import BadRequest, Unavailable
 from shared.queries.access import Key
 
@@ -80,10 +80,6 @@ async def login(request: Request, parts: PartsDep) -> Response:
         response = _login_page(error.status_code, words, target)
         response.headers.update({name: value for name, value in (error.headers or {}).items() if name == "Retry-After"})
         return response
-    if begun is None:
-        await asyncio.sleep(LOGIN_DELAY_S)
-        message = "This key may send studies only. The pages need a radiologist's, an admin's or an operator's key."
-        return _login_page(403, message, target)
     request.session.clear()
     request.session["login"] = begun.hex
     return RedirectResponse(target if target != "/" else navigation(key)[0][0], 303)
@@ -114,10 +110,10 @@ def active(_key: AnyRole) -> Response:
     return Response(status_code=204)
 
 
-def _log_in(parts: Parts, secret: str, where: str) -> tuple[Key, UUID | None]:
-    """The key, and its new login unless it may open no page. Raises KeyRejected."""
+def _log_in(parts: Parts, secret: str, where: str) -> tuple[Key, UUID]:
+    """The key, and its new login: each page asks for the role that it needs. Raises KeyRejected."""
     key = parts.credentials.verify_key(secret, where, EventKind.LOGIN_FAILED)
-    return key, parts.credentials.log_in(key) if key.may(Role.RADIOLOGIST, Role.OPERATOR) else None
+    return key, parts.credentials.log_in(key)
 
 
 async def _small_form(request: Request) -> dict[str, str]:

@@ -34,6 +34,7 @@ NAVIGATION = [  # path, name, and the roles of which one opens it
     (REVISED_PATH, "Revised findings", (Role.RADIOLOGIST,)),
     ("/agreement", "Agreement", (Role.RADIOLOGIST,)),
     ("/notices", "Notices", (Role.RADIOLOGIST,)),
+    ("/send", "Send", (Role.SUBMITTER,)),
     ("/operations", "Operations", (Role.ADMIN, Role.OPERATOR)),
 ]
 

@@ -404,7 +404,9 @@ def revoke_key_by_id(session: Session, site_id: UUID | None, key_id: UUID) -> Ke
     return row
 
 
-SEARCHED = ("accession_number", "patient_id")  # of Identity
+ACCESSION = "accession_number"
+SEARCHED = (ACCESSION, "patient_id")  # of Identity
+SEARCHES_LOOKED_AT = 1000  # the latest of all keys: that many a minute are far more than people make
 # what a pattern with wild cards finds: how a value is cut into pieces, and a pattern
 PieceFunction = Callable[[str], frozenset[str]]
 NAME_PIECES: tuple[PieceFunction, PieceFunction] = (name_pieces, pieces_of_name_pattern)
@@ -445,6 +447,38 @@ def _sealed_values(session: Session) -> list[bytes]:
 def _normalised(number: str) -> str:
     """A number in the form in which it is compared: spaces, capitals and the coding of a letter make no difference."""
     return "".join(unicodedata.normalize("NFKC", number).casefold().split())
+
+
+def record_search(session: Session, reader: Key, found: int) -> None:
+    """Record that somebody searched, not for what.
+
+    Args:
+        session: the caller's transaction.
+        reader: who.
+        found: how much that showed.
+    """
+    session.add(IdentitySearchRow(key_id=reader.id, found=found))
+
+
+def count_searches(session: Session, reader: Key, within: timedelta) -> int:
+    """Count the searches of a key of late.
+
+    Args:
+        session: the caller's transaction.
+        reader: whose.
+        within: how far back; of a minute or so, for only SEARCHES_LOOKED_AT of all keys are looked at.
+
+    Returns:
+        How many.
+    """
+    latest = (
+        select(IdentitySearchRow.key_id, IdentitySearchRow.searched_at)
+        .order_by(IdentitySearchRow.id.desc())
+        .limit(SEARCHES_LOOKED_AT)
+        .subquery()
+    )
+    own = latest.c.key_id == reader.id, latest.c.searched_at > func.now() - within
+    return session.scalar(select(func.count()).select_from(latest).where(*own)) or 0
 
 
 class Vault:
@@ -555,20 +589,21 @@ class Vault:
             Ids of the studies.
         """
         found = self.find_by_number(session, reader, number)
-        session.add(IdentitySearchRow(key_id=reader.id, found=len(found) + held))
+        record_search(session, reader, len(found) + held)
         return found
 
-    def tokens_of_number(self, site_id: UUID, number: str) -> list[bytes]:
+    def tokens_of_number(self, site_id: UUID, number: str, kinds: Sequence[str] = SEARCHED) -> list[bytes]:
         """Make the search tokens that a number may have.
 
         Args:
             site_id: the site that is searched.
             number: accession number or patient ID.
+            kinds: of numbers, of SEARCHED.
 
         Returns:
             A token for each kind of number; none for an empty number.
         """
-        return [self._token(site_id, kind, number) for kind in SEARCHED] if _normalised(number) else []
+        return [self._token(site_id, kind, number) for kind in kinds] if _normalised(number) else []
 
     def tokens(self, site_id: UUID, identity: Identity) -> dict[str, bytes]:
         """Make an identity's search tokens.
@@ -651,18 +686,19 @@ class Vault:
         """
         self._store_tokens(session, [(study_id, site_id, identity)])
 
-    def find_by_number(self, session: Session, reader: Key, number: str) -> list[UUID]:
+    def find_by_number(self, session: Session, reader: Key, number: str, kinds: Sequence[str] = SEARCHED) -> list[UUID]:
         """Find studies by a number.
 
         Args:
             session: the caller's transaction.
             reader: who searches; only their site is searched.
             number: accession number or patient ID, the whole of it.
+            kinds: of numbers, of SEARCHED.
 
         Returns:
             Ids of at most MAX_MATCHES studies.
         """
-        tokens = self.tokens_of_number(reader.site_id, number)
+        tokens = self.tokens_of_number(reader.site_id, number, kinds)
         found = session.scalars(
             select(IdentityTokenRow.study_id)
             .distinct()

@@ -39,7 +39,7 @@ from shared.domain.study import (
     StoredOnly,
 )
 from shared.errors import InvalidState, NotFound
-from shared.queries.access import Key, Vault
+from shared.queries.access import SEARCHED, Key, Vault
 
 COMPARISON_LEASE = timedelta(minutes=2)  # a worker that took a file to compare and said nothing more
 MAX_COMPARED = 4  # files at a time
@@ -459,7 +459,9 @@ def waiting(session: Session, study_id: UUID) -> dict[HeldKind, int]:
     return {HeldKind(kind): count for kind, count in rows}
 
 
-def find_by_number(session: Session, vault: Vault, reader: Key, number: str, limit: int = 50) -> Sequence[HeldFileRow]:
+def find_by_number(
+    session: Session, vault: Vault, reader: Key, number: str, limit: int = 50, kinds: Sequence[str] = SEARCHED
+) -> Sequence[HeldFileRow]:
     """Find held files, open or rejected, by a number.
 
     Args:
@@ -468,11 +470,12 @@ def find_by_number(session: Session, vault: Vault, reader: Key, number: str, lim
         reader: who searches; only their site is searched.
         number: accession number or patient ID, the whole of it.
         limit: how many files.
+        kinds: of numbers, of SEARCHED.
 
     Returns:
         The rows, the oldest first.
     """
-    tokens = vault.tokens_of_number(reader.site_id, number)
+    tokens = vault.tokens_of_number(reader.site_id, number, kinds)
     return session.scalars(
         select(HeldFileRow)
         .where(

@@ -139,6 +139,50 @@ def states(
     return session.execute(query.where(StudyRow.site_id == site_id, StudyRow.id.in_(study_ids))).all()
 
 
+@dataclass(frozen=True)
+class ArrivedStudy:
+    """A study as its sender may know it: where it stands, and since when; no finding."""
+
+    id: UUID
+    status: str
+    reason: str
+    reason_detail: str
+    received_at: datetime
+    analysed_at: datetime | None
+    quarantined_at: datetime | None
+    stored: int
+    completeness: str
+    expected_images: int | None
+
+
+def arrived(
+    session: Session, site_id: UUID, study_ids: Sequence[UUID] = (), study_instance_uid: str = ""
+) -> list[ArrivedStudy]:
+    """Read what became of studies that a sender asks for.
+
+    Args:
+        session: the caller's transaction.
+        site_id: the site.
+        study_ids: the studies.
+        study_instance_uid: of one more; empty: none.
+
+    Returns:
+        Those that the site has, the latest first.
+    """
+    stored = select(func.count()).where(InstanceRow.study_id == StudyRow.id).scalar_subquery()
+    query = select(
+        StudyRow.id, STATUS, REASON, REASON_DETAIL, StudyRow.received_at, StudyRow.analysed_at,
+        StudyRow.quarantined_at, stored, StudyRow.completeness, StudyRow.expected_images,
+    )  # fmt: skip
+    by_uid = StudyRow.study_instance_uid == study_instance_uid  # which no study has empty
+    rows = session.execute(
+        query.where(StudyRow.site_id == site_id, or_(StudyRow.id.in_(study_ids), by_uid)).order_by(
+            StudyRow.received_at.desc(), StudyRow.id
+        )
+    )
+    return [ArrivedStudy(*row) for row in rows]
+
+
 def status_of(session: Session, study_id: UUID) -> Row[str, str, str, int, datetime | None]:
     """Read where a study stands.
 

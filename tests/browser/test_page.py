@@ -140,12 +140,13 @@ def test_wrong_key_is_refused_in_words(page: Page, system: Any) -> None:
     expect(page.get_by_role("alert")).to_contain_text("This key is not valid")
 
 
-def test_submitter_is_told_which_key_to_use(page: Page, system: Any) -> None:
+def test_submitter_gets_the_page_to_send_and_no_other(page: Page, system: Any) -> None:
     """A key that only sends may not see patients, and is told whose may."""
     log_in(page, system, system.keys["submitter"])
-    expect(page.get_by_role("alert")).to_contain_text("need a radiologist's, an admin's or an operator's key")
+    expect(page).to_have_url(f"{system.api_url}/send")
+    expect(page.get_by_label("Pages").get_by_role("link")).to_have_count(1)
     page.goto(system.api_url)
-    expect(page).to_have_url(re.compile("/login"))
+    expect(page.locator("main")).to_contain_text("This needs a key with the role radiologist")
 
 
 def test_login_and_logout(reader: Page, system: Any) -> None:

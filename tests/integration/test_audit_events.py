@@ -500,6 +500,7 @@ ROUTES: dict[tuple[str, str], list[Callable[[InProcessApi], AuditedRequest]] | s
     ("POST", "/dicom-web/studies"): "as POST /api/v1/studies",
     ("POST", "/dicom-web/studies/{study}"): "as POST /api/v1/studies",
     ("POST", "/api/v1/studies/states"): "changes nothing",
+    ("POST", "/api/v1/studies/arrived"): "changes nothing; the question stands in identity_searches",
     ("POST", "/api/v1/worklist/search"): "changes nothing; the search stands in identity_searches",
     ("POST", "/search"): "as POST /api/v1/worklist/search",
     ("POST", "/api/v1/studies/{study_id}/feedback"): "the feedback log says who, when and what",

@@ -27,6 +27,8 @@ RULES: dict[tuple[str, str], set[str]] = {
     # sending
     ("POST", "/api/v1/studies"): SENDS,
     ("POST", "/api/v1/studies/states"): SENDS,
+    ("POST", "/api/v1/studies/arrived"): SENDS,
+    ("GET", "/send"): SENDS,
     ("POST", "/dicom-web/studies"): SENDS,
     ("POST", "/dicom-web/studies/{study}"): SENDS,
     ("GET", "/dicom-web/studies/{study}"): READS,

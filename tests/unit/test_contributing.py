@@ -203,7 +203,7 @@ def test_every_script_is_part_of_a_page() -> None:
     """What a page loads names all that it imports, each after what it imports itself; no script is left over."""
     text = "\n".join(path.read_text() for path in TEMPLATES)
     entries = set(re.findall(r'\{\{ script\("([\w./-]+)"\) \}\}', text))
-    assert entries == {"page.js", "worklist.js", "study.js", "operations.js", "notices.js"}
+    assert entries == {"page.js", "worklist.js", "study.js", "operations.js", "notices.js", "send.js"}
     assert "{{ theme_script }}" in (ROOT / "api/pages/templates/base.html").read_text()
     loaded = {"theme.js", *(name for entry in entries for name in modules(entry))}
     assert loaded == {str(path.relative_to(STATIC_DIR)) for path in STATIC_DIR.rglob("*.js")}
