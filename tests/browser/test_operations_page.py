@@ -218,7 +218,7 @@ def test_an_empty_system(site: Site) -> None:
     empty = {
         "queue": ("#quarantine", "No study is in quarantine"), "senders": ("#rejections", "No file was rejected"),
         "results": ("#destinations", "Results go nowhere."), "models": ("#backfill-runs", "No backfill run yet"),
-        "keys": ("#key-list", "(yours)"), "events": ("#event-list", "made the key"),
+        "keys": ("#key-list", "(yours)"), "events": ("#event-list", "logged in"),
     }  # fmt: skip
     for tab, (part, words) in empty.items():
         page.locator(f"#tab-{tab}").press("Enter")

@@ -53,6 +53,7 @@ def test_every_page_can_be_read_in_both_themes(browser: Browser, in_process: InP
         log_in(page.context, url, in_process.keys["admin"])
         for address in PAGES:
             page.goto(url + address.format(study=study))
+            expect(page.locator("fieldset.theme")).to_have_count(1)
             for theme, ground in reversed(THEMES):
                 page.emulate_media(color_scheme=theme)
                 expect(page.locator("html")).to_have_css("background-color", ground)

@@ -77,3 +77,15 @@ def test_the_fonts_are_served_by_us() -> None:
     assert all((STATIC_DIR / name).read_bytes()[:4] == b"wOF2" for name in named)
     assert "SIL OPEN FONT LICENSE" in (STATIC_DIR / "fonts/LICENSE_INTER").read_text()
     assert not any(re.search(r"url\(\"?(https?:)?//", path.read_text()) for path in STATIC_DIR.rglob("*.css"))
+
+
+def test_every_colour_has_a_name() -> None:
+    """No style but that of the variables has colours of its own, which would stand in both themes; black is the stage's."""
+    stage = {"#000", "#fff", "#8ff0ff", "#555"}  # on radiographs, which stand on black in every theme
+    rest = STYLE.partition("color-scheme: light dark;")[2].replace(more_contrast(), "")
+    styles = {path.name: path.read_text() for path in STATIC_DIR.glob("*.css")} | {"osteon.css": rest}
+    found = {
+        name: set(re.findall(r"#[0-9a-f]{3,8}\b", style.partition("@media print")[0])) - stage
+        for name, style in styles.items()
+    }
+    assert {name: colours for name, colours in found.items() if colours} == {}
