@@ -167,7 +167,7 @@ def chosen_columns(text: str | None) -> tuple[Column, ...]:
 def midnight(zone: str) -> datetime:
     """When this day began in a zone. Raises BadRequest for an unknown zone."""
     try:
-        now = datetime.now(ZoneInfo(zone))
+        now = datetime.now(UTC if zone == "UTC" else ZoneInfo(zone))
     except (ValueError, OSError, LookupError):
         raise BadRequest("There is no such time zone; write its name as Europe/Berlin") from None
     return now.replace(hour=0, minute=0, second=0, microsecond=0).astimezone(UTC)

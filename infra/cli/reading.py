@@ -39,21 +39,31 @@ def worklist(
     assessment: Annotated[Assessment | None, typer.Option(help="only studies with this finding")] = None,
     region: Annotated[str | None, typer.Option(help="only studies of this body region")] = None,
     study_status: Annotated[StudyStatus | None, typer.Option("--status", help="only studies in this state")] = None,
+    sort: Annotated[
+        str | None, typer.Option(help="another order, as GET /api/v1/worklist has it: `priority`, `-age`, …")
+    ] = None,
     url: Url = None,
     key: KeyOption = None,
     as_json: Json = False,
 ) -> None:
     """Print the worklist, most urgent first, each row with its reason. No patient identity is printed."""
     with calling(url, key, "radiologist") as client:
-        page = client.worklist(limit=limit, after=after, assessment=assessment, region=region, status=study_status)
+        page = client.worklist(
+            limit=limit, after=after, assessment=assessment, region=region, status=study_status, sort=sort
+        )
     if as_json:
         print_json(page)
         return
-    print_worklist(page)
+    print_worklist(page, sort)
 
 
-def print_worklist(page: dict[str, Any]) -> None:
-    """Print the worklist as a table; a narrow terminal gets fewer columns."""
+def print_worklist(page: dict[str, Any], sort: str | None = None) -> None:
+    """Print the worklist as a table; a narrow terminal gets fewer columns.
+
+    Args:
+        page: as GET /api/v1/worklist answers.
+        sort: its order; None: the usual one.
+    """
     if not page["entries"]:
         line("No study is on this list.")
         line(page["notice"], style="yellow")
@@ -73,7 +83,7 @@ def print_worklist(page: dict[str, Any]) -> None:
         table.add_row(*(Text(cells[name]) for name in names), style=style)
     out.print(table)
     if page["next"]:
-        line(f"more: osteon worklist --after {page['next']}")
+        line(f"more: osteon worklist --after {page['next']}{f' --sort={sort}' if sort else ''}")
     line(page["notice"], style="yellow")
 
 

@@ -377,13 +377,17 @@ def test_worklist_on_a_narrow_terminal_keeps_the_reason(home: Path) -> None:
 
 
 def test_worklist_filters(home: Path) -> None:
-    """--status and --assessment choose rows; what the filter excludes is not printed."""
+    """--status and --assessment choose rows, --sort orders them; what the filter excludes is not printed."""
     process("submit", STUDIES / "21-leg", "--wait")
     every = json.loads(process("worklist", "--status", "analysed", "--limit", "500", "--json").stdout)["entries"]
     assert every
     assert {row["status"] for row in every} == {"analysed"}
     likely = json.loads(process("worklist", "--assessment", "positive", "--limit", "500", "--json").stdout)["entries"]
     assert [row["study_id"] for row in likely] == [row["study_id"] for row in every if row["assessment"] == "positive"]
+    turned = json.loads(process("worklist", "--status", "analysed", "--sort=-due", "--limit", "500", "--json").stdout)
+    assert [row["study_id"] for row in turned["entries"]] == [row["study_id"] for row in every[::-1]]
+    refused = process("worklist", "--sort", "name")
+    assert (refused.returncode, "sort" in refused.stderr) == (1, True)
 
 
 def test_status_of_a_running_stack(home: Path, system: System) -> None:
