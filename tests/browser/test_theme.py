@@ -19,7 +19,7 @@ SIZES = ((1920, 1080), (1440, 900), (1024, 768), (390, 844))
 LIGHT, DARK, BLACK = "rgb(246, 247, 249)", "rgb(10, 12, 15)", "rgb(0, 0, 0)"
 THEMES: tuple[tuple[Literal["dark", "light"], str], ...] = (("light", LIGHT), ("dark", DARK))
 STUDY = ("/view/{study}", "/view/{study}/report", "/view/{study}/delete")
-PAGES = ("/", "/notices", "/revised", "/agreement", *STUDY, *(f"/operations?tab={tab}" for tab in Tab))
+PAGES = ("/", "/notices", "/send", "/revised", "/agreement", *STUDY, *(f"/operations?tab={tab}" for tab in Tab))
 
 
 def look(page: Page, name: str) -> None:
