@@ -389,6 +389,11 @@ class Settings(BaseSettings):
     full_frames: bool = Field(
         True, description="Whether viewers may fetch all pixels and gray levels, or previews only."
     )
+    overlay_at_start: str = Field(
+        "none",
+        pattern="^(none|outlines)$",
+        description="What the reading page draws over an image before its reader has chosen: none or outlines.",
+    )
     full_frames_days: float = Field(
         30.0,
         gt=0,

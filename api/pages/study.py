@@ -115,6 +115,7 @@ def study(request: Request, study_id: str, parts: PartsDep, key: Radiologist, se
         "plain_reason": plain_reason,
         "silence": SILENCE,
         "full_frames": parts.settings.full_frames,
+        "overlay_at_start": parts.settings.overlay_at_start,
         "flower_url": flower_link(parts.settings, report.id) if key.may(Role.ADMIN) else "",
         "version": version,
         "administers": key.may(Role.ADMIN),

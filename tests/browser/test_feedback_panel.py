@@ -135,13 +135,13 @@ def test_disagree_with_words_choice_and_mark(reader: Page, in_process: Any, stud
 
 
 def test_typing_is_not_taken_for_the_pages_keys(reader: Page, study: str) -> None:
-    """While words are typed, letters neither toggle the heatmap nor open another choice."""
+    """While words are typed, letters neither invert the image nor open another choice."""
     view(reader, study)
     reader.keyboard.press("s")
     reader.keyboard.type("hands, said a dad")
     expect(reader.get_by_label("In words")).to_have_value("hands, said a dad")
     expect(reader.get_by_role("heading", name="Supplement to image 1")).to_be_visible()
-    expect(reader.locator("#overlay")).to_have_attribute("aria-pressed", "true")
+    expect(reader.locator("#invert")).to_have_attribute("aria-pressed", "false")
 
 
 @pytest.mark.slow

@@ -247,6 +247,8 @@ def test_study_shows_radiograph_and_words(reader: Page, system: Any, studies: di
     expect(reader.locator(".finding:visible")).to_contain_text(FINDINGS)
     expect(reader.get_by_role("img", name=re.compile("unclear from .*, positive from"))).to_be_visible()
     expect(reader.get_by_role("img", name=re.compile("Radiograph, .* The model says: positive"))).to_be_visible()
+    expect(reader.locator("#lines .outline")).to_have_count(0)
+    reader.keyboard.press("t")
     expect(reader.locator("#lines .outline.specific")).to_have_count(1)
 
 

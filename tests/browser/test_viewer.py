@@ -13,7 +13,7 @@ import numpy as np
 import psycopg2
 import pytest
 from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import Browser, ConsoleMessage, Locator, Page, expect
+from playwright.sync_api import Browser, ConsoleMessage, Locator, Page, Route, expect
 
 from api.pages.render import STATIC
 from infra.client.api import Client
@@ -231,7 +231,6 @@ def test_a_shutter_covers_borders_and_can_be_lifted(page: Page, viewer: ViewerSy
     stage = look(page, viewer, "bordered")
     shutter = page.get_by_role("button", name="Shutter")
     expect(shutter).to_have_attribute("aria-pressed", "true")
-    page.locator("#overlay").click()
     assert gray(page, 0.5, 0.05) == 0
     shot(page, "shutter-closed")
     stage.press("b")
@@ -242,6 +241,7 @@ def test_a_shutter_covers_borders_and_can_be_lifted(page: Page, viewer: ViewerSy
     shutter.click()
     assert gray(page, 0.5, 0.05) == 0  # whatever else is inverted
     page.locator("#reset").click()
+    page.keyboard.press("t")
     assert outlined(page) == pytest.approx([(0.1 + 0.5) / 1.1, (0.3 + 0.5) / 1.3], abs=0.03)
     for width, height in ((1024, 768), (390, 844)):
         page.set_viewport_size({"width": width, "height": height})
@@ -254,11 +254,11 @@ def test_a_field_that_lies_askew_is_drawn_so(page: Page, viewer: ViewerSystem) -
     told = page.locator(".finding:not([hidden])").evaluate("element => ({ ...element.dataset })")
     turn = float(told["turn"])
     assert turn == pytest.approx(8, abs=0.1)
-    page.locator("#overlay").click()
     assert gray(page, 0.265, 0.03) == 0 and gray(page, 0.735, 0.97) == 0  # corners of the image
     shot(page, "turned-closed")
     page.locator("#shutter").click()
     assert gray(page, 0.265, 0.03) > 200 and gray(page, 0.735, 0.97) > 200
+    page.keyboard.press("t")
     page.locator("#overlay").click()
     shot(page, "turned-lifted")
     height, width = hand().shape
@@ -288,6 +288,7 @@ def test_pixels_that_are_not_square_are_drawn_in_true_proportions(page: Page, vi
     still = page.locator(".thumb img, #still").first
     ratio = still.evaluate("image => image.naturalWidth / image.naturalHeight")
     assert ratio == pytest.approx(width / height, abs=0.02)
+    page.keyboard.press("t")
     assert outlined(page) == pytest.approx([0.5, 0.5], abs=0.03)
     shot(page, "squashed")
 
@@ -358,8 +359,6 @@ def test_radiograph_takes_the_previews_place(page: Page, viewer: ViewerSystem) -
 def test_window_changes_the_pixels(page: Page, viewer: ViewerSystem) -> None:
     """Sliders, presets and the right button change the gray of a place, and Reset brings it back."""
     look(page, viewer, "large")
-    page.keyboard.press("h")
-    page.keyboard.press("t")
     start = gray(page)
     page.get_by_label("Centre").fill("900")
     dark = gray(page)
@@ -383,16 +382,12 @@ def test_window_changes_the_pixels(page: Page, viewer: ViewerSystem) -> None:
     page.mouse.up()
     assert view(page) == left  # the window moved, the radiograph did not
     page.keyboard.press("r")
-    page.keyboard.press("h")
-    page.keyboard.press("t")
     assert gray(page) == start
 
 
 def test_invert(page: Page, viewer: ViewerSystem) -> None:
     """Inverted, black is white, and twice inverted it is as before."""
     look(page, viewer, "large")
-    page.keyboard.press("h")
-    page.keyboard.press("t")
     before = gray(page, 0.4)
     page.keyboard.press("i")
     expect(page.get_by_role("button", name="Invert")).to_have_attribute("aria-pressed", "true")
@@ -583,9 +578,75 @@ def boxes(page: Page, name: str) -> Any:
     )
 
 
+def red(page: Page, y: float) -> Any:
+    """How much more red than blue a place in the middle of the stage is."""
+    return page.evaluate(
+        """(y) => new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(() => {
+            const canvas = document.getElementById("canvas");
+            const [r, , b] = canvas.getContext("2d").getImageData(canvas.width / 2, y * canvas.height, 1, 1).data;
+            done(r - b);
+        })))""",
+        y,
+    )
+
+
+def test_the_overlay_does_not_lead(page: Page, viewer: ViewerSystem) -> None:
+    """Nothing is drawn until the reader asks; a held key warms the image or bares the bone; what they chose is kept."""
+    look(page, viewer, "large")
+    outline = page.locator("#lines .outline")
+    expect(page.locator("#drawn")).to_contain_text("Outlines are off")
+    expect(outline).to_have_count(0)
+    assert red(page, 7 / CELLS) == 0
+    page.keyboard.down("h")
+    assert red(page, 7 / CELLS) > 30
+    page.keyboard.down("v")
+    assert red(page, 7 / CELLS) == 0
+    page.keyboard.up("v")
+    page.keyboard.up("h")
+    assert red(page, 7 / CELLS) == 0
+    page.keyboard.down("h")
+    page.evaluate("dispatchEvent(new Event('blur'))")  # the key is let go in another window
+    assert red(page, 7 / CELLS) == 0
+    page.keyboard.up("h")
+    page.keyboard.press("t")
+    expect(outline).to_have_count(1)  # the line of the point by which it is positive, and no wider one
+    expect(outline).to_have_class("outline specific")
+    page.keyboard.down("v")
+    expect(outline).to_have_count(0)
+    page.keyboard.up("v")
+    expect(outline).to_have_count(1)
+    page.locator("#overlay").click()
+    assert red(page, 7 / CELLS) > 30
+    page.reload()
+    expect(outline).to_have_count(1)
+    expect(page.locator("#overlay")).to_have_attribute("aria-pressed", "true")
+    page.keyboard.press("r")
+    expect(outline).to_have_count(0)
+    assert red(page, 7 / CELLS) == 0
+
+
+def test_a_site_may_begin_with_outlines(page: Page, viewer: ViewerSystem) -> None:
+    """Until the reader has chosen otherwise."""
+
+    def choose(route: Route) -> None:
+        response = route.fetch()
+        body = response.text().replace('data-overlay="none"', 'data-overlay="outlines"')
+        route.fulfill(response=response, body=body)
+
+    page.route("**/view/*", choose)
+    look(page, viewer, "large")
+    expect(page.locator("#lines .outline.specific")).to_have_count(1)
+    page.keyboard.press("t")
+    page.reload()
+    expect(page.locator("#drawn")).to_contain_text("Outlines are off")
+    expect(page.locator("#lines .outline")).to_have_count(0)
+
+
 def test_outlines_stand_where_the_evidence_is(page: Page, viewer: ViewerSystem) -> None:
     """The solid line lies within the dotted one, both around the spot, whatever the zoom; t hides them."""
     look(page, viewer, "large")
+    page.keyboard.press("t")
+    page.get_by_label("Also the wider").check()
     expect(page.locator("#drawn")).to_contain_text("solid: alone enough for “positive”")
     ((dotted,), (solid,)) = boxes(page, "sensitive"), boxes(page, "specific")
     rows, columns = LARGE
@@ -614,11 +675,12 @@ def test_outlines_stand_where_the_evidence_is(page: Page, viewer: ViewerSystem) 
 def test_no_outline_where_the_radiograph_is_not_called(page: Page, viewer: ViewerSystem) -> None:
     """A radiograph under the solid point has no solid line; one under both has none; the legend says so."""
     look(page, viewer, "24-leg")
-    expect(page.locator("#drawn")).to_contain_text("(none here)")
+    page.keyboard.press("t")
+    expect(page.locator("#drawn")).to_contain_text("dotted: alone enough for “unclear”")
     assert boxes(page, "specific") == []
     assert boxes(page, "sensitive") != []
     look(page, viewer, "15-shoulder")
-    expect(page.locator("#drawn")).to_contain_text("(none here)")
+    expect(page.locator("#drawn")).to_contain_text("A negative image has no outline")
     assert boxes(page, "specific") + boxes(page, "sensitive") == []
 
 
@@ -630,49 +692,41 @@ def test_abstention_is_told_and_draws_nothing_unasked(page: Page, viewer: Viewer
     expect(words).to_contain_text("mislead the model")
     expect(words).to_contain_text("Silence is not normal")
     silent = "No outline is drawn: the model abstains. Silence is not normal."
-    hidden = f"{silent} Its heatmap is hidden until you ask for it (h)."
+    hidden = f"{silent} Its heatmap is hidden until you ask for it (hold h)."
+    overlay = page.locator("#overlay")
     expect(page.locator("#drawn")).to_have_text(hidden)
-    expect(page.locator("#overlay")).to_have_attribute("aria-pressed", "false")
+    expect(overlay).to_have_attribute("aria-pressed", "false")
+    page.keyboard.press("t")
     expect(page.locator("#lines .outline")).to_have_count(0)
     shot(page, "abstained")
-    page.keyboard.press("h")
-    expect(page.locator("#overlay")).to_have_attribute("aria-pressed", "true")
+    overlay.click()
+    expect(overlay).to_have_attribute("aria-pressed", "true")
     expect(page.locator("#drawn")).to_have_text(silent)
-    page.keyboard.press("h")
-    expect(page.locator("#drawn")).to_have_text(hidden)
     look(page, viewer, "05-hand")  # asking or not of one that abstains changes nothing for another
-    expect(page.locator("#overlay")).to_have_attribute("aria-pressed", "true")
+    expect(overlay).to_have_attribute("aria-pressed", "false")
+    overlay.click()
+    look(page, viewer, "21-leg")
+    expect(overlay).to_have_attribute("aria-pressed", "false")
+    expect(page.locator("#drawn")).to_have_text(hidden)
 
 
 def test_heatmap_fades_hides_and_is_cut_off(page: Page, viewer: ViewerSystem) -> None:
-    """Opacity and threshold change the colour over the radiograph, h takes it away; the threshold is told as a number."""
+    """Opacity and threshold change the colour over the radiograph, its button takes it away; the threshold is a number."""
     look(page, viewer, "large")
     expect(page.locator("#drawn")).not_to_be_empty()
-    page.keyboard.press("t")
-
-    def red(y: float) -> Any:
-        """How much more red than blue a place in the radiograph's middle is."""
-        return page.evaluate(
-            """(y) => new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(() => {
-                const canvas = document.getElementById("canvas");
-                const [r, , b] = canvas.getContext("2d").getImageData(canvas.width / 2, y * canvas.height, 1, 1).data;
-                done(r - b);
-            })))""",
-            y,
-        )
-
+    page.locator("#overlay").click()
     middle, rim = 7 / CELLS, 9 / CELLS
-    weak = red(middle)
+    weak = red(page, middle)
     assert weak > 30
     page.get_by_label("Opacity").fill("90")
-    assert red(middle) > weak + 20
-    assert red(rim) > 5
+    assert red(page, middle) > weak + 20
+    assert red(page, rim) > 5
     page.get_by_label("Threshold").fill("70")
     expect(page.locator("#threshold-value")).to_have_text(re.compile("≥ 30 %"))
-    assert red(rim) == 0
-    assert red(middle) > weak
-    page.keyboard.press("h")
-    assert red(middle) == 0
+    assert red(page, rim) == 0
+    assert red(page, middle) > weak
+    page.locator("#overlay").click()
+    assert red(page, middle) == 0
 
 
 def test_model_is_told_in_plain_words(page: Page, viewer: ViewerSystem) -> None:

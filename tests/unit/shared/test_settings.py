@@ -82,6 +82,7 @@ def test_an_old_name_counts_with_a_warning(
         ("OSTEON_BATCH_SIZE", "0", "greater than or equal to 1"),
         ("OSTEON_BACKFILL_TIMEZONE", "Berlin", "Europe/Berlin"),
         ("OSTEON_LOG_LEVEL", "LOUD", "DEBUG"),
+        ("OSTEON_OVERLAY_AT_START", "heatmap and outlines", "none|outlines"),
         ("OSTEON_API_PORT", "tcp:8000", "integer"),
     ],
 )

@@ -10,7 +10,7 @@ export const WORKLIST_KEYS = /** @type {const} */ ({
 /** @satisfies {KeyMap} */
 export const VIEWER_KEYS = /** @type {const} */ ({
   "+": "larger", "=": "larger", "-": "smaller", 0: "fit", 1: "whole", w: "windowing", i: "invert", h: "overlay",
-  t: "outline", b: "shutter", r: "reset", ",": "frame-before", ".": "frame-after", "[": "image-before", "]": "image-after",
+  v: "bare", t: "outline", b: "shutter", r: "reset", ",": "frame-before", ".": "frame-after", "[": "image-before", "]": "image-after",
 });
 export const VIEWER_REPEATS = "+-=,.[]";
 

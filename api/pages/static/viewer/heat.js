@@ -21,6 +21,8 @@ import { FINER, finer, marchingSquares } from "./contours.js";
  * @property {number} field_turn degrees by which the field lies askew in the radiograph
  */
 
+/** @typedef {{name: "sensitive" | "specific", level: number}} Level an operating point: its name, and the probability from which on it is reached */
+
 const LOWEST = -14; // log odds that stand for "nothing here"
 
 // From transparent over amber to red, as the API's heatmap.png: readable on gray, and by alpha without colour.
@@ -38,6 +40,19 @@ export const PALETTE = Uint32Array.from({ length: 256 }, (_, level) => {
 export function logOdds(probability) {
   if (probability > 0 && probability < 1) return Math.max(LOWEST, Math.log(probability / (1 - probability)));
   return probability ? -LOWEST : LOWEST;
+}
+
+/**
+ * The points at which lines are drawn. Tight: the one by which the finding is assessed. Wide: the sensitive one beside it, which surrounds
+ * more, for who asks for it. None where the model does not answer, and none of a negative finding.
+ * @param {Pick<HeatmapResponse, "assessment" | "sensitive_threshold" | "specific_threshold">} told
+ * @returns {{tight: Level[], wide: Level[]}}
+ */
+export function outlineLevels({ assessment, sensitive_threshold: sensitive, specific_threshold: specific }) {
+  /** @type {Level} */
+  const wide = { name: "sensitive", level: sensitive };
+  if (assessment === "positive") return { tight: [{ name: "specific", level: specific }], wide: [wide] };
+  return { tight: assessment === "unclear" ? [wide] : [], wide: [] };
 }
 
 export class Heat {

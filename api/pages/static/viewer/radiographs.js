@@ -5,14 +5,15 @@ import { announce, hear } from "../lib/events.js";
 import { VIEWER_KEYS, VIEWER_REPEATS, commandOf } from "../lib/keys.js";
 import { Radiograph } from "./radiograph.js";
 import { carriedWindow, windowAt } from "./gray.js";
-import { Heat, PALETTE } from "./heat.js";
+import { Heat, PALETTE, outlineLevels } from "./heat.js";
 import { Recent, fetchFrame, pause, shapeOf } from "./load.js";
 import { ARROWS, Viewport, ZOOM_STEP } from "./viewport.js";
 
 /** @typedef {import("./gray.js").Window} Window */
+/** @typedef {import("./heat.js").Level} Level */
 /** @typedef {import("./viewport.js").Change} Change */
 /** @typedef {import("./viewport.js").Outline} Outline */
-/** @typedef {{heat: Heat, outlines: Outline[]}} Evidence */
+/** @typedef {{heat: Heat, outlines: Outline[], wider: Outline[]}} Evidence outlines at the point by which the finding is assessed; wider: at the sensitive one, where that is another */
 
 const KEPT_FRAMES = 4; // full ones; each takes twenty megabytes and more
 const KEPT_PREVIEWS = 24;
@@ -61,6 +62,8 @@ export function openRadiographs() {
   /** @type {HTMLElement | null} */
   let finding = null;
   let leaving = new AbortController(); // of what was shown
+  const linesAtStart = root.dataset.overlay === "outlines"; // as the site chose
+  let warm = false; // the heatmap's key is held
 
   // -- words --
 
@@ -235,9 +238,10 @@ export function openRadiographs() {
         const response = await fetch(`/api/v1/studies/${root.dataset.study}/heatmap.json?image=${image}&frame=${frame}`, { signal });
         if (!response.ok) throw new Error(response.statusText);
         const heat = new Heat(await response.json(), shapeOf(mine));
-        const { assessment, sensitive_threshold: sensitive, specific_threshold: specific } = heat.told;
-        const levels = assessment === "abstained" ? {} : { sensitive, specific }; // no line where the model does not answer
-        told = { heat, outlines: Object.entries(levels).map(([name, level]) => ({ name, level, lines: heat.outline(level) })) };
+        const { tight, wide } = outlineLevels(heat.told);
+        /** @param {Level[]} levels */
+        const drawn = (levels) => levels.map(({ name, level }) => ({ name, level, lines: heat.outline(level) }));
+        told = { heat, outlines: drawn(tight), wider: drawn(wide) };
         heats.keep(mine, told);
       }
     } catch {
@@ -246,23 +250,30 @@ export function openRadiographs() {
     }
     if (signal.aborted) return;
     viewer.heat = told.heat;
-    viewer.outlines = told.outlines;
+    viewer.outlines = outlinesOf(told);
     byId("heat-most").textContent = `${told.heat.full < 1 ? "≥ " : ""}${probability(told.heat.full)}`;
     tellDrawn(told);
     setThreshold(slider("threshold").value);
   }
 
+  const wantsWider = () => byId("wider", HTMLInputElement).checked;
+  /** @param {Evidence} evidence */
+  const outlinesOf = ({ outlines, wider }) => (wantsWider() ? [...wider, ...outlines] : outlines);
+
   /** @param {Evidence} evidence of the radiograph that is shown */
-  function tellDrawn({ heat, outlines }) {
+  function tellDrawn(evidence) {
+    const { heat } = evidence;
     const words = byId("drawn");
     if (heat.told.assessment === "abstained") {
-      const heatmap = finding && unveiled.has(finding) ? "" : " Its heatmap is hidden until you ask for it (h).";
+      const heatmap = finding && unveiled.has(finding) ? "" : " Its heatmap is hidden until you ask for it (hold h).";
       words.textContent = `No outline is drawn: the model abstains. Silence is not normal.${heatmap}`;
       return;
     }
     /** @param {number} count */
     const areas = (count) => (count === 0 ? "none here" : count === 1 ? "1 area" : `${count} areas`);
-    words.replaceChildren();
+    const shown = pressed("outline") ? "" : "Outlines are off (t). ";
+    const outlines = outlinesOf(evidence);
+    words.replaceChildren(shown, outlines.length ? "" : "A negative image has no outline.");
     for (const { name, lines } of outlines) {
       const sample = svg("svg", { class: "sample", viewBox: "0 0 40 10", width: 40, height: 10, "aria-hidden": true });
       sample.append(svg("path", { class: `outline ${name}`, d: "M2 5H38" }));
@@ -321,13 +332,25 @@ export function openRadiographs() {
     tellView();
   }
 
-  // Of an abstention it is hidden until the reader asks for this very one; else as they chose last.
+  // The reader leads: it is hidden until they ask for it, and that of an abstention until they ask for this very one.
   const abstains = () => finding?.dataset.assessment === "abstained";
 
   function drawHeat() {
-    const on = finding && abstains() ? unveiled.has(finding) : remembered("heatmap", "true") === "true";
+    const on = finding && abstains() ? unveiled.has(finding) : remembered("heatmap", "false") === "true";
     press("overlay", on);
-    viewer.showHeat = on;
+    viewer.showHeat = on || warm;
+    viewer.paint();
+  }
+
+  /** While the key is held. @param {boolean} on */
+  function warmUp(on) {
+    warm = on;
+    drawHeat();
+  }
+
+  /** Nothing is drawn over the line of the bone while the key is held. @param {boolean} on */
+  function bare(on) {
+    viewer.bare = on;
     viewer.paint();
   }
 
@@ -350,11 +373,26 @@ export function openRadiographs() {
   }
 
   /** @param {boolean} on */
-  function setLines(on) {
+  function drawLines(on) {
     press("outline", on);
     viewer.showLines = on;
     viewer.paint();
+    redraw();
+  }
+
+  /** @param {boolean} on */
+  function setLines(on) {
     remember("outline", on);
+    drawLines(on);
+  }
+
+  /** The outlines that the reader wants, and the words about them. */
+  function redraw() {
+    const evidence = finding && heats.get(finding);
+    if (!evidence) return;
+    viewer.outlines = outlinesOf(evidence);
+    viewer.paint();
+    tellDrawn(evidence);
   }
 
   /** @param {boolean} on */
@@ -393,8 +431,8 @@ export function openRadiographs() {
   function reset() {
     setInvert(false);
     setWindowing(false);
-    setHeat(!abstains());
-    setLines(true);
+    setHeat(false);
+    setLines(linesAtStart);
     setShutter(true);
     setOpacity("45");
     setThreshold("0");
@@ -421,12 +459,21 @@ export function openRadiographs() {
     shutter: () => byId("shutter").hidden || setShutter(!pressed("shutter")),
     "frame-before": () => stepFrame(-1), "frame-after": () => stepFrame(1),
   };
-  const commands = { ...clicks, "image-before": () => stepImage(-1), "image-after": () => stepImage(1) };
+  const commands = {
+    ...clicks, "image-before": () => stepImage(-1), "image-after": () => stepImage(1),
+    overlay: () => warmUp(true), bare: () => bare(true),
+  };
+  /** @type {Record<string, () => void>} what ends when the key is let go */
+  const ends = { overlay: () => warmUp(false), bare: () => bare(false) };
   for (const [id, act] of Object.entries(clicks)) byId(id).addEventListener("click", act);
   preset.addEventListener("change", () => choosePreset(preset.value));
   for (const id of ["centre", "width"]) byId(id).addEventListener("input", slideWindow);
   byId("opacity").addEventListener("input", () => setOpacity(slider("opacity").value));
   byId("threshold").addEventListener("input", () => setThreshold(slider("threshold").value));
+  byId("wider").addEventListener("change", () => {
+    remember("wider", wantsWider());
+    redraw();
+  });
   byId("frame").addEventListener("input", () => frameAt(slider("frame").valueAsNumber - 1));
   for (const one of thumbs) one.addEventListener("click", () => open(one, one.dataset.frame));
   for (const prior of all(".thumb[data-prior]")) prior.addEventListener("click", () => location.assign(`/view/${prior.dataset.study}`));
@@ -446,11 +493,18 @@ export function openRadiographs() {
     }
   });
 
+  document.addEventListener("keyup", (event) => {
+    const command = Object.hasOwn(VIEWER_KEYS, event.key.toLowerCase()) && VIEWER_KEYS[/** @type {keyof typeof VIEWER_KEYS} */ (event.key.toLowerCase())];
+    if (command && Object.hasOwn(ends, command)) ends[command]();
+  });
+  addEventListener("blur", () => Object.values(ends).forEach((end) => end())); // a key that is let go elsewhere is not heard
+
   const scale = drawing(byId("heat-scale", HTMLCanvasElement));
   const colours = scale.createImageData(256, 10);
   new Uint32Array(colours.data.buffer).forEach((_, i, out) => (out[i] = PALETTE[i % 256]));
   scale.putImageData(colours, 0, 0);
-  setLines(remembered("outline", "true") === "true");
+  byId("wider", HTMLInputElement).checked = remembered("wider", "false") === "true";
+  drawLines(remembered("outline", String(linesAtStart)) === "true");
   setOpacity(remembered("opacity", "45"));
   setThreshold("0");
   const asked = new URLSearchParams(location.hash.slice(1));

@@ -56,8 +56,9 @@ export class Viewport {
   inverted = false;
   windowing = false; // dragging changes the window
   blank = false;
-  showHeat = true;
-  showLines = true;
+  showHeat = false;
+  showLines = false;
+  bare = false; // nothing is drawn over the radiograph
   shutter = true;
   opacity = 0.45;
   /** @type {Outline[]} */
@@ -155,7 +156,7 @@ export class Viewport {
     const device = { x: view.x, y: view.y, scale: view.scale * dense };
     radiograph.draw(context, device);
     if (this.shutter) this.paintShutter(device);
-    if (this.heat && this.showHeat) this.heat.draw(context, device, this.opacity);
+    if (this.heat && this.showHeat && !this.bare) this.heat.draw(context, device, this.opacity);
     this.paintLines();
   }
 
@@ -191,6 +192,10 @@ export class Viewport {
     lines.setAttribute("viewBox", `${view.x} ${view.y} ${stage.clientWidth / view.scale} ${stage.clientHeight / view.scale}`);
     /** @type {SVGElement[]} */
     const parts = [];
+    if (this.bare) {
+      lines.replaceChildren();
+      return;
+    }
     if (this.showLines) {
       for (const { name, lines: closed } of this.outlines) {
         if (!closed.length) continue;
