@@ -57,6 +57,8 @@ class BadSettings(OsteonError):
 
 
 _KIND = r"\s*(not-an-image|colour|secondary-capture|other-modality|own-result)\s*"  # shared.domain.study.StoredOnly
+_VIEW = r"(frontal|oblique|lateral|axial|other)"  # shared.domain.hanging.ViewKind
+_HUNG = rf"[a-z][a-z -]*\s*:\s*{_VIEW}(\s+{_VIEW})*"
 
 
 class Settings(BaseSettings):
@@ -393,6 +395,13 @@ class Settings(BaseSettings):
         "none",
         pattern="^(none|outlines)$",
         description="What the reading page draws over an image before its reader has chosen: none or outlines.",
+    )
+    hanging: str = Field(
+        "any: frontal oblique lateral axial; hip: frontal axial lateral; shoulder: frontal axial lateral",
+        pattern=rf"^\s*({_HUNG}\s*(;\s*{_HUNG}\s*)*;?\s*)?$",
+        description="How a study's images hang beside each other: for a region as the model names it, or for any "
+        "other, kinds of views from left to right (frontal, oblique, lateral, axial, other). What a rule leaves out "
+        "comes after what it names.",
     )
     full_frames_days: float = Field(
         30.0,

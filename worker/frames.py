@@ -40,7 +40,7 @@ def picture(source: PixelSource, i: int) -> tuple[UInt16Image, dict[str, Any]]:
         (rows, columns) uint16, and a description: rows, columns; bits that the file stores; exact (whether nothing was
         lost); slope and intercept (slope * pixel + intercept is what PixelSource.frame gives, bone is the greater);
         window ([black, white] in pixels), window_from ("file" or "percentiles"), window_shape ("LINEAR" or "SIGMOID");
-        spacing in mm from row to row and column to column, or None.
+        spacing in mm from row to row and column to column, or None; spacing_from, the DICOM keyword of it, or "".
 
     Raises:
         IndexError: There is no such frame.
@@ -77,6 +77,7 @@ def picture(source: PixelSource, i: int) -> tuple[UInt16Image, dict[str, Any]]:
         "window_from": origin,
         "window_shape": shape,
         "spacing": source.spacing,
+        "spacing_from": source.spacing_from,
     }
 
 

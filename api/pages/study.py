@@ -27,6 +27,7 @@ from api.uploads.held import corrections_of
 from shared.domain.destinations import Occasion, SetState
 from shared.domain.feedback import ReadersAssessment, Verdict
 from shared.domain.findings import gravity
+from shared.domain.hanging import HungImage, hang, parse_rules
 from shared.domain.held import HeldKind
 from shared.domain.manifest import title_of
 from shared.domain.results import ResultKind
@@ -109,6 +110,7 @@ def study(request: Request, study_id: str, parts: PartsDep, key: Radiologist, se
         "radiographs": radiographs,
         "first": first,
         "priors": [_prior(one, first) for one in describe(session, parts, key, earlier)],
+        "places": _places(radiographs, first, series, parts.settings.hanging),
         "rest": [image for image in report.instances if not image.findings],
         "models": [model_words(name, manifest) for name, manifest in sorted(models.items())],
         "titles": {name: title_of(name, manifest) for name, manifest in models.items()},
@@ -165,6 +167,19 @@ def _prior(study: PriorView, first: InstanceReport | None) -> ShownPrior:
         READERS_MARKS[readers.reading] if readers else study.assessment or "pending",
         images[:MAX_PRIOR_THUMBS],
     )
+
+
+def _places(
+    radiographs: list[InstanceReport], first: InstanceReport | None, series: dict[int, str], rules: str
+) -> dict[int, int]:
+    """Where each image hangs, 0 for the leftmost, by its number; the series' words count where no view is named."""
+    if first is None:
+        return {}
+    hung = [
+        HungImage(image.number, image.view or series.get(image.number, ""), image.laterality) for image in radiographs
+    ]
+    order = hang(hung, parse_rules(rules), gravest(first.findings).region)
+    return {number: place for place, number in enumerate(order)}
 
 
 def _why(report: StudyReport) -> str:

@@ -27,7 +27,8 @@ DESCRIBED = {
         "description": (
             f"uint16, little endian, rows x columns, MONOCHROME1 mirrored. The header {ABOUT} holds JSON: rows, "
             "columns, bits, exact, slope and intercept (slope * pixel + intercept are modality units, bone is the "
-            "greater), window ([black, white] in pixels), window_from, window_shape, spacing (mm)"
+            "greater), window ([black, white] in pixels), window_from, window_shape, spacing (mm), spacing_from (DICOM "
+            "keyword)"
         ),
     },
     304: {"description": "the one that If-None-Match names"},

@@ -521,14 +521,14 @@ def _decimal(dataset: Dataset, keyword: str, default: float) -> float:
     return default if not numbers or math.isnan(numbers[0]) else numbers[0]
 
 
-def spacing_of(dataset: Dataset) -> tuple[float, float] | None:
+def spacing_of(dataset: Dataset) -> tuple[tuple[float, float], str] | None:
     """Read the spacing of pixels: at the patient if calibrated, else at the detector. Source: PS3.3 10.7.1, C.8.11.4.
 
     Args:
         dataset: the header, or its Pixel Measures.
 
     Returns:
-        Mm from row to row and from column to column; None if the file does not say.
+        Mm from row to row and from column to column, and the keyword that says so; None if the file does not say.
     """
     for keyword in ("PixelSpacing", "ImagerPixelSpacing", "NominalScannedPixelSpacing"):
         try:
@@ -536,5 +536,5 @@ def spacing_of(dataset: Dataset) -> tuple[float, float] | None:
         except Exception:  # noqa: BLE001 - absent or broken: no reason to reject the radiograph
             down = across = math.nan
         if 0 < down < MAX_RESCALE and 0 < across < MAX_RESCALE:
-            return down, across
+            return (down, across), keyword
     return None

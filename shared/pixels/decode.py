@@ -150,6 +150,7 @@ class PixelSource:
     swapped_bytes: bool  # 8-bit samples in big endian words, PS3.5 8.1.1 and A.3
     overlays: bool  # whether old overlays lie in unused bits of the samples
     spacing: tuple[float, float] | None  # mm from row to row and from column to column, where the file says so
+    spacing_from: str  # the DICOM keyword that says so, or ""
     surround: Surround = field(repr=False)  # padding, shutter, and the proportions of a pixel
     transforms: tuple[Transform, ...] = field(repr=False)  # one for all frames, or one for each
     data: bytes = field(repr=False)
@@ -348,7 +349,8 @@ def _open(data: bytes, limits: ImageLimits) -> PixelSource:
         data = inflate(packed, packed_at, image.start + image.native_bytes)
     pieces = locate_frames(image, dataset, pixels, syntax, reader_of_bytes(data), len(data))
     samples = image.samples
-    spacing = spacing_of(functional_group(dataset, 0, "PixelMeasuresSequence", budget)) or spacing_of(dataset)
+    measures = functional_group(dataset, 0, "PixelMeasuresSequence", budget)
+    spacing, spacing_from = spacing_of(measures) or spacing_of(dataset) or (None, "")
     return PixelSource(
         rows=samples.rows,
         columns=samples.columns,
@@ -364,6 +366,7 @@ def _open(data: bytes, limits: ImageLimits) -> PixelSource:
         swapped_bytes=image.swapped_bytes,
         overlays=image.overlays,
         spacing=spacing,
+        spacing_from=spacing_from,
         surround=Surround(
             padding_of(dataset, syntax, samples),
             tuple(

@@ -359,7 +359,7 @@ def test_agreeing_again_writes_nothing(reader: Page, in_process: Any, study: str
 
 
 def middle(page: Page) -> tuple[float, float]:
-    box = page.locator("#stage").bounding_box()
+    box = page.locator(".pane.active").bounding_box()
     assert box is not None
     return box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
 
@@ -398,7 +398,7 @@ def test_no_begun_box_is_lost(reader: Page, in_process: Any, study: str) -> None
     assert feedback_log(in_process) == []
     reader.get_by_role("button", name="Cancel").click()
     expect(reader.locator("#stage")).not_to_have_class(re.compile("marking"))
-    expect(reader.locator("#lines .drawing")).to_have_count(0)
+    expect(reader.locator(".lines .drawing")).to_have_count(0)
     reader.keyboard.press("s")
     reader.get_by_role("button", name="Mark where").click()
     reader.mouse.click(*middle(reader))
@@ -415,7 +415,7 @@ def test_a_box_on_another_radiograph_is_not_taken(reader: Page, study: str) -> N
     view(reader, study)
     shown(reader, 1)
     reader.keyboard.press("s")
-    reader.locator("#stage").focus()
+    reader.locator(".pane.active").focus()
     reader.keyboard.press("]")
     shown(reader, 2)
     reader.get_by_role("button", name="Mark where").click()

@@ -242,14 +242,14 @@ def test_study_shows_radiograph_and_words(reader: Page, system: Any, studies: di
     expect(reader.locator("#stage")).to_have_attribute(
         "data-shown", re.compile("^[12]/1/(preview|full-resolution frame)$")
     )
-    expect(reader.locator("#quality")).to_have_text(re.compile("^full-resolution frame"))
+    expect(reader.locator(".pane.active .quality")).to_have_text(re.compile("^full-resolution frame"))
     assert reader.locator(".thumb").count() == len(list((SAMPLES / "studies" / "01-hand").glob("*.dcm")))
     expect(reader.locator(".finding:visible")).to_contain_text(FINDINGS)
     expect(reader.get_by_role("img", name=re.compile("unclear from .*, positive from"))).to_be_visible()
-    expect(reader.get_by_role("img", name=re.compile("Radiograph, .* The model says: positive"))).to_be_visible()
-    expect(reader.locator("#lines .outline")).to_have_count(0)
+    expect(reader.get_by_role("img", name=re.compile("Radiograph, .* The model says: positive")).first).to_be_visible()
+    expect(reader.locator(".lines .outline")).to_have_count(0)
     reader.keyboard.press("t")
-    expect(reader.locator("#lines .outline.specific")).to_have_count(1)
+    expect(reader.locator(".pane.active .outline.specific")).to_have_count(1)
 
 
 def test_name_is_shown_as_text(reader: Page, system: Any, studies: dict[str, str]) -> None:

@@ -370,7 +370,7 @@ def test_without_the_stream_the_list_still_comes(sites: ReadingSites, reader: Ca
 
 def hidden(page: Page) -> bool:
     return bool(page.evaluate(
-        "[...document.querySelectorAll('main img, main canvas, #lines, #stage > *')]"
+        "[...document.querySelectorAll('main img, main canvas, .lines, #stage > *')]"
         ".every(one => getComputedStyle(one).visibility === 'hidden')"
     ))  # fmt: skip
 

@@ -72,16 +72,18 @@ def spot(row: float, column: float, sigma: float = 1.4, peak: int = 255) -> np.n
     return np.asarray(np.rint(peak * np.exp(-((rows - row) ** 2 + (columns - column) ** 2) / (2 * sigma**2))), np.uint8)
 
 
-def gradient(name: str, shape: tuple[int, int]) -> bytes:
-    """A 12-bit radiograph that grows brighter to the right, with a grid."""
+def gradient(name: str, shape: tuple[int, int], number: int = 1, **values: Any) -> bytes:
+    """A 12-bit radiograph that grows brighter to the right, with a grid. values: of its header."""
     _, columns = shape
     ramp = np.broadcast_to(np.linspace(200, 3900, columns), shape).copy()
     ramp[::250] += 150
-    ds = pattern_image(1, f"viewer/{name}")
+    ds = pattern_image(1, f"viewer/{name}/{number}")
     ds.StudyInstanceUID = uid(f"viewer/{name}")
     set_pixels(ds, [ramp.astype(np.uint16)], 12, "explicit")
     for keyword in ("WindowCenter", "WindowWidth"):
         ds.pop(keyword, None)
+    for keyword, value in values.items():
+        setattr(ds, keyword, value)
     return to_bytes(ds, "1.2.840.10008.1.2.1")
 
 
@@ -122,6 +124,13 @@ def viewer(standing: BreakableStack, tmp_path_factory: pytest.TempPathFactory) -
     for name, content in (("bordered", bordered_hand()), ("squashed", squashed_hand()), ("turned", turned_hand())):
         files[name] = [large.with_name(f"{name}.dcm")]
         files[name][0].write_bytes(content)
+    two = {  # the lateral view came first, and has pixels twice as large
+        "LL": gradient("pair", (500, 400), 2, ViewPosition="LL", Laterality="R", PixelSpacing=[0.4, 0.4]),
+        "AP": gradient("pair", (1000, 800), 1, ViewPosition="AP", Laterality="R", PixelSpacing=[0.2, 0.2]),
+    }
+    files["pair"] = [large.with_name(f"pair-{number}.dcm") for number in (1, 2)]
+    for path, content in zip(files["pair"], two.values(), strict=True):
+        path.write_bytes(content)
     studies = {}
     with Client(standing.url, KEYS["submitter"]) as client:
         for name, paths in files.items():
@@ -132,6 +141,7 @@ def viewer(standing: BreakableStack, tmp_path_factory: pytest.TempPathFactory) -
     made.find("large", "positive", 0.9, spot(7, 14))
     made.find("bordered", "positive", 0.9, spot(14, 14))
     made.find("turned", "positive", 0.9, spot(7, 14))
+    made.find("pair", "positive", 0.9, spot(14, 14))
     made.find("squashed", "positive", 0.9, spot(14, 14))
     made.find("24-leg", "unclear", 0.1, spot(10, 12, peak=60))
     made.find("21-leg", "abstained", 0.9, spot(14, 14), "metal")
@@ -178,11 +188,15 @@ def page(make_page: Callable[..., Page]) -> Page:
 
 
 def look(page: Page, viewer: ViewerSystem, study: str, kind: str = "full-resolution frame") -> Locator:
-    """Open a study and wait for its picture; returns the stage."""
+    """Open a study and wait for its picture; returns the active pane."""
     page.goto(f"{viewer.live_stack.url}/view/{viewer.studies[study]}")
-    stage = page.locator("#stage")
-    expect(stage).to_have_attribute("data-shown", re.compile(f"{kind}$"))
-    return stage
+    expect(page.locator("#stage")).to_have_attribute("data-shown", re.compile(f"{kind}$"))
+    return page.locator(".pane.active")
+
+
+def one_pane(page: Page) -> None:
+    """As a reader who chose it."""
+    page.add_init_script("sessionStorage.setItem('layout', '1')")
 
 
 def shot(page: Page, name: str) -> None:
@@ -194,7 +208,7 @@ def gray(page: Page, x: float = 0.5, y: float = 0.5) -> Any:
     """The red value of the canvas at a place, 0..1 of the stage, without the heatmap's if that is hidden."""
     return page.evaluate(
         """([x, y]) => new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(() => {
-            const canvas = document.getElementById("canvas");
+            const canvas = document.querySelector(".pane.active canvas");
             const [left, top] = [Math.floor(x * canvas.width), Math.floor(y * canvas.height)];
             done(canvas.getContext("2d").getImageData(left, top, 1, 1).data[0]);
         })))""",
@@ -204,7 +218,7 @@ def gray(page: Page, x: float = 0.5, y: float = 0.5) -> Any:
 
 def view(page: Page) -> list[float]:
     """The part of the radiograph that the stage shows: left, top, width, height in its pixels."""
-    return [float(number) for number in str(page.locator("#lines").get_attribute("viewBox")).split()]
+    return [float(number) for number in str(page.locator(".pane.active .lines").get_attribute("viewBox")).split()]
 
 
 # -- the exposed field ----------------------------------------------------------------------------------------------
@@ -215,7 +229,7 @@ def outlined(page: Page) -> list[float]:
     return list(
         page.evaluate(
             """() => {
-                const boxes = [...document.querySelectorAll("#lines path.outline")].map((path) => path.getBBox());
+                const boxes = [...document.querySelectorAll(".pane.active .lines path.outline")].map((path) => path.getBBox());
                 const [left, top] = [Math.min(...boxes.map((box) => box.x)), Math.min(...boxes.map((box) => box.y))];
                 const right = Math.max(...boxes.map((box) => box.x + box.width));
                 const bottom = Math.max(...boxes.map((box) => box.y + box.height));
@@ -341,7 +355,9 @@ def test_radiograph_takes_the_previews_place(page: Page, viewer: ViewerSystem) -
     held: list[Any] = []
     page.route("**/frame?*", lambda route: held.append(route))  # noqa: PLW0108 - Playwright marks it
     look(page, viewer, "large", "preview")
-    expect(page.locator("#quality")).to_have_text(re.compile("^preview, 8 bit; the full-resolution frame is coming"))
+    expect(page.locator(".pane.active .quality")).to_have_text(
+        re.compile("^preview, 8 bit; the full-resolution frame is coming")
+    )
     for _ in range(3):
         page.get_by_role("button", name="Zoom in").click()
     page.get_by_role("slider", name="Centre").fill("400")
@@ -349,7 +365,7 @@ def test_radiograph_takes_the_previews_place(page: Page, viewer: ViewerSystem) -
     before, seen = view(page), gray(page, 0.3)
     held[0].continue_()
     page.unroute("**/frame?*")
-    expect(page.locator("#quality")).to_have_text("full-resolution frame, 12 bit")
+    expect(page.locator(".pane.active .quality")).to_have_text("full-resolution frame, 12 bit")
     assert view(page) == pytest.approx(before)
     assert abs(gray(page, 0.3) - seen) <= 12  # the reader's own window came along
     pixels = page.evaluate("Number(document.getElementById('centre-value').textContent)")
@@ -407,7 +423,7 @@ def test_zoom_about_the_pointer_and_pan(page: Page, viewer: ViewerSystem) -> Non
     page.mouse.move(box["x"] + 1 + at[0] * (box["width"] - 2), box["y"] + 1 + at[1] * (box["height"] - 2))
     for _ in range(4):
         page.mouse.wheel(0, -100)
-    page.wait_for_function("document.getElementById('where').textContent.includes('2.4 ')")
+    page.wait_for_function("document.querySelector('.pane.active .where').textContent.includes('2.4 ')")
     page.wait_for_timeout(100)
     zoomed = view(page)
     assert (zoomed[0] + at[0] * zoomed[2], zoomed[1] + at[1] * zoomed[3]) == pytest.approx(under, rel=0.01)
@@ -422,7 +438,7 @@ def test_zoom_about_the_pointer_and_pan(page: Page, viewer: ViewerSystem) -> Non
     page.wait_for_timeout(100)
     assert view(page) == pytest.approx(fitted)
     page.get_by_role("button", name="1:1").click()
-    expect(page.locator("#where")).to_contain_text("100 % of its pixels")
+    expect(page.locator(".pane.active .where")).to_contain_text("100 % of its pixels")
 
 
 def test_touch_pans_and_pinches(make_page: Callable[..., Page], viewer: ViewerSystem) -> None:
@@ -479,7 +495,7 @@ def test_five_megapixels_stay_fluid(page: Page, viewer: ViewerSystem) -> None:
             for (let i = 0; i < 40; i++) {
                 const start = performance.now();
                 radiograph.setWindow([i * 10, 3000 + i], false);
-                radiograph.draw(context, { x: 0, y: 0, scale });
+                radiograph.draw(context, [scale, 0, 0, scale, 0, 0]);
                 context.getImageData(0, 0, 1, 1);
                 times.push(performance.now() - start);
             }
@@ -517,7 +533,7 @@ def test_images_and_frames_by_keys_alone(page: Page, viewer: ViewerSystem) -> No
     expect(page.locator(".finding:visible")).to_have_attribute("data-frame", "2")
     page.keyboard.press(",")
     expect(page.locator("#stage")).to_have_attribute("data-shown", re.compile("^1/1/"))
-    page.locator("#stage").focus()
+    page.locator(".pane.active").focus()
     page.keyboard.press("+")
     page.keyboard.press("+")
     page.wait_for_timeout(100)
@@ -534,6 +550,7 @@ def test_images_and_frames_by_keys_alone(page: Page, viewer: ViewerSystem) -> No
 
 def test_no_picture_stands_beside_anothers_words(page: Page, viewer: ViewerSystem) -> None:
     """While the next image's picture is on its way nothing is shown, not the image before."""
+    one_pane(page)
     look(page, viewer, "05-hand")
     assert gray(page, 0.5, 0.2) > 0
     page.evaluate(
@@ -547,13 +564,14 @@ def test_no_picture_stands_beside_anothers_words(page: Page, viewer: ViewerSyste
     page.keyboard.press("]")
     expect(page.locator(".image:visible")).to_have_attribute("data-image", "2")
     assert gray(page, 0.5, 0.2) == 0
-    expect(page.locator("#lines .outline")).to_have_count(0)
+    expect(page.locator(".pane.active .lines .outline")).to_have_count(0)
     page.evaluate("window.release()")
     expect(page.locator("#stage")).to_have_attribute("data-shown", "2/1/full-resolution frame")
 
 
 def test_only_the_shown_radiograph_is_fetched(page: Page, viewer: ViewerSystem) -> None:
-    """Of a study of many images one full-resolution frame is fetched; who leafs through fetches none of those in between."""
+    """Of many images those on the stage are fetched in full; who leafs through fetches none of those in between."""
+    one_pane(page)
     asked: list[str] = []
     page.on("request", lambda request: asked.append(request.url) if "/frame?" in request.url else None)
     look(page, viewer, "05-hand")
@@ -561,6 +579,244 @@ def test_only_the_shown_radiograph_is_fetched(page: Page, viewer: ViewerSystem) 
     page.evaluate("for (const number of [2, 3]) document.querySelector(`.thumb[data-image='${number}']`).click()")
     expect(page.locator("#stage")).to_have_attribute("data-shown", "3/1/full-resolution frame")
     assert {url.split("?")[1] for url in asked} == {"image=1&frame=1", "image=3&frame=1"}
+
+
+# -- panes ----------------------------------------------------------------------------------------------------------
+
+
+def seen(page: Page) -> list[list[float]]:
+    """What each pane shows of its radiograph: left, top, width and height in its pixels."""
+    boxes = page.evaluate(
+        """() => new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(() =>
+            done([...document.querySelectorAll(".pane .lines")].map((lines) => lines.getAttribute("viewBox"))))))"""
+    )
+    return [[float(number) for number in box.split()] for box in boxes]
+
+
+def corner(page: Page, pane: int) -> Locator:
+    """The words in a pane's corner; panes are counted from 0."""
+    return page.locator(".pane").nth(pane).locator(".corners")
+
+
+def two_panes(page: Page, viewer: ViewerSystem) -> None:
+    """The study of two views, each with its full-resolution frame."""
+    look(page, viewer, "pair")
+    for pane in page.locator(".pane").all():
+        expect(pane).to_have_attribute("data-shown", re.compile("full-resolution frame$"))
+
+
+def test_two_views_hang_beside_each_other(page: Page, viewer: ViewerSystem) -> None:
+    """Frontal left, lateral right, whichever came first; keys choose one, and the words are of the chosen one."""
+    two_panes(page, viewer)
+    expect(page.locator(".pane .what")).to_have_text(["AP, right", "LL, right"])
+    page.keyboard.press("1")
+    expect(page.locator(".pane").first).to_be_focused()
+    expect(page.locator(".image:visible")).to_have_attribute("data-image", "2")
+    expect(page.locator(".reply-row.current")).to_have_attribute("data-image", "2")
+    page.keyboard.press("Tab")
+    expect(page.locator(".pane").nth(1)).to_have_class(re.compile("active"))
+    expect(page.locator(".reply-row.current")).to_have_attribute("data-image", "1")
+    expect(page.locator("#stage")).to_have_attribute("data-shown", "1/1/full-resolution frame")
+    expect(page.locator(".ruler .source").first).to_have_text("by Pixel Spacing")
+    shot(page, "panes-1600")
+    page.keyboard.press("y")
+    expect(page.locator(".pane .what")).to_have_text(["LL, right"])  # what the reader looked at stays
+    expect(page.locator("#link")).to_be_hidden()
+    page.keyboard.press("y")
+    expect(page.locator(".pane .what")).to_have_text(["AP, right", "LL, right"])
+    page.keyboard.press("[")
+    page.keyboard.press("]")
+    expect(page.locator(".pane.active .what")).to_have_text("AP, right")  # the second image hangs on the left
+    page.evaluate("sessionStorage.removeItem('layout')")
+    page.set_viewport_size({"width": 390, "height": 844})
+    expect(page.locator(".pane .what")).to_have_text(["AP, right"])
+    shot(page, "panes-390")
+
+
+def test_panes_move_together_until_told_otherwise(page: Page, viewer: ViewerSystem) -> None:
+    """Zoom by millimetres, place and window; a key takes the link away."""
+    two_panes(page, viewer)
+    page.keyboard.press("1")
+    fitted = seen(page)
+    assert fitted[0][2] * 0.2 == pytest.approx(fitted[1][2] * 0.4, rel=0.02)
+    for _ in range(3):
+        page.keyboard.press("+")
+    zoomed = seen(page)
+    assert zoomed[0][2] == pytest.approx(fitted[0][2] / 1.25**3, rel=0.01)
+    assert zoomed[0][2] * 0.2 == pytest.approx(zoomed[1][2] * 0.4, rel=0.01)
+    page.keyboard.press("ArrowRight")
+    moved = seen(page)
+    assert (moved[0][0] - zoomed[0][0]) * 0.2 == pytest.approx((moved[1][0] - zoomed[1][0]) * 0.4, rel=0.02)
+    assert moved[0][0] > zoomed[0][0]
+    other = page.locator(".pane").nth(1).locator(".where")
+    window = str(other.text_content()).split("·")[0]
+    page.get_by_role("slider", name="Centre").fill("300")
+    expect(other).not_to_contain_text(window)
+    page.get_by_role("slider", name="Centre").blur()
+    page.keyboard.press("k")
+    expect(page.locator("#link")).to_have_attribute("aria-pressed", "false")
+    page.keyboard.press("0")
+    alone = seen(page)
+    assert alone[0] == pytest.approx(fitted[0], rel=0.01)
+    assert alone[1] == pytest.approx(moved[1])
+    page.reload()
+    expect(page.locator("#link")).to_have_attribute("aria-pressed", "false")  # it is remembered
+
+
+def test_a_prior_stands_beside_and_takes_no_answers(page: Page, viewer: ViewerSystem) -> None:
+    """Its pane says what it is; nothing is drawn on it, keys answer nothing there, and the next press closes it."""
+    look(page, viewer, "large")
+    page.keyboard.press("t")
+    page.evaluate(
+        """(study) => {
+            const thumb = Object.assign(document.createElement("button"), { className: "thumb", type: "button" });
+            Object.assign(thumb.dataset, { prior: "12 Mar 2025", study, image: 1, frame: 1, view: "PA", field: "0 0 1 1", turn: 0,
+                rows: 512, columns: 512, preview: `/api/v1/studies/${study}/preview.jpg?image=1&frame=1` });
+            document.getElementById("thumbs").after(thumb);
+            document.dispatchEvent(new CustomEvent("osteon:priors"));
+        }""",
+        viewer.studies["05-hand"],
+    )
+    page.keyboard.press("p")
+    prior = page.locator(".pane.prior")
+    expect(prior).to_have_class(re.compile("active"))
+    expect(prior).to_have_attribute("data-shown", "1/1/full-resolution frame")
+    expect(prior.locator(".what")).to_have_text("prior, 12 Mar 2025 · PA")
+    expect(prior.locator(".outline")).to_have_count(0)
+    expect(page.locator(".pane:not(.prior) .outline")).to_have_count(1)
+    expect(page.locator(".reply-row.current")).to_have_count(0)
+    page.keyboard.press("a")
+    page.keyboard.press("l")
+    page.keyboard.press("Enter")
+    expect(prior.locator(".measure.ends")).to_have_count(1)
+    page.evaluate("document.dispatchEvent(new CustomEvent('osteon:mark-start'))")
+    expect(prior.locator(".drawing")).to_have_count(0)
+    expect(page.locator(".pane.active:not(.prior) .mark.drawing")).to_have_count(1)  # marks go to the study's own image
+    page.keyboard.press("Escape")
+    expect(page.locator("#reply-state")).to_have_text("1 of 1 without your feedback.")
+    shot(page, "prior")
+    page.keyboard.press("p")
+    expect(page.locator(".pane")).to_have_count(1)
+    expect(page.locator(".reply-row.current")).to_have_count(1)
+
+
+# -- tools ----------------------------------------------------------------------------------------------------------
+
+
+def test_turned_and_mirrored(page: Page, viewer: ViewerSystem) -> None:
+    """Four quarter turns are none, mirroring twice is none; outlines, marks and places go along."""
+    pane = look(page, viewer, "large")
+    page.keyboard.press("t")
+    left, right = gray(page, 0.4), gray(page, 0.6)
+    assert left < right
+    whole = view(page)
+    page.keyboard.press("x")
+    assert gray(page, 0.4) == pytest.approx(right, abs=3)
+    page.keyboard.press("x")
+    page.keyboard.press("o")
+    quarter = view(page)
+    assert quarter[2] / quarter[3] == pytest.approx(whole[2] / whole[3])
+    assert gray(page, 0.5, 0.3) < gray(page, 0.5, 0.7)  # what was on the left is above
+    spotted = pane.locator(".outline").first.bounding_box()
+    stage = pane.bounding_box()
+    assert spotted is not None
+    assert stage is not None
+    assert spotted["x"] + spotted["width"] / 2 > stage["x"] + stage["width"] / 2  # and what was above is on the right
+    for _ in range(3):
+        page.keyboard.press("o")
+    assert view(page) == pytest.approx(whole)
+    assert gray(page, 0.4) == left
+    page.keyboard.press("o")
+    page.keyboard.press("r")
+    assert view(page) == pytest.approx(whole)
+
+
+def drag(page: Page, *places: tuple[float, float]) -> None:
+    """From one place of the active pane to the next ones, 0..1 of it."""
+    box = page.locator(".pane.active").bounding_box()
+    assert box is not None
+    page.mouse.move(box["x"] + places[0][0] * box["width"], box["y"] + places[0][1] * box["height"])
+    page.mouse.down()
+    for x, y in places[1:]:
+        page.mouse.move(box["x"] + x * box["width"], box["y"] + y * box["height"], steps=3)
+    page.mouse.up()
+
+
+def test_lengths_and_angles(page: Page, viewer: ViewerSystem) -> None:
+    """By pointer and by keys; calibrated where the file has a spacing; they survive a reload and turn with the image."""
+    two_panes(page, viewer)
+    page.keyboard.press("1")
+    words = page.locator(".pane.active .mark-label")
+    shown = seen(page)[0]
+    page.keyboard.press("l")
+    before = view(page)
+    drag(page, (0.4, 0.5), (0.6, 0.5))
+    assert view(page) == before  # nothing else moved
+    expect(words).to_have_count(1)
+    length = float(str(words.text_content()).removesuffix(" mm"))
+    assert length == pytest.approx(0.2 * shown[2] * 0.2, rel=0.02)
+    expect(page.locator("#said")).to_contain_text("by Pixel Spacing")
+    page.keyboard.press("o")
+    page.keyboard.press("+")
+    expect(words).to_have_text(f"{length} mm")
+    page.keyboard.press("g")
+    drag(page, (0.4, 0.4), (0.5, 0.5))
+    drag(page, (0.6, 0.4), (0.6, 0.4))
+    expect(words).to_have_count(2)
+    assert re.fullmatch(r"[0-9.]+°", str(words.nth(1).text_content()))
+    page.keyboard.press("2")
+    page.keyboard.press("l")
+    page.keyboard.press("ArrowUp")
+    page.keyboard.press("Space")
+    page.keyboard.press("ArrowDown")
+    page.keyboard.press("Enter")
+    expect(words).to_have_count(1)
+    page.keyboard.press("l")
+    page.keyboard.press("Escape")
+    expect(words).to_have_count(1)
+    shot(page, "measures")
+    page.reload()
+    expect(page.locator(".pane").first.locator(".mark-label")).to_have_count(2)
+    page.keyboard.press("2")
+    expect(words).to_have_count(1)
+    page.keyboard.press("Backspace")
+    expect(words).to_have_count(0)
+    expect(page.locator("#unmeasure")).to_be_hidden()
+    expect(page.locator(".pane").first.locator(".mark-label")).to_have_count(2)
+
+
+def test_without_a_spacing_lengths_are_in_pixels(page: Page, viewer: ViewerSystem) -> None:
+    """And there is no ruler; a lens shows what is under the pointer larger, until it is put away."""
+    look(page, viewer, "large")
+    expect(page.locator(".ruler path")).to_have_count(0)
+    page.keyboard.press("l")
+    page.keyboard.press("Enter")
+    expect(page.locator(".mark-label")).to_have_text(re.compile("^[0-9]+ px$"))
+    page.keyboard.press("Backspace")
+    box = page.locator(".pane.active").bounding_box()
+    assert box is not None
+    plain = gray(page, 0.55)
+    page.mouse.move(box["x"] + 0.5 * box["width"], box["y"] + 0.5 * box["height"])
+    page.keyboard.press("q")
+    assert gray(page, 0.55) < plain  # nearer to the middle, which is darker
+    page.keyboard.press("q")
+    assert gray(page, 0.55) == plain
+
+
+def test_full_screen_keeps_who_and_what_for(page: Page, viewer: ViewerSystem) -> None:
+    """The stage has the window but for the bar; there keys answer nothing; the same key brings the page back."""
+    look(page, viewer, "large")
+    page.keyboard.press("f")
+    expect(page.locator(".rail")).to_be_hidden()
+    expect(page.locator(".research")).to_be_in_viewport(ratio=1)
+    expect(page.locator(".case h1")).to_be_in_viewport(ratio=1)
+    expect(page.locator(".reply-row.current")).to_have_count(0)
+    box = page.locator("#stage").bounding_box()
+    assert box is not None
+    assert box["width"] == page.evaluate("innerWidth")
+    page.keyboard.press("f")
+    expect(page.locator(".rail")).to_be_visible()
+    expect(page.locator(".reply-row.current")).to_have_count(1)
 
 
 # -- what the model says, drawn -------------------------------------------------------------------------------------
@@ -574,7 +830,7 @@ def boxes(page: Page, name: str) -> Any:
             const b = path.getBBox();
             return {x: b.x, y: b.y, w: b.width, h: b.height};
         })""",
-        f"#lines .outline.{name}",
+        f".pane.active .lines .outline.{name}",
     )
 
 
@@ -582,7 +838,7 @@ def red(page: Page, y: float) -> Any:
     """How much more red than blue a place in the middle of the stage is."""
     return page.evaluate(
         """(y) => new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(() => {
-            const canvas = document.getElementById("canvas");
+            const canvas = document.querySelector(".pane.active canvas");
             const [r, , b] = canvas.getContext("2d").getImageData(canvas.width / 2, y * canvas.height, 1, 1).data;
             done(r - b);
         })))""",
@@ -593,7 +849,7 @@ def red(page: Page, y: float) -> Any:
 def test_the_overlay_does_not_lead(page: Page, viewer: ViewerSystem) -> None:
     """Nothing is drawn until the reader asks; a held key warms the image or bares the bone; what they chose is kept."""
     look(page, viewer, "large")
-    outline = page.locator("#lines .outline")
+    outline = page.locator(".pane.active .lines .outline")
     expect(page.locator("#drawn")).to_contain_text("Outlines are off")
     expect(outline).to_have_count(0)
     assert red(page, 7 / CELLS) == 0
@@ -635,11 +891,11 @@ def test_a_site_may_begin_with_outlines(page: Page, viewer: ViewerSystem) -> Non
 
     page.route("**/view/*", choose)
     look(page, viewer, "large")
-    expect(page.locator("#lines .outline.specific")).to_have_count(1)
+    expect(page.locator(".pane.active .lines .outline.specific")).to_have_count(1)
     page.keyboard.press("t")
     page.reload()
     expect(page.locator("#drawn")).to_contain_text("Outlines are off")
-    expect(page.locator("#lines .outline")).to_have_count(0)
+    expect(page.locator(".pane.active .lines .outline")).to_have_count(0)
 
 
 def test_outlines_stand_where_the_evidence_is(page: Page, viewer: ViewerSystem) -> None:
@@ -657,19 +913,19 @@ def test_outlines_stand_where_the_evidence_is(page: Page, viewer: ViewerSystem) 
     assert dotted["x"] < solid["x"]
     assert solid["x"] + solid["w"] < dotted["x"] + dotted["w"]
     dashes = [
-        page.locator(f"#lines .outline.{name}").evaluate("path => getComputedStyle(path).strokeDasharray")
+        page.locator(f".pane.active .lines .outline.{name}").evaluate("path => getComputedStyle(path).strokeDasharray")
         for name in ("sensitive", "specific")
     ]
     assert dashes[0] != "none"
     assert dashes[1] == "none"
-    before = page.locator("#lines").get_attribute("viewBox")
+    before = page.locator(".pane.active .lines").get_attribute("viewBox")
     assert before
     page.keyboard.press("+")
-    expect(page.locator("#lines")).not_to_have_attribute("viewBox", before)
+    expect(page.locator(".pane.active .lines")).not_to_have_attribute("viewBox", before)
     assert boxes(page, "specific") == [solid]
     shot(page, "outlines")
     page.keyboard.press("t")
-    expect(page.locator("#lines .outline")).to_have_count(0)
+    expect(page.locator(".pane.active .lines .outline")).to_have_count(0)
 
 
 def test_no_outline_where_the_radiograph_is_not_called(page: Page, viewer: ViewerSystem) -> None:
@@ -697,7 +953,7 @@ def test_abstention_is_told_and_draws_nothing_unasked(page: Page, viewer: Viewer
     expect(page.locator("#drawn")).to_have_text(hidden)
     expect(overlay).to_have_attribute("aria-pressed", "false")
     page.keyboard.press("t")
-    expect(page.locator("#lines .outline")).to_have_count(0)
+    expect(page.locator(".pane.active .lines .outline")).to_have_count(0)
     shot(page, "abstained")
     overlay.click()
     expect(overlay).to_have_attribute("aria-pressed", "true")
@@ -767,8 +1023,8 @@ def test_a_reader_marks_a_place(page: Page, viewer: ViewerSystem) -> None:
         "mark => document.dispatchEvent(new CustomEvent('osteon:marks', {detail: {marks: [mark]}}))",
         marked | {"label": "my box"},
     )
-    expect(page.locator("#lines .mark")).to_have_count(1)
-    expect(page.locator("#lines .mark-label")).to_have_text("my box")
+    expect(page.locator(".pane.active .lines .mark")).to_have_count(1)
+    expect(page.locator(".pane.active .lines .mark-label")).to_have_text("my box")
     shot(page, "marked")
     page.evaluate("document.dispatchEvent(new CustomEvent('osteon:mark-start'))")
     expect(stage).to_be_focused()
@@ -819,7 +1075,7 @@ def test_refused_radiograph_says_why(page: Page, viewer: ViewerSystem) -> None:
     """A radiograph that cannot be made leaves the preview, with the reason."""
     page.route("**/frame?*", lambda route: route.fulfill(status=422, json={"detail": "The pixels are damaged."}))
     look(page, viewer, "15-shoulder", "preview")
-    expect(page.locator("#quality")).to_contain_text("No full-resolution frame: The pixels are damaged.")
+    expect(page.locator(".pane.active .quality")).to_contain_text("No full-resolution frame: The pixels are damaged.")
     expect(page.locator("#said")).to_contain_text("The pixels are damaged.")
 
 
@@ -830,7 +1086,11 @@ def test_without_a_worker_the_preview_stays(page: Page, viewer: ViewerSystem) ->
     viewer.worker.wait(LIMIT_S)
     viewer.forget_frames()
     look(page, viewer, "15-shoulder", "preview")
-    expect(page.locator("#quality")).to_contain_text("The full-resolution frame does not come; perhaps no worker runs")
+    expect(page.locator(".pane.active .quality")).to_contain_text(
+        "The full-resolution frame does not come; perhaps no worker runs"
+    )
     shot(page, "no-worker")
     viewer.worker = viewer.live_stack.worker()
-    expect(page.locator("#quality")).to_have_text(re.compile("^full-resolution frame"), timeout=limit_s(60) * 1000)
+    expect(page.locator(".pane.active .quality")).to_have_text(
+        re.compile("^full-resolution frame"), timeout=limit_s(60) * 1000
+    )

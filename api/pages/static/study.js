@@ -37,7 +37,7 @@ const main = byId("main");
 setInterval(() => showTimes(document), AGES_MS);
 
 // Words that are being written, and a box that is being drawn, are not taken away.
-const occupied = () => !byId("reply-form").hidden || Boolean(document.querySelector(".stage.marking, dialog[open]"));
+const occupied = () => !byId("reply-form").hidden || Boolean(document.querySelector(".marking, .measuring, dialog[open]"));
 
 /** Whether the page would not look the same if it were loaded again; true after the login has ended, too. */
 async function outdated() {

@@ -143,6 +143,9 @@ def test_spacing_is_told_where_the_file_has_it() -> None:
     values = np.zeros((5, 5), np.uint16)
     assert made(values, ImagerPixelSpacing=[0.2, 0.1])[1][0]["spacing"] == [0.2, 0.1]
     assert made(values, PixelSpacing=[0.3, 0.3], ImagerPixelSpacing=[0.2, 0.1])[1][0]["spacing"] == [0.3, 0.3]
+    both = made(values, PixelSpacing=[0.3, 0.3], ImagerPixelSpacing=[0.2, 0.1])
+    sources = [one[1][0]["spacing_from"] for one in (made(values, ImagerPixelSpacing=[0.2, 0.1]), both, made(values))]
+    assert sources == ["ImagerPixelSpacing", "PixelSpacing", ""]
     assert made(values, PixelSpacing=[0, 0])[1][0]["spacing"] is None
     assert made(values)[1][0]["spacing"] is None
 

@@ -9,8 +9,10 @@ export const WORKLIST_KEYS = /** @type {const} */ ({
 
 /** @satisfies {KeyMap} */
 export const VIEWER_KEYS = /** @type {const} */ ({
-  "+": "larger", "=": "larger", "-": "smaller", 0: "fit", 1: "whole", w: "windowing", i: "invert", h: "overlay",
+  "+": "larger", "=": "larger", "-": "smaller", 0: "fit", 9: "whole", w: "windowing", i: "invert", h: "overlay",
   v: "bare", t: "outline", b: "shutter", r: "reset", ",": "frame-before", ".": "frame-after", "[": "image-before", "]": "image-after",
+  o: "rotate", x: "flip", l: "length", g: "angle", Backspace: "unmeasure", q: "magnify", y: "layout", k: "link", f: "full", p: "prior",
+  1: "pane-1", 2: "pane-2", 3: "pane-3", 4: "pane-4",
 });
 export const VIEWER_REPEATS = "+-=,.[]";
 

@@ -78,16 +78,28 @@ export class Histogram {
   }
 }
 
+/** @typedef {"bone" | "soft"} Tissue */
+/** @typedef {Readonly<Record<Tissue, readonly [number, number]>>} Shares the shares of the field's values that are black and white */
+
+/** @type {Shares} where air surrounds a thin part: half of the field is darker than bone */
+const THIN = { bone: [0.5, 0.9995], soft: [0.05, 0.85] };
+/** @type {Shares} where soft tissue fills the field */
+const THICK = { bone: [0.3, 0.9995], soft: [0.01, 0.7] };
+/** @type {Readonly<Record<string, Shares>>} by the model's region; every other one is thin */
+const SHARES = { hip: THICK, shoulder: THICK };
+
 /**
  * The window of a preset; with a negative slope the greater value is the darker one.
- * @param {string} name "default", the file's own; "bone"; or "full", from the least value to the greatest
+ * @param {string} name "default", the file's own; "bone" or "soft" tissue; or "full", from the least value to the greatest
  * @param {{histogram: Histogram, window: Window, slope: number}} radiograph
+ * @param {string} [region] of the body, as the model names it
  * @returns {Window}
  */
-export function presetWindow(name, { histogram, window, slope }) {
+export function presetWindow(name, { histogram, window, slope }, region = "") {
   if (name === "default") return [...window];
+  const shares = name === "bone" || name === "soft" ? (SHARES[region] ?? THIN)[name] : null;
   /** @type {Window} */
-  const sides = name === "bone" ? [histogram.quantile(0.5), histogram.quantile(0.9995)] : [histogram.least, histogram.most];
+  const sides = shares ? [histogram.quantile(shares[0]), histogram.quantile(shares[1])] : [histogram.least, histogram.most];
   if (sides[0] === sides[1]) sides[1] += 1;
   return slope < 0 ? [sides[1], sides[0]] : sides;
 }

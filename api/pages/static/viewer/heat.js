@@ -4,7 +4,7 @@ import { drawing, make } from "../lib/dom.js";
 import { FINER, finer, marchingSquares } from "./contours.js";
 
 /** @typedef {import("./contours.js").Point} Point */
-/** @typedef {import("./radiograph.js").View} View */
+/** @typedef {import("./geometry.js").Matrix} Matrix */
 
 /**
  * @typedef {object} HeatmapResponse the API's response
@@ -89,28 +89,22 @@ export class Heat {
     context.putImageData(picture, 0, 0);
   }
 
-  /** @param {CanvasRenderingContext2D} context @param {View} view as of `Radiograph.draw` @param {number} opacity 0..1 */
-  draw(context, view, opacity) {
+  /** @param {CanvasRenderingContext2D} context @param {Matrix} matrix as of `Radiograph.draw` @param {number} opacity 0..1 */
+  draw(context, matrix, opacity) {
     const { x, y, left, top } = this.toRadiograph;
+    const [middleX, middleY] = this.middle;
     context.save();
+    context.setTransform(...matrix);
     context.globalAlpha = opacity;
     context.imageSmoothingEnabled = true;
-    const [middleX, middleY] = [(this.middle[0] - view.x) * view.scale, (this.middle[1] - view.y) * view.scale];
     context.translate(middleX, middleY);
     context.rotate(this.turn);
     context.translate(-middleX, -middleY);
     const [across, down, width, height] = this.told.field;
     context.beginPath(); // the square's margin holds no radiograph
-    context.rect(
-      ((across - left) * x - view.x) * view.scale, ((down - top) * y - view.y) * view.scale,
-      width * x * view.scale, height * y * view.scale,
-    );
+    context.rect((across - left) * x, (down - top) * y, width * x, height * y);
     context.clip();
-    context.drawImage(
-      this.canvas,
-      (-left * x - view.x) * view.scale, (-top * y - view.y) * view.scale,
-      this.told.width * x * view.scale, this.told.height * y * view.scale,
-    );
+    context.drawImage(this.canvas, -left * x, -top * y, this.told.width * x, this.told.height * y);
     context.restore();
   }
 

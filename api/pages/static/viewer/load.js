@@ -13,9 +13,16 @@ const ASK_AGAIN = { first: 250, factor: 1.5, most: 5000 };
  * @template K, T
  */
 export class Recent {
-  /** @param {number} most how many are kept */
-  constructor(most) {
+  /**
+   * @param {number} most how many are kept
+   * @param {object} [bound]
+   * @param {(thing: T) => number} [bound.weigh]
+   * @param {number} [bound.mostWeight] of all that are kept; the one that was used last is kept whatever it weighs
+   */
+  constructor(most, { weigh = () => 0, mostWeight = Infinity } = {}) {
     this.most = most;
+    this.weigh = weigh;
+    this.mostWeight = mostWeight;
     /** @type {Map<K, T>} the one that was used last stands last */
     this.things = new Map();
   }
@@ -31,16 +38,18 @@ export class Recent {
   keep(key, thing) {
     this.things.delete(key);
     this.things.set(key, thing);
-    for (const [oldest] of this.things) {
-      if (this.things.size <= this.most) break;
+    let weight = [...this.things.values()].reduce((sum, one) => sum + this.weigh(one), 0);
+    for (const [oldest, one] of this.things) {
+      if (this.things.size === 1 || (this.things.size <= this.most && weight <= this.mostWeight)) break;
       this.things.delete(oldest);
+      weight -= this.weigh(one);
     }
   }
 }
 
 /**
- * A finding's radiograph as people see it.
- * @param {HTMLElement} finding
+ * A radiograph as people see it.
+ * @param {HTMLElement} finding of it, or a prior's thumb
  * @returns {Shape}
  */
 export function shapeOf(finding) {

@@ -1,12 +1,15 @@
 // One radiograph's gray values, and how they are drawn through a window. A preview and a full-resolution frame are both one of these.
 
 import { drawing, make } from "../lib/dom.js";
+import { composed, inverse, moved } from "./geometry.js";
 import { Histogram, TOP, fieldCorners, fillLut, halved, presetWindow } from "./gray.js";
+import { calibrationOf } from "./measures.js";
 
 /** @typedef {import("./gray.js").Grid} Grid */
 /** @typedef {import("./gray.js").Shape} Shape */
 /** @typedef {import("./gray.js").Window} Window */
-/** @typedef {{x: number, y: number, scale: number}} View the radiograph's point in the upper left corner, and how many pixels of the canvas, or of the page, are one of the radiograph */
+/** @typedef {import("./geometry.js").Matrix} Matrix */
+/** @typedef {import("./measures.js").Calibration} Calibration */
 
 /**
  * @typedef {object} FrameInfo what the header Osteon-Frame of GET /api/v1/studies/{id}/frame says
@@ -18,14 +21,16 @@ import { Histogram, TOP, fieldCorners, fillLut, halved, presetWindow } from "./g
  * @property {Window} window
  * @property {string} window_shape
  * @property {boolean} exact
+ * @property {[number, number] | null} [spacing] mm from row to row and from column to column
+ * @property {string} [spacing_from] the DICOM keyword that says so
  */
 
 export class Radiograph {
   /**
    * rows and columns are of these pixels, which need not be square. slope * pixel + intercept are the file's units.
-   * @param {Grid & Shape & {window: Window, words: string, shape?: string, slope?: number, intercept?: number}} radiograph
+   * @param {Grid & Shape & {window: Window, words: string, shape?: string, slope?: number, intercept?: number, calibration?: Calibration}} radiograph
    */
-  constructor({ pixels, rows, columns, width, height, field, window, shape = "LINEAR", slope = 1, intercept = 0, words }) {
+  constructor({ pixels, rows, columns, width, height, field, window, shape = "LINEAR", slope = 1, intercept = 0, words, calibration = null }) {
     this.width = width;
     this.height = height;
     this.field = field;
@@ -34,6 +39,7 @@ export class Radiograph {
     this.slope = slope;
     this.intercept = intercept;
     this.words = words;
+    this.calibration = calibration;
     this.levels = [{ pixels, rows, columns }];
     this.lut = new Uint32Array(TOP);
     this.scratch = make("canvas");
@@ -56,7 +62,8 @@ export class Radiograph {
     const { rows, columns, bits, slope, intercept, window, window_shape: curve, exact } = about;
     const words = `full-resolution frame, ${bits} bit${exact ? "" : ", scaled"}`;
     const pixels = new Uint16Array(buffer); // little endian, as every browser's machine is
-    return new Radiograph({ pixels, rows, columns, ...shape, window, shape: curve, slope, intercept, words });
+    const calibration = calibrationOf(about, shape);
+    return new Radiograph({ pixels, rows, columns, ...shape, window, shape: curve, slope, intercept, words, calibration });
   }
 
   get least() {
@@ -76,9 +83,9 @@ export class Radiograph {
     return fieldCorners(this);
   }
 
-  /** @param {string} name as `presetWindow` has it */
-  preset(name) {
-    return presetWindow(name, this);
+  /** @param {string} name as `presetWindow` has it @param {string} [region] */
+  preset(name, region) {
+    return presetWindow(name, this, region);
   }
 
   /** @param {Window} window @param {boolean} inverted */
@@ -97,15 +104,24 @@ export class Radiograph {
     return this.levels[number];
   }
 
-  /** @param {CanvasRenderingContext2D} context @param {View} view in the canvas's pixels */
-  draw(context, view) {
-    const { pixels, rows, columns } = this.level(view.scale);
+  /** How many values are kept for it: two bytes each, and a third more for smaller levels. */
+  get weight() {
+    return this.levels[0].pixels.length;
+  }
+
+  /**
+   * @param {CanvasRenderingContext2D} context
+   * @param {Matrix} matrix from the radiograph's pixels to the canvas's
+   * @param {[number, number, number, number]} [part] left, top, right and bottom of what is drawn of the canvas; all of it where it is left out
+   */
+  draw(context, matrix, part = [0, 0, context.canvas.width, context.canvas.height]) {
+    const { pixels, rows, columns } = this.level(Math.hypot(matrix[0], matrix[1]));
     const across = columns / this.width;
     const down = rows / this.height;
-    const left = Math.max(0, Math.floor(view.x * across) - 1);
-    const top = Math.max(0, Math.floor(view.y * down) - 1);
-    const right = Math.min(columns, Math.ceil((view.x + context.canvas.width / view.scale) * across) + 1);
-    const bottom = Math.min(rows, Math.ceil((view.y + context.canvas.height / view.scale) * down) + 1);
+    const back = composed([across, 0, 0, down, 0, 0], inverse(matrix));
+    const [[x, y], [u, v]] = [moved(back, [part[0], part[1]]), moved(back, [part[2], part[3]])];
+    const [left, top] = [Math.max(0, Math.floor(Math.min(x, u)) - 1), Math.max(0, Math.floor(Math.min(y, v)) - 1)];
+    const [right, bottom] = [Math.min(columns, Math.ceil(Math.max(x, u)) + 1), Math.min(rows, Math.ceil(Math.max(y, v)) + 1)];
     if (right <= left || bottom <= top) return;
     const [width, height] = [right - left, bottom - top];
     const seen = new ImageData(width, height);
@@ -117,12 +133,11 @@ export class Radiograph {
     if (this.scratch.width < width) this.scratch.width = width;
     if (this.scratch.height < height) this.scratch.height = height;
     drawing(this.scratch).putImageData(seen, 0, 0);
+    context.save();
+    context.setTransform(...matrix);
     context.imageSmoothingEnabled = true;
     context.imageSmoothingQuality = "medium";
-    context.drawImage(
-      this.scratch, 0, 0, width, height,
-      (left / across - view.x) * view.scale, (top / down - view.y) * view.scale,
-      (width / across) * view.scale, (height / down) * view.scale,
-    );
+    context.drawImage(this.scratch, 0, 0, width, height, left / across, top / down, width / across, height / down);
+    context.restore();
   }
 }

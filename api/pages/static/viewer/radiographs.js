@@ -1,25 +1,30 @@
-// The radiographs of a study: which one is shown, and how.
+// The radiographs of a study and of its priors: which panes there are, what is in them, and how it is shown.
 
-import { all, around, byId, data, drawing, make, svg } from "../lib/dom.js";
+import { all, around, byId, data, drawing, svg } from "../lib/dom.js";
 import { announce, hear } from "../lib/events.js";
 import { VIEWER_KEYS, VIEWER_REPEATS, commandOf } from "../lib/keys.js";
-import { Radiograph } from "./radiograph.js";
+import { UPRIGHT, flipped, turned } from "./geometry.js";
 import { carriedWindow, windowAt } from "./gray.js";
-import { Heat, PALETTE, outlineLevels } from "./heat.js";
-import { Recent, fetchFrame, pause, shapeOf } from "./load.js";
-import { ARROWS, Viewport, ZOOM_STEP } from "./viewport.js";
+import { PALETTE } from "./heat.js";
+import { filled, nextLayout, panesAtStart } from "./layout.js";
+import { calibrationWords, measureWords, readMeasures, writeMeasures } from "./measures.js";
+import { Loaded, Pane } from "./pane.js";
+import { shapeOf } from "./load.js";
+import { ARROWS, ZOOM_STEP } from "./viewport.js";
 
-/** @typedef {import("./gray.js").Window} Window */
-/** @typedef {import("./heat.js").Level} Level */
+/** @typedef {import("./contours.js").Point} Point */
+/** @typedef {import("./measures.js").Kind} Kind */
+/** @typedef {import("./pane.js").Evidence} Evidence */
+/** @typedef {import("./viewport.js").Act} Act */
 /** @typedef {import("./viewport.js").Change} Change */
-/** @typedef {import("./viewport.js").Outline} Outline */
-/** @typedef {{heat: Heat, outlines: Outline[], wider: Outline[]}} Evidence outlines at the point by which the finding is assessed; wider: at the sensitive one, where that is another */
 
-const KEPT_FRAMES = 4; // full ones; each takes twenty megabytes and more
-const KEPT_PREVIEWS = 24;
-const PATIENCE_MS = 6000; // then the page says that the full-resolution frame does not come, and goes on asking
-const LINGER_MS = 150; // who leafs through does not ask for every full-resolution frame
 const PAN_STEP = 60; // screen pixels for an arrow key
+/** @type {Readonly<Partial<Record<Change, string>>>} */
+const TOLD = {
+  marking: "Draw a box on the radiograph. With keys: arrows move it, shift and arrows resize it, Enter takes it, Escape gives up.",
+  measuring: "Drag on the radiograph. With keys: arrows move a point, space goes to the next one, Enter takes it, Escape gives up.",
+  marked: "Box drawn", "mark given up": "Box given up", "measure given up": "Measuring given up",
+};
 
 /** @param {string} name @param {string} otherwise */
 const remembered = (name, otherwise) => sessionStorage.getItem(name) ?? otherwise;
@@ -38,32 +43,34 @@ const slider = (id) => byId(id, HTMLInputElement);
  */
 export const probability = (value) => (value > 0 && value < 0.01 ? `${(value * 100).toFixed(1)} %` : `${Math.round(value * 100)} %`);
 
-/** Whether a key is for somebody who writes or chooses, or for a dialog, and not for the page; a slider needs no letters. @param {Event} event */
+/** Whether a key is for somebody who writes or chooses, or for a dialog, and not for the page; a slider and a box to tick need no letters. @param {Event} event */
 export const elsewhere = (event) =>
-  Boolean(document.querySelector("dialog[open]") ?? around(event, "input:not([type=range]), textarea, select, [contenteditable]"));
+  Boolean(document.querySelector("dialog[open]") ?? around(event, "input:not([type=range], [type=checkbox]), textarea, select, [contenteditable]"));
 
 /** Show the radiographs of this page. */
 export function openRadiographs() {
   const root = byId("viewer");
   const stage = byId("stage");
+  const study = data(root, "study");
   const preset = byId("preset", HTMLSelectElement);
   const findings = all(".finding");
   const thumbs = all(".thumb:not([data-prior])");
-  const viewer = new Viewport({ stage, canvas: byId("canvas", HTMLCanvasElement), lines: byId("lines", SVGSVGElement), changed });
-  /** @type {Recent<HTMLElement, Radiograph>} */
-  const previews = new Recent(KEPT_PREVIEWS);
-  /** @type {Recent<HTMLElement, Radiograph>} */
-  const radiographs = new Recent(KEPT_FRAMES);
-  /** @type {Recent<HTMLElement, Evidence>} */
-  const heats = new Recent(KEPT_PREVIEWS);
+  const hung = [...thumbs].sort((a, b) => Number(a.dataset.hang ?? 0) - Number(b.dataset.hang ?? 0));
+  const loaded = new Loaded();
   /** @type {Set<HTMLElement>} findings that the model abstains on, and whose heatmap was asked for */
   const unveiled = new Set();
-  let thumb = thumbs[0]; // what is shown
-  /** @type {HTMLElement | null} */
-  let finding = null;
-  let leaving = new AbortController(); // of what was shown
   const linesAtStart = root.dataset.overlay === "outlines"; // as the site chose
-  let warm = false; // the heatmap's key is held
+  const overlay = { heat: false, lines: false, wider: false, warm: false, bare: false, shutter: true, opacity: 0.45, threshold: 0 };
+  const MEASURES = `measures ${document.getElementById("feedback")?.dataset.key ?? ""} ${study}`; // another reader at this workstation never gets them
+  let measures = readMeasures(sessionStorage.getItem(MEASURES));
+  let linked = remembered("linked", "true") === "true";
+  /** @type {Pane[]} as they stand on the stage */
+  const panes = [];
+  /** @type {Pane} which the tools act on */
+  let active;
+  /** @type {Pane} the last one with a radiograph of this study */
+  let own;
+  let begun = false; // the first radiograph was opened
 
   // -- words --
 
@@ -75,441 +82,674 @@ export function openRadiographs() {
     saying = setTimeout(() => (byId("said").textContent = words), 250);
   }
 
-  /** @param {string} words @param {string} [why] it is not better */
-  function quality(words, why = "") {
-    byId("quality").textContent = why ? `${words}. ${why}` : words;
-    byId("quality").classList.toggle("troubled", why !== "");
-    if (why) say(`${words}. ${why}`);
+  /** @param {Pane} pane @param {Change} what */
+  function changed(pane, what) {
+    if (pane !== active) return;
+    tellActive();
+    const { centre, width } = pane.units();
+    const words = TOLD[what];
+    if (words) say(words);
+    if (what === "window") say(`Window centre ${centre}, width ${width}`);
+    if (what === "view") say(pane.root.querySelector(".where")?.textContent?.split("·")[1] ?? "");
   }
 
-  function tellView() {
-    if (!viewer.radiograph) return;
-    const { radiograph, view, window: [black, white] } = viewer;
-    const times = view.scale / viewer.fitScale;
-    /** @param {number} value in the file's units */
-    const unit = (value) => Math.round(radiograph.slope * value + radiograph.intercept);
-    const [centre, width] = [unit((black + white) / 2), Math.round(Math.abs((white - black) * radiograph.slope))];
-    const zoom = viewer.fitted ? "fitted" : `${times.toFixed(1)} × fitted`;
-    byId("where").textContent = `C ${centre}  W ${width}  ·  ${zoom}, ${Math.round(view.scale * 100)} % of its pixels`;
+  /** The sliders, and what the buttons say, are of the active pane. */
+  function tellActive() {
+    const { viewport, source, preset: name } = active;
+    preset.value = name;
+    press("invert", viewport.inverted);
+    stage.dataset.shown = active.root.dataset.shown ?? "";
+    if (active.root.dataset.shown === undefined) delete stage.dataset.shown;
+    stage.classList.toggle("marking", viewport.box !== null);
+    press("length", viewport.measuring?.kind === "length");
+    press("angle", viewport.measuring?.kind === "angle");
+    byId("unmeasure").hidden = !viewport.measures.length;
+    if (source) {
+      const { field } = shapeOf(source);
+      byId("shutter").hidden = field.width === 1 && field.height === 1 && field.turn === 0;
+    }
+    const { radiograph, window: [black, white] } = viewport;
+    if (!radiograph) return;
     /** @param {number} value */
     const steps = (value) => String(Math.round((1000 * value) / radiograph.range));
     slider("centre").value = steps((black + white) / 2 - radiograph.least);
     slider("width").value = steps(Math.abs(white - black));
-    for (const [id, value] of Object.entries({ centre, width })) {
+    for (const [id, value] of Object.entries(active.units())) {
       byId(`${id}-value`).textContent = String(value);
       byId(id).setAttribute("aria-valuetext", String(value));
     }
   }
 
-  /** @param {Change} what */
-  function changed(what) {
-    if (what === "window") preset.value = "own";
-    tellView();
-    const [window = "", view = ""] = (byId("where").textContent ?? "").split("·");
-    if (what === "marking") say("Draw a box on the radiograph. With keys: arrows move it, shift and arrows resize it, Enter takes it, Escape gives up.");
-    if (what === "marked" || what === "mark given up") say(`Box ${what === "marked" ? "drawn" : "given up"}`);
-    if (what === "window") say(window.replace("C", "Window centre").replace("W", ", width"));
-    if (what === "view") say(view);
+  /** @param {HTMLElement} thumb */
+  const viewOf = (thumb) => thumb.dataset.view ?? "";
+
+  /** @param {Pane} pane */
+  function name(pane) {
+    const { thumb, source } = pane;
+    if (!thumb || !source) return;
+    const [view, { image, frame }] = [viewOf(thumb), source.dataset];
+    if (pane.prior) {
+      const words = `prior, ${thumb.dataset.prior}${view ? ` · ${view}` : ""}`;
+      pane.name(words, `Radiograph of a ${words}. It takes no answers and no marks.`);
+      pane.root.setAttribute("aria-label", `Radiograph, ${words}. Press question mark for its keys.`);
+      return;
+    }
+    const mine = `image ${image}${thumbs.length > 1 ? ` of ${thumbs.length}` : ""}`;
+    const count = framesOf(thumb).length;
+    pane.name(`${view || `Image ${image}`}${count > 1 ? ` · frame ${frame} of ${count}` : ""}`, `Radiograph, ${mine}${view ? `, ${view}` : ""}, frame ${frame}. The model says: ${source.dataset.words}.`);
+    pane.root.setAttribute("aria-label", `Radiograph, ${mine}${view ? `, ${view}` : ""}. Press question mark for its keys.`);
   }
 
-  // -- showing a radiograph --
+  // -- panes --
 
-  /** @param {HTMLElement} nextThumb @param {string | number | null | undefined} frame */
-  function open(nextThumb, frame) {
-    const image = data(nextThumb, "image");
-    const next = findings.find((one) => one.dataset.image === image && one.dataset.frame === String(frame));
-    if (!next || next === finding) return;
-    leaving.abort();
-    leaving = new AbortController();
-    const { signal } = leaving;
-    const [sameStudy, sameImage] = [finding !== null, finding !== null && thumb === nextThumb];
-    [thumb, finding] = [nextThumb, next];
-    thumb.dataset.frame = String(frame);
-    for (const one of thumbs) one.setAttribute("aria-pressed", String(one === thumb));
-    for (const one of all("#findings > .image")) one.hidden = one.dataset.image !== image;
-    for (const one of findings) one.hidden = one !== finding;
-    Object.assign(root.dataset, { image, frame }); // for who listens too late
-    announce("osteon:shown", { image: Number(image), frame: Number(frame) });
-    if (sameStudy) history.replaceState(null, "", `#image=${image}&frame=${frame}`); // what came with the address stays at first
-    offerFrames(next);
-    drawHeat();
-    const { field } = shapeOf(next);
-    byId("shutter").hidden = field.width === 1 && field.height === 1 && field.turn === 0;
-    byId("unloadable").hidden = true;
-    const mine = thumbs.length > 1 ? `image ${image} of ${thumbs.length}` : `image ${image}`;
-    byId("canvas").setAttribute("aria-label", `Radiograph, ${mine}, frame ${frame}. The model says: ${next.dataset.words}.`);
-    stage.setAttribute("aria-label", `Radiograph, ${mine}. Press question mark for its keys.`);
-    say(`${mine}${frames().length > 1 ? `, frame ${frame}` : ""}: ${next.dataset.words}`);
-    const full = radiographs.get(next);
-    viewer.heat = null;
-    viewer.outlines = [];
-    byId("drawn").textContent = "";
-    if (!full && !previews.get(next)) {
-      viewer.clear();
-      delete stage.dataset.shown;
-    }
-    if (full) display(next, full, sameImage);
-    else showPreview(next, signal, sameImage);
-    showHeat(next, signal);
+  const hooks = {
+    act, changed, say,
+    measured: takeMeasure,
+    /** @param {Pane} pane */
+    displayed(pane) {
+      document.getElementById("still")?.remove();
+      drawMeasures(pane);
+      if (pane === active) tellActive();
+    },
+    /** @param {Pane} pane */
+    evident(pane) {
+      dress(pane);
+      if (pane === active) tellDrawn();
+    },
+  };
+
+  function addPane() {
+    const pane = new Pane({ template: byId("pane", HTMLTemplateElement), study, full: "full" in root.dataset, loaded, hooks });
+    stage.append(pane.root);
+    for (const kind of ["pointerdown", "focusin"]) pane.root.addEventListener(kind, () => activate(pane), { capture: true }); // before it acts
+    pane.viewport.marks = panes[0]?.viewport.marks ?? [];
+    pane.viewport.windowing = pressed("windowing");
+    pane.root.classList.toggle("windowing", pressed("windowing"));
+    pane.viewport.magnifying = pressed("magnify");
+    panes.push(pane);
+    return pane;
+  }
+
+  /** @param {HTMLElement} thumb */
+  const paneOf = (thumb) => panes.find((pane) => pane.thumb === thumb);
+
+  /** What describes a thumb's radiograph. @param {HTMLElement} thumb @param {string | number | null | undefined} frame */
+  function sourceOf(thumb, frame) {
+    if ("prior" in thumb.dataset) return thumb;
+    return findings.find((finding) => finding.dataset.image === thumb.dataset.image && finding.dataset.frame === String(frame));
+  }
+
+  /** @param {Pane} pane @param {HTMLElement} thumb @param {string | number | null | undefined} [frame] */
+  function put(pane, thumb, frame = thumb.dataset.frame) {
+    const source = sourceOf(thumb, frame);
+    if (!source || source === pane.source) return;
+    if ("prior" in thumb.dataset) pane.viewport.endMark(false); // a prior takes no marks
+    if (source !== thumb) thumb.dataset.frame = String(frame);
+    pane.open(thumb, source);
+    name(pane);
+    dress(pane);
   }
 
   /**
-   * @param {HTMLElement} mine the finding whose radiograph it is, which is the one that is shown
-   * @param {Radiograph} radiograph
-   * @param {boolean} same another frame, or another quality, of the image that is there; it stays where it is
+   * As many panes as there are thumbs, with these radiographs in them.
+   * @param {HTMLElement[]} wanted
+   * @param {HTMLElement} first which of them is to be active
    */
-  function display(mine, radiograph, same) {
-    const earlier = viewer.radiograph;
-    const { image, frame } = mine.dataset;
-    const keep = same && earlier?.width === radiograph.width && earlier?.height === radiograph.height;
-    let next = radiograph.preset(preset.value);
-    if (preset.value === "own" && keep && earlier) next = carried(viewer.window, earlier, radiograph);
-    else if (preset.value === "own") [next, preset.value] = [radiograph.preset("default"), "default"];
-    viewer.show(radiograph, { keep, place: { image: Number(image), frame: Number(frame) } });
-    viewer.setWindow(next);
-    viewer.paintNow(); // the picture is what the reader waits for
-    byId("still").hidden = true;
-    stage.dataset.shown = `${image}/${frame}/${radiograph.words.split(",")[0]}`;
-    performance.mark("picture", { detail: stage.dataset.shown });
-    quality(radiograph.words);
-    tellView();
+  function arrange(wanted, first) {
+    const focused = stage.contains(document.activeElement);
+    while (panes.length > wanted.length) panes.pop()?.close();
+    while (panes.length < wanted.length) addPane();
+    stage.dataset.panes = String(panes.length);
+    const [at, lead] = [wanted.indexOf(first), own?.thumb];
+    put(panes[at], first); // what the reader looks at is loaded first
+    wanted.forEach((thumb, i) => put(panes[i], thumb));
+    own = panes.find((pane) => !pane.prior && pane.thumb === lead) ?? panes.find((pane) => !pane.prior) ?? panes[at];
+    tellLinked();
+    byId("layout").hidden = thumbs.length < 2 && panes.length < 2;
+    activate(panes[at], true);
+    if (focused) active.root.focus({ preventScroll: true });
   }
 
-  /** A window of the reader's own, for the same radiograph in another quality. @param {Window} window @param {Radiograph} from @param {Radiograph} to */
-  function carried(window, from, to) {
-    if (from.levels[0].pixels.length === to.levels[0].pixels.length && from.slope === to.slope) return window;
-    return carriedWindow(window, from.window, to.window);
+  /** @param {HTMLElement} thumb */
+  const hangs = (thumb) => ("prior" in thumb.dataset ? Infinity : hung.indexOf(thumb));
+
+  /** @param {number} count */
+  function layOut(count) {
+    const shown = panes.flatMap((pane) => pane.thumb ?? []);
+    const needed = own?.thumb ?? first;
+    const wanted = filled({ panes: count, shown: [needed, ...shown.filter((thumb) => thumb !== needed)], hung, needed });
+    const lead = active?.thumb && wanted.includes(active.thumb) ? active.thumb : needed;
+    arrange(wanted.sort((a, b) => hangs(a) - hangs(b)), lead);
   }
 
-  /** @param {HTMLElement} mine @param {AbortSignal} signal @param {boolean} same */
-  async function showPreview(mine, signal, same) {
-    let radiograph = previews.get(mine);
-    if (!radiograph) {
-      const still = byId("still", HTMLImageElement);
-      const image = still.getAttribute("src") === mine.dataset.preview ? still : make("img", { src: mine.dataset.preview });
-      try {
-        await image.decode();
-        radiograph = Radiograph.ofPreview(image, shapeOf(mine));
-        previews.keep(mine, radiograph);
-      } catch {
-        if (!signal.aborted) unloadable("The preview could not be loaded.");
-      }
+  const wide = () => panesAtStart(stage.clientWidth, thumbs.length);
+  const chosen = () => Math.min(Number(remembered("layout", "0")) || wide(), thumbs.length);
+
+  /** Tools act on it, and the rail speaks of it. @param {Pane} pane @param {boolean} [anew] it shows something else than before */
+  function activate(pane, anew = false) {
+    if (pane === active && !anew) return;
+    active?.root.classList.remove("active");
+    const before = active;
+    active = pane;
+    if (before && before !== pane) before.viewport.endMeasure(false);
+    if (before && before !== pane && !pane.prior && before.viewport.box && pane.viewport.radiograph) {
+      before.viewport.dropMark(); // a box that is begun goes along, as it does to another radiograph in one pane
+      pane.viewport.beginMark();
     }
-    if (signal.aborted) return;
-    if (radiograph) display(mine, radiograph, same);
-    if ("full" in root.dataset) showFull(mine, signal, same);
-    else quality("preview, 8 bit", "This installation shows previews only.");
+    if (!pane.prior) own = pane;
+    if (pane.root.dataset.shown) performance.mark("picture", { detail: pane.root.dataset.shown }); // what was chosen is there already
+    pane.root.classList.add("active");
+    tellThumbs();
+    tellActive();
+    if (!pane.prior) showRail(pane);
+    else say(`Prior of ${pane.thumb?.dataset.prior}. It takes no answers.`);
+    tellPlace();
+    tellDrawn();
   }
 
-  /** @param {string} why */
-  function unloadable(why) {
-    byId("unloadable").textContent = `${why} Load the page again; if it stays away, tell your administrator.`;
-    byId("unloadable").hidden = false;
-  }
-
-  /** @param {HTMLElement} mine @param {AbortSignal} signal @param {boolean} same */
-  async function showFull(mine, signal, same) {
-    await pause(LINGER_MS, signal);
-    if (signal.aborted) return;
-    const preview = "preview, 8 bit";
-    quality(`${preview}; the full-resolution frame is coming`);
-    const begun = performance.now();
-    try {
-      const radiograph = await fetchFrame(data(root, "study"), mine, signal, (trouble) => {
-        const late = performance.now() - begun > PATIENCE_MS;
-        if (late || trouble) quality(preview, `The full-resolution frame does not come${trouble ? `: ${trouble}` : "; perhaps no worker runs."} Still asking.`);
-      });
-      radiographs.keep(mine, radiograph);
-      if (signal.aborted) return;
-      byId("unloadable").hidden = true;
-      display(mine, radiograph, viewer.radiograph !== null && (same || viewer.place.image === Number(mine.dataset.image)));
-      if (performance.now() - begun > 2000) say(radiograph.words); // else it came with the image
-    } catch (wrong) {
-      if (!signal.aborted) quality(preview, `No full-resolution frame: ${wrong instanceof Error ? wrong.message : wrong}`);
+  function tellThumbs() {
+    for (const thumb of all(".thumb")) {
+      thumb.setAttribute("aria-pressed", String(thumb === active.thumb));
+      thumb.classList.toggle("shown", Boolean(paneOf(thumb)));
     }
   }
 
-  /** @param {HTMLElement} mine @param {AbortSignal} signal */
-  async function showHeat(mine, signal) {
-    let told = heats.get(mine);
-    try {
-      if (!told) {
-        const { image, frame } = mine.dataset;
-        const response = await fetch(`/api/v1/studies/${root.dataset.study}/heatmap.json?image=${image}&frame=${frame}`, { signal });
-        if (!response.ok) throw new Error(response.statusText);
-        const heat = new Heat(await response.json(), shapeOf(mine));
-        const { tight, wide } = outlineLevels(heat.told);
-        /** @param {Level[]} levels */
-        const drawn = (levels) => levels.map(({ name, level }) => ({ name, level, lines: heat.outline(level) }));
-        told = { heat, outlines: drawn(tight), wider: drawn(wide) };
-        heats.keep(mine, told);
-      }
-    } catch {
-      if (!signal.aborted) byId("drawn").textContent = "The heatmap could not be loaded. Load the page again.";
-      return;
-    }
-    if (signal.aborted) return;
-    viewer.heat = told.heat;
-    viewer.outlines = outlinesOf(told);
-    byId("heat-most").textContent = `${told.heat.full < 1 ? "≥ " : ""}${probability(told.heat.full)}`;
-    tellDrawn(told);
-    setThreshold(slider("threshold").value);
+  /** The words of the radiograph that is in the active pane. @param {Pane} pane */
+  function showRail({ thumb, source }) {
+    if (!thumb || !source) return;
+    const { image, frame } = source.dataset;
+    for (const section of all("#findings > .image")) section.hidden = section.dataset.image !== image;
+    for (const finding of findings) finding.hidden = finding !== source;
+    const elsewhereBefore = root.dataset.image !== image || root.dataset.frame !== frame;
+    Object.assign(root.dataset, { image, frame }); // for who listens too late
+    if (begun && elsewhereBefore) history.replaceState(null, "", `#image=${image}&frame=${frame}`); // what came with the address stays at first
+    begun = true;
+    offerFrames();
+    const mine = `image ${image}${thumbs.length > 1 ? ` of ${thumbs.length}` : ""}`;
+    say(`${mine}${framesOf(thumb).length > 1 ? `, frame ${frame}` : ""}: ${source.dataset.words}`);
   }
 
-  const wantsWider = () => byId("wider", HTMLInputElement).checked;
+  /** Keys answer the radiograph that is shown, beside its words: none over a prior, and none where the stage has the screen. */
+  function tellPlace() {
+    const silent = active.prior || document.body.classList.contains("full");
+    announce("osteon:shown", silent || !active.source ? { image: 0, frame: 0 } : { image: Number(active.source.dataset.image), frame: Number(active.source.dataset.frame) });
+  }
+
+  /** @param {HTMLElement} thumb @param {string | number | null | undefined} [frame] */
+  function open(thumb, frame = thumb.dataset.frame) {
+    const pane = paneOf(thumb) ?? active;
+    const source = sourceOf(thumb, frame);
+    if (!source || (pane === active && source === pane.source)) return;
+    const before = pane.source;
+    put(pane, thumb, frame);
+    activate(pane, pane.source !== before);
+  }
+
+  /** The radiographs move together, or each by itself. */
+  function tellLinked() {
+    press("link", linked);
+    byId("link").hidden = panes.length < 2;
+    for (const pane of panes) pane.root.classList.toggle("linked", linked && panes.length > 1);
+  }
+
+  // -- moving, one pane or all that are linked --
+
+  /** @param {Pane} pane */
+  const others = (pane) => (linked ? panes.filter((other) => other !== pane && other.viewport.radiograph) : []);
+  /** @param {Pane} pane */
+  const together = (pane) => [pane, ...others(pane)];
+
+  /** @param {Pane} pane @param {Act} what */
+  function act(pane, what) {
+    const { viewport } = pane;
+    if (!viewport.radiograph) return;
+    if ("fit" in what) for (const { viewport: one } of together(pane)) one.fit();
+    if ("pan" in what) for (const { viewport: one } of together(pane)) one.pan(...what.pan);
+    if ("window" in what) {
+      viewport.dragWindow(...what.window);
+      passWindow(pane);
+    }
+    if ("zoom" in what) zoom(pane, viewport.view.scale * what.zoom, what.x, what.y);
+    if ("scale" in what) zoom(pane, what.scale);
+  }
+
+  /** The others follow by millimetres where both files have a spacing, else by how large they are fitted. @param {Pane} pane @param {number} scale @param {number} [x] @param {number} [y] of its stage */
+  function zoom(pane, scale, x = pane.viewport.middle[0], y = pane.viewport.middle[1]) {
+    const { viewport } = pane;
+    viewport.zoomTo(scale, x, y);
+    for (const { viewport: other } of others(pane)) {
+      const [mine, theirs] = [viewport.shown.calibration, other.shown.calibration];
+      const ratio = mine && theirs ? theirs.mm / mine.mm : other.fitScale / viewport.fitScale;
+      other.zoomTo(viewport.view.scale * ratio, (x / viewport.middle[0]) * other.middle[0], (y / viewport.middle[1]) * other.middle[1]);
+    }
+  }
+
+  /** The others' windows stand to the windows that their files came with as this one's does to its own. @param {Pane} pane */
+  function passWindow(pane) {
+    const { window, radiograph } = pane.viewport;
+    if (!radiograph) return;
+    for (const other of others(pane)) {
+      other.viewport.setWindow(carriedWindow(window, radiograph.window, other.viewport.shown.window));
+      other.changed("window");
+    }
+  }
+
+  // -- the overlay: the reader leads --
+
+  /** Whether the reader asked for a pane's heatmap; that of an abstention is asked for by itself. @param {Pane} pane */
+  const wantsHeat = (pane) => (pane.source && pane.abstains ? unveiled.has(pane.source) : overlay.heat);
   /** @param {Evidence} evidence */
-  const outlinesOf = ({ outlines, wider }) => (wantsWider() ? [...wider, ...outlines] : outlines);
+  const outlinesOf = ({ outlines, wider }) => (overlay.wider ? [...wider, ...outlines] : outlines);
 
-  /** @param {Evidence} evidence of the radiograph that is shown */
-  function tellDrawn(evidence) {
-    const { heat } = evidence;
+  /** @param {Pane} pane */
+  function dress(pane) {
+    const { viewport, evidence } = pane;
+    viewport.showHeat = wantsHeat(pane) || overlay.warm;
+    viewport.showLines = overlay.lines;
+    viewport.bare = overlay.bare;
+    viewport.shutter = overlay.shutter;
+    viewport.opacity = overlay.opacity;
+    viewport.outlines = evidence ? outlinesOf(evidence) : [];
+    evidence?.heat.colour(overlay.threshold * evidence.heat.full);
+    viewport.paint();
+  }
+
+  function redraw() {
+    panes.forEach(dress);
+    tellDrawn();
+  }
+
+  /** What is drawn in the active pane. */
+  function tellDrawn() {
+    const { evidence, source, prior } = active;
+    press("overlay", wantsHeat(active));
+    press("outline", overlay.lines);
     const words = byId("drawn");
-    if (heat.told.assessment === "abstained") {
-      const heatmap = finding && unveiled.has(finding) ? "" : " Its heatmap is hidden until you ask for it (hold h).";
+    const least = overlay.threshold * (evidence?.heat.full ?? 1);
+    byId("threshold-value").textContent = overlay.threshold > 0 ? `≥ ${probability(least)}` : "all";
+    byId("threshold").setAttribute("aria-valuetext", byId("threshold-value").textContent ?? "");
+    if (prior) words.textContent = "Nothing is drawn on a prior.";
+    else if (active.evidenceFailed) words.textContent = "The heatmap could not be loaded. Load the page again.";
+    else if (!evidence) words.textContent = "";
+    else if (active.abstains) {
+      const heatmap = source && unveiled.has(source) ? "" : " Its heatmap is hidden until you ask for it (hold h).";
       words.textContent = `No outline is drawn: the model abstains. Silence is not normal.${heatmap}`;
-      return;
-    }
+    } else tellOutlines(evidence);
+    if (evidence) byId("heat-most").textContent = `${evidence.heat.full < 1 ? "≥ " : ""}${probability(evidence.heat.full)}`;
+  }
+
+  /** @param {Evidence} evidence */
+  function tellOutlines(evidence) {
     /** @param {number} count */
     const areas = (count) => (count === 0 ? "none here" : count === 1 ? "1 area" : `${count} areas`);
-    const shown = pressed("outline") ? "" : "Outlines are off (t). ";
     const outlines = outlinesOf(evidence);
-    words.replaceChildren(shown, outlines.length ? "" : "A negative image has no outline.");
-    for (const { name, lines } of outlines) {
+    const words = byId("drawn");
+    words.replaceChildren(overlay.lines ? "" : "Outlines are off (t). ", outlines.length ? "" : "A negative image has no outline.");
+    for (const { name: level, lines } of outlines) {
       const sample = svg("svg", { class: "sample", viewBox: "0 0 40 10", width: 40, height: 10, "aria-hidden": true });
-      sample.append(svg("path", { class: `outline ${name}`, d: "M2 5H38" }));
-      const meaning = name === "sensitive" ? "dotted: alone enough for “unclear”" : "solid: alone enough for “positive”";
-      const told = make("span", {}, sample, `${meaning}, score ${name === "sensitive" ? 3 : 7} (${areas(lines.length)})`);
+      sample.append(svg("path", { class: `outline ${level}`, d: "M2 5H38" }));
+      const meaning = level === "sensitive" ? "dotted: alone enough for “unclear”" : "solid: alone enough for “positive”";
+      const told = document.createElement("span");
+      told.append(sample, `${meaning}, score ${level === "sensitive" ? 3 : 7} (${areas(lines.length)})`);
       words.append(told, " ");
     }
   }
 
-  // -- frames and images --
-
-  const frames = () => findings.filter((one) => one.dataset.image === thumb.dataset.image);
-
-  /** @param {HTMLElement} mine */
-  function offerFrames(mine) {
-    const there = frames();
-    byId("frames").hidden = there.length < 2;
-    slider("frame").max = String(there.length);
-    slider("frame").value = String(there.indexOf(mine) + 1);
-    const words = `frame ${mine.dataset.frame} of ${there.length}`;
-    byId("frame-value").textContent = words;
-    byId("frame").setAttribute("aria-valuetext", words);
-  }
-
-  /** @param {number} index */
-  function frameAt(index) {
-    const chosen = frames()[index];
-    if (chosen) open(thumb, chosen.dataset.frame);
-  }
-  /** @param {1 | -1} by */
-  const stepFrame = (by) => finding && frameAt(frames().indexOf(finding) + by);
-  /** @param {1 | -1} by */
-  function stepImage(by) {
-    const next = thumbs[thumbs.indexOf(thumb) + by];
-    if (!next) return;
-    next.scrollIntoView({ block: "nearest", inline: "nearest" });
-    open(next, next.dataset.frame);
-  }
-  hear("osteon:open", ({ image, frame }) => {
-    const next = thumbs.find((one) => one.dataset.image === String(image));
-    if (!next) return;
-    open(next, frame);
-    const [list, one] = [byId("thumbs"), next.getBoundingClientRect()];
-    const edge = list.getBoundingClientRect(); // the list alone is scrolled: the reader's place on the page stays
-    if (one.top < edge.top || one.bottom > edge.bottom) list.scrollTop += one.top - edge.top;
-    if (one.left < edge.left || one.right > edge.right) list.scrollLeft += one.left - edge.left;
-  });
-
-  // -- controls --
-
-  /** @param {string} name */
-  function choosePreset(name) {
-    if (name === "own" || !viewer.radiograph) return;
-    preset.value = name;
-    viewer.setWindow(viewer.radiograph.preset(name));
-    tellView();
-  }
-
-  // The reader leads: it is hidden until they ask for it, and that of an abstention until they ask for this very one.
-  const abstains = () => finding?.dataset.assessment === "abstained";
-
-  function drawHeat() {
-    const on = finding && abstains() ? unveiled.has(finding) : remembered("heatmap", "false") === "true";
-    press("overlay", on);
-    viewer.showHeat = on || warm;
-    viewer.paint();
-  }
-
-  /** While the key is held. @param {boolean} on */
-  function warmUp(on) {
-    warm = on;
-    drawHeat();
-  }
-
-  /** Nothing is drawn over the line of the bone while the key is held. @param {boolean} on */
-  function bare(on) {
-    viewer.bare = on;
-    viewer.paint();
-  }
-
   /** @param {boolean} on */
   function setHeat(on) {
-    if (!finding) return;
-    if (!abstains()) remember("heatmap", on);
-    else if (on) unveiled.add(finding);
-    else unveiled.delete(finding);
-    drawHeat();
-    const told = heats.get(finding);
-    if (told && abstains()) tellDrawn(told);
-  }
-
-  /** @param {boolean} on */
-  function setShutter(on) {
-    press("shutter", on);
-    viewer.shutter = on;
-    viewer.paint();
-  }
-
-  /** @param {boolean} on */
-  function drawLines(on) {
-    press("outline", on);
-    viewer.showLines = on;
-    viewer.paint();
+    if (active.source && active.abstains) unveiled[on ? "add" : "delete"](active.source);
+    else {
+      overlay.heat = on;
+      remember("heatmap", on);
+    }
     redraw();
   }
 
   /** @param {boolean} on */
   function setLines(on) {
+    overlay.lines = on;
     remember("outline", on);
-    drawLines(on);
+    redraw();
   }
 
-  /** The outlines that the reader wants, and the words about them. */
-  function redraw() {
-    const evidence = finding && heats.get(finding);
-    if (!evidence) return;
-    viewer.outlines = outlinesOf(evidence);
-    viewer.paint();
-    tellDrawn(evidence);
-  }
-
-  /** @param {boolean} on */
-  function setInvert(on) {
-    press("invert", on);
-    viewer.setInverted(on);
+  /** While a key is held. @param {"warm" | "bare"} what @param {boolean} on */
+  function hold(what, on) {
+    if (overlay[what] === on) return;
+    overlay[what] = on;
+    panes.forEach(dress);
   }
 
   /** @param {boolean} on */
-  function setWindowing(on) {
-    press("windowing", on);
-    viewer.windowing = on;
-    stage.classList.toggle("windowing", on);
+  function setShutter(on) {
+    press("shutter", on);
+    overlay.shutter = on;
+    panes.forEach(dress);
   }
 
   /** @param {string} value of the slider */
   function setOpacity(value) {
     slider("opacity").value = value;
     byId("opacity-value").textContent = `${value} %`;
-    viewer.opacity = Number(value) / 100;
-    viewer.paint();
+    overlay.opacity = Number(value) / 100;
+    panes.forEach(dress);
     remember("opacity", value);
   }
 
   /** @param {string} value of the slider */
   function setThreshold(value) {
-    const least = (Number(value) / 100) * (viewer.heat?.full ?? 1);
-    const words = Number(value) > 0 ? `≥ ${probability(least)}` : "all";
     slider("threshold").value = value;
-    byId("threshold-value").textContent = words;
-    byId("threshold").setAttribute("aria-valuetext", words);
-    viewer.heat?.colour(least);
-    viewer.paint();
+    overlay.threshold = Number(value) / 100;
+    redraw();
   }
 
+  // -- frames and images --
+
+  /** @param {HTMLElement} thumb */
+  const framesOf = (thumb) => findings.filter((finding) => finding.dataset.image === thumb.dataset.image);
+
+  function offerFrames() {
+    const { thumb, source } = own;
+    if (!thumb || !source) return;
+    const there = framesOf(thumb);
+    byId("frames").hidden = there.length < 2;
+    slider("frame").max = String(there.length);
+    slider("frame").value = String(there.indexOf(source) + 1);
+    const words = `frame ${source.dataset.frame} of ${there.length}`;
+    byId("frame-value").textContent = words;
+    byId("frame").setAttribute("aria-valuetext", words);
+  }
+
+  /** @param {number} index */
+  function frameAt(index) {
+    const chosenFrame = own.thumb && framesOf(own.thumb)[index];
+    if (own.thumb && chosenFrame) open(own.thumb, chosenFrame.dataset.frame);
+  }
+  /** @param {1 | -1} by */
+  const stepFrame = (by) => own.thumb && own.source && frameAt(framesOf(own.thumb).indexOf(own.source) + by);
+  /** @param {1 | -1} by */
+  function stepImage(by) {
+    const next = own.thumb && thumbs[thumbs.indexOf(own.thumb) + by];
+    if (!next) return;
+    if (active.prior) activate(own);
+    next.scrollIntoView({ block: "nearest", inline: "nearest" });
+    open(next);
+  }
+  hear("osteon:open", ({ image, frame }) => {
+    const next = thumbs.find((thumb) => thumb.dataset.image === String(image));
+    if (!next) return;
+    if (active.prior && !paneOf(next)) activate(own);
+    open(next, frame);
+    const [list, box] = [byId("thumbs"), next.getBoundingClientRect()];
+    const edge = list.getBoundingClientRect(); // the list alone is scrolled: the reader's place on the page stays
+    if (box.top < edge.top || box.bottom > edge.bottom) list.scrollTop += box.top - edge.top;
+    if (box.left < edge.left || box.right > edge.right) list.scrollLeft += box.left - edge.left;
+  });
+
+  // -- priors --
+
+  const priors = () => all(".thumb[data-prior]");
+
+  /** Beside what is shown; again: gone. @param {HTMLElement | undefined} thumb */
+  function openPrior(thumb) {
+    if (!thumb) return say("There is no prior examination.");
+    const there = paneOf(thumb);
+    if (there) {
+      const rest = panes.filter((pane) => pane !== there).flatMap((pane) => pane.thumb ?? []);
+      const count = Math.max(1, Math.min(chosen(), thumbs.length));
+      arrange(filled({ panes: count, shown: rest, hung, needed: own.thumb ?? first }).sort((a, b) => hangs(a) - hangs(b)), own.thumb ?? first);
+      return say("The prior is closed.");
+    }
+    const shown = panes.flatMap((pane) => (pane.thumb && !pane.prior ? [pane.thumb] : []));
+    const kept = shown.length === 1 ? shown : [own.thumb ?? first];
+    arrange([...kept, thumb], thumb);
+  }
+
+  /** @param {HTMLElement} thumb */
+  function offerPrior(thumb) {
+    if (thumb.dataset.bound) return;
+    thumb.dataset.bound = "true";
+    thumb.addEventListener("click", () => openPrior(thumb));
+  }
+  hear("osteon:priors", () => priors().forEach(offerPrior));
+
+  // -- measures --
+
+  /** @param {Pane} pane */
+  function drawMeasures(pane) {
+    const { image, frame } = pane.source?.dataset ?? {};
+    pane.viewport.measures = measures.filter((one) => one.study === pane.studyShown && String(one.image) === image && String(one.frame) === frame);
+    pane.viewport.paint();
+  }
+
+  function keepMeasures() {
+    sessionStorage.setItem(MEASURES, writeMeasures(measures));
+    panes.forEach(drawMeasures);
+    tellActive();
+  }
+
+  /** @param {Pane} pane @param {Kind} kind @param {Point[]} points */
+  function takeMeasure(pane, kind, points) {
+    const { image, frame } = pane.source?.dataset ?? {};
+    measures.push({ study: pane.studyShown, image: Number(image), frame: Number(frame), kind, points });
+    keepMeasures();
+    const { shown } = pane.viewport;
+    say(`${measureWords({ kind, points }, shown, shown.calibration)}${kind === "length" ? `, ${calibrationWords(shown.calibration)}` : ""}`);
+  }
+
+  /** The last one of the active pane's radiograph. */
+  function dropMeasure() {
+    const last = active.viewport.measures.at(-1);
+    if (!last) return;
+    measures = measures.filter((one) => one !== last);
+    keepMeasures();
+    say("Measure removed");
+  }
+
+  /** @param {Kind} kind */
+  function measure(kind) {
+    const { viewport } = active;
+    if (viewport.measuring?.kind === kind) viewport.endMeasure(false);
+    else viewport.beginMeasure(kind);
+  }
+
+  // -- marks --
+
+  hear("osteon:mark-start", () => {
+    if (active.prior) activate(own);
+    own.viewport.beginMark();
+  });
+  hear("osteon:mark-take", () => panes.forEach(({ viewport }) => viewport.placed && !viewport.blank && viewport.endMark(true)));
+  hear("osteon:mark-end", () => panes.forEach(({ viewport }) => viewport.endMark(false)));
+  hear("osteon:marks", ({ marks }) => {
+    for (const { viewport } of panes) {
+      viewport.marks = marks;
+      viewport.paint();
+    }
+  });
+
+  // -- controls --
+
+  /** @param {string} choice of a preset */
+  function choosePreset(choice) {
+    if (choice === "own") return;
+    for (const pane of together(active)) {
+      pane.preset = choice;
+      const { viewport } = pane;
+      if (viewport.radiograph) viewport.setWindow(viewport.radiograph.preset(choice, pane.region));
+      pane.tellView();
+    }
+    tellActive();
+  }
+
+  /** @param {boolean} on */
+  function setInvert(on) {
+    for (const { viewport } of together(active)) viewport.setInverted(on);
+    press("invert", on);
+  }
+
+  /** @param {boolean} on */
+  function setWindowing(on) {
+    press("windowing", on);
+    for (const pane of panes) {
+      pane.viewport.windowing = on;
+      pane.root.classList.toggle("windowing", on);
+    }
+  }
+
+  /** @param {boolean} on */
+  function setMagnify(on) {
+    press("magnify", on);
+    for (const { viewport } of panes) {
+      viewport.magnifying = on;
+      viewport.paint();
+    }
+  }
+
+  /** @param {boolean} on */
+  function setLinked(on) {
+    linked = on;
+    remember("linked", on);
+    tellLinked();
+    say(on ? "The images move together" : "Each image moves by itself");
+  }
+
+  /** @param {boolean} on */
+  function setFull(on) {
+    document.body.classList.toggle("full", on);
+    press("full", on);
+    tellPlace();
+    if (on) document.documentElement.requestFullscreen?.().catch(() => {}); // the stage has the window all the same
+    else if (document.fullscreenElement) document.exitFullscreen().catch(() => {});
+    say(on ? "The images have the screen. Answers are given when you leave it with f." : "The page is back");
+  }
+  document.addEventListener("fullscreenchange", () => {
+    if (!document.fullscreenElement && document.body.classList.contains("full")) setFull(false);
+  });
+
   function reset() {
-    setInvert(false);
     setWindowing(false);
-    setHeat(false);
+    setMagnify(false);
+    unveiled.clear();
+    overlay.heat = false;
+    remember("heatmap", false);
     setLines(linesAtStart);
     setShutter(true);
     setOpacity("45");
     setThreshold("0");
-    choosePreset("default");
-    viewer.fit();
+    for (const pane of panes) {
+      pane.viewport.endMeasure(false);
+      pane.viewport.setInverted(false);
+      pane.lay(UPRIGHT);
+      pane.preset = "default";
+      const { viewport } = pane;
+      if (viewport.radiograph) viewport.setWindow(viewport.radiograph.preset("default"));
+      viewport.fit();
+    }
+    tellActive();
     say("Everything as at the start");
   }
 
   function slideWindow() {
-    const { radiograph, window: [black, white] } = viewer;
+    const { radiograph, window: [black, white] } = active.viewport;
     if (!radiograph) return;
     const step = radiograph.range / 1000;
     const sign = Math.sign(white - black) || 1;
     const width = Math.max(1, slider("width").valueAsNumber * step);
-    viewer.setWindow(windowAt(radiograph.least + slider("centre").valueAsNumber * step, sign * width));
-    changed("window");
+    active.viewport.setWindow(windowAt(radiograph.least + slider("centre").valueAsNumber * step, sign * width));
+    active.changed("window");
+    passWindow(active);
+  }
+
+  /** @param {number} index */
+  function choosePane(index) {
+    if (!panes[index]) return;
+    activate(panes[index]);
+    panes[index].root.focus({ preventScroll: true });
+  }
+
+  function changeLayout() {
+    const count = nextLayout(panes.length, thumbs.length + panes.filter((pane) => pane.prior).length);
+    remember("layout", count);
+    layOut(count);
+    say(panes.length === 1 ? "One image" : `${panes.length} images`);
   }
 
   const clicks = {
-    smaller: () => viewer.zoomBy(1 / ZOOM_STEP), larger: () => viewer.zoomBy(ZOOM_STEP), fit: () => viewer.fit(),
-    whole: () => viewer.zoomTo(1 / (window.devicePixelRatio || 1)), windowing: () => setWindowing(!pressed("windowing")),
+    smaller: () => act(active, { zoom: 1 / ZOOM_STEP }), larger: () => act(active, { zoom: ZOOM_STEP }), fit: () => act(active, { fit: true }),
+    whole: () => act(active, { scale: 1 / (window.devicePixelRatio || 1) }), windowing: () => setWindowing(!pressed("windowing")),
     invert: () => setInvert(!pressed("invert")), overlay: () => setHeat(!pressed("overlay")),
     outline: () => setLines(!pressed("outline")), reset,
     shutter: () => byId("shutter").hidden || setShutter(!pressed("shutter")),
+    rotate: () => active.lay(turned(active.viewport.orientation)), flip: () => active.lay(flipped(active.viewport.orientation)),
+    length: () => measure("length"), angle: () => measure("angle"), unmeasure: dropMeasure,
+    magnify: () => setMagnify(!pressed("magnify")), link: () => setLinked(!linked), layout: changeLayout,
+    full: () => setFull(!document.body.classList.contains("full")),
     "frame-before": () => stepFrame(-1), "frame-after": () => stepFrame(1),
   };
   const commands = {
     ...clicks, "image-before": () => stepImage(-1), "image-after": () => stepImage(1),
-    overlay: () => warmUp(true), bare: () => bare(true),
+    overlay: () => hold("warm", true), bare: () => hold("bare", true), prior: () => openPrior(panes.find((pane) => pane.prior)?.thumb ?? priors()[0]),
+    "pane-1": () => choosePane(0), "pane-2": () => choosePane(1), "pane-3": () => choosePane(2), "pane-4": () => choosePane(3),
   };
   /** @type {Record<string, () => void>} what ends when the key is let go */
-  const ends = { overlay: () => warmUp(false), bare: () => bare(false) };
-  for (const [id, act] of Object.entries(clicks)) byId(id).addEventListener("click", act);
+  const ends = { overlay: () => hold("warm", false), bare: () => hold("bare", false) };
+  for (const [id, click] of Object.entries(clicks)) byId(id).addEventListener("click", click);
   preset.addEventListener("change", () => choosePreset(preset.value));
   for (const id of ["centre", "width"]) byId(id).addEventListener("input", slideWindow);
   byId("opacity").addEventListener("input", () => setOpacity(slider("opacity").value));
   byId("threshold").addEventListener("input", () => setThreshold(slider("threshold").value));
   byId("wider").addEventListener("change", () => {
-    remember("wider", wantsWider());
+    overlay.wider = slider("wider").checked;
+    remember("wider", overlay.wider);
     redraw();
   });
   byId("frame").addEventListener("input", () => frameAt(slider("frame").valueAsNumber - 1));
-  for (const one of thumbs) one.addEventListener("click", () => open(one, one.dataset.frame));
-  for (const prior of all(".thumb[data-prior]")) prior.addEventListener("click", () => location.assign(`/view/${prior.dataset.study}`));
+  for (const thumb of thumbs) thumb.addEventListener("click", () => open(thumb));
+  priors().forEach(offerPrior);
 
   document.addEventListener("keydown", (event) => {
     if (event.ctrlKey || event.metaKey || event.altKey || event.defaultPrevented || elsewhere(event)) return;
-    const onStage = event.target === stage;
+    const onPane = event.target === active.root;
+    const { viewport } = active;
     const command = commandOf(VIEWER_KEYS, event, VIEWER_REPEATS);
-    if (viewer.box && onStage && viewer.markKey(event)) event.preventDefault();
-    else if (onStage && Object.hasOwn(ARROWS, event.key)) {
+    if (onPane && ((viewport.box && viewport.markKey(event)) || (viewport.measuring && viewport.measureKey(event)))) event.preventDefault();
+    else if (onPane && Object.hasOwn(ARROWS, event.key)) {
       const [right, down] = ARROWS[event.key];
-      viewer.pan(-right * PAN_STEP, -down * PAN_STEP);
+      act(active, { pan: [-right * PAN_STEP, -down * PAN_STEP] });
       event.preventDefault();
     } else if (command) {
       commands[command]();
       event.preventDefault();
     }
   });
-
   document.addEventListener("keyup", (event) => {
-    const command = Object.hasOwn(VIEWER_KEYS, event.key.toLowerCase()) && VIEWER_KEYS[/** @type {keyof typeof VIEWER_KEYS} */ (event.key.toLowerCase())];
-    if (command && Object.hasOwn(ends, command)) ends[command]();
+    const key = event.key.toLowerCase();
+    const command = Object.hasOwn(VIEWER_KEYS, key) ? VIEWER_KEYS[/** @type {keyof typeof VIEWER_KEYS} */ (key)] : "";
+    if (Object.hasOwn(ends, command)) ends[command]();
   });
   addEventListener("blur", () => Object.values(ends).forEach((end) => end())); // a key that is let go elsewhere is not heard
+
+  // -- start --
 
   const scale = drawing(byId("heat-scale", HTMLCanvasElement));
   const colours = scale.createImageData(256, 10);
   new Uint32Array(colours.data.buffer).forEach((_, i, out) => (out[i] = PALETTE[i % 256]));
   scale.putImageData(colours, 0, 0);
-  byId("wider", HTMLInputElement).checked = remembered("wider", "false") === "true";
-  drawLines(remembered("outline", String(linesAtStart)) === "true");
-  setOpacity(remembered("opacity", "45"));
-  setThreshold("0");
+  overlay.heat = remembered("heatmap", "false") === "true";
+  overlay.lines = remembered("outline", String(linesAtStart)) === "true";
+  overlay.wider = remembered("wider", "false") === "true";
+  overlay.opacity = Number(remembered("opacity", "45")) / 100;
+  slider("wider").checked = overlay.wider;
+  slider("opacity").value = String(Math.round(overlay.opacity * 100));
+  byId("opacity-value").textContent = `${slider("opacity").value} %`;
+  slider("threshold").value = "0";
   const asked = new URLSearchParams(location.hash.slice(1));
-  const first = thumbs.find((one) => one.dataset.image === asked.get("image"));
-  const start = first ?? thumbs.find((one) => one.getAttribute("aria-pressed") === "true") ?? thumbs[0];
-  open(start, first ? asked.get("frame") : start.dataset.frame);
-  if (!finding) open(start, start.dataset.frame); // a frame that is not there
+  const wanted = thumbs.find((thumb) => thumb.dataset.image === asked.get("image"));
+  const first = wanted ?? thumbs.find((thumb) => thumb.getAttribute("aria-pressed") === "true") ?? thumbs[0];
+  if (wanted && sourceOf(wanted, asked.get("frame"))) first.dataset.frame = String(asked.get("frame"));
+  layOut(chosen());
+  new ResizeObserver(() => {
+    const settled = panes.every((pane) => !pane.prior && !pane.viewport.box && !pane.viewport.measuring);
+    if (settled && chosen() !== panes.length) layOut(chosen());
+  }).observe(stage);
 }
