@@ -54,6 +54,7 @@ def run(quick: bool, say: Say) -> Result:  # noqa: FBT001 - one signature for al
     with _analysed(say) as (url, studies), sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=chromium, args=FLAGS)
         page = browser.new_page(viewport={"width": 1600, "height": 1000})
+        page.add_init_script("sessionStorage.setItem('layout', '1')")  # one pane: another image must be loaded
         page.goto(f"{url}/login")
         page.get_by_label("Your key").fill(KEYS["radiologist"])
         page.get_by_role("button", name="Log in").click()
@@ -66,8 +67,8 @@ def run(quick: bool, say: Say) -> Result:  # noqa: FBT001 - one signature for al
                 page.wait_for_url(f"**/view/{study}")
                 page.wait_for_function(PICTURE)
                 opened.append(float(page.evaluate(TOOK)))
-                shown = page.locator(".thumb[aria-pressed='true']").get_attribute("data-image")
-                others = page.locator(f".thumb:not([data-image='{shown}'])").all()
+                shown = page.locator("#thumbs .thumb[aria-pressed='true']").get_attribute("data-image")
+                others = page.locator(f"#thumbs .thumb:not([data-image='{shown}'])").all()
                 turned += [float(thumb.evaluate(ANOTHER)) for thumb in others]
         browser.close()
     samples = {"a study from the worklist": opened, "another image of it": turned}
