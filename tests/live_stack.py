@@ -261,6 +261,11 @@ class BreakableStack(LiveStack):
                 found += [f"{queue}: {client.llen(queue)}, {client.lindex(queue, -1)!r}" for queue in QUEUES]
         return "\n".join([*found, *(log.read_text()[-6000:] for log in self.folder.glob("*.log"))])
 
+    def said(self, *messages: str) -> str:
+        """The lines of all logs that hold one of these messages."""
+        lines = (line for log in self.folder.glob("*.log") for line in log.read_text().splitlines())
+        return "\n".join(line for line in lines if any(message in line for message in messages))
+
     def midway(self, ids: Sequence[str]) -> None:
         """Wait until some studies are analysed and most are not."""
         self.until(lambda: self.studies.done(ids) >= 5, 90)

@@ -61,7 +61,7 @@ def test_two_reconcilers_send_a_lost_study_once(live_stack: BreakableStack) -> N
     live_stack.all_analysed_once(ids, since)
     assert all(worker.poll() is None for worker in workers)
     print(f"{live_stack.sent()} messages for {len(ids)} lost studies")
-    assert live_stack.sent() == len(ids)
+    assert live_stack.sent() == len(ids), live_stack.said("sweep finished", "lost messages", "not started")
 
 
 @pytest.mark.slow
