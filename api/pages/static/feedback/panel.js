@@ -505,11 +505,14 @@ export function openFeedback() {
   const pressCurrent = (verdict) => current && press(current, verdict);
   const COMMANDS = {
     agree: () => pressCurrent("agree"), disagree: () => pressCurrent("disagree"), supplement: () => pressCurrent("supplement"),
-    done: () => reach(doneButton),
+    done: () => reach(doneButton), finish: () => whole("done"),
   };
+  const CONTROLS = "a, button, summary, [role=button]"; // Enter is theirs while they have the focus
+  const pointing = () => document.querySelector(".marking, .measuring") !== null; // Enter takes what is drawn
   document.addEventListener("keydown", (event) => {
     const command = commandOf(FEEDBACK_KEYS, event);
     if (!command || document.querySelector("dialog[open]") || around(event, "input, select, textarea")) return;
+    if (command === "finish" && (event.defaultPrevented || pointing() || around(event, CONTROLS))) return;
     event.preventDefault(); // or the letter would land in the field that the key opens
     COMMANDS[command]();
   });

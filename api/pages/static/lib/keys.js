@@ -20,7 +20,7 @@ export const VIEWER_REPEATS = "+-=,.[]";
 export const STUDY_KEYS = /** @type {const} */ ({ "?": "help", u: "back" });
 
 /** @satisfies {KeyMap} */
-export const FEEDBACK_KEYS = /** @type {const} */ ({ a: "agree", d: "disagree", s: "supplement", n: "done" });
+export const FEEDBACK_KEYS = /** @type {const} */ ({ a: "agree", d: "disagree", s: "supplement", n: "done", Enter: "finish" });
 
 /** @satisfies {KeyMap} */
 export const UNDO_KEYS = /** @type {const} */ ({ z: "undo" });
