@@ -227,10 +227,12 @@ function begin(items, unreadable = []) {
 
 for (const id of ["files", "folder"]) {
   const field = byId(id, HTMLInputElement);
-  field.addEventListener("change", () => {
+  const sendChosen = () => {
     begin(chosen(/** @type {FileList} */ (field.files)));
     field.value = ""; // the same may be chosen again
-  });
+  };
+  field.addEventListener("change", sendChosen);
+  if (field.files?.length) queueMicrotask(sendChosen); // chosen before this script was here
 }
 
 drop.addEventListener("dragover", (event) => {
