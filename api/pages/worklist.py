@@ -37,7 +37,7 @@ from shared.queries.access import Key
 from shared.queries.models import active_bundle
 from shared.queries.revised import unseen_count
 from shared.queries.search import record_search
-from shared.queries.worklist import AgeBand, Arrived, Order, Reader, ReadState, SortBy, Tab
+from shared.queries.worklist import AgeBand, Arrived, Order, ReadBy, ReadState, SortBy, Tab
 
 router = Router(include_in_schema=False)
 ROWS = 50
@@ -55,7 +55,7 @@ TABS: Mapping[Tab, Mapping[str, str]] = {
 }
 WORDS: Mapping[str, Mapping[str, str]] = {  # of filters whose values are codes
     "arrived": {Arrived.HOUR: "last hour", Arrived.DAY: "last 24 hours", Arrived.WEEK: "last 7 days"},
-    "reader": {Reader.SOMEBODY: "somebody", Reader.NOBODY: "nobody"},
+    "reader": {ReadBy.SOMEBODY: "somebody", ReadBy.NOBODY: "nobody"},
     "state": {ReadState.TODAY: "today", ReadState.READ: "at any time"},
     "assessment": {"pending": "not analysed"},
 }  # fmt: skip
@@ -296,7 +296,7 @@ def _chips(session: Session, key: Key, listing: Listing, view: Mapping[str, str]
         "priority": list(Priority),
         "arrived": list(Arrived),
         "sender": _with(list(worklist.senders(session, key.site_id)), chosen.sender),
-        "reader": list(Reader),
+        "reader": list(ReadBy),
         "age": list(AgeBand),
         "modality": _with(worklist.modalities(session, key.site_id), chosen.modality),
         "status": [status for status in StudyStatus if status is not StudyStatus.KEPT],

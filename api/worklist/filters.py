@@ -23,7 +23,7 @@ from shared.queries.worklist import (
     Arrived,
     Assessed,
     Order,
-    Reader,
+    ReadBy,
     ReadState,
     SortBy,
     WorklistFilter,
@@ -112,7 +112,7 @@ def chosen_filter(given: Mapping[str, str], zone: str = "UTC") -> WorklistFilter
         state=_word(ReadState, given.get("state")) or ReadState.UNREAD,
         arrived=_word(Arrived, given.get("arrived")),
         sender=_text(given.get("sender"), 128),
-        reader=_word(Reader, given.get("reader")),
+        reader=_word(ReadBy, given.get("reader")),
         midnight=midnight(zone),
     )
 
@@ -195,7 +195,7 @@ def _listing(
     sender: Annotated[
         str | None, Query(max_length=128, pattern=PRINTABLE, description="only what this key or DICOM peer sent first")
     ] = None,
-    reader: Annotated[Reader | None, Query(description="only what somebody, or nobody, reads now")] = None,
+    reader: Annotated[ReadBy | None, Query(description="only what somebody, or nobody, reads now")] = None,
     sort: Annotated[
         str | None,
         Query(

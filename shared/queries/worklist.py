@@ -70,7 +70,7 @@ class Arrived(StrEnum):
     WEEK = "week"
 
 
-class Reader(StrEnum):
+class ReadBy(StrEnum):
     """Who reads a study now."""
 
     SOMEBODY = "somebody"
@@ -100,7 +100,7 @@ class WorklistFilter:
     state: ReadState = ReadState.UNREAD
     arrived: Arrived | None = None
     sender: str | None = None  # name of the key or peer that sent it first
-    reader: Reader | None = None
+    reader: ReadBy | None = None
     midnight: datetime | None = None  # with a zone; when the day of TODAY began
 
 
@@ -668,7 +668,7 @@ def _conditions(site_id: UUID, chosen: WorklistFilter) -> Iterator[ColumnElement
     if chosen.reader is not None:
         held = ReadingLockRow.ended_at.is_(None), ReadingLockRow.until >= func.now()
         read_now = StudyRow.id.in_(select(ReadingLockRow.study_id).where(*held))
-        yield read_now if chosen.reader is Reader.SOMEBODY else ~read_now
+        yield read_now if chosen.reader is ReadBy.SOMEBODY else ~read_now
 
 
 def _standing(site_id: UUID, status: StudyStatus) -> Sequence[ColumnElement[bool]]:

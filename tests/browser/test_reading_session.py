@@ -21,7 +21,7 @@ SEEN = """() => [...document.querySelectorAll("[data-shown]")].map((one) => one.
 pytestmark = needs_chromium
 
 
-class Reader:
+class KeyboardReader:
     """A page, and the keys that were pressed on it."""
 
     def __init__(self, page: Page) -> None:
@@ -94,7 +94,7 @@ def test_twenty_studies_are_read_by_keyboard_alone(browser: Browser, standing: B
     log_in(context, standing.url, KEYS["radiologist"])
     page.goto(standing.url)
     expect(page.locator("a.open").first).to_be_visible()
-    reader = Reader(page)
+    reader = KeyboardReader(page)
     reader.press("j")
     reader.press("c")
     page.wait_for_url("**/view/**")
