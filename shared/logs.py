@@ -104,7 +104,7 @@ EVENTS = {
     "metrics not served": "A worker or the DICOM listener runs without its metrics.",
     "network compiled": "The engine is ready to run a network, with this precision.",
     "notice failed": "An error of Osteon's own: what happened to a study is told to nobody. `notice` has its id.",
-    "notices written": "People are to be told of what only time makes so: `notices` of them.",
+    "notices recorded": "People are to be told of what only time makes so: `notices` of them.",
     "objects deleted": "The bytes of `contents` deleted images are removed from the store.",
     "old path requested": "A client asked for a path of before 0.2.0, which works until 0.3.0. Told once an hour.",
     "old setting used": "A variable has its name of before 0.2.0, which works until 0.3.0. Told once.",

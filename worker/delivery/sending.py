@@ -81,7 +81,7 @@ class Sender:
         with self._database.transaction() as session:
             written = alarms.record_alarms(session, limits)
         if written:
-            log.info("notices written", notices=written)
+            log.info("notices recorded", notices=written)
         return written
 
     def look(self) -> int:
