@@ -5,11 +5,11 @@ from typing import Annotated
 from uuid import UUID
 
 from fastapi import Query
-from pydantic import AwareDatetime, BaseModel, Field
+from pydantic import BaseModel, Field
 from sqlalchemy.orm import Session
 
 from api.dependencies import Radiologist, SessionDep
-from api.requests import API, Router
+from api.requests import API, Moment, Router
 from api.schemas import RowView
 from shared.db.clock import db_now
 from shared.domain.notices import ALARMS, BEGUN_BY, Event
@@ -55,7 +55,7 @@ class Notices(BaseModel):
 def list_notices(
     key: Radiologist,
     session: SessionDep,
-    after: Annotated[AwareDatetime | None, Query(description="only what was written after this time")] = None,
+    after: Annotated[Moment | None, Query(description="only what was written after this time")] = None,
 ) -> Notices:
     """List what people of your site are told of by mail or webhook, where somebody wants that: codes, counts and ids.
 

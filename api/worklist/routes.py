@@ -273,7 +273,7 @@ def _decode(text: str | None, order: Order) -> WorklistCursor | None:
     try:
         word, time, calmness, study_id, *key = json.loads(base64.urlsafe_b64decode(text))
         place = WorklistCursor(
-            datetime.fromisoformat(time), float(calmness), UUID(study_id), _sort_key(order.by, key) if key else None
+            _time_of(time), float(calmness), UUID(study_id), _sort_key(order.by, key) if key else None
         )
     except (ValueError, TypeError, AttributeError, OverflowError, binascii.Error):
         raise foreign from None
@@ -285,13 +285,19 @@ def _decode(text: str | None, order: Order) -> WorklistCursor | None:
     return place
 
 
+def _time_of(text: str) -> datetime:
+    """A time of a cursor; one with a zone in UTC, for Postgres takes no zone that is 16 hours or more from it."""
+    at = datetime.fromisoformat(text)
+    return at if at.tzinfo is None else at.astimezone(UTC)
+
+
 def _sort_key(by: SortBy, values: Sequence[object]) -> worklist.SortKey:
     """What a cursor says of what is sorted by. Raises ValueError for what no row can have."""
     match by, values:
         case SortBy.REGION, [int(unknown), str(value)] if value.isprintable():
             return unknown % 2, value
         case ((SortBy.EXAMINED | SortBy.ARRIVED), [int(unknown), str(value)]):
-            at = datetime.fromisoformat(value)
+            at = _time_of(value)
             if (at.tzinfo is not None) == (by is SortBy.ARRIVED):
                 return unknown % 2, at
         case ((SortBy.AGE | SortBy.ASSESSMENT | SortBy.SEVERITY | SortBy.PRIORITY), [int(unknown), int(value)]):

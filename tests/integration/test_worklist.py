@@ -1,8 +1,10 @@
 # ruff: noqa: RUF001 - names in five scripts
 """The worklist in every order, with every filter, as saved views, as a search by words and as a table; on real rows."""
 
+import base64
 import csv
 import io
+import json
 import random
 from datetime import date, datetime, time, timedelta
 from typing import Any
@@ -19,6 +21,7 @@ from shared.domain.study import Identity
 from shared.queries.access import add_key, find_key
 from shared.queries.search import SearchWords, find_by_words, parse_search
 from shared.queries.worklist import SortBy, Tab, TabCounts
+from tests.conftest import InProcessApi
 from tests.integration.test_reading import NOW, add_studies, listed, page
 
 MINUTE = NOW.replace(second=0, microsecond=0)
@@ -443,3 +446,15 @@ def test_the_page_keeps_its_columns_zone_and_place(in_process: Any) -> None:
     assert 'rel="prev" href="/"' in second
     assert "1 to 50 of 120" in shown("/?page=99")  # of no place
     assert "page 1 of 3" in shown("/?sort=-age&region=hand")
+
+
+def test_a_place_far_from_utc_is_no_fault(in_process: InProcessApi) -> None:
+    """A forged place with a zone that Postgres does not take: 400 or a page, never an error of the server."""
+    study = str(UUID(int=1))
+    for order, extra in (("-read", []), ("arrived", [0, "2026-01-01T00:00:00+23:59"])):
+        time = "2026-01-01T00:00:00+23:59" if order == "-read" else "2026-01-01T00:00:00"
+        for at in (time, time.replace("2026-01-01T00", "9999-12-31T23"), time.replace("2026", "0001")):
+            place = base64.urlsafe_b64encode(json.dumps([order, at, 0.0, study, *extra]).encode()).decode()
+            query = {"after": place, "sort": order, **({"state": "read"} if order == "-read" else {})}
+            answer = in_process.http.get("/api/v1/worklist", params=query, headers=in_process.headers())
+            assert answer.status_code in (200, 400), answer.text
