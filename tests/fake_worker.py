@@ -42,7 +42,7 @@ def main() -> None:
 
     def predict(items: Sequence[tuple[Predictor, UInt8Image]]) -> list[ModelOutput]:
         flag = Path(os.environ.get("HANG", "/nonexistent"))
-        if flag.exists():
+        if flag.exists() and any(square.any() for _, square in items):  # the warm-up's are blank
             flag.unlink()
             time.sleep(1000)
         if any(square.any() and not square[:, : len(square) // 4].any() for _, square in items):
