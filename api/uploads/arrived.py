@@ -2,11 +2,12 @@
 
 from datetime import datetime, timedelta
 from enum import StrEnum
-from typing import Annotated, Self
+from typing import Annotated, Any
 from uuid import UUID
 
 from fastapi import HTTPException
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+from pydantic.json_schema import SkipJsonSchema
 
 from api.dependencies import PartsDep, SessionDep, Submitter
 from api.reasons import WithReason, reason_fields
@@ -23,8 +24,8 @@ MINUTE = timedelta(minutes=1)
 MAX_SEARCHES = 60  # of one key within a minute
 BUSY = {"description": f"your key has asked {MAX_SEARCHES} times within a minute"}
 
-Number = Annotated[str, StringConstraints(min_length=1, max_length=64, strip_whitespace=True)]
-Uid = Annotated[str, StringConstraints(max_length=64, pattern=r"^[0-9.]+$", strip_whitespace=True)]
+Number = Annotated[str, StringConstraints(max_length=64, pattern=r"\S")]
+Uid = Annotated[str, StringConstraints(max_length=64, pattern=r"^[0-9.]+$")]
 
 
 class Stage(StrEnum):
@@ -49,19 +50,32 @@ STAGES = {
 }
 
 
+def _without_null(schema: dict[str, Any]) -> None:
+    """Null is no value that may be sent."""
+    schema.pop("default", None)
+
+
 class ArrivalQuestion(BaseModel):
     """What to look for, one of both; in a body, for addresses are logged."""
 
-    model_config = ConfigDict(json_schema_extra={"example": {"accession_number": "ACC-2026-77"}})
+    model_config = ConfigDict(
+        extra="forbid",
+        json_schema_extra={"example": {"accession_number": "ACC-2026-77"}, "minProperties": 1, "maxProperties": 1},
+    )
 
-    accession_number: Number | None = Field(None, description="the whole of it")
-    study_instance_uid: Uid | None = Field(None, description="Study Instance UID")
+    accession_number: Number | SkipJsonSchema[None] = Field(
+        None, description="the whole of it", json_schema_extra=_without_null
+    )
+    study_instance_uid: Uid | SkipJsonSchema[None] = Field(
+        None, description="Study Instance UID", json_schema_extra=_without_null
+    )
 
-    @model_validator(mode="after")
-    def _is_one_of_both(self) -> Self:
-        if (self.accession_number is None) == (self.study_instance_uid is None):
+    @model_validator(mode="before")
+    @classmethod
+    def _is_one_of_both(cls, given: object) -> object:
+        if isinstance(given, dict) and (len(given) != 1 or None in given.values()):
             raise ValueError("name an accession number or a Study Instance UID, one of both")
-        return self
+        return given
 
 
 class ArrivedStudyView(RowView, WithReason):
