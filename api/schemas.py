@@ -8,6 +8,7 @@ from uuid import UUID
 
 from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema, computed_field, model_validator
 from pydantic.config import JsonDict
+from pydantic.json_schema import SkipJsonSchema
 
 from api.readers_summary import ReadersSummaryView
 from api.reasons import WithReason
@@ -532,25 +533,45 @@ class PastReadingLockView(RowView):
     detail: str = Field("", description="how it ended, in words")
 
 
-class Search(BaseModel):
+ONE_OF_BOTH: JsonDict = {"minProperties": 1, "maxProperties": 1}  # for the JSON schema of a OneOfBoth
+
+
+def without_null(schema: JsonDict) -> None:
+    """Say in a property's JSON schema that null is no value which may be sent."""
+    schema.pop("default", None)
+
+
+class OneOfBoth(BaseModel):
+    """A request that states one of two properties."""
+
+    model_config = ConfigDict(extra="forbid", json_schema_extra=ONE_OF_BOTH)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _is_one_of_both(cls, given: object) -> object:
+        if isinstance(given, dict) and (len(given) != 1 or None in given.values()):
+            raise ValueError(f"give {' or '.join(f'`{name}`' for name in cls.model_fields)}, one of both")
+        return given
+
+
+class Search(OneOfBoth):
     """What to search by, one of both; in a body, for addresses are logged."""
 
-    number: str | None = Field(
-        None, min_length=1, max_length=64, description="an accession number or a patient id, whole"
+    number: str | SkipJsonSchema[None] = Field(
+        None,
+        min_length=1,
+        max_length=64,
+        description="an accession number or a patient id, whole",
+        json_schema_extra=without_null,
     )
-    words: str | None = Field(
+    words: str | SkipJsonSchema[None] = Field(
         None,
         min_length=1,
         max_length=64,
         description="parts of a name, an id, an accession number or a description, and a date as 2026-11-28 or "
         "28.11.2026; each of them must be found",
+        json_schema_extra=without_null,
     )
-
-    @model_validator(mode="after")
-    def _one(self) -> Self:
-        if (self.number is None) == (self.words is None):
-            raise ValueError("give `number` or `words`, one of both")
-        return self
 
 
 class FilterName(BaseModel):

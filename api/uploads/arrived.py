@@ -2,17 +2,17 @@
 
 from datetime import datetime, timedelta
 from enum import StrEnum
-from typing import Annotated, Any
+from typing import Annotated
 from uuid import UUID
 
 from fastapi import HTTPException
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 from pydantic.json_schema import SkipJsonSchema
 
 from api.dependencies import PartsDep, SessionDep, Submitter
 from api.reasons import WithReason, reason_fields
 from api.requests import API, Router
-from api.schemas import RowView
+from api.schemas import ONE_OF_BOTH, OneOfBoth, RowView, without_null
 from shared.domain.completeness import Completeness
 from shared.domain.held import HeldState
 from shared.domain.study import StudyStatus
@@ -50,32 +50,17 @@ STAGES = {
 }
 
 
-def _without_null(schema: dict[str, Any]) -> None:
-    """Null is no value that may be sent."""
-    schema.pop("default", None)
-
-
-class ArrivalQuestion(BaseModel):
+class ArrivalQuestion(OneOfBoth):
     """What to look for, one of both; in a body, for addresses are logged."""
 
-    model_config = ConfigDict(
-        extra="forbid",
-        json_schema_extra={"example": {"accession_number": "ACC-2026-77"}, "minProperties": 1, "maxProperties": 1},
-    )
+    model_config = ConfigDict(json_schema_extra={"example": {"accession_number": "ACC-2026-77"}, **ONE_OF_BOTH})
 
     accession_number: Number | SkipJsonSchema[None] = Field(
-        None, description="the whole of it", json_schema_extra=_without_null
+        None, description="the whole of it", json_schema_extra=without_null
     )
     study_instance_uid: Uid | SkipJsonSchema[None] = Field(
-        None, description="Study Instance UID", json_schema_extra=_without_null
+        None, description="Study Instance UID", json_schema_extra=without_null
     )
-
-    @model_validator(mode="before")
-    @classmethod
-    def _is_one_of_both(cls, given: object) -> object:
-        if isinstance(given, dict) and (len(given) != 1 or None in given.values()):
-            raise ValueError("name an accession number or a Study Instance UID, one of both")
-        return given
 
 
 class ArrivedStudyView(RowView, WithReason):
