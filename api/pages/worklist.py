@@ -33,10 +33,9 @@ from shared.domain.findings import OUTSIDE, Assessment, Extent
 from shared.domain.study import Priority, StudyStatus
 from shared.errors import BadRequest, NotFound
 from shared.queries import reading_locks, worklist
-from shared.queries.access import Key
+from shared.queries.access import Key, record_search
 from shared.queries.models import active_bundle
 from shared.queries.revised import unseen_count
-from shared.queries.search import record_search
 from shared.queries.worklist import AgeBand, Arrived, Order, ReadBy, ReadState, SortBy, Tab
 
 router = Router(include_in_schema=False)

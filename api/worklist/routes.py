@@ -27,7 +27,7 @@ from shared.domain.held import HeldKind, HeldState
 from shared.domain.worklist import WorklistEntry
 from shared.errors import BadRequest
 from shared.queries import held, studies, worklist
-from shared.queries.access import Key
+from shared.queries.access import Key, record_search
 from shared.queries.search import (
     MAX_COMPARED,
     MAX_WORDS,
@@ -35,7 +35,6 @@ from shared.queries.search import (
     SearchWords,
     find_by_words,
     parse_search,
-    record_search,
 )
 from shared.queries.worklist import Order, SortBy, WorklistCursor, cursor_after
 

@@ -13,7 +13,7 @@ from uuid import UUID
 from sqlalchemy import ColumnElement, or_, select
 from sqlalchemy.orm import Session
 
-from shared.db.tables import IdentityRow, IdentitySearchRow, StudyRow
+from shared.db.tables import IdentityRow, StudyRow
 from shared.domain.identity import name_groups
 from shared.domain.matching import FIRST_WIDE_LETTER
 from shared.domain.study import Identity
@@ -106,17 +106,6 @@ def find_by_words(session: Session, vault: Vault, reader: Key, wanted: SearchWor
             return FoundStudies(found, whole=False)
         found.append(study_id)
     return FoundStudies(found, whole=len(rows) < MAX_COMPARED)
-
-
-def record_search(session: Session, reader: Key, found: int) -> None:
-    """Record that somebody searched, not for what.
-
-    Args:
-        session: the caller's transaction.
-        reader: who searched.
-        found: how many studies and files they were shown.
-    """
-    session.add(IdentitySearchRow(key_id=reader.id, found=found))
 
 
 def _have_pieces(vault: Vault, site_id: UUID, words: tuple[str, ...]) -> Iterator[ColumnElement[bool]]:

@@ -1,5 +1,7 @@
 """Mail: what stands in a message, and what a server's answers mean, by a real server on loopback."""
 
+import inspect
+import smtplib
 import ssl
 import time
 from dataclasses import replace
@@ -178,3 +180,10 @@ def test_without_starttls_nothing_is_sent(tls: tuple[ssl.SSLContext, Settings, S
         sent(server, tls[1], security="starttls", user="us")
     assert caught.value.answer.reason is DeliveryReason.CERTIFICATE
     assert not [one for one in server.commands if "AUTH" in one or "MAIL" in one]
+
+
+def test_what_smtplib_keeps_to_itself_is_as_it_was() -> None:
+    """The connection overrides how it is opened and read, and names the host to which the certificate is held."""
+    assert list(inspect.signature(vars(smtplib.SMTP)["_get_socket"]).parameters) == ["self", "host", "port", "timeout"]
+    assert "server_hostname=self._host" in inspect.getsource(smtplib.SMTP.starttls)
+    assert "self.file is None" in inspect.getsource(smtplib.SMTP.getreply)
